@@ -1,0 +1,1 @@
+"""Every declared thing: strict models, YAML in, resolved documents out."""

@@ -1,0 +1,135 @@
+"""Reading declared files: YAML in, a strict model out, every problem reported at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from safemerge.config.problems import problem_lines
+from safemerge.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe YAML loader that refuses duplicate keys and reads ``1e-4`` as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be text", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicate key {key!r}", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+# PyYAML, after YAML 1.1, takes "1e-4" for text; JSON and every user take it for a number.
+_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401
+    """Read one YAML document.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Plain dicts, lists and scalars.
+
+    Raises:
+        ConfigError: If the file is missing, not UTF-8, not YAML, empty, or repeats a key.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: must be a file; got a folder. Name the YAML file in it.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. Check the path.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: must be UTF-8 text; got byte {error.object[error.start]:#04x} "
+            f"at offset {error.start}. Save it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read; got {error.strerror}.") from None
+    try:
+        document = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML; {error.problem}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML; {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply. Flatten it.") from None
+    if document is None:
+        raise ConfigError(f"{path}: must hold a document; got an empty file.")
+    return document
+
+
+def parse_document(document: object, model: type[Model], *, where: str) -> Model:
+    """Validate a plain document against a strict model, reporting all problems at once.
+
+    Args:
+        document: What `read_yaml` returned.
+        model: The schema.
+        where: The file name (or other place) that messages start with.
+
+    Returns:
+        The validated, frozen model.
+
+    Raises:
+        ConfigError: One line a problem, each with file, dotted path, rule, value got and,
+            for an unknown key, the nearest valid one.
+    """
+    try:
+        problem = _unjsonable(document)
+        if problem is not None:
+            raise ConfigError(f"{where}: {problem}")
+        text = json.dumps(document)
+        # NOTE: a file says `lambda`; Python's name for it is not a second spelling.
+        return model.model_validate_json(text, by_alias=True, by_name=False)
+    except ValidationError as error:
+        # NOTE: as JSON, since YAML keys need not be text.
+        lines = [f"{where}: {line}" for line in problem_lines(error, model, json.loads(text))]
+        raise ConfigError("\n".join(lines)) from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply, or an alias holds itself.") from None
+
+
+def load_document(path: str | Path, model: type[Model]) -> Model:
+    """Read and validate a YAML file; see `read_yaml` and `parse_document` for the errors."""
+    path = Path(path)
+    return parse_document(read_yaml(path), model, where=str(path))
+
+
+def _unjsonable(value: object, path: str = "") -> str | None:
+    """Say where a document holds a value that JSON has no form for."""
+    members: list[tuple[str, object]] = []
+    if isinstance(value, dict):
+        members = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        members = [(str(index), item) for index, item in enumerate(value)]
+    elif value is not None and not isinstance(value, str | int | float | bool):
+        kind = type(value).__name__
+        return f"{path}: must be text, a number, true or false; got {kind} {value}. Quote it."
+    for name, item in members:
+        found = _unjsonable(item, f"{path}.{name}" if path else name)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,105 @@
+"""Where rows of text come from, and how they become prompts and targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from safemerge.config.base import StrictModel
+
+
+class _Source(StrictModel):
+    start: int = Field(default=0, ge=0)
+    """First row taken, after shuffling by `order_seed`; 0-indexed, included."""
+    stop: int | None = Field(default=None, gt=0)
+    """Row to stop before; all rows if left out. Disjoint ranges make disjoint splits."""
+    order_seed: int = Field(default=0, ge=0)
+    """Rows are ordered by a hash of (order_seed, sample id): stable under re-downloads."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop must exceed start; got start={self.start}, stop={self.stop}.")
+        return self
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        return self
+
+
+class PackageSource(_Source):
+    """A data set read out of a pip package's wheel (see `safemerge data list`)."""
+
+    kind: Literal["package"]
+    name: str
+    """A data set of the package table, e.g. ``do-not-answer``."""
+
+
+class GeneratorSource(_Source):
+    """Rows written by one of safemerge's own generators."""
+
+    kind: Literal["generator"]
+    name: Literal["reviews"]
+    split: Literal["train", "search", "report"]
+    """Splits use disjoint products and wordings, so that no text is shared."""
+    count: int = Field(gt=0, le=1_000_000)
+    """Rows generated."""
+    seed: int = Field(default=0, ge=0)
+
+
+class FileSource(_Source):
+    """A local JSON Lines, JSON, CSV or parquet file, read by `datasets`."""
+
+    kind: Literal["file"]
+    path: str
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose path is taken from `folder`."""
+        path = str((folder / Path(self.path).expanduser()).resolve())
+        return self.model_copy(update={"path": path})
+
+
+class HubSource(_Source):
+    """A data set of the Hugging Face hub, loaded at run time."""
+
+    kind: Literal["hub"]
+    dataset: str
+    """Repository id, e.g. ``PKU-Alignment/BeaverTails``."""
+    config: str | None = None
+    split: str
+    where: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Keep rows whose columns equal these values."""
+
+
+Source = Annotated[
+    PackageSource | GeneratorSource | FileSource | HubSource, Field(discriminator="kind")
+]
+
+
+class PromptData(StrictModel):
+    """Rows turned into user prompts."""
+
+    source: Source
+    prompt: str = "{prompt}"
+    """Template of the user's message; names in braces are columns of the source."""
+    label: str | None = None
+    """Column that holds the gold label or answer; needed by tasks that compare with one."""
+    system: str | None = None
+    """System message; the model's own default if left out."""
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        return self.model_copy(update={"source": self.source.located(folder)})
+
+
+class TrainingData(PromptData):
+    """Rows turned into prompt and target pairs, with a share of the mixture."""
+
+    response: str | list[str]
+    """Template of the assistant's message, or several of which one is drawn per row."""
+    weight: float = Field(default=1.0, gt=0.0)
+    """Relative share of the samples drawn from this set."""
+    opening: bool = False
+    """The target is only the opening of an answer: no end-of-turn token is learned."""

@@ -1,0 +1,325 @@
+"""A study: ingredients, search spaces, suites, objectives, budget, evaluator."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+
+from safemerge.config.base import StrictModel
+from safemerge.config.checkpoint import CheckpointRef, Name
+from safemerge.config.problems import did_you_mean, problem_lines
+from safemerge.config.recipe import LayerGroup, MergeRecipe, Method
+from safemerge.config.suite import Direction, SuiteSpec
+
+
+class FloatRange(StrictModel):
+    """A real parameter in [low, high], both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Sample in the logarithm; needs low > 0."""
+    step: float | None = Field(default=None, gt=0)
+    """Grid spacing from `low`; continuous if left out."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high; got low={self.low}, high={self.high}.")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0; got low={self.low}.")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other. Drop one.")
+        if self.step is not None and self.step > self.high - self.low:
+            raise ValueError(
+                f"step must not exceed high - low; got step={self.step}, "
+                f"low={self.low}, high={self.high}."
+            )
+        return self
+
+    def ends(self) -> tuple[float, float]:
+        """The two extreme values."""
+        return self.low, self.high
+
+
+class Choice(StrictModel):
+    """A categorical parameter."""
+
+    choices: list[float | int | bool | str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        # NOTE: as Optuna compares them, so that 1 and 1.0, or 1 and true, are one choice.
+        for index, choice in enumerate(self.choices):
+            if choice in self.choices[:index]:
+                raise ValueError(f"choices must be distinct; got {choice!r} twice.")
+        return self
+
+    def ends(self) -> tuple[float | int | bool | str, ...]:
+        """Every choice: each must make a legal recipe."""
+        return tuple(self.choices)
+
+
+def _range_kind(value: object) -> str:
+    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return "choice" if "choices" in given else "range"
+
+
+Range = Annotated[
+    Annotated[FloatRange, Tag("range")] | Annotated[Choice, Tag("choice")],
+    Discriminator(_range_kind),
+]
+"""How one value varies: between two numbers, or among choices."""
+
+
+class SearchSpace(StrictModel):
+    """A template recipe plus the ranges of the values that vary.
+
+    Paths in `vary` are dotted from the recipe, e.g. ``method.weights.math`` or
+    ``method.lambda``; list members are addressed by name.
+    """
+
+    name: Name
+    method: Method
+    layer_groups: list[LayerGroup] = Field(default_factory=list)
+    vary: dict[str, Range] = Field(min_length=1)
+    """Range by dotted path; the path must exist in the template."""
+
+
+class Objective(StrictModel):
+    """A metric that the search improves."""
+
+    metric: str
+    """``suite.metric``, or the name of an aggregate."""
+    direction: Direction
+    reference: float
+    """The hypervolume's reference value: worse than any point worth keeping."""
+
+
+class Constraint(StrictModel):
+    """A metric with a budget; a candidate beyond it is infeasible."""
+
+    metric: str
+    budget: float
+    """Largest value allowed (smallest, if `direction` is maximize)."""
+    direction: Direction = "minimize"
+
+
+class Aggregate(StrictModel):
+    """The plain mean of several metrics."""
+
+    mean_of: list[str] = Field(min_length=1)
+
+
+class SamplerSpec(StrictModel):
+    """How the next recipe is chosen (Optuna)."""
+
+    name: Literal["tpe", "nsga2", "random"] = "tpe"
+    startup: int = Field(default=8, ge=1)
+    """Random recipes before the sampler learns."""
+
+
+class EvaluatorSpec(StrictModel):
+    """The Ray Serve evaluator: its replicas and their engines."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """``transformers`` is the slow reference engine, for checking."""
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=1, ge=1)
+    """Replicas scale between the two on queue length; each owns one engine."""
+    cpus_per_replica: float = Field(default=1.0, gt=0)
+    gpus_per_replica: float = Field(default=0.0, ge=0)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs (or CPU shares) that one engine spans."""
+    max_model_len: int = Field(default=1024, ge=16)
+    """Longest prompt plus answer, in tokens."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Prompts in flight in one engine."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Engine's weight type. ``auto``: the base's on GPUs; on CPUs bfloat16 where the processor
+    multiplies it natively, else float32 (bf16 without AVX512-BF16 runs about ten times
+    slower)."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """KV cache on CPUs, GiB a replica."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """Longest time for one candidate before the replica counts as stuck."""
+    max_unscored: float = Field(default=0.02, ge=0, le=1)
+    """Largest share of unscored responses in a suite before a trial fails."""
+    num_retries: int = Field(default=1, ge=0)
+    """How often a candidate whose replica crashed is tried again on another."""
+
+    @model_validator(mode="after")
+    def _replicas(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas must not exceed max_replicas; "
+                f"got {self.min_replicas} and {self.max_replicas}."
+            )
+        return self
+
+
+class StudySpec(StrictModel):
+    """A search for merges: the file that `safemerge search` takes."""
+
+    name: Name
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    base: CheckpointRef
+    experts: list[CheckpointRef] = Field(min_length=1)
+    dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
+    """Type that merged weights are rounded to, so that the scored weights are the exported."""
+    spaces: list[SearchSpace] = Field(min_length=1)
+    suites: list[SuiteSpec] = Field(min_length=1)
+    aggregates: dict[str, Aggregate] = Field(default_factory=dict)
+    objectives: list[Objective] = Field(min_length=1)
+    constraints: list[Constraint] = Field(default_factory=list)
+    num_trials: int = Field(ge=1)
+    """Sampled recipes; reference points (parents, plain mean) come on top."""
+    references: bool = True
+    """Evaluate every parent and the plain mean first."""
+    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    storage: Literal["sqlite", "journal"] = "sqlite"
+    """Optuna storage in the run's folder; the journal suits network file systems."""
+    evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
+
+    @model_validator(mode="after")
+    def _names_and_metrics(self) -> Self:
+        problems = [
+            *_repeated("checkpoint names", [item.name for item in self.checkpoints]),
+            *_repeated("suite names", [suite.name for suite in self.suites]),
+            *_repeated("space names", [space.name for space in self.spaces]),
+            *_repeated("objectives' metrics", [item.metric for item in self.objectives]),
+        ]
+        known = [name for suite in self.suites for name in suite.metric_names()]
+        for name, aggregate in self.aggregates.items():
+            for metric in aggregate.mean_of:
+                problems += _unknown_metric(f"aggregates.{name}.mean_of", metric, known)
+            if name in known:
+                problems.append(f"aggregates.{name}: the name is taken by a suite's metric.")
+        known += list(self.aggregates)
+        for index, objective in enumerate(self.objectives):
+            problems += _unknown_metric(f"objectives.{index}.metric", objective.metric, known)
+        for index, constraint in enumerate(self.constraints):
+            problems += _unknown_metric(f"constraints.{index}.metric", constraint.metric, known)
+        problems += [problem for space in self.spaces for problem in self._space_problems(space)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _space_problems(self, space: SearchSpace) -> list[str]:
+        """Make every range's ends into recipes, so that an illegal corner fails at load."""
+        where = f"spaces.{space.name}"
+        try:
+            template = self.template(space)
+        except ValidationError as error:
+            return [f"{where}: {line}" for line in problem_lines(error, MergeRecipe, None)]
+        problems = []
+        for path, values in space.vary.items():
+            try:
+                for value in values.ends():
+                    document = copy.deepcopy(template)
+                    set_path(document, path, value)
+                    problems += [
+                        f"{where}.vary.{path}: illegal at {value!r}: {line}"
+                        for line in _recipe_problems(document)
+                    ]
+            except KeyError as error:
+                problems.append(f"{where}.vary.{path}: {error.args[0]}")
+        return problems
+
+    def template(self, space: SearchSpace) -> dict[str, Any]:
+        """Return a space's template recipe as a plain document, validated."""
+        recipe = MergeRecipe.model_validate_json(
+            json.dumps(
+                {
+                    "base": self.base.resolved(),
+                    "experts": [expert.resolved() for expert in self.experts],
+                    "method": space.method.resolved(),
+                    "layer_groups": [group.resolved() for group in space.layer_groups],
+                    "dtype": self.dtype,
+                    "seed": self.seed,
+                }
+            )
+        )
+        return recipe.resolved()
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        return self.model_copy(
+            update={
+                "base": self.base.located(folder),
+                "experts": [expert.located(folder) for expert in self.experts],
+                "suites": [suite.located(folder) for suite in self.suites],
+            }
+        )
+
+    def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
+        """Return a copy whose checkpoints are replaced by name."""
+        return self.model_copy(
+            update={
+                "base": by_name[self.base.name],
+                "experts": [by_name[expert.name] for expert in self.experts],
+            }
+        )
+
+    @property
+    def checkpoints(self) -> tuple[CheckpointRef, ...]:
+        """Base first, then the experts in their declared order."""
+        return (self.base, *self.experts)
+
+
+def set_path(document: Any, path: str, value: Any) -> None:  # noqa: ANN401
+    """Set a value in a nested document by dotted path; list members go by their name.
+
+    Args:
+        document: Nested dicts and lists; changed in place.
+        path: E.g. ``method.weights.math`` or ``experts.math.path``.
+        value: What to put there.
+
+    Raises:
+        KeyError: If the path does not exist in the document.
+    """
+    *parents, last = path.split(".")
+    here = document
+    for part in parents:
+        here = _member(here, part, path)
+    _member(here, last, path)
+    here[last] = value
+
+
+def _member(here: Any, part: str, path: str) -> Any:  # noqa: ANN401
+    known: list[str] = []
+    if isinstance(here, dict):
+        if part in here:
+            return here[part]
+        known = sorted(map(str, here))
+    elif isinstance(here, list):
+        named = {item["name"]: item for item in here if isinstance(item, dict) and "name" in item}
+        if part in named:
+            return named[part]
+        known = sorted(named)
+    advice = did_you_mean(part, known) if known else "It goes deeper than the template does."
+    raise KeyError(f"no such path in the template; got {path!r}, wrong at {part!r}. {advice}")
+
+
+def _recipe_problems(document: dict[str, Any]) -> list[str]:
+    try:
+        MergeRecipe.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        return problem_lines(error, MergeRecipe, document)
+    return []
+
+
+def _repeated(what: str, names: list[str]) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"{what} must be unique; got {name!r} more than once." for name in twice]
+
+
+def _unknown_metric(where: str, metric: str, known: list[str]) -> list[str]:
+    if metric in known:
+        return []
+    return [f"{where}: no such metric; got {metric!r}. {did_you_mean(metric, known)}"]

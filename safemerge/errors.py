@@ -1,0 +1,64 @@
+"""The error family: what can go wrong, told in one message.
+
+Every message follows ``<where>: <rule broken>; got <value>. <what to do>``. Errors cross
+process borders (Ray), so each is picklable: positional arguments with defaults only.
+"""
+
+
+class SafemergeError(Exception):
+    """Root of every error that safemerge raises on purpose.
+
+    Args:
+        message: One complete message, place first.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UserError(SafemergeError, ValueError):
+    """The user's input or environment is wrong: exit code 2, no traceback."""
+
+
+class ConfigError(UserError):
+    """A declared file breaks its schema or its rules."""
+
+
+class DataError(UserError):
+    """A data source is missing, malformed, empty, or overlaps another split."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read: missing, truncated, corrupt or pickled."""
+
+
+class CheckpointMismatchError(UserError):
+    """Checkpoints of one merge disagree: names, shapes, dtypes, vocabulary, tying."""
+
+
+class PreflightError(UserError):
+    """The machine lacks something: a package, disk space, a free port, a cluster."""
+
+
+class MergeError(SafemergeError, ValueError):
+    """A merge cannot be computed: a parameter out of range, a non-finite tensor."""
+
+
+class EngineError(SafemergeError, RuntimeError):
+    """An inference engine failed, or answered for another candidate."""
+
+
+class ScoringError(SafemergeError, RuntimeError):
+    """Scores cannot be turned into a metric, e.g. too many responses are unscored."""
+
+
+class StudyError(SafemergeError, RuntimeError):
+    """A run's folder or storage contradicts what is asked of it."""
+
+
+class TrainingError(SafemergeError, RuntimeError):
+    """Training failed: a loss that is not finite, a worker that died."""

@@ -1,0 +1,159 @@
+"""Frozen results that cross a border: what an evaluator returns and a store keeps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from safemerge.config.base import StrictModel
+from safemerge.config.suite import Direction
+
+Split = Literal["search", "report"]
+"""Which prompts: those of the search, or the held-out ones that the front is published on."""
+
+
+class Response(StrictModel):
+    """What a candidate answered to one sample."""
+
+    sample_id: str
+    text: str
+    num_tokens: int = Field(ge=0)
+    """Generated tokens, end of turn included."""
+    finished: bool
+    """False if the answer was cut at the token limit."""
+    candidate: str
+    """Weight version the engine stamped on the answer: the candidate's digest."""
+
+
+class Score(StrictModel):
+    """How one response was judged; `unscored` says why there is no verdict."""
+
+    sample_id: str
+    values: dict[str, float] = Field(default_factory=dict)
+    """Value by metric, each in [0, 1]; empty if unscored."""
+    unscored: str | None = None
+    """Reason there is no verdict; never counted as 0."""
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if bool(self.values) == (self.unscored is not None):
+            raise ValueError("a score has values or a reason why it is unscored, not both.")
+        return self
+
+
+class MetricEstimate(StrictModel):
+    """An aggregate with its sample size and 95 % interval."""
+
+    metric: str
+    """``suite.metric`` or an aggregate's name."""
+    value: float | None
+    """Mean over scored samples; None if nothing was scored."""
+    low: float | None
+    """Lower end of the 95 % interval (Wilson for shares)."""
+    high: float | None
+    n: int = Field(ge=0)
+    """Scored samples."""
+    unscored: int = Field(default=0, ge=0)
+    """Samples without a verdict."""
+    direction: Direction
+
+
+class Timings(StrictModel):
+    """Wall-clock seconds of one candidate's evaluation, by part."""
+
+    swap_s: float = 0.0
+    """Recipe to weights in the live engine, cache reset included."""
+    generate_s: float = 0.0
+    score_s: float = 0.0
+    total_s: float = 0.0
+
+
+class CandidateResult(StrictModel):
+    """One candidate on one split of the suites."""
+
+    candidate: str
+    """Digest of the recipe's weights; every response carried it as its weight version."""
+    split: Split
+    metrics: dict[str, MetricEstimate]
+    """Estimate by full metric name, aggregates included."""
+    scores: dict[str, list[Score]] = Field(default_factory=dict)
+    """Per-sample scores by suite, for paired comparisons; no text."""
+    timings: Timings = Field(default_factory=Timings)
+    num_prompts: int = 0
+    num_generated_tokens: int = 0
+    replica: str = ""
+    """Which evaluator replica answered."""
+    broken: str | None = None
+    """Why the candidate is deterministically broken (NaN weights, degenerate text), if so."""
+
+    def value(self, metric: str) -> float:
+        """Return a metric's value, NaN if it is missing or unscored."""
+        estimate = self.metrics.get(metric)
+        return math.nan if estimate is None or estimate.value is None else estimate.value
+
+
+TrialState = Literal["COMPLETE", "FAIL"]
+TrialRole = Literal["sampled", "reference"]
+
+
+class TrialRecord(StrictModel):
+    """One finished trial: a line of ``trials.jsonl``."""
+
+    number: int = Field(ge=0)
+    """Position in the study, from 0."""
+    role: TrialRole
+    """``reference``: a parent or the plain mean; ``sampled``: proposed by the sampler."""
+    label: str
+    """Human name: the parent's, ``mean``, or ``trial N``."""
+    state: TrialState
+    reason: str | None = None
+    """Why it failed, or why a complete trial is infeasible."""
+    space: str | None = None
+    """Search space it was drawn from."""
+    params: dict[str, float | int | bool | str] = Field(default_factory=dict)
+    """Varied values by dotted path."""
+    recipe: dict[str, Any]
+    """The resolved recipe, as a document."""
+    candidate: str
+    """Digest of the candidate."""
+    objectives: dict[str, float] = Field(default_factory=dict)
+    """Value by metric; empty for FAIL."""
+    violations: dict[str, float] = Field(default_factory=dict)
+    """Constraint violation by metric, 0 or less where it holds."""
+    feasible: bool = False
+    result: CandidateResult | None = None
+    """Search-split result; None for FAIL."""
+    started_at: str = ""
+    """UTC, ISO 8601."""
+    finished_at: str = ""
+
+
+class FrontPoint(StrictModel):
+    """A point of the published front: searched, then evaluated on the report split."""
+
+    number: int
+    label: str
+    candidate: str
+    role: TrialRole
+    search: CandidateResult
+    report: CandidateResult
+    recipe: dict[str, Any]
+
+
+class Front(StrictModel):
+    """What ``front.json`` holds."""
+
+    study: str
+    study_digest: str
+    objectives: list[dict[str, Any]]
+    """Metric, direction and reference of each objective."""
+    points: list[FrontPoint]
+    """Non-dominated feasible trials on the search split, all reported on the report split."""
+    references: list[FrontPoint] = Field(default_factory=list)
+    """Parents and the plain mean, on both splits, for comparison."""
+    knee: int | None = None
+    """Trial number of the knee point on the report split."""
+    hypervolume_search: float | None = None
+    hypervolume_report: float | None = None
