@@ -1,0 +1,1 @@
+"""Prompts and targets: packaged data sets, generators, local files, the hub; splits kept apart."""

@@ -1,0 +1,130 @@
+"""Our own generators of labelled text: exact labels, no download, as many rows as wanted.
+
+``reviews``: short product reviews. A quarter of them concede one aspect against the overall
+verdict, so that the sign of single words does not decide. The splits share no product, and the
+held-out splits use sentence frames that training does not.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+_PRODUCTS = {
+    "train": "phone laptop blender kettle tent backpack headset lamp chair camera printer watch "
+    "vacuum mattress toaster keyboard bicycle jacket stroller drill",
+    "search": "tablet heater speaker sofa scooter monitor suitcase grill fan router",
+    "report": "freezer microphone wardrobe telescope rucksack projector mower juicer scanner rug",
+}
+_VERDICTS = {
+    "positive": (
+        "works flawlessly",
+        "feels solid",
+        "is a joy to use",
+        "exceeded what I hoped for",
+        "still runs like new",
+        "saved me hours",
+        "makes every morning easier",
+        "is worth every cent",
+        "looks even better in person",
+        "never lets me down",
+    ),
+    "negative": (
+        "broke within a week",
+        "feels flimsy",
+        "is a pain to use",
+        "fell short of what I hoped for",
+        "already needs repair",
+        "wasted my weekend",
+        "makes every morning worse",
+        "is not worth half the price",
+        "looks cheap in person",
+        "keeps letting me down",
+    ),
+}
+_ASIDES = {
+    "positive": (
+        "the battery lasts",
+        "the build quality impressed me",
+        "delivery was quick",
+        "setup took a minute",
+        "the manual is clear",
+        "the colour is lovely",
+        "support answered at once",
+    ),
+    "negative": (
+        "the battery drains fast",
+        "the build quality disappointed me",
+        "delivery took weeks",
+        "setup took all evening",
+        "the manual is useless",
+        "the colour faded",
+        "support never answered",
+    ),
+}
+_CONTRAST = {
+    "train": (
+        "Overall the {product} {verdict}, although {aside}.",
+        "{Aside}, but in the end this {product} {verdict}.",
+        "I bought this {product} last month. {Aside}, yet it {verdict}.",
+        "My verdict on the {product}: it {verdict}, even if {aside}.",
+    ),
+    "search": (
+        "Though {aside}, this {product} {verdict}.",
+        "{Aside}. Still, all in all the {product} {verdict}.",
+    ),
+    "report": (
+        "Granted, {aside}; even so the {product} {verdict}.",
+        "{Aside}, I admit. But taken together the {product} {verdict}.",
+    ),
+}
+_AGREEMENT = {
+    "train": (
+        "This {product} {verdict}, and {aside}.",
+        "{Aside}. The {product} {verdict}.",
+        "The {product} {verdict}.",
+        "I bought this {product} last month. {Aside}, and it {verdict}.",
+    ),
+    "search": ("What a {product}: it {verdict}, and {aside}.", "Our {product} {verdict}."),
+    "report": ("{Aside}, and on top of that the {product} {verdict}.", "My {product} {verdict}."),
+}
+
+
+CONTRAST = 0.25
+"""Share of reviews whose aside speaks against the verdict."""
+
+
+def reviews(*, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Write distinct labelled product reviews.
+
+    Args:
+        split: ``train``, ``search`` or ``report``; splits share no product and no frame.
+        count: Rows wanted; at most 20 per product of the split come back.
+        seed: Same seed, same rows.
+
+    Returns:
+        Rows with ``prompt`` (the review) and ``label`` (``positive`` or ``negative``), balanced
+        in expectation.
+    """
+    generator = random.Random(f"reviews/{split}/{seed}")
+    products = _PRODUCTS[split].split()
+    # Every product, verdict and sign with the frames that have no aside: a safe lower bound.
+    possible = 2 * len(products) * len(_VERDICTS["positive"])
+    rows: dict[str, str] = {}
+    while len(rows) < min(count, possible):
+        label, other = generator.choice((("positive", "negative"), ("negative", "positive")))
+        contrast = generator.random() < CONTRAST
+        frames = (_CONTRAST if contrast else _AGREEMENT)[split]
+        aside = generator.choice(_ASIDES[other if contrast else label])
+        text = generator.choice(frames).format(
+            product=generator.choice(products),
+            verdict=generator.choice(_VERDICTS[label]),
+            aside=aside,
+            Aside=aside[0].upper() + aside[1:],
+        )
+        rows.setdefault(text, label)
+    return [{"prompt": text, "label": label} for text, label in rows.items()]
+
+
+GENERATORS = {"reviews": reviews}
+"""Generators by name."""
