@@ -1,0 +1,1 @@
+"""Engines hold one candidate's weights and answer prompts."""

@@ -1,0 +1,106 @@
+"""Prompts in the model's own chat format, tokenised once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safemerge.config.suite import Classification
+from safemerge.data.suite import LoadedSuite
+from safemerge.engines.engine import TokenizedPrompt
+from safemerge.errors import CheckpointError, DataError
+
+
+class ChatFormat:
+    """A tokenizer with its chat template.
+
+    Args:
+        folder: Checkpoint folder that holds the tokenizer.
+
+    Raises:
+        CheckpointError: If there is no tokenizer or it has no chat template.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: must hold a tokenizer; got: {str(error).splitlines()[0]}. "
+                "Save the tokenizer beside the weights."
+            ) from None
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise CheckpointError(
+                f"{folder}: the tokenizer must have a chat template; got none. "
+                "Add chat_template.jinja to the base model's folder."
+            )
+
+    def prompt_ids(self, prompt: str, *, system: str | None = None) -> list[int]:
+        """Return the token ids of a user message, ready for the assistant's turn."""
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": prompt})
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def end_of_turn_id(self) -> int:
+        """Return the token that ends the assistant's turn: the template's own, else EOS."""
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        text = self.tokenizer.apply_chat_template(probe, tokenize=False)
+        ids = self.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        if ids and ids[-1] in special:
+            return int(ids[-1])
+        return int(self.tokenizer.eos_token_id)
+
+    def label_ids(self, labels: Sequence[str], *, where: str) -> tuple[int, ...]:
+        """Return each label's first token.
+
+        Raises:
+            DataError: If two labels begin with the same token.
+        """
+        ids = tuple(
+            int(self.tokenizer(label, add_special_tokens=False)["input_ids"][0])
+            for label in labels
+        )
+        for index, token in enumerate(ids):
+            if token in ids[:index]:
+                raise DataError(
+                    f"{where}: labels must differ in their first token; got "
+                    f"{labels[ids.index(token)]!r} and {labels[index]!r}. Rename one."
+                )
+        return ids
+
+    def tokenize(self, suite: LoadedSuite, *, max_model_len: int) -> list[TokenizedPrompt]:
+        """Tokenise a suite's prompts.
+
+        Args:
+            suite: What is asked.
+            max_model_len: The engine's context, in tokens.
+
+        Raises:
+            DataError: If a prompt and its answer do not fit the context, or labels cannot be
+                told apart by their first token.
+        """
+        where = f"suite '{suite.name}', {suite.split}"
+        max_tokens = suite.task.max_tokens
+        allowed = (
+            self.label_ids(suite.task.labels, where=where)
+            if isinstance(suite.task, Classification)
+            else None
+        )
+        prompts = []
+        for sample in suite.samples:
+            ids = self.prompt_ids(sample.prompt, system=sample.system)
+            if len(ids) + max_tokens > max_model_len:
+                raise DataError(
+                    f"{where}: prompt and answer must fit {max_model_len} tokens; got "
+                    f"{len(ids)} + {max_tokens} for {sample.sample_id}. "
+                    "Raise evaluator.max_model_len or shorten the prompt."
+                )
+            prompts.append(TokenizedPrompt(sample.sample_id, tuple(ids), max_tokens, allowed))
+        return prompts

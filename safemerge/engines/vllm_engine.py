@@ -1,0 +1,166 @@
+"""The vLLM engine: started once, its weights swapped in place for each candidate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import EvaluatorSpec
+from safemerge.engines.engine import TokenizedPrompt
+from safemerge.engines.precision import compute_dtype
+from safemerge.engines.vllm_plugin import BACKEND
+from safemerge.errors import EngineError, MergeError, PreflightError
+from safemerge.records import Response
+
+_MERGE_ERROR_MARK = "safemerge.MergeError:"
+CPU_BLOCK_TOKENS = 32
+"""KV block on CPUs. vLLM's default of 128 would leave no short prompt's prefix shareable."""
+
+
+class VllmEngine:
+    """One vLLM engine whose weights are a recipe's merge.
+
+    Args:
+        models: Resolved recipe that names every model a later recipe may use; the engine
+            starts with the base's weights.
+        spec: Sizes and types.
+        cpu_ids: CPU ids that the engine's threads are bound to, e.g. ``0,1``; on GPUs unused.
+            None leaves them unbound.
+
+    Raises:
+        PreflightError: If vLLM is not installed.
+        EngineError: If the engine does not start.
+    """
+
+    def __init__(
+        self,
+        models: MergeRecipe,
+        spec: EvaluatorSpec,
+        *,
+        cpu_ids: str | None = None,
+    ) -> None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        environment = {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        }
+        if device == "cpu":
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = cpu_ids or "nobind"
+        os.environ.update(environment)
+        try:
+            from vllm import LLM, SamplingParams
+            from vllm.config import WeightTransferConfig
+        except ImportError as error:
+            raise PreflightError(
+                f"evaluator.engine: vllm must be installed; got: {error}. "
+                "Install safemerge[cpu] or safemerge[gpu], or set evaluator.engine: transformers."
+            ) from None
+        on_cpu: dict[str, Any] = {
+            "enforce_eager": True,
+            "block_size": CPU_BLOCK_TOKENS,
+            "kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30),
+        }
+        on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}
+        self._sampling_params = SamplingParams
+        self._candidate: str | None = None
+        try:
+            self._llm: Any = LLM(
+                model=str(models.base.path),
+                dtype=str(compute_dtype(spec.dtype, device=device)).removeprefix("torch."),
+                max_model_len=spec.max_model_len,
+                max_num_seqs=spec.max_num_seqs,
+                tensor_parallel_size=spec.tensor_parallel_size,
+                enable_prefix_caching=True,
+                seed=0,
+                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                **(on_cpu if device == "cpu" else on_gpu),
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineError(
+                f"vllm engine: must start on {models.base.path}; got: {_last_line(error)}. "
+                "Set VLLM_LOGGING_LEVEL=INFO and run again to see vLLM's own log."
+            ) from error
+        self._rpc(
+            "init_weight_transfer_engine",
+            init_info={"models": models.model_dump_json(by_alias=True)},
+        )
+
+    def _rpc(self, method: str, **kwargs: Any) -> None:
+        try:
+            self._llm.collective_rpc(method, kwargs=kwargs)
+        except Exception as error:  # noqa: BLE001 - vLLM raises bare Exception across processes
+            text = str(error)
+            if _MERGE_ERROR_MARK in text:
+                raise MergeError(text.split(_MERGE_ERROR_MARK, 1)[1].splitlines()[0].strip()) from error
+            raise EngineError(f"vllm engine: {method} failed; got: {_last_line(error)}.") from error
+
+    def load(self, recipe: MergeRecipe) -> None:
+        """Swap the recipe's merge into the running engine; see `Engine.load`.
+
+        The prefix cache is emptied: its keys and values belong to the weights before.
+        """
+        self._candidate = None
+        self._rpc("start_weight_update")
+        self._rpc("update_weights", update_info={"recipe": recipe.model_dump_json(by_alias=True)})
+        self._rpc("finish_weight_update")
+        if not self._llm.reset_prefix_cache():
+            raise EngineError(
+                "vllm engine: the prefix cache must be emptied after a swap; vLLM refused, "
+                "requests are still running. The engine is rebuilt."
+            )
+        version = recipe.digest
+        self._llm.llm_engine.set_weight_version(version)
+        self._candidate = version
+
+    def generate(self, prompts: Sequence[TokenizedPrompt]) -> list[Response]:
+        """Answer prompts greedily; see `Engine.generate`."""
+        if self._candidate is None:
+            raise EngineError("vllm engine: a candidate must be loaded before prompts are answered.")
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
+            [
+                self._sampling_params(
+                    temperature=0.0,
+                    max_tokens=prompt.max_tokens,
+                    allowed_token_ids=list(prompt.allowed_ids) if prompt.allowed_ids else None,
+                )
+                for prompt in prompts
+            ],
+            use_tqdm=False,
+        )
+        return [
+            self._response(prompt, output.outputs[0])
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
+
+    def _response(self, prompt: TokenizedPrompt, completion: Any) -> Response:
+        versions = {span.version for span in completion.weight_versions or ()}
+        if versions != {self._candidate}:
+            raise EngineError(
+                f"vllm engine: answers must carry weight version {self._candidate}; got "
+                f"{sorted(versions)} for {prompt.sample_id}. The engine is rebuilt."
+            )
+        return Response(
+            sample_id=prompt.sample_id,
+            text=completion.text,
+            num_tokens=len(completion.token_ids),
+            finished=completion.finish_reason == "stop",
+            candidate=str(self._candidate),
+        )
+
+    def close(self) -> None:
+        """Shut the engine's processes down."""
+        llm, self._llm = getattr(self, "_llm", None), None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,154 @@
+"""One candidate, one split of the suites, one engine: recipe in, scores out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import Aggregate
+from safemerge.data.suite import LoadedSuite
+from safemerge.engines.chat import ChatFormat
+from safemerge.engines.engine import Engine, TokenizedPrompt
+from safemerge.errors import EngineError, MergeError, ScoringError
+from safemerge.records import CandidateResult, MetricEstimate, Response, Score, Split, Timings
+from safemerge.scoring.estimate import mean_estimate, suite_estimates
+from safemerge.scoring.task import score_responses
+
+MAX_INCOHERENT = 0.5
+"""Above this share of degenerate answers to open questions a candidate counts as broken."""
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """A split's suites with their prompts tokenised, ready for any candidate."""
+
+    split: Split
+    suites: tuple[LoadedSuite, ...]
+    prompts: tuple[tuple[TokenizedPrompt, ...], ...]
+    """Tokenised prompts, one tuple per suite."""
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts over all suites."""
+        return sum(map(len, self.prompts))
+
+
+def prepare_split(
+    suites: Sequence[LoadedSuite], chat: ChatFormat, *, max_model_len: int
+) -> PreparedSplit:
+    """Tokenise a split's suites once.
+
+    Raises:
+        DataError: If a prompt and its answer do not fit the engine's context.
+    """
+    prompts = tuple(
+        tuple(chat.tokenize(suite, max_model_len=max_model_len)) for suite in suites
+    )
+    return PreparedSplit(suites[0].split, tuple(suites), prompts)
+
+
+def evaluate_candidate(
+    engine: Engine,
+    recipe: MergeRecipe,
+    prepared: PreparedSplit,
+    *,
+    aggregates: Mapping[str, Aggregate],
+    max_unscored: float,
+    replica: str = "",
+) -> CandidateResult:
+    """Merge, ask everything in one batch, score.
+
+    Args:
+        engine: Holds the checkpoints that the recipe names.
+        recipe: Resolved recipe.
+        prepared: What is asked.
+        aggregates: Means of metrics, by name.
+        max_unscored: Largest share of unscored responses of a suite.
+        replica: Name of the evaluator replica, for the record.
+
+    Returns:
+        Metrics with intervals and per-sample scores. A recipe that merges to non-finite weights
+        gives a result without metrics, marked `broken`; so does one whose answers to open
+        questions are mostly degenerate (its metrics are kept).
+
+    Raises:
+        EngineError: If the engine failed; nothing is known about the candidate.
+        ScoringError: If too many responses are unscored.
+    """
+    started = time.perf_counter()
+    try:
+        engine.load(recipe)
+    except MergeError as error:
+        return CandidateResult(
+            candidate=recipe.digest, split=prepared.split, metrics={}, broken=str(error),
+            replica=replica,
+        )
+    loaded = time.perf_counter()
+    asked = [prompt for prompts in prepared.prompts for prompt in prompts]
+    responses = engine.generate(asked)
+    generated = time.perf_counter()
+    stale = {response.candidate for response in responses} - {recipe.digest}
+    if stale or len(responses) != len(asked):
+        raise EngineError(
+            f"evaluation: answers must come from candidate {recipe.digest}; got "
+            f"{len(responses)} of {len(asked)} answers, foreign versions {sorted(stale)}."
+        )
+    scores, metrics = _score(prepared, responses, aggregates, max_unscored)
+    finished = time.perf_counter()
+    return CandidateResult(
+        candidate=recipe.digest,
+        split=prepared.split,
+        metrics=metrics,
+        scores=scores,
+        timings=Timings(
+            swap_s=loaded - started,
+            generate_s=generated - loaded,
+            score_s=finished - generated,
+            total_s=finished - started,
+        ),
+        num_prompts=len(asked),
+        num_generated_tokens=sum(response.num_tokens for response in responses),
+        replica=replica,
+        broken=_degenerate(metrics),
+    )
+
+
+def _score(
+    prepared: PreparedSplit,
+    responses: Sequence[Response],
+    aggregates: Mapping[str, Aggregate],
+    max_unscored: float,
+) -> tuple[dict[str, list[Score]], dict[str, MetricEstimate]]:
+    scores: dict[str, list[Score]] = {}
+    metrics: dict[str, MetricEstimate] = {}
+    offset = 0
+    for suite in prepared.suites:
+        answers = responses[offset : offset + len(suite.samples)]
+        offset += len(suite.samples)
+        scores[suite.name] = score_responses(suite.task, suite.samples, answers)
+        _check_unscored(suite.name, scores[suite.name], max_unscored)
+        for estimate in suite_estimates(suite.name, suite.task.kind, scores[suite.name]):
+            metrics[estimate.metric] = estimate
+    for name, aggregate in aggregates.items():
+        metrics[name] = mean_estimate(name, [metrics[part] for part in aggregate.mean_of])
+    return scores, metrics
+
+
+def _check_unscored(suite: str, scores: Sequence[Score], limit: float) -> None:
+    reasons = [score.unscored for score in scores if score.unscored is not None]
+    share = len(reasons) / max(1, len(scores))
+    if share > limit:
+        raise ScoringError(
+            f"suite '{suite}': unscored {len(reasons)} of {len(scores)} responses ({share:.3f}), "
+            f"limit {limit:g}; first reason: {reasons[0]}. "
+            "Mend the judge or raise evaluator.max_unscored, then resume."
+        )
+
+
+def _degenerate(metrics: Mapping[str, MetricEstimate]) -> str | None:
+    for name, estimate in metrics.items():
+        if name.endswith(".incoherent_rate") and (estimate.value or 0.0) > MAX_INCOHERENT:
+            return f"degenerate text: {name} is {estimate.value:.2f}, limit {MAX_INCOHERENT}"
+    return None

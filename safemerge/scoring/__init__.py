@@ -1,0 +1,1 @@
+"""Responses to scores, scores to metrics with intervals."""

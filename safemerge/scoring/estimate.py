@@ -1,0 +1,121 @@
+"""Scores to metrics with 95 % intervals.
+
+References:
+    Wilson, Probable inference, JASA 22 (1927), for shares. Zou and Donner, Construction of
+    confidence limits about effect measures, Stat. Med. 27 (2008), for means of several metrics
+    (MOVER: the method of variance estimates recovery).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from safemerge.config.suite import METRICS, Direction
+from safemerge.errors import ScoringError
+from safemerge.records import MetricEstimate, Score
+
+Z_95 = 1.959963984540054
+"""Normal quantile of a two-sided 95 % interval."""
+
+
+def wilson_interval(mean: float, n: int) -> tuple[float, float]:
+    """Return the Wilson 95 % interval of a share.
+
+    Args:
+        mean: Observed share in [0, 1].
+        n: Sample size, at least 1.
+
+    Returns:
+        Lower and upper end, within [0, 1].
+
+    Raises:
+        ScoringError: If `n` is below 1 or `mean` is outside [0, 1].
+    """
+    if n < 1 or not 0.0 <= mean <= 1.0:
+        raise ScoringError(f"wilson interval: needs n >= 1 and a share; got n={n}, mean={mean}.")
+    z2 = Z_95 * Z_95
+    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n * n))
+    # NOTE: at a share of 0 or 1 rounding would leave the observed value just outside.
+    return max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean))
+
+
+def estimate(metric: str, scores: Iterable[Score], *, key: str, direction: Direction) -> MetricEstimate:
+    """Aggregate one value of many scores.
+
+    Args:
+        metric: Full name of the metric.
+        scores: Scores of one suite; unscored ones are counted apart.
+        key: Name of the value in each score.
+        direction: Which way is better.
+
+    Returns:
+        Mean of the scored samples with its Wilson interval; value None if none was scored.
+    """
+    scores = list(scores)
+    values = [score.values[key] for score in scores if score.unscored is None]
+    unscored = len(scores) - len(values)
+    if not values:
+        return MetricEstimate(
+            metric=metric, value=None, low=None, high=None, n=0, unscored=unscored,
+            direction=direction,
+        )
+    mean = math.fsum(values) / len(values)
+    low, high = wilson_interval(mean, len(values))
+    return MetricEstimate(
+        metric=metric, value=mean, low=low, high=high, n=len(values), unscored=unscored,
+        direction=direction,
+    )
+
+
+def suite_estimates(suite: str, task_kind: str, scores: Sequence[Score]) -> list[MetricEstimate]:
+    """Return every metric of a suite; see `safemerge.config.suite.METRICS`."""
+    return [
+        estimate(f"{suite}.{key}", scores, key=key, direction=direction)
+        for key, direction in METRICS[task_kind].items()
+    ]
+
+
+def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimate:
+    """Return the plain mean of independent metrics with a MOVER interval.
+
+    Each part's distance from its value to its interval's end adds in quadrature, divided by
+    the number of parts.
+
+    Args:
+        metric: Name of the aggregate.
+        parts: At least one metric, all with the same direction, on different samples.
+
+    Returns:
+        The mean; `n` and `unscored` are sums; value None if any part has none.
+
+    Raises:
+        ScoringError: If there is no part or the directions differ.
+    """
+    directions = {part.direction for part in parts}
+    if len(directions) != 1:
+        raise ScoringError(
+            f"aggregate '{metric}': parts must share one direction; got {sorted(directions)}. "
+            "Aggregate metrics that improve the same way."
+        )
+    n, unscored = sum(part.n for part in parts), sum(part.unscored for part in parts)
+    ends = [
+        (part.value, part.low, part.high)
+        for part in parts
+        if part.value is not None and part.low is not None and part.high is not None
+    ]
+    direction = parts[0].direction
+    if len(ends) < len(parts):
+        return MetricEstimate(
+            metric=metric, value=None, low=None, high=None, n=n, unscored=unscored,
+            direction=direction,
+        )
+    count = len(ends)
+    mean = math.fsum(value for value, _, _ in ends) / count
+    below = math.sqrt(math.fsum((value - low) ** 2 for value, low, _ in ends)) / count
+    above = math.sqrt(math.fsum((high - value) ** 2 for value, _, high in ends)) / count
+    return MetricEstimate(
+        metric=metric, value=mean, low=mean - below, high=mean + above, n=n, unscored=unscored,
+        direction=direction,
+    )
