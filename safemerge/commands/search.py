@@ -1,0 +1,194 @@
+"""``safemerge search``: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemerge.commands.console import Console, duration
+from safemerge.commands.study import load_study, resolve_study
+from safemerge.config.study import StudySpec
+from safemerge.errors import StudyError, UserError
+from safemerge.records import CandidateResult, TrialRecord
+from safemerge.store import RunStore
+
+if TYPE_CHECKING:
+    from safemerge.distributed.evaluator import Evaluator
+
+
+def run(options: argparse.Namespace) -> None:
+    """Search, publish the front, write the report."""
+    console = Console()
+    spec = load_study(options.study)
+    folder = Path(options.results) / spec.name
+    if options.dry_run:
+        _dry_run(spec, console)
+        return
+    _check_folder(folder, resume=options.resume, study=options.study)
+    search(spec, folder, console, again=f"safemerge search {options.study} --resume")
+
+
+def _check_folder(folder: Path, *, resume: bool, study: str) -> None:
+    exists = RunStore(folder).exists
+    if exists and not resume:
+        raise UserError(
+            f"{folder}: holds a run of this study already. Continue it with "
+            f"`safemerge search {study} --resume`, or remove the folder, or rename the study."
+        )
+
+
+def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> None:
+    """Run a study from ingredients to report.
+
+    Args:
+        spec: The study as declared.
+        folder: Run folder; a run that it holds is continued.
+        console: Where progress goes.
+        again: Command that continues the run, for messages.
+    """
+    from safemerge.distributed.cluster import ray_cluster
+    from safemerge.distributed.evaluator import Evaluator
+    from safemerge.distributed.search import check_suites, run_search
+
+    check_disk(folder)
+    num_prompts = check_suites(spec)
+    console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} prompts each")
+    with ray_cluster():
+        resolved = resolve_study(spec, console)
+        store = RunStore(folder)
+        store = RunStore.open(folder) if store.exists else store.create(resolved)
+        store.check_same_study(resolved)
+        finished = store.trials()
+        if finished:
+            console.say(f"resuming: {len(finished)} finished trials kept")
+        total = spec.num_trials + (len(spec.experts) + 2 if spec.references else 0)
+        app = f"safemerge-{spec.name}"
+        replicas = resolved.evaluator.min_replicas
+        console.say(f"starting {replicas} evaluator replicas (about 30 to 60 s)")
+        try:
+            with Evaluator(resolved, app=app) as evaluator:
+                console.say("evaluator is up: searching")
+                progress = _Progress(console, total, done=len(finished), spec=resolved)
+                records = run_search(
+                    resolved, store, evaluator, app=app, on_record=progress.record
+                )
+                publish(resolved, store, evaluator, records, console)
+        except KeyboardInterrupt:
+            console.say(f"interrupted; {len(store.trials())} finished trials kept. Go on: {again}")
+            raise
+    _finish(folder, console)
+
+
+def publish(
+    spec: StudySpec,
+    store: RunStore,
+    evaluator: Evaluator,
+    records: list[TrialRecord],
+    console: Console,
+) -> None:
+    """Evaluate the front and the references on the report split and write ``front.json``."""
+    from safemerge.distributed.search import evaluate_report_split
+    from safemerge.reports import assemble_front, front_trials
+
+    complete = [record for record in records if record.state == "COMPLETE"]
+    if not complete:
+        reasons = sorted({record.reason or "" for record in records})
+        raise StudyError(
+            f"{store.folder}: no trial finished; first reason: {reasons[0] if reasons else '?'}"
+        )
+    front = front_trials(spec, complete)
+    references = [record for record in complete if record.role == "reference"]
+    wanted = list({record.number: record for record in [*front, *references]}.values())
+    console.say(f"report split: {len(wanted)} candidates (front and references), held-out prompts")
+
+    def on_result(trial: TrialRecord, result: CandidateResult) -> None:
+        console.say(f"  {trial.label}: {_objectives(spec, result)}")
+
+    results = evaluate_report_split(wanted, evaluator, on_result=on_result)
+    published = assemble_front(spec, records, results)
+    store.write_front(published)
+    for point in published.points:
+        store.write_recipe(point.number, point.recipe)
+
+
+def _finish(folder: Path, console: Console) -> None:
+    from rich.console import Console as RichConsole
+
+    from safemerge.reports import front_table, load_run, write_report
+
+    report = write_report(folder)
+    run = load_run(folder)
+    console.plain()
+    width = max(100, shutil.get_terminal_size().columns)
+    RichConsole(width=width).print(front_table(run))
+    console.say(f"report: {report}")
+    pick = "knee" if run.front is not None and run.front.knee is not None else "safest"
+    console.say(f"next: safemerge export {folder} --pick {pick} OUT_DIR")
+
+
+def check_disk(folder: Path) -> None:
+    """Refuse to start without room for a run's folder.
+
+    Raises:
+        PreflightError: If less than 100 MB are free there.
+    """
+    from safemerge.errors import PreflightError
+
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < 100e6:
+        raise PreflightError(
+            f"{folder}: needs 100 MB of free space; got {free / 1e6:.0f} MB. Free some, or "
+            "choose another folder with --results."
+        )
+
+
+def _dry_run(spec: StudySpec, console: Console) -> None:
+    from safemerge.distributed.ingredient import training_plan
+    from safemerge.distributed.search import check_suites
+    from safemerge.weights.adapter import open_checkpoint
+
+    console.say(f"study '{spec.name}': {check_suites(spec)} search prompts, splits disjoint")
+    for wave in training_plan(spec.checkpoints):
+        for file, kind in wave:
+            console.say(f"would train unless cached: {kind} {file}")
+    base = None
+    for ref in spec.checkpoints:
+        if ref.path is not None:
+            opened = open_checkpoint(ref.path, base)
+            base = base or opened
+            console.say(f"checkpoint '{ref.name}': {opened.num_parameters / 1e6:.0f} M parameters")
+    console.say("dry run: the study is sound; nothing was started")
+
+
+class _Progress:
+    """One line a finished trial, with the time that is left at this pace."""
+
+    def __init__(self, console: Console, total: int, *, done: int, spec: StudySpec) -> None:
+        self._console, self._total, self._spec = console, total, spec
+        self._before, self._done = done, done
+        self._started = time.monotonic()
+
+    def record(self, record: TrialRecord, study: object) -> None:
+        from safemerge.distributed.search import seconds_left
+
+        self._done += 1
+        left = seconds_left(self._started, self._done - self._before, self._total - self._before)
+        if record.state == "FAIL" or record.result is None:
+            told = f"FAIL: {record.reason}"
+        else:
+            told = _objectives(self._spec, record.result)
+            if not record.feasible:
+                told += f"  infeasible: {record.reason}"
+            told += f"  ({record.result.timings.total_s:.1f} s)"
+        place = f"[{self._done}/{max(self._total, self._done)}]"
+        self._console.say(f"{place} {record.label}: {told}  about {duration(left)} left")
+
+
+def _objectives(spec: StudySpec, result: CandidateResult) -> str:
+    return "  ".join(f"{o.metric} {result.value(o.metric):.3f}" for o in spec.objectives)

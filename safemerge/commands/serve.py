@@ -1,0 +1,29 @@
+"""``safemerge serve``: keep a study's evaluator up."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from safemerge.commands.console import Console
+from safemerge.commands.study import load_study, resolve_study
+
+
+def run(options: argparse.Namespace) -> None:
+    """Start the evaluator and wait for Ctrl-C."""
+    from safemerge.distributed.cluster import ray_cluster
+    from safemerge.distributed.evaluator import DEPLOYMENT, Evaluator
+
+    console = Console()
+    spec = load_study(options.study)
+    app = f"safemerge-{spec.name}"
+    with ray_cluster():
+        resolved = resolve_study(spec, console)
+        console.say("starting the evaluator")
+        with Evaluator(resolved, app=app):
+            console.say(
+                f"up: Serve application '{app}', deployment '{DEPLOYMENT}'. Other processes of "
+                "this Ray cluster reach it with serve.get_deployment_handle. Ctrl-C ends it."
+            )
+            while True:
+                time.sleep(3600)

@@ -1,0 +1,43 @@
+"""Running one training file as a command: train, or find it cached; leave a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from safemerge.commands.console import Console
+from safemerge.config.checkpoint import CheckpointRef
+
+
+def run_stage(options: argparse.Namespace, kind: str) -> None:
+    """Train a stage and link its checkpoint and metrics into a run folder.
+
+    The checkpoint itself lives in the cache, by content digest, where studies find it.
+    """
+    from safemerge.distributed.cluster import ray_cluster
+    from safemerge.distributed.ingredient import Ingredients, load_training_spec
+
+    console = Console()
+    spec = load_training_spec(options.spec, kind)
+    reference = CheckpointRef.model_validate(
+        {"name": spec.name, kind: str(Path(options.spec).resolve())}
+    )
+    ingredients = Ingredients(
+        say=console.say, on_step=console.training_step, resume=options.resume
+    )
+    with ray_cluster():
+        resolved = ingredients.resolve([reference])[spec.name]
+    folder = Path(options.results) / spec.name
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = Path(str(resolved.path))
+    metrics = checkpoint.with_name(checkpoint.name + ".work") / "metrics.jsonl"
+    if metrics.exists():
+        shutil.copyfile(metrics, folder / "metrics.jsonl")
+    (folder / "checkpoint.json").write_text(
+        json.dumps({"path": str(checkpoint), "digest": resolved.digest}, indent=2) + "\n",
+        encoding="utf-8",
+    )
+    console.say(f"checkpoint: {checkpoint}")
+    console.say(f"next: name it in a study, `{{name: {spec.name}, {kind}: {options.spec}}}`")

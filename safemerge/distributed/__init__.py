@@ -1,0 +1,1 @@
+"""The only Ray code: Train wrappers, the Serve evaluator, the Tune search, cluster preflight."""

@@ -1,0 +1,263 @@
+"""The Ray Serve evaluator: replicas that own an engine each and score one recipe at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray import serve
+
+from safemerge.config.models import models_recipe
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import StudySpec
+from safemerge.data.suite import load_suites
+from safemerge.engines.chat import ChatFormat
+from safemerge.engines.core_claim import CoreClaim
+from safemerge.engines.engine import Engine, TokenizedPrompt
+from safemerge.errors import EngineError, SafemergeError
+from safemerge.evaluation import evaluate_candidate, prepare_split
+from safemerge.records import CandidateResult, Split
+
+DEPLOYMENT = "CandidateEvaluator"
+CANARY_PROMPT = "Say hello."
+CANARY_EVERY_S = 30.0
+"""An idle engine is asked this often whether it still answers."""
+CANARY_TIMEOUT_S = 120.0
+
+
+class EvaluatorReplica:
+    """One replica: an engine, the study's prompts tokenised, one candidate at a time.
+
+    Args:
+        study: JSON of a study whose checkpoints are resolved to paths.
+    """
+
+    def __init__(self, study: str) -> None:
+        self._spec = StudySpec.model_validate_json(study)
+        self._models = models_recipe(self._spec.base, self._spec.experts, dtype=self._spec.dtype)
+        self._chat = ChatFormat(str(self._spec.base.path))
+        evaluator = self._spec.evaluator
+        self._prepared = {
+            split: prepare_split(suites, self._chat, max_model_len=evaluator.max_model_len)
+            for split, suites in load_suites(self._spec).items()
+        }
+        on_cpu = evaluator.gpus_per_replica == 0
+        self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica))) if on_cpu else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._busy_since: float | None = None
+        self._last_answer = 0.0
+        self._engine: Engine | None = self._start_engine()
+        self._name = serve.get_replica_context().replica_id.unique_id
+
+    def _start_engine(self) -> Engine:
+        evaluator = self._spec.evaluator
+        if evaluator.engine == "transformers":
+            from safemerge.engines.transformers_engine import TransformersEngine
+
+            return TransformersEngine(self._models, evaluator)
+        from safemerge.engines.vllm_engine import VllmEngine
+
+        cpu_ids = self._claim.cpu_ids if self._claim is not None else None
+        return VllmEngine(self._models, evaluator, cpu_ids=cpu_ids)
+
+    async def score(self, recipe: str, split: Split) -> CandidateResult:
+        """Merge a recipe, answer a split's prompts, score the answers.
+
+        Args:
+            recipe: JSON of a resolved recipe.
+            split: ``search`` or ``report``.
+
+        Raises:
+            EngineError: If the engine failed; it is rebuilt before the next candidate.
+            ScoringError: If too many responses are unscored.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._score, recipe, split)
+
+    def _score(self, recipe: str, split: Split) -> CandidateResult:
+        self._busy_since = time.monotonic()
+        try:
+            if self._engine is None:
+                self._engine = self._start_engine()
+            result = evaluate_candidate(
+                self._engine,
+                MergeRecipe.model_validate_json(recipe),
+                self._prepared[split],
+                aggregates=self._spec.aggregates,
+                max_unscored=self._spec.evaluator.max_unscored,
+                replica=self._name,
+            )
+        except SafemergeError as error:
+            if isinstance(error, EngineError):
+                self._drop_engine()
+            raise
+        except Exception as error:
+            # An engine whose process died raises types of its own; nothing of it is reused.
+            self._drop_engine()
+            raise EngineError(f"evaluator: the engine failed; got: {error!r}.") from error
+        finally:
+            self._busy_since = None
+        self._last_answer = time.monotonic()
+        return result
+
+    def _drop_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    async def check_health(self) -> None:
+        """Tell Serve whether to keep this replica: an engine that can't answer is restarted.
+
+        Raises:
+            EngineError: If a candidate takes longer than the study's timeout, or an idle engine
+                does not answer the canary prompt.
+        """
+        busy_since = self._busy_since
+        if busy_since is not None:
+            if time.monotonic() - busy_since > self._spec.evaluator.timeout_s:
+                raise EngineError(
+                    f"evaluator: a candidate took longer than {self._spec.evaluator.timeout_s:g} s."
+                )
+            return
+        if self._engine is None or time.monotonic() - self._last_answer < CANARY_EVERY_S:
+            return
+        loop = asyncio.get_running_loop()
+        await asyncio.wait_for(
+            loop.run_in_executor(self._thread, self._canary), timeout=CANARY_TIMEOUT_S
+        )
+
+    def _canary(self) -> None:
+        if self._engine is None or self._last_answer == 0.0:
+            return  # nothing was loaded yet; starting the engine was proof enough
+        ids = tuple(self._chat.prompt_ids(CANARY_PROMPT))
+        answers = self._engine.generate([TokenizedPrompt("canary", ids, max_tokens=1)])
+        if len(answers) != 1 or answers[0].num_tokens != 1:
+            raise EngineError(f"evaluator: the canary prompt got {len(answers)} answers.")
+        self._last_answer = time.monotonic()
+
+    def process_ids(self) -> list[int]:
+        """Return the pids of this replica and all its descendants."""
+        import psutil
+
+        me = psutil.Process()
+        return [me.pid, *(child.pid for child in me.children(recursive=True))]
+
+    def __del__(self) -> None:
+        """Serve calls this on a graceful shutdown: leave no engine process behind."""
+        if getattr(self, "_thread", None) is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+        if getattr(self, "_engine", None) is not None:
+            self._drop_engine()
+        if getattr(self, "_claim", None) is not None and self._claim is not None:
+            self._claim.release()
+
+
+class Evaluator:
+    """A running evaluator application; a context manager that shuts it down.
+
+    Args:
+        spec: Study whose checkpoints are resolved to paths.
+        app: Name of the Serve application.
+
+    Raises:
+        EngineError: If no replica comes up.
+    """
+
+    def __init__(self, spec: StudySpec, *, app: str) -> None:
+        self._app = app
+        self._spec = spec
+        evaluator = spec.evaluator
+        options: dict[str, Any] = {"num_cpus": evaluator.cpus_per_replica}
+        if evaluator.gpus_per_replica:
+            options["num_gpus"] = evaluator.gpus_per_replica
+        # Handles only: no HTTP proxy, so no port that could be taken.
+        serve.start(proxy_location="Disabled")
+        deployment = serve.deployment(
+            name=DEPLOYMENT,
+            max_ongoing_requests=1,
+            ray_actor_options=options,
+            autoscaling_config={
+                "min_replicas": evaluator.min_replicas,
+                "max_replicas": evaluator.max_replicas,
+                "target_ongoing_requests": 1,
+                "upscale_delay_s": 5,
+                "downscale_delay_s": 120,
+            },
+            health_check_period_s=10,
+            health_check_timeout_s=CANARY_TIMEOUT_S + 10,
+            graceful_shutdown_timeout_s=30,
+        )(EvaluatorReplica)
+        try:
+            self._handle = serve.run(
+                deployment.bind(spec.model_dump_json(by_alias=True)),
+                name=app,
+                route_prefix=None,
+                blocking=False,
+            )
+        except (RuntimeError, ray.exceptions.RayError) as error:
+            self.close()
+            raise EngineError(f"evaluator: no replica came up; got: {_reason(error)}.") from error
+
+    def score(self, recipe: MergeRecipe, split: Split) -> CandidateResult:
+        """Score one recipe on one split; blocks until a replica has done it."""
+        return score_through(self._handle, recipe, split, timeout_s=self._timeout_s())
+
+    def score_all(self, recipes: list[MergeRecipe], split: Split) -> list[CandidateResult]:
+        """Score recipes side by side over the replicas, in the given order."""
+        responses = [
+            self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
+            for recipe in recipes
+        ]
+        deadline = self._timeout_s() * len(recipes)
+        return [_unwrap(response, timeout_s=deadline) for response in responses]
+
+    def _timeout_s(self) -> float:
+        return self._spec.evaluator.timeout_s
+
+    def process_ids(self) -> list[int]:
+        """Return the pids of one replica and its engine's processes."""
+        pids: list[int] = self._handle.process_ids.remote().result(timeout_s=60)
+        return pids
+
+    def close(self) -> None:
+        """Shut the application down and wait until its replicas are gone."""
+        serve.delete(self._app)
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def score_through(
+    handle: Any, recipe: MergeRecipe, split: Split, *, timeout_s: float
+) -> CandidateResult:
+    """Score a recipe through a deployment handle.
+
+    Raises:
+        EngineError, ScoringError: What the replica raised, without Ray's wrapping.
+    """
+    response = handle.score.remote(recipe.model_dump_json(by_alias=True), split)
+    return _unwrap(response, timeout_s=timeout_s)
+
+
+def _unwrap(response: Any, *, timeout_s: float) -> CandidateResult:
+    try:
+        result: CandidateResult = response.result(timeout_s=timeout_s)
+    except TimeoutError:
+        raise EngineError(f"evaluator: no answer within {timeout_s:g} s.") from None
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, SafemergeError) else None
+        raise cause or EngineError(f"evaluator: {_reason(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise EngineError(f"evaluator: the replica was lost; got: {_reason(error)}") from error
+    return result
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "?")

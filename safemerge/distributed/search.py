@@ -1,0 +1,129 @@
+"""The main job: ingredients, evaluator, search, report split, front."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ray import tune
+
+from safemerge.config.models import models_recipe
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import StudySpec
+from safemerge.data.suite import load_suites
+from safemerge.distributed.evaluator import Evaluator
+from safemerge.distributed.searcher import StudySearcher
+from safemerge.distributed.trainable import CandidateTrainable
+from safemerge.merge.resident import ResidentCheckpoints
+from safemerge.records import CandidateResult, Front, TrialRecord
+from safemerge.reports import assemble_front
+from safemerge.search.study import SearchStudy
+from safemerge.store import RunStore
+
+TRIAL_MEMORY_BYTES = 50 * 1024**2
+"""What a trial's client process reserves: no CPU, so that replicas may have them all."""
+
+
+def check_models(spec: StudySpec) -> None:
+    """Open and compare all checkpoints of a resolved study, before anything is started.
+
+    Raises:
+        CheckpointError, CheckpointMismatchError: See `ResidentCheckpoints.open`.
+    """
+    ResidentCheckpoints.open(models_recipe(spec.base, spec.experts, dtype=spec.dtype))
+
+
+def check_suites(spec: StudySpec) -> int:
+    """Load every suite and check the splits; return the prompts of the search split."""
+    return sum(len(suite.samples) for suite in load_suites(spec)["search"])
+
+
+def run_search(
+    spec: StudySpec,
+    store: RunStore,
+    evaluator: Evaluator,
+    *,
+    app: str,
+    on_record: Callable[[TrialRecord, SearchStudy], None],
+) -> list[TrialRecord]:
+    """Evaluate references and sampled recipes until the study's budget is spent.
+
+    Args:
+        spec: Study with resolved checkpoints.
+        store: The run's folder; a study that it holds is continued.
+        evaluator: Running evaluator.
+        app: Its Serve application's name.
+        on_record: Called with every finished trial.
+
+    Returns:
+        All finished trials, those of earlier runs included.
+    """
+    with SearchStudy(spec, store) as study:
+        if not study.done:
+            _tune(spec, study, app=app, on_record=on_record)
+        return list(study.records)
+
+
+def _tune(
+    spec: StudySpec,
+    study: SearchStudy,
+    *,
+    app: str,
+    on_record: Callable[[TrialRecord, SearchStudy], None],
+) -> None:
+    for name in ("ray.tune", "ray.tune.execution", "ray.air"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    trainable = tune.with_parameters(
+        CandidateTrainable, app=app, timeout_s=spec.evaluator.timeout_s
+    )
+    resources = tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY_BYTES}])
+    with tempfile.TemporaryDirectory(prefix="safemerge-tune-") as scratch:
+        tune.Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(study, on_record=lambda record: on_record(record, study)),
+                num_samples=-1,  # the searcher says when it is done
+                # One more than there are replicas, so that none waits for the driver.
+                max_concurrent_trials=spec.evaluator.max_replicas + 1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,  # the run's folder is the state, not Tune's
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+
+
+def evaluate_report_split(
+    trials: list[TrialRecord],
+    evaluator: Evaluator,
+    *,
+    on_result: Callable[[TrialRecord, CandidateResult], None],
+) -> dict[str, CandidateResult]:
+    """Evaluate trials on the held-out split, side by side over the replicas.
+
+    Args:
+        trials: COMPLETE trials; equal candidates are evaluated once.
+        evaluator: Running evaluator.
+        on_result: Called with each trial and its result, in order.
+
+    Returns:
+        Result by candidate digest.
+    """
+    unique = {trial.candidate: trial for trial in trials}
+    recipes = [MergeRecipe.model_validate(trial.recipe) for trial in unique.values()]
+    results = {}
+    for trial, result in zip(unique.values(), evaluator.score_all(recipes, "report"), strict=True):
+        results[trial.candidate] = result
+        on_result(trial, result)
+    return results
+
+
+def seconds_left(started: float, done: int, total: int) -> float:
+    """Estimate the seconds left of work that goes at the pace it had so far."""
+    return (time.monotonic() - started) / max(1, done) * max(0, total - done)

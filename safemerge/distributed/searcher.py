@@ -1,0 +1,86 @@
+"""Our Ray Tune searcher: Optuna's ask and tell through `SearchStudy`, with honest states.
+
+Not Tune's own ``OptunaSearch``: with two objectives a missing or NaN result leaves its trial
+RUNNING for ever, and it has no hook for constraints.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from safemerge.errors import StudyError
+from safemerge.records import CandidateResult, TrialRecord
+from safemerge.search.records import Failure, Proposal
+from safemerge.search.study import SearchStudy
+
+logger = logging.getLogger(__name__)
+
+RESULT, FAILURE, RETRY = "safemerge_result", "safemerge_failure", "safemerge_retry"
+"""Keys of a trial's last report: a result, or why there is none and whether to try again."""
+
+
+class StudySearcher(Searcher):
+    """Hands a study's proposals to Tune and tells the study what became of them.
+
+    Args:
+        study: The study; lives in the driver.
+        on_record: Called with every finished trial.
+    """
+
+    def __init__(self, study: SearchStudy, *, on_record: Callable[[TrialRecord], None]) -> None:
+        super().__init__()
+        self._study = study
+        self._on_record = on_record
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial's configuration, or that there is none left."""
+        while True:
+            if self._study.done:
+                return Searcher.FINISHED
+            proposal = self._study.ask()
+            if proposal is None:
+                return None  # trials in flight may still have to be tried again
+            known = self._study.known_result(proposal.candidate)
+            if known is None:
+                break
+            self._on_record(self._study.tell(proposal.number, known))
+        self._numbers[trial_id] = proposal.number
+        return _config(proposal)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the study: a result, or a failure with its reason."""
+        number = self._numbers.pop(trial_id, None)
+        if number is None:
+            return
+        outcome: CandidateResult | Failure
+        if not error and result is not None and RESULT in result:
+            outcome = CandidateResult.model_validate_json(result[RESULT])
+        elif result is not None and FAILURE in result:
+            outcome = Failure(str(result[FAILURE]), retry=bool(result.get(RETRY, True)))
+        else:
+            outcome = Failure("the trial's process ended without a result")
+        self._on_record(self._study.tell(number, outcome))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing to learn before a trial is complete."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the run's folder is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Refuse: a study resumes from its own folder."""
+        raise StudyError(
+            f"{checkpoint_path}: a study resumes from its run folder; got a Tune checkpoint. "
+            "Use `safemerge search … --resume`."
+        )
+
+
+def _config(proposal: Proposal) -> dict[str, Any]:
+    return {"number": proposal.number, "recipe": proposal.recipe.model_dump_json(by_alias=True)}

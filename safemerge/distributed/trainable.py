@@ -1,0 +1,51 @@
+"""The Tune trainable: a thin client of the evaluator that holds no model and is reused."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from ray import serve, tune
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.distributed.evaluator import DEPLOYMENT, score_through
+from safemerge.distributed.searcher import FAILURE, RESULT, RETRY
+from safemerge.errors import EngineError
+
+
+class CandidateTrainable(tune.Trainable):
+    """One trial is one step: send the recipe, wait for the scores."""
+
+    def setup(self, config: dict[str, Any], *, app: str, timeout_s: float) -> None:
+        """Take the trial's recipe and find the evaluator.
+
+        Args:
+            config: The searcher's proposal.
+            app: Name of the Serve application.
+            timeout_s: Longest wait for one candidate.
+        """
+        self._recipe = config["recipe"]
+        self._timeout_s = timeout_s
+        self._handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial's recipe; the process is kept."""
+        self._recipe = new_config["recipe"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Score the recipe; a failure becomes a report with its reason."""
+        recipe = MergeRecipe.model_validate_json(self._recipe)
+        try:
+            result = score_through(self._handle, recipe, "search", timeout_s=self._timeout_s)
+        except Exception as error:
+            # A border: whatever went wrong ends this trial as FAIL with its reason.
+            reason = str(error) or "".join(traceback.format_exception_only(error)).strip()
+            return {FAILURE: reason, RETRY: isinstance(error, EngineError), "done": True}
+        return {RESULT: result.model_dump_json(), "done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing to save: a trial is one step."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load."""
