@@ -43,9 +43,7 @@ def prepare_split(
     Raises:
         DataError: If a prompt and its answer do not fit the engine's context.
     """
-    prompts = tuple(
-        tuple(chat.tokenize(suite, max_model_len=max_model_len)) for suite in suites
-    )
+    prompts = tuple(tuple(chat.tokenize(suite, max_model_len=max_model_len)) for suite in suites)
     return PreparedSplit(suites[0].split, tuple(suites), prompts)
 
 
@@ -82,7 +80,10 @@ def evaluate_candidate(
         engine.load(recipe)
     except MergeError as error:
         return CandidateResult(
-            candidate=recipe.digest, split=prepared.split, metrics={}, broken=str(error),
+            candidate=recipe.digest,
+            split=prepared.split,
+            metrics={},
+            broken=str(error),
             replica=replica,
         )
     loaded = time.perf_counter()

@@ -50,9 +50,8 @@ def estimate_text(estimate: MetricEstimate | None) -> str:
     if estimate is None or estimate.value is None:
         return "unscored"
     unscored = f", {estimate.unscored} unscored" if estimate.unscored else ""
-    return (
-        f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] (n={estimate.n}{unscored})"
-    )
+    interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate.value:.3f} {interval} (n={estimate.n}{unscored})"
 
 
 def result_lines(result: CandidateResult) -> list[str]:

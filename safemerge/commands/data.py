@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.data.package import PACKAGED_SETS, UNIONS, WHEELS, packaged_rows, wheel_path
 from safemerge.errors import DataError
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.commands.search import search
 from safemerge.commands.study import load_study
 from safemerge.errors import UserError
+
+if TYPE_CHECKING:
+    import argparse
 
 STUDY = Path("search_spaces/demo.yaml")
 
@@ -18,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     """Fetch, train, search and report; an interrupted demo goes on where it was."""
     console = Console()
     if not STUDY.is_file():
-        raise UserError(f"demo: must run in safemerge's own folder; got no {STUDY} here. cd to it.")
+        raise UserError(f"demo: must run in safemerge's folder; got no {STUDY} here. cd to it.")
     spec = load_study(str(STUDY))
     folder = Path(options.results) / spec.name
     if folder.exists() and (options.fresh or (folder / "front.json").exists()):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, result_lines
 from safemerge.commands.study import load_study, resolve_study
@@ -12,6 +12,9 @@ from safemerge.config.document import load_document
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run(options: argparse.Namespace) -> None:

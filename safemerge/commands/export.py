@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.commands.merge import write
@@ -11,6 +11,9 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import UserError
 from safemerge.records import Front, FrontPoint
 from safemerge.store import RunStore
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run(options: argparse.Namespace) -> None:
@@ -55,12 +58,13 @@ def pick(front: Front, choice: str, *, where: str) -> FrontPoint:
         raise UserError(f"{where}: --pick: trial {choice} is not on the front. On it: {numbers}.")
     metric = choice.removeprefix("best:")
     if choice == "safest":
-        harms = [o["metric"] for o in front.objectives if str(o["metric"]).endswith("harmful_score")]
+        objectives = [str(item["metric"]) for item in front.objectives]
+        harms = [name for name in objectives if name.endswith("harmful_score")]
         if not harms:
             raise UserError(
                 f"{where}: --pick safest needs a harmful_score objective. Use best:METRIC."
             )
-        metric = str(harms[0])
+        metric = harms[0]
     known = sorted({name for point in front.points for name in point.report.metrics})
     if metric not in known:
         raise UserError(

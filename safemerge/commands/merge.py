@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import load_document
 from safemerge.config.recipe import MergeRecipe
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run(options: argparse.Namespace) -> None:

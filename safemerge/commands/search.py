@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import time
 from pathlib import Path
@@ -16,6 +15,8 @@ from safemerge.records import CandidateResult, TrialRecord
 from safemerge.store import RunStore
 
 if TYPE_CHECKING:
+    import argparse
+
     from safemerge.distributed.evaluator import Evaluator
 
 
@@ -108,7 +109,7 @@ def publish(
         console.say(f"  {trial.label}: {_objectives(spec, result)}")
 
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
-    published = assemble_front(spec, records, results)
+    published = assemble_front(spec, records, results, study_digest=store.study().digest)
     store.write_front(published)
     for point in published.points:
         store.write_recipe(point.number, point.recipe)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import time
+from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.commands.study import load_study, resolve_study
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.config.checkpoint import CheckpointRef
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run_stage(options: argparse.Namespace, kind: str) -> None:

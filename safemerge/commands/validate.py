@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safemerge.config.document import parse_document, read_yaml
-from safemerge.config.schema import MODELS, detect_kind
+from safemerge.config.schema import KINDS, detect_kind
 from safemerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run(options: argparse.Namespace) -> None:
@@ -17,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
         try:
             document = read_yaml(Path(name))
             kind = detect_kind(document, where=name)
-            parse_document(document, MODELS[kind], where=name)
+            parse_document(document, KINDS[kind], where=name)
         except ConfigError as error:
             problems.append(str(error))
         else:

@@ -42,7 +42,7 @@ _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def read_yaml(path: Path) -> Any:  # noqa: ANN401
+def read_yaml(path: Path) -> Any:
     """Read one YAML document.
 
     Args:

@@ -50,23 +50,20 @@ def problem_lines(error: ValidationError, model: type[BaseModel], document: obje
         members are addressed by their name where they have one. A rule that concerns the
         whole document comes without a path.
     """
-    rules: dict[str, list[str]] = {}
-    lines: dict[str, None] = {}
-    for item in error.errors(include_url=False):
-        place = _Place(model, document, item)
-        rule = _RULES.get(item["type"])
-        if rule is None:
-            lines.update(dict.fromkeys(_described(place, item)))
-            continue
-        # A value that may have several types gets one line, not one for each.
-        found = rules.setdefault(place.dotted, [])
-        if rule not in found:
-            found.append(rule)
-        line = f"{place.prefix}must be {_either(found)}; got {shortened(item['input'])}."
-        for old in [old for old in lines if old.startswith(f"{place.prefix}must be ")]:
-            del lines[old]
-        lines[line + _quote_advice(found, item["input"])] = None
-    return list(lines)
+    errors = error.errors(include_url=False)
+    found = [(_Place(model, document, item), item) for item in errors]
+    lines: list[str] = []
+    for place, item in found:
+        if item["type"] not in _RULES:
+            lines += _described(place, item)
+        elif not any(place.holds(other) for other, _ in found):
+            # A value that may have several types gets one line, not one for each; and none
+            # if it has one of them, with a problem further in.
+            types = [other["type"] for where, other in found if where.parts == place.parts]
+            rules = list(dict.fromkeys(_RULES[kind] for kind in types if kind in _RULES))
+            line = f"{place.prefix}must be {_either(rules)}; got {shortened(item['input'])}."
+            lines.append(line + _quote_advice(rules, item["input"]))
+    return list(dict.fromkeys(lines))
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
@@ -88,7 +85,7 @@ class _Place:
     Pydantic's locations also name the union members it tried; those are not in the file.
     """
 
-    def __init__(self, model: type[BaseModel], document: object, item: Any) -> None:  # noqa: ANN401
+    def __init__(self, model: type[BaseModel], document: object, item: Any) -> None:
         parts: list[str] = []
         here = document
         models: list[type[BaseModel]] = [model]
@@ -112,9 +109,15 @@ class _Place:
                 models = [m for m in models if m.__name__ == part] or models
         if item["type"] != "extra_forbidden":
             self.models = models
+        self.parts = parts
         self.last = parts[-1] if parts else ""
         self.dotted = ".".join(parts)
         self.prefix = f"{self.dotted}: " if parts else ""
+
+    def holds(self, other: _Place) -> bool:
+        """Whether another place lies inside this one."""
+        count = len(self.parts)
+        return len(other.parts) > count > 0 and other.parts[:count] == self.parts
 
     @property
     def valid_keys(self) -> list[str]:
@@ -123,7 +126,7 @@ class _Place:
         return sorted(keys)
 
 
-def _described(place: _Place, item: Any) -> list[str]:  # noqa: ANN401
+def _described(place: _Place, item: Any) -> list[str]:
     kind, got, context = item["type"], shortened(item["input"]), item.get("ctx", {})
     prefix = place.prefix
     if kind == "value_error":

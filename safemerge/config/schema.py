@@ -95,9 +95,9 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         raise ConfigError(f"{where}: must be a mapping; got {kind}.")
     said = document.get("kind")
     if said is not None:
-        if said not in KINDS:
+        if not isinstance(said, str) or said not in KINDS:
             raise ConfigError(f"{where}: kind: unknown choice; got {said!r}. {_advice(str(said))}")
-        return str(said)
+        return said
     keys = set(document)
     if keys & _MARKS["study"]:
         return "study"

@@ -272,7 +272,7 @@ class StudySpec(StrictModel):
         return (self.base, *self.experts)
 
 
-def set_path(document: Any, path: str, value: Any) -> None:  # noqa: ANN401
+def set_path(document: Any, path: str, value: Any) -> None:
     """Set a value in a nested document by dotted path; list members go by their name.
 
     Args:
@@ -291,7 +291,7 @@ def set_path(document: Any, path: str, value: Any) -> None:  # noqa: ANN401
     here[last] = value
 
 
-def _member(here: Any, part: str, path: str) -> Any:  # noqa: ANN401
+def _member(here: Any, part: str, path: str) -> Any:
     known: list[str] = []
     if isinstance(here, dict):
         if part in here:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safemerge.cache import cache_dir
 from safemerge.errors import DataError, PreflightError
-from safemerge.weights.cache import cache_dir
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ UNIONS = {
 """Unions of packaged sets, the key as column ``label``; members are cut to equal size."""
 
 ALLOWED_COLUMNS = frozenset(
-    {"prompt", "text", "category", "answer", "question", "expected_topic", "domain", "intents", "label"}
+    "prompt text question answer label category domain intents expected_topic".split()
 )
 """Columns kept of a row; everything else (e.g. harmful counterparts) is never read out."""
 
@@ -294,7 +294,7 @@ def _union_rows(members: dict[str, str]) -> list[dict[str, Any]]:
 
 def _parse(member: str, text: str) -> Iterator[dict[str, Any]]:
     if member.endswith(".jsonl"):
-        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+        yield from (json.loads(line) for line in text.split("\n") if line.strip())
     elif member.endswith(".json"):
         yield from json.loads(text)
     elif member.endswith(".csv"):

@@ -31,6 +31,8 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     # Ray starts workers at niceness 15: on a busy laptop they would hardly run.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    for name in ("ray", "ray.serve", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import ray
     except ImportError as error:

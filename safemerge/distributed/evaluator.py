@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from safemerge.config.models import models_recipe
 from safemerge.config.recipe import MergeRecipe
@@ -118,9 +119,8 @@ class EvaluatorReplica:
         busy_since = self._busy_since
         if busy_since is not None:
             if time.monotonic() - busy_since > self._spec.evaluator.timeout_s:
-                raise EngineError(
-                    f"evaluator: a candidate took longer than {self._spec.evaluator.timeout_s:g} s."
-                )
+                limit = self._spec.evaluator.timeout_s
+                raise EngineError(f"evaluator: a candidate took longer than {limit:g} s.")
             return
         if self._engine is None or time.monotonic() - self._last_answer < CANARY_EVERY_S:
             return
@@ -174,7 +174,8 @@ class Evaluator:
         if evaluator.gpus_per_replica:
             options["num_gpus"] = evaluator.gpus_per_replica
         # Handles only: no HTTP proxy, so no port that could be taken.
-        serve.start(proxy_location="Disabled")
+        quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+        serve.start(proxy_location="Disabled", logging_config=quiet)
         deployment = serve.deployment(
             name=DEPLOYMENT,
             max_ongoing_requests=1,
@@ -196,6 +197,7 @@ class Evaluator:
                 name=app,
                 route_prefix=None,
                 blocking=False,
+                logging_config=quiet,
             )
         except (RuntimeError, ray.exceptions.RayError) as error:
             self.close()

@@ -6,7 +6,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from ray import tune
 
@@ -18,8 +17,7 @@ from safemerge.distributed.evaluator import Evaluator
 from safemerge.distributed.searcher import StudySearcher
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.merge.resident import ResidentCheckpoints
-from safemerge.records import CandidateResult, Front, TrialRecord
-from safemerge.reports import assemble_front
+from safemerge.records import CandidateResult, TrialRecord
 from safemerge.search.study import SearchStudy
 from safemerge.store import RunStore
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -41,7 +42,7 @@ class StudySearcher(Searcher):
         """Return the next trial's configuration, or that there is none left."""
         while True:
             if self._study.done:
-                return Searcher.FINISHED
+                return str(Searcher.FINISHED)
             proposal = self._study.ask()
             if proposal is None:
                 return None  # trials in flight may still have to be tried again
@@ -71,8 +72,16 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing to learn before a trial is complete."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its set-up for its own way to resume, which is not ours.
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StudySearcher:
+        return self  # one study has one driver
+
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the run's folder is the state."""
+        """Leave Tune an empty file: the run's folder is the state."""
+        Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
         """Refuse: a study resumes from its own folder."""

@@ -220,9 +220,7 @@ def _report(
             "optimizer": optimizer.state_dict(),
         }
         torch.save(state, Path(folder) / "state.pt")
-        ray.train.report(
-            metrics.__dict__, checkpoint=ray.train.Checkpoint.from_directory(folder)
-        )
+        ray.train.report(metrics.__dict__, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def _restore(model: Any, optimizer: torch.optim.Optimizer) -> int:

@@ -38,7 +38,7 @@ class CandidateTrainable(tune.Trainable):
         recipe = MergeRecipe.model_validate_json(self._recipe)
         try:
             result = score_through(self._handle, recipe, "search", timeout_s=self._timeout_s)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # A border: whatever went wrong ends this trial as FAIL with its reason.
             reason = str(error) or "".join(traceback.format_exception_only(error)).strip()
             return {FAILURE: reason, RETRY: isinstance(error, EngineError), "done": True}

@@ -94,11 +94,13 @@ class VllmEngine:
     def _rpc(self, method: str, **kwargs: Any) -> None:
         try:
             self._llm.collective_rpc(method, kwargs=kwargs)
-        except Exception as error:  # noqa: BLE001 - vLLM raises bare Exception across processes
-            text = str(error)
-            if _MERGE_ERROR_MARK in text:
-                raise MergeError(text.split(_MERGE_ERROR_MARK, 1)[1].splitlines()[0].strip()) from error
-            raise EngineError(f"vllm engine: {method} failed; got: {_last_line(error)}.") from error
+        except Exception as error:
+            _, mark, told = str(error).partition(_MERGE_ERROR_MARK)
+            if mark:
+                raise MergeError(told.splitlines()[0].strip()) from error
+            raise EngineError(
+                f"vllm engine: {method} failed; got: {_last_line(error)}."
+            ) from error
 
     def load(self, recipe: MergeRecipe) -> None:
         """Swap the recipe's merge into the running engine; see `Engine.load`.
@@ -121,7 +123,7 @@ class VllmEngine:
     def generate(self, prompts: Sequence[TokenizedPrompt]) -> list[Response]:
         """Answer prompts greedily; see `Engine.generate`."""
         if self._candidate is None:
-            raise EngineError("vllm engine: a candidate must be loaded before prompts are answered.")
+            raise EngineError("vllm engine: a candidate must be loaded before prompts are asked.")
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
             [

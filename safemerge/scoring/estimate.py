@@ -41,7 +41,9 @@ def wilson_interval(mean: float, n: int) -> tuple[float, float]:
     return max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean))
 
 
-def estimate(metric: str, scores: Iterable[Score], *, key: str, direction: Direction) -> MetricEstimate:
+def estimate(
+    metric: str, scores: Iterable[Score], *, key: str, direction: Direction
+) -> MetricEstimate:
     """Aggregate one value of many scores.
 
     Args:
@@ -58,13 +60,23 @@ def estimate(metric: str, scores: Iterable[Score], *, key: str, direction: Direc
     unscored = len(scores) - len(values)
     if not values:
         return MetricEstimate(
-            metric=metric, value=None, low=None, high=None, n=0, unscored=unscored,
+            metric=metric,
+            value=None,
+            low=None,
+            high=None,
+            n=0,
+            unscored=unscored,
             direction=direction,
         )
     mean = math.fsum(values) / len(values)
     low, high = wilson_interval(mean, len(values))
     return MetricEstimate(
-        metric=metric, value=mean, low=low, high=high, n=len(values), unscored=unscored,
+        metric=metric,
+        value=mean,
+        low=low,
+        high=high,
+        n=len(values),
+        unscored=unscored,
         direction=direction,
     )
 
@@ -108,7 +120,12 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
     direction = parts[0].direction
     if len(ends) < len(parts):
         return MetricEstimate(
-            metric=metric, value=None, low=None, high=None, n=n, unscored=unscored,
+            metric=metric,
+            value=None,
+            low=None,
+            high=None,
+            n=n,
+            unscored=unscored,
             direction=direction,
         )
     count = len(ends)
@@ -116,6 +133,11 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
     below = math.sqrt(math.fsum((value - low) ** 2 for value, low, _ in ends)) / count
     above = math.sqrt(math.fsum((high - value) ** 2 for value, _, high in ends)) / count
     return MetricEstimate(
-        metric=metric, value=mean, low=mean - below, high=mean + above, n=n, unscored=unscored,
+        metric=metric,
+        value=mean,
+        low=mean - below,
+        high=mean + above,
+        n=n,
+        unscored=unscored,
         direction=direction,
     )

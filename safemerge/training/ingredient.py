@@ -6,10 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from safemerge.cache import cache_dir
 from safemerge.config.base import digest
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.training.batch import Mixture
-from safemerge.weights.cache import cache_dir
 
 RECIPE_VERSION = 1
 """Raised when a change of the training code changes its results."""

@@ -31,8 +31,9 @@ def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     missing = [target for target in spec.targets if target not in names]
     if missing:
+        modules = model.named_modules()
         linear = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+            {name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, torch.nn.Linear)}
         )
         raise ConfigError(
             f"{where}: lora.targets must name modules of the model; got {missing[0]!r}. "
@@ -46,7 +47,7 @@ def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
         )
     config = LoraConfig(
         r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]
+        lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=list(spec.targets),
         layers_to_transform=list(range(spec.first_layer, layers)) if spec.first_layer else None,

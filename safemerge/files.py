@@ -1,0 +1,234 @@
+"""Files that survive being killed: whole replacement, locked appends, torn last lines."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from safemerge.errors import PreflightError, StudyError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_CHUNK = 1 << 16
+
+
+class TornLine(NamedTuple):
+    """An unfinished last line that a killed process left behind, moved aside."""
+
+    line: int
+    """Its line number, from 1."""
+    num_bytes: int
+    moved_to: Path
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full, read-only or missing disk into a message for the user.
+
+    Args:
+        folder: The folder that is written to, named in messages.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        PreflightError: If the disk is full, or writing is not allowed.
+        StudyError: If the folder is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise PreflightError(
+                f"{folder}: the disk is full; got {_free_mib(folder)} MiB free. "
+                "Free space, then resume."
+            ) from error
+        if error.errno in _DENIED:
+            raise PreflightError(
+                f"{folder}: cannot be written; got {error.strerror}. Choose another folder."
+            ) from error
+        if error.errno == errno.ENOENT:
+            raise StudyError(
+                f"{folder}: no such folder; got {error.filename!r} missing. "
+                "Was it moved while the run was going?"
+            ) from error
+        raise
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole: a reader sees the old content or the new, never a part.
+
+    Args:
+        path: The file; its folder must exist.
+        content: Text (stored as UTF-8) or bytes.
+
+    Raises:
+        OSError: As the system reports it; the old file is then untouched.
+    """
+    payload = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        try:
+            write_all(handle, payload)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: bytes, *, is_whole: Callable[[bytes], bool]) -> TornLine | None:
+    """Append one line under an exclusive lock and wait until it is on disk.
+
+    If the write fails half-way, the file is cut back to what it was. A torn last line that
+    another process left is moved aside first; see `mend_lines`.
+
+    Args:
+        path: The file, created if missing.
+        line: The line without its newline.
+        is_whole: Tells whether an unfinished last line is a whole record all the same.
+
+    Returns:
+        The torn line that was moved aside, if there was one.
+
+    Raises:
+        OSError: As the system reports it.
+    """
+    with locked_file(path, os.O_RDWR | os.O_CREAT) as handle:
+        torn = _mend(handle, path, is_whole)
+        size = os.lseek(handle, 0, os.SEEK_END)
+        try:
+            write_all(handle, line + b"\n")
+            os.fsync(handle)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(handle, size)
+            raise
+        if size == 0:
+            sync_folder(path.parent)
+    return torn
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Return the finished lines of a file, under a shared lock; [] if it is missing."""
+    try:
+        with locked_file(path, os.O_RDONLY, exclusive=False) as handle:
+            content = _read_from(handle, 0)
+    except FileNotFoundError:
+        return []
+    return content.split(b"\n")[:-1]
+
+
+def mend_lines(path: Path, *, is_whole: Callable[[bytes], bool]) -> TornLine | None:
+    """Move an unfinished last line to ``<name>.torn``, or finish it if it is whole.
+
+    A writer that is killed leaves a last line without its newline. Nothing is dropped: the
+    bytes are appended to the side file before they are cut off.
+
+    Args:
+        path: The file; a missing one is fine.
+        is_whole: Tells whether the unfinished line is a whole record all the same.
+
+    Returns:
+        What was moved, if anything.
+
+    Raises:
+        OSError: As the system reports it.
+    """
+    try:
+        with locked_file(path, os.O_RDONLY, exclusive=False) as handle:
+            if _ends_whole(handle):
+                return None
+        with locked_file(path, os.O_RDWR) as handle:
+            return _mend(handle, path, is_whole)
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def locked_file(path: Path, flags: int, *, exclusive: bool = True) -> Iterator[int]:
+    """Open a file and hold a whole-file lock on it, shared between threads and processes.
+
+    Args:
+        path: The file.
+        flags: As for `os.open`.
+        exclusive: Whether other holders are kept out; else only exclusive ones are.
+
+    Yields:
+        The file descriptor.
+    """
+    handle = os.open(path, flags, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def write_all(handle: int, payload: bytes) -> None:
+    """Write every byte: `os.write` may stop early."""
+    view = memoryview(payload)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new or renamed entry of a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mend(handle: int, path: Path, is_whole: Callable[[bytes], bool]) -> TornLine | None:
+    if _ends_whole(handle):
+        return None
+    content = _read_from(handle, 0)
+    start = content.rfind(b"\n") + 1
+    tail = content[start:]
+    if is_whole(tail):
+        os.lseek(handle, 0, os.SEEK_END)
+        write_all(handle, b"\n")
+        os.fsync(handle)
+        return None
+    aside = path.with_name(f"{path.name}.torn")
+    side = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        write_all(side, tail + b"\n")
+        os.fsync(side)
+    finally:
+        os.close(side)
+    os.ftruncate(handle, start)
+    os.fsync(handle)
+    return TornLine(line=content.count(b"\n") + 1, num_bytes=len(tail), moved_to=aside)
+
+
+def _ends_whole(handle: int) -> bool:
+    size = os.lseek(handle, 0, os.SEEK_END)
+    return size == 0 or os.pread(handle, 1, size - 1) == b"\n"
+
+
+def _read_from(handle: int, offset: int) -> bytes:
+    chunks = []
+    while chunk := os.pread(handle, _CHUNK, offset):
+        chunks.append(chunk)
+        offset += len(chunk)
+    return b"".join(chunks)
+
+
+def _free_mib(folder: Path) -> int:
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free >> 20
+    return 0

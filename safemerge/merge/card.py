@@ -1,0 +1,67 @@
+"""The model card of a merged checkpoint: where it comes from and how to make it again."""
+
+import json
+
+from safemerge import __version__
+from safemerge.config.recipe import MergeRecipe
+from safemerge.merge.method import method_row
+
+
+def model_card(recipe: MergeRecipe) -> str:
+    """Return a README.md with front matter, provenance, recipe and citation.
+
+    Args:
+        recipe: The recipe of the checkpoint, with digests where they are known.
+
+    Returns:
+        Markdown text. Folders are named by their last part only, so that a published card
+        tells nothing of the machine it was made on.
+    """
+    row = method_row(recipe.method.name)
+    rows = "\n".join(
+        f"| {'base' if ref is recipe.base else 'expert'} | {ref.name} | "
+        f"`{_short(ref.path or ref.package or ref.align or ref.finetune or '')}` | "
+        f"{f'`{ref.digest}`' if ref.digest else 'unknown'} |"
+        for ref in recipe.checkpoints
+    )
+    parameters = recipe.resolved()["method"]
+    groups = recipe.resolved()["layer_groups"]
+    settings = json.dumps(
+        {"method": parameters, "layer_groups": groups, "dtype": recipe.dtype, "seed": recipe.seed},
+        indent=2,
+    )
+    return f"""---
+library_name: transformers
+tags:
+- merge
+- safemerge
+---
+
+# {row.title} merge of {", ".join(ref.name for ref in recipe.experts)}
+
+Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe is in
+`safemerge_recipe.json`.
+
+| role | name | source | fingerprint |
+|---|---|---|---|
+{rows}
+
+## Recipe
+
+```json
+{settings}
+```
+
+## Method
+
+{row.title}: {row.citation}, <{row.url}>. {row.variant}
+
+## Before use
+
+A merge can lose safety training that its parts had. Measure this model before it meets users;
+merging method and coefficients guarantee nothing.
+"""
+
+
+def _short(source: str) -> str:
+    return source.rstrip("/").rsplit("/", 1)[-1]

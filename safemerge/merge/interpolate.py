@@ -1,0 +1,121 @@
+"""Interpolation of whole weights: a model's share in a weighted sum.
+
+References:
+    Wortsman et al., Model soups, arXiv:2203.05482.
+    Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safemerge.errors import MergeError
+
+PARALLEL = 0.9995
+"""abs(cos) above which slerp is linear: the angle's sine is too small to divide by."""
+
+MIN_WEIGHT_SUM = 1e-6
+"""Smallest abs(sum of weights) that a normalised mean divides by."""
+
+_CHUNK = 1 << 18
+
+
+def linear_shares(
+    weights: Mapping[str, float], *, normalize: bool, where: str = "linear"
+) -> dict[str, float]:
+    """Return the coefficient of each model in a linear merge: w_i, or w_i / sum of w.
+
+    Args:
+        weights: Weight by model name; negative ones are allowed.
+        normalize: Whether the coefficients are made to sum to 1.
+        where: Place named in messages.
+
+    Returns:
+        Coefficient by model name.
+
+    Raises:
+        MergeError: If the weights sum to less than 1e-6 in magnitude and are to be normalised.
+
+    References:
+        Wortsman et al., arXiv:2203.05482, section 2 (uniform soup: equal weights).
+    """
+    total = math.fsum(weights.values())
+    if not normalize:
+        return dict(weights)
+    if abs(total) < MIN_WEIGHT_SUM:
+        raise MergeError(
+            f"{where}: weights must not sum to zero when normalised; got {total:g}. "
+            f"Set normalize to false or change a weight."
+        )
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def slerp_shares(
+    first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"], *, t: float
+) -> tuple[float, float]:
+    """Return the coefficients of two tensors in their spherical interpolation.
+
+    With the angle theta between the flattened tensors: sin((1 - t) theta) / sin(theta) and
+    sin(t theta) / sin(theta). 1 - t and t (linear) where abs(cos theta) > 0.9995, parallel or
+    opposite, and where a tensor is zero or empty. Norms are not changed beforehand, as in
+    mergekit. Inner products are added up in float64 over runs of 2**18 entries.
+
+    Args:
+        first: Tensor at t = 0.
+        second: Tensor at t = 1.
+        t: Position, in [0, 1].
+
+    Returns:
+        Coefficient of the first and of the second tensor.
+
+    Raises:
+        MergeError: If t is outside [0, 1] or an entry is not finite.
+
+    References:
+        Shoemake 1985, formula Slerp. Departure: the tensors are not of unit norm.
+    """
+    if not 0.0 <= t <= 1.0:
+        raise MergeError(f"slerp: t must be in [0, 1]; got {t}. Use linear to extrapolate.")
+    product = first_square = second_square = 0.0
+    flat_first, flat_second = first.flatten(), second.flatten()
+    for start in range(0, flat_first.numel(), _CHUNK):
+        a = flat_first[start : start + _CHUNK].to(torch.float32)
+        b = flat_second[start : start + _CHUNK].to(torch.float32)
+        product += float(torch.dot(a, b))
+        first_square += float(torch.dot(a, a))
+        second_square += float(torch.dot(b, b))
+    if not math.isfinite(product + first_square + second_square):
+        raise MergeError(
+            f"slerp: entries must be finite; got an inner product of {product}. "
+            f"Check the checkpoints."
+        )
+    norms = math.sqrt(first_square) * math.sqrt(second_square)
+    cosine = product / norms if norms > 0.0 else 1.0
+    if abs(cosine) > PARALLEL:
+        return 1.0 - t, t
+    theta = math.acos(cosine)
+    return math.sin((1.0 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
+
+
+def slerp(
+    first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"], *, t: float
+) -> Float[Tensor, "*shape"]:
+    """Interpolate two tensors along the arc between them; see `slerp_shares`.
+
+    Args:
+        first: Tensor at t = 0.
+        second: Tensor at t = 1.
+        t: Position, in [0, 1].
+
+    Returns:
+        Tensor of the same shape and device, float32.
+
+    Raises:
+        MergeError: If t is outside [0, 1] or an entry is not finite.
+    """
+    first_share, second_share = slerp_shares(first, second, t=t)
+    merged = first.to(torch.float32) * first_share
+    return merged.add_(second, alpha=second_share)

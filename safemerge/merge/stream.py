@@ -1,0 +1,125 @@
+"""A recipe and its checkpoints as a stream of named tensors: one path to disk and to engines."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.errors import MergeError
+from safemerge.merge.coefficient import Coefficients, check_groups, coefficients_for, group_of
+from safemerge.merge.method import merge_tensor, models_used
+from safemerge.merge.sparsify import ThresholdCache
+from safemerge.weights.checkpoint import Checkpoint, layer_of
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def merge_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return tensor names with those of a layer together: embeddings, layers, the rest.
+
+    Args:
+        names: Tensor names in any order.
+
+    Returns:
+        Names sorted by (embedding first, layer number, name).
+    """
+
+    def key(name: str) -> tuple[float, str]:
+        layer = layer_of(name)
+        if layer is not None:
+            return float(layer), name
+        return (-1.0 if "embed" in name or ".wte." in f".{name}" else math.inf), name
+
+    return tuple(sorted(names, key=key))
+
+
+def merged_dtype(recipe: MergeRecipe, base: Checkpoint, name: str) -> torch.dtype:
+    """Return the dtype that a merged tensor will have.
+
+    Args:
+        recipe: Recipe; its dtype ``base`` stands for the base tensor's own.
+        base: The recipe's base.
+        name: Tensor name.
+
+    Returns:
+        float32, bfloat16 or float16.
+    """
+    return base.dtype(name) if recipe.dtype == "base" else DTYPES[recipe.dtype]
+
+
+def merged_tensors(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    *,
+    thresholds: ThresholdCache | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
+    """Yield every tensor of the candidate, in checkpoint names, one after the other.
+
+    Tensors of a layer are adjacent (`merge_order`). A tied output head is left out, even where
+    checkpoints store it. Each tensor is new, so that a consumer may keep it; beyond what the
+    consumer keeps, memory is one tensor and its inputs. Experts without weight are not read.
+    Nothing is checked here that `check_agreement` checks; a shape that differs still raises.
+
+    Args:
+        recipe: What to merge.
+        checkpoints: Base and experts by the names of the recipe.
+        thresholds: Trim thresholds kept between candidates; None for nowhere.
+        device: Where tensors are merged and given.
+
+    Returns:
+        Iterator of (name, merged tensor).
+
+    Raises:
+        MergeError: If a checkpoint of the recipe is not given (at the call), or a tensor
+            cannot be merged or is not finite (while iterating).
+        ConfigError: If a layer group matches no tensor (at the call).
+    """
+    missing = [ref.name for ref in recipe.checkpoints if ref.name not in checkpoints]
+    if missing:
+        raise MergeError(
+            f"recipe {recipe.digest[:4]}: every model must be open; got no '{missing[0]}' among "
+            f"{', '.join(sorted(checkpoints))}. Open its checkpoint."
+        )
+    check_groups(recipe, checkpoints[recipe.base.name].distinct_names)
+    return _stream(recipe, checkpoints, thresholds, torch.device(device))
+
+
+def _stream(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    thresholds: ThresholdCache | None,
+    device: torch.device,
+) -> Iterator[tuple[str, Tensor]]:
+    base = checkpoints[recipe.base.name]
+    coefficients_by_group: dict[str, Coefficients] = {}
+    for name in merge_order(base.distinct_names):
+        group = group_of(name, recipe.layer_groups)
+        if group not in coefficients_by_group:
+            coefficients_by_group[group] = coefficients_for(recipe.method, group)
+        used = models_used(recipe.method, coefficients_by_group[group])
+        yield (
+            name,
+            merge_tensor(
+                recipe.method,
+                tensor=name,
+                base=base.tensor(name).to(device),
+                experts={
+                    expert: checkpoints[expert].tensor(name).to(device)
+                    for expert in used
+                    if expert != recipe.base.name
+                },
+                base_name=recipe.base.name,
+                groups=recipe.layer_groups,
+                seed=recipe.seed,
+                dtype=merged_dtype(recipe, base, name),
+                thresholds=thresholds,
+            ),
+        )

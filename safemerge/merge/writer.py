@@ -1,0 +1,233 @@
+"""Write a candidate to disk as a checkpoint that any library loads."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.errors import PreflightError, UserError
+from safemerge.merge.card import model_card
+from safemerge.merge.sparsify import ThresholdCache
+from safemerge.merge.stream import merge_order, merged_dtype, merged_tensors
+from safemerge.weights.agreement import check_agreement
+from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
+
+MAX_SHARD_BYTES = 5 * 10**9
+"""Largest weight file, 5 GB, as the Hub's libraries write."""
+
+RECIPE_FILE = "safemerge_recipe.json"
+_SPARE_BYTES = 64 * 2**20
+_COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+)
+
+Progress = Callable[[int, int], None]
+"""Told (tensors done, tensors in all) after each tensor."""
+
+
+class _Plan(NamedTuple):
+    names_by_file: dict[str, tuple[str, ...]]
+    num_bytes: int
+
+
+def write_merged(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    out_dir: Path | str,
+    *,
+    progress: Progress | None = None,
+    thresholds: ThresholdCache | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    check: bool = True,
+) -> Path:
+    """Merge a recipe into a folder: weights, config, tokenizer, model card and recipe.
+
+    Weights are safetensors, in several files with an index if they exceed a shard. config.json
+    is the base's with the merged dtype; generation config, tokenizer and chat template are the
+    base's files. Everything is written into a temporary folder beside `out_dir` that is renamed
+    at the end, so `out_dir` is whole or absent; after an error the temporary folder is removed.
+    Peak memory is a shard and a few tensors.
+
+    Args:
+        recipe: What to merge.
+        checkpoints: Base and experts by the names of the recipe.
+        out_dir: Folder to write; missing, or empty.
+        progress: Called after each tensor with tensors done and tensors in all.
+        thresholds: Trim thresholds kept between candidates; None for nowhere.
+        max_shard_bytes: Largest weight file; a larger tensor gets a file of its own.
+        check: Whether to check first that the checkpoints agree and are finite.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        UserError: If `out_dir` is a file or a folder that is not empty.
+        PreflightError: If the disk has too little space, before or while writing, or the
+            folder cannot be written.
+        CheckpointMismatchError: If the checkpoints disagree.
+        CheckpointError: If a checkpoint cannot be read or is not finite.
+        MergeError: If the merge cannot be computed.
+    """
+    out = Path(out_dir).expanduser().absolute()
+    _check_free_place(out)
+    stream = merged_tensors(recipe, checkpoints, thresholds=thresholds)
+    base = checkpoints[recipe.base.name]
+    if check:
+        experts = {ref.name: checkpoints[ref.name] for ref in recipe.experts}
+        where = f"recipe {recipe.digest[:4]}"
+        check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
+    plan = _plan(recipe, base, max_shard_bytes)
+    needed = plan.num_bytes + _SPARE_BYTES
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    with _disk_errors(out, needed):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(out, needed)
+        partial.mkdir()
+    try:
+        with _disk_errors(out, needed):
+            _write_documents(recipe, base, partial)
+            _write_weights(stream, plan, partial, progress)
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _check_free_place(out: Path) -> None:
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise UserError(
+                f"{out}: the output folder must be missing or empty; got a folder with files. "
+                f"Choose another folder."
+            )
+    elif out.exists():
+        raise UserError(f"{out}: the output must be a folder; got a file. Choose another folder.")
+
+
+def _check_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise PreflightError(_no_space(out, needed, f"{free / 2**30:.2f} GiB free"))
+
+
+def _no_space(out: Path, needed: int, got: str) -> str:
+    return (
+        f"{out}: the merged checkpoint needs {needed / 2**30:.2f} GiB of disk space; got {got}. "
+        f"Free space or choose another disk."
+    )
+
+
+@contextmanager
+def _disk_errors(out: Path, needed: int) -> Iterator[None]:
+    """Turn a full or unwritable disk into a PreflightError that says what was needed."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # NOTE: safetensors reports the operating system's error by text only.
+        if full or re.search(r"[Nn]o space left|[Qq]uota exceeded", str(error)):
+            raise PreflightError(_no_space(out, needed, "a full disk while writing")) from error
+        raise PreflightError(
+            f"{out}: must be a place that can be written; got: {error}. Choose another folder."
+        ) from error
+
+
+def _plan(recipe: MergeRecipe, base: Checkpoint, max_shard_bytes: int) -> _Plan:
+    """Decide, from headers alone, which tensors go into which file."""
+    groups: list[list[str]] = []
+    num_bytes = shard_bytes = 0
+    for name in merge_order(base.distinct_names):
+        entries = torch.Size(base.shape(name)).numel()
+        size = entries * merged_dtype(recipe, base, name).itemsize
+        if not groups or shard_bytes + size > max_shard_bytes:
+            groups.append([])
+            shard_bytes = 0
+        groups[-1].append(name)
+        shard_bytes += size
+        num_bytes += size
+    if len(groups) == 1:
+        return _Plan({SINGLE_FILE: tuple(groups[0])}, num_bytes)
+    return _Plan(
+        {
+            f"model-{number:05d}-of-{len(groups):05d}.safetensors": tuple(names)
+            for number, names in enumerate(groups, start=1)
+        },
+        num_bytes,
+    )
+
+
+def _write_weights(
+    stream: Iterator[tuple[str, Tensor]], plan: _Plan, folder: Path, progress: Progress | None
+) -> None:
+    total = sum(len(names) for names in plan.names_by_file.values())
+    done = 0
+    for file, names in plan.names_by_file.items():
+        shard: dict[str, Tensor] = {}
+        for name, tensor in islice(stream, len(names)):
+            shard[name] = tensor
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        # NOTE: merge and plan share merge_order, so a shard gets the names planned for it.
+        assert tuple(shard) == names
+        save_file(shard, str(folder / file), metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG_FILE, folder / file)
+    if len(plan.names_by_file) > 1:
+        weight_map = {name: file for file, names in plan.names_by_file.items() for name in names}
+        index = {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map}
+        _write_json(folder / INDEX_FILE, index)
+
+
+def _write_documents(recipe: MergeRecipe, base: Checkpoint, folder: Path) -> None:
+    _write_json(folder / CONFIG_FILE, _merged_config(recipe, base))
+    _write_json(folder / RECIPE_FILE, recipe.resolved())
+    (folder / "README.md").write_text(model_card(recipe), encoding="utf-8")
+    for name in _COPIED:
+        source = base.folder / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+
+
+def _merged_config(recipe: MergeRecipe, base: Checkpoint) -> dict[str, Any]:
+    config = dict(base.config)
+    if recipe.dtype == "base":
+        return config
+    nested = config.get("text_config")
+    if isinstance(nested, dict):
+        config["text_config"] = _with_dtype(nested, recipe.dtype)
+    return _with_dtype(config, recipe.dtype)
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    return {**config, **dict.fromkeys(keys, dtype)}
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,282 @@
+"""Paired comparisons of candidates on the same prompts: differences with 95 % intervals.
+
+References:
+    Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13 (percentile
+    interval).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from safemerge.config.suite import Direction
+from safemerge.errors import StudyError
+from safemerge.records import CandidateResult, Front, FrontPoint, Split
+
+MIN_PAIRS = 10
+"""Fewer paired samples than this never tell two candidates apart: a percentile interval over
+a handful of values is too narrow to be believed."""
+
+NUM_RESAMPLES = 2000
+"""Bootstrap resamples of a comparison."""
+
+_RESAMPLES_AT_ONCE = 200
+
+_Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+_Values = dict[tuple[int, str, tuple[str, ...]], dict[str, float]]
+"""Value by sample id, by (identity of the result, suite, metrics read)."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Left minus right on one metric, over the samples that both have a verdict for."""
+
+    metric: str
+    direction: Direction
+    value: float | None
+    """Mean difference, in the metric's unit; None if no sample has both verdicts."""
+    low: float | None
+    """Lower end of the 95 % interval."""
+    high: float | None
+    n: int
+    """Paired samples; of an aggregate, those of its smallest suite."""
+    left_out: int
+    """Samples without a verdict on one side or the other, over all suites compared."""
+
+    @property
+    def is_distinguishable(self) -> bool:
+        """Whether the interval excludes 0, on at least `MIN_PAIRS` samples."""
+        if self.low is None or self.high is None or self.n < MIN_PAIRS:
+            return False
+        return self.low > 0 or self.high < 0
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``not told apart``, for the left candidate."""
+        if not self.is_distinguishable or self.low is None:
+            return "not told apart"
+        return "better" if (self.low > 0) == (self.direction == "maximize") else "worse"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two front points that the intervals cannot tell apart on one objective."""
+
+    left: int
+    """Trial number."""
+    right: int
+    """Trial number, of a later point of the front."""
+    difference: PairedDifference
+
+
+def paired_difference(
+    left: CandidateResult,
+    right: CandidateResult,
+    *,
+    metric: str,
+    mean_of: Sequence[str] = (),
+    direction: Direction | None = None,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> PairedDifference:
+    """Compare two candidates on one metric, by a paired bootstrap over prompts.
+
+    The statistic is the mean over suites of the mean over samples of (left - right). Samples
+    are drawn with replacement within each suite; the interval holds the 2.5th to the 97.5th
+    percentile. A sample counts only if both candidates have a verdict on every metric that
+    is read from its suite; the others are left out and counted, never taken as 0. The same
+    seed gives the same interval, whatever else is compared.
+
+    Args:
+        left: One candidate, with per-sample scores.
+        right: The other, on the same split.
+        metric: Full metric name, ``suite.metric``, or an aggregate's name.
+        mean_of: The full metric names that an aggregate is the mean of; empty for a plain
+            metric.
+        direction: The better direction; taken from the results' estimates if left out.
+        seed: Seed of the resampling, 0 or more.
+        num_resamples: Bootstrap resamples, at least 1.
+
+    Returns:
+        The difference with its interval, in the metric's unit (a fraction for shares).
+
+    Raises:
+        StudyError: If the two results are of different splits.
+    """
+    return _paired_difference(
+        left, right, metric, tuple(mean_of), direction, seed, num_resamples, known={}
+    )
+
+
+def _paired_difference(
+    left: CandidateResult,
+    right: CandidateResult,
+    metric: str,
+    mean_of: Sequence[str],
+    direction: Direction | None,
+    seed: int,
+    num_resamples: int,
+    *,
+    known: _Values,
+) -> PairedDifference:
+    """Compare two candidates; `known` spares reading a result twice while it is alive."""
+    if left.split != right.split:
+        raise StudyError(
+            f"candidates {left.candidate} and {right.candidate}: must be compared on one split; "
+            f"got {left.split} and {right.split}. Pass results of the same split."
+        )
+    if direction is None:
+        estimate = left.metrics.get(metric) or right.metrics.get(metric)
+        direction = estimate.direction if estimate is not None else "maximize"
+    by_suite: dict[str, list[str]] = {}
+    for name in mean_of or (metric,):
+        suite, _, leaf = name.rpartition(".")
+        by_suite.setdefault(suite, []).append(leaf)
+    num_metrics = sum(len(leaves) for leaves in by_suite.values())
+    generator = np.random.default_rng(seed)
+    total = 0.0
+    resampled = np.zeros(num_resamples)
+    counts: list[int] = []
+    left_out = 0
+    for suite, leaves in sorted(by_suite.items()):
+        differences, missing = _suite_differences(left, right, suite, tuple(leaves), known)
+        counts.append(len(differences))
+        left_out += missing
+        if len(differences) == 0:
+            continue
+        share = len(leaves) / num_metrics
+        total += share * float(differences.mean())
+        resampled += share * _resampled_means(differences, generator, num_resamples)
+    if min(counts) == 0:
+        return PairedDifference(metric, direction, None, None, None, 0, left_out)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return PairedDifference(
+        metric, direction, total, float(low), float(high), min(counts), left_out
+    )
+
+
+def indistinguishable_pairs(
+    front: Front, *, split: Split = "report", seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> list[Pair]:
+    """Find the pairs of front points that the intervals cannot tell apart, by objective.
+
+    Args:
+        front: The front; its objectives carry ``mean_of`` where they are aggregates.
+        split: The split compared on.
+        seed: Seed of the resampling.
+        num_resamples: Bootstrap resamples of each comparison.
+
+    Returns:
+        One entry for each pair and objective whose 95 % interval of the paired difference
+        holds 0, or that share fewer than `MIN_PAIRS` samples; ordered as the front is. No
+        correction is made for the number of comparisons.
+    """
+    known: _Values = {}
+    pairs = []
+    for left, right in combinations(front.points, 2):
+        found = _point_differences(
+            left, right, front.objectives, split, seed, num_resamples, known=known
+        )
+        pairs += [
+            Pair(left.number, right.number, difference)
+            for difference in found
+            if not difference.is_distinguishable
+        ]
+    return pairs
+
+
+def point_differences(
+    left: FrontPoint,
+    right: FrontPoint,
+    *,
+    objectives: Sequence[Mapping[str, object]],
+    split: Split = "report",
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> list[PairedDifference]:
+    """Compare two published points on every objective.
+
+    Args:
+        left: One point.
+        right: The other.
+        objectives: Entries as in `Front.objectives`.
+        split: The split compared on.
+        seed: Seed of the resampling.
+        num_resamples: Bootstrap resamples of each comparison.
+
+    Returns:
+        One paired difference an objective, in their order.
+    """
+    return _point_differences(left, right, objectives, split, seed, num_resamples, known={})
+
+
+def _point_differences(
+    left: FrontPoint,
+    right: FrontPoint,
+    objectives: Sequence[Mapping[str, object]],
+    split: Split,
+    seed: int,
+    num_resamples: int,
+    *,
+    known: _Values,
+) -> list[PairedDifference]:
+    results = (left.report, right.report) if split == "report" else (left.search, right.search)
+    differences = []
+    for objective in objectives:
+        mean_of = objective.get("mean_of")
+        parts = [str(name) for name in mean_of] if isinstance(mean_of, list) else []
+        direction: Direction = "minimize" if objective["direction"] == "minimize" else "maximize"
+        metric = str(objective["metric"])
+        differences.append(
+            _paired_difference(
+                *results, metric, parts, direction, seed, num_resamples, known=known
+            )
+        )
+    return differences
+
+
+def _suite_differences(
+    left: CandidateResult,
+    right: CandidateResult,
+    suite: str,
+    leaves: tuple[str, ...],
+    known: _Values,
+) -> tuple[_Array, int]:
+    """Per-sample differences of a suite, by sample id, and the number of samples left out."""
+    values = []
+    for result in (left, right):
+        key = (id(result), suite, leaves)
+        if key not in known:
+            known[key] = {
+                score.sample_id: sum(score.values[leaf] for leaf in leaves) / len(leaves)
+                for score in result.scores.get(suite, [])
+                if all(leaf in score.values for leaf in leaves)
+            }
+        values.append(known[key])
+    asked = {score.sample_id for result in (left, right) for score in result.scores.get(suite, [])}
+    shared = sorted(values[0].keys() & values[1].keys())
+    differences = np.array([values[0][key] - values[1][key] for key in shared], dtype=np.float64)
+    return differences, len(asked) - len(shared)
+
+
+def _resampled_means(
+    differences: _Array, generator: np.random.Generator, num_resamples: int
+) -> _Array:
+    """Draw resampled means by how often each distinct difference comes up.
+
+    The counts of a resample with replacement are multinomial, so this is the bootstrap
+    itself; with verdicts of 0 and 1 only three values are distinct.
+    """
+    size = len(differences)
+    distinct, counts = np.unique(differences, return_counts=True)
+    means = np.empty(num_resamples)
+    # NOTE: in slices, so that thousands of distinct values do not need gigabytes at once.
+    for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
+        stop = min(start + _RESAMPLES_AT_ONCE, num_resamples)
+        drawn = generator.multinomial(size, counts / size, size=stop - start)
+        means[start:stop] = drawn @ distinct / size
+    return means

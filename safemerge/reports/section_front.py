@@ -1,0 +1,222 @@
+"""The front as tables: both splits side by side, safety lost, and pairs not told apart."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import combinations
+
+from safemerge.records import CandidateResult
+from safemerge.reports.comparison import Pair, indistinguishable_pairs
+from safemerge.reports.front import broken_constraints
+from safemerge.reports.markup import (
+    Cell,
+    code,
+    difference_cell,
+    escape,
+    estimate_cell,
+    number_cell,
+    paragraph,
+    table,
+    text_cell,
+)
+from safemerge.reports.metric import Metric, metrics_of, safety_metrics, side_metrics
+from safemerge.reports.run import Point, Run
+from safemerge.reports.table import by_first_objective
+from safemerge.reports.versus import compare_with_references, is_parent
+from safemerge.reports.wording import counted, difference_text, recipe_text
+
+MAX_MATRIX = 24
+"""Front points beyond which the matrix of pairs gives way to the list."""
+
+
+def front_section(run: Run) -> str:
+    """Return the table of front and reference points, and the table of safety lost."""
+    if not run.points and not run.references:
+        return paragraph("There is no point to show yet.")
+    on_front = {point.number for point in run.points}
+    others = [point for point in run.references if point.number not in on_front]
+    points = [*by_first_objective(run, run.points), *others]
+    metrics = metrics_of(run.spec)
+    both = [item for item in metrics.values() if item.use != "other"]
+    single = [item for item in side_metrics(run.spec) if item not in both]
+    published = run.front is not None
+    heads = ["point"]
+    for metric in both:
+        heads += (
+            [f"{metric.name} %, report", f"{metric.name} %, search"]
+            if published
+            else [f"{metric.name} %, search"]
+        )
+    heads += [f"{metric.name} %, {'report' if published else 'search'}" for metric in single]
+    rows = [_row(run, point, both, single, point.number in on_front) for point in points]
+    caption = (
+        "Front points, best first objective first, then the reference points off the front. "
+        "Mean in percent, 95 % interval, n scored samples. Press a head to sort."
+    )
+    parts = [
+        table(
+            caption,
+            heads,
+            rows,
+            css="front",
+            row_ids=[str(p.number) for p in points],
+            details=[_take(run, p) for p in points],
+        )
+    ]
+    parts += [_safety_lost(run, metric) for metric in safety_metrics(run.spec)]
+    return "".join(parts)
+
+
+def export_command(run: Run, number: int) -> str:
+    """Return the command that writes a point's checkpoint."""
+    return f"safemerge export {shlex.quote(str(run.folder))} --pick {number} OUT_DIR"
+
+
+def pairs_section(run: Run) -> str:
+    """Return which pairs of front points the intervals cannot tell apart."""
+    if run.front is None:
+        return paragraph("Pairs are compared once the front is published.")
+    if len(run.points) < 2:
+        return paragraph("The front has fewer than two points: there is no pair to compare.")
+    pairs = indistinguishable_pairs(run.front)
+    by_pair: dict[tuple[int, int], list[Pair]] = {}
+    for pair in pairs:
+        by_pair.setdefault((pair.left, pair.right), []).append(pair)
+    total = len(list(combinations(run.points, 2)))
+    same = [key for key, found in by_pair.items() if len(found) == len(run.spec.objectives)]
+    told = (
+        f"Of {counted(total, 'pair')} of front points, {len(by_pair)} cannot be told apart on at "
+        f"least one objective"
+    )
+    told += (
+        f", and {len(same)} of these on every objective: between such two points, the order in "
+        "the table means nothing."
+        if same
+        else "; every pair differs on some objective."
+    )
+    parts = [paragraph(told)]
+    if len(run.points) <= MAX_MATRIX:
+        matrices = []
+        for item in run.spec.objectives:
+            alike = {
+                (pair.left, pair.right) for pair in pairs if pair.difference.metric == item.metric
+            }
+            matrices.append(_matrix(run, item.metric, alike))
+        parts.append(f'<div class="side">{"".join(matrices)}</div>')
+    if pairs:
+        rows = [
+            [
+                text_cell(f"{pair.left} and {pair.right}"),
+                text_cell(pair.difference.metric),
+                Cell(escape(difference_text(pair.difference)), pair.difference.value),
+                number_cell(float(pair.difference.n), str(pair.difference.n)),
+                number_cell(float(pair.difference.left_out), str(pair.difference.left_out)),
+            ]
+            for pair in pairs
+        ]
+        heads = ["trials", "objective", "first minus second", "n", "left out"]
+        inner = table(
+            "Pairs whose 95 % interval of the paired difference holds 0, on the report split.",
+            heads,
+            rows,
+        )
+        parts.append(
+            f"<details><summary>All {counted(len(pairs), 'comparison')} that hold 0"
+            f"</summary>{inner}</details>"
+        )
+    return "".join(parts)
+
+
+def _row(
+    run: Run, point: Point, both: list[Metric], single: list[Metric], is_front: bool
+) -> list[Cell]:
+    marks = []
+    if run.knee is not None and run.knee.number == point.number:
+        marks.append('<span class="flag knee">knee</span>')
+    if point.trial.role == "reference":
+        kind = "parent" if is_parent(run, point) else "reference merge"
+        where = "" if is_front else ", not on the front"
+        marks.append(f'<span class="quiet">#{point.number}, {kind}{where}</span>')
+    cells = [Cell(f"{escape(point.name)} {' '.join(marks)}", float(point.number))]
+    for metric in both:
+        results = (point.search,) if run.front is None else (point.report, point.search)
+        cells += [_estimate(run, result, metric) for result in results]
+    cells += [_estimate(run, point.shown, metric) for metric in single]
+    return cells
+
+
+def _take(run: Run, point: Point) -> str:
+    """What a user needs to take a point: coefficients, digest, command."""
+    told = (
+        f'<span class="recipe">{escape(recipe_text(point.trial.recipe))}</span> '
+        f'<span class="quiet">candidate {code(point.search.candidate)}</span>'
+    )
+    if run.front is None:  # Export needs a published front.
+        return told
+    command = export_command(run, point.number)
+    return (
+        f'{told} <span class="command">{code(command)}'
+        f'<button type="button" class="copy" data-copy="{escape(command)}">copy</button></span>'
+    )
+
+
+def _estimate(run: Run, result: CandidateResult | None, metric: Metric) -> Cell:
+    if result is None:
+        return Cell('<span class="quiet">not evaluated</span>', None, is_number=True)
+    if result.broken is not None:
+        return Cell('<span class="quiet">broken</span>', None, is_number=True)
+    broken = {item.metric for item in broken_constraints(run.spec, result)}
+    return estimate_cell(result.metrics.get(metric.name), is_broken=metric.name in broken)
+
+
+def _safety_lost(run: Run, metric: Metric) -> str:
+    parents = [point for point in run.references if is_parent(run, point)]
+    points = by_first_objective(run, run.points)
+    if not parents or not points:
+        return ""
+    found = {
+        point.number: {
+            item.reference.number: item.differences[0]
+            for item in compare_with_references(run, point, metrics=[metric])
+        }
+        for point in points
+    }
+    rows = []
+    for point in points:
+        cells = [Cell(escape(point.name), float(point.number))]
+        for parent in parents:
+            difference = found[point.number].get(parent.number)
+            cells.append(
+                Cell('<span class="quiet">itself</span>')
+                if difference is None
+                else difference_cell(difference)
+            )
+        rows.append(cells)
+    heads = ["point", *(f"against {parent.name}" for parent in parents)]
+    caption = (
+        f"Safety lost against each parent: {code(metric.name)} of the point minus the parent's, "
+        "in percentage points on the same prompts. Above 0, the merge is less safe than that "
+        "parent."
+    )
+    return table(caption, heads, rows, css="versus")
+
+
+def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> str:
+    points = by_first_objective(run, run.points)
+    rows = []
+    for point in points:
+        cells = [Cell(escape(point.name))]
+        for other in points:
+            if other.number == point.number:
+                cells.append(Cell('<span class="quiet">\u00b7</span>'))
+                continue
+            is_same = (point.number, other.number) in same or (other.number, point.number) in same
+            mark, word = ("\u2248", "not told apart") if is_same else ("\u2260", "differs")
+            css = "same" if is_same else "differs"
+            cells.append(
+                Cell(f'<span class="{css}" title="{word}" aria-label="{word}">{mark}</span>')
+            )
+        rows.append(cells)
+    heads = ["", *(str(point.number) for point in points)]
+    caption = f"{code(metric)}: \u2248 not told apart, \u2260 differs"
+    return table(caption, heads, rows, css="matrix", sortable=False)

@@ -1,0 +1,263 @@
+"""The top of the page: whether the run is finished, and what was found, in plain words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from safemerge.records import TrialRecord
+from safemerge.reports.comparison import PairedDifference
+from safemerge.reports.front import broken_constraints
+from safemerge.reports.markup import (
+    Cell,
+    breakable,
+    code,
+    difference_cell,
+    escape,
+    paragraph,
+    table,
+    text_cell,
+)
+from safemerge.reports.metric import Metric, metrics_of
+from safemerge.reports.run import Point, Run, outcome
+from safemerge.reports.versus import Versus, compare_with_references, is_parent
+from safemerge.reports.wording import (
+    DIRECTION_WORDS,
+    counted,
+    estimate_text,
+    interval,
+    joined,
+    percent,
+    points,
+    recipe_text,
+)
+
+LIMIT_WORDS = {"minimize": "at most", "maximize": "at least"}
+
+NUM_MISSES = 5
+"""Nearest misses shown when nothing is feasible."""
+
+
+def status_banner(run: Run) -> str:
+    """Say how far the run is, and how its trials ended."""
+    counts = run.counts
+    words = [
+        counted(counts["feasible"], "feasible trial"),
+        f"{counts['infeasible']} infeasible",
+        f"{counts['broken']} broken",
+        f"{counts['failed']} failed",
+    ]
+    parts = [f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"]
+    num_references = len(run.trials) - run.num_sampled
+    if num_references:
+        parts[0] += f", and {counted(num_references, 'reference point')}"
+    parts.append(joined(words))
+    lines = [f'<p class="status">{escape("; ".join(parts))}.</p>']
+    if not run.is_complete:
+        if run.front is None:
+            told = (
+                "This run is unfinished. No front is published yet: nothing below was measured "
+                "on held-out prompts."
+            )
+        else:
+            told = (
+                "This run is unfinished: the front was published before all sampled trials had "
+                "finished."
+            )
+        lines.append(f'<p class="warning" role="status"><b>Unfinished.</b> {told}</p>')
+    if run.left_out:
+        names = joined([f"trial {trial.number}" for trial in run.left_out])
+        lines.append(
+            f'<p class="warning"><b>Not on the published front:</b> {escape(names)} '
+            "would be on the front by the search split, but "
+            f"{'has' if len(run.left_out) == 1 else 'have'} no result on the report split.</p>"
+        )
+    return "".join(lines)
+
+
+def headline_section(run: Run) -> str:
+    """Tell what was found: the knee against the plain mean and each parent, or why nothing."""
+    if not run.trials:
+        return paragraph("No trial has finished yet.", css="lead")
+    if not run.points:
+        return _nothing_feasible(run)
+    if run.knee is not None:
+        return _knee(run, run.knee)
+    if run.front is None:
+        count = counted(len(run.points), "trial is", "trials are")
+        return paragraph(
+            f"So far {count} not dominated by any other, on the search split. These figures "
+            "are flattered: the same prompts chose the points.",
+            css="lead",
+        )
+    broken = {
+        item.metric for point in run.points for item in broken_constraints(run.spec, point.shown)
+    }
+    return paragraph(
+        f"The search found {counted(len(run.points), 'point')}, but on held-out prompts none "
+        f"keeps every limit ({escape(joined(sorted(broken)) or 'a value is missing')}). "
+        "There is no knee, and no point to recommend.",
+        css="lead",
+    )
+
+
+def _knee(run: Run, knee: Point) -> str:
+    metrics = metrics_of(run.spec)
+    objectives = [metrics[item.metric] for item in run.spec.objectives]
+    limits = [metrics[item.metric] for item in run.spec.constraints]
+    if knee.trial.role == "reference":
+        kind = "a model you already had" if is_parent(run, knee) else "the plain mean"
+        lead = (
+            f"The best-balanced point is <b>{escape(knee.name)}</b>, {kind}: no merge that "
+            "the search tried strikes a better balance."
+        )
+    else:
+        lead = f"The best-balanced merge is <b>{escape(knee.name)}</b>, the knee of the front."
+    shown = [metric for metric in dict.fromkeys(limits) if metric not in objectives]
+    versus = compare_with_references(run, knee, metrics=[*objectives, *shown])
+    figures = "".join(_figure(run, knee, metric) for metric in (*objectives, *shown))
+    num_objectives = len(objectives)
+    sentences = [_compared(run, item, num_objectives) for item in versus]
+    parts = [
+        paragraph(f"{lead} On prompts that the search never saw:", css="lead"),
+        f'<dl class="figures">{figures}</dl>',
+        paragraph(
+            "The knee was picked by these figures, so they flatter it a little.", css="note"
+        ),
+        paragraph(f"Recipe: {code(recipe_text(knee.trial.recipe))}"),
+    ]
+    if sentences:
+        parts.append(f"<ul>{''.join(f'<li>{item}</li>' for item in sentences)}</ul>")
+        parts.append(_versus_table(run, knee, versus, [*objectives, *shown]))
+    return "".join(parts)
+
+
+def _figure(run: Run, point: Point, metric: Metric) -> str:
+    """Return one metric as a figure to be read at a glance, with all that qualifies it."""
+    estimate = point.shown.metrics.get(metric.name)
+    value = None if estimate is None else estimate.value
+    budgets = [
+        f"{LIMIT_WORDS[item.direction]} {percent(item.budget)}"
+        for item in run.spec.constraints
+        if item.metric == metric.name
+    ]
+    notes = [DIRECTION_WORDS[metric.direction], *(f"limit {text}" for text in budgets)]
+    details = ""
+    if estimate is not None:
+        unscored = f", {estimate.unscored} unscored" if estimate.unscored else ""
+        details = f"95 % interval {interval(estimate)}, n = {estimate.n}{unscored}"
+    mean = next((item for item in run.references if item.label == "mean"), None)
+    if mean is not None and mean.number != point.number:
+        other = mean.shown.metrics.get(metric.name)
+        notes.append(f"plain mean {percent(None if other is None else other.value)}")
+    return (
+        f"<div><dt>{breakable(metric.name)}</dt><dd><b>{percent(value)}</b>"
+        f"<span>{escape(details)}</span><span>{escape('; '.join(notes))}</span></dd></div>"
+    )
+
+
+def _compared(run: Run, versus: Versus, num_objectives: int) -> str:
+    reference = versus.reference
+    who = f"the parent <b>{escape(reference.name)}</b>"
+    if not is_parent(run, reference):
+        who = "the plain mean" if reference.label == "mean" else f"<b>{escape(reference.name)}</b>"
+    told = [_sentence(item) for item in versus.differences[:num_objectives]]
+    return f"Against {who}: {'; '.join(told)}."
+
+
+def _sentence(difference: PairedDifference) -> str:
+    metric = escape(difference.metric)
+    if difference.value is None:
+        return f"{metric} cannot be compared (no sample scored on both sides)"
+    if not difference.is_distinguishable:
+        return f"{metric} {points(difference.value)} points, not told apart by the interval"
+    return f"{metric} {difference.verdict} by {points(abs(difference.value)).lstrip('+')} points"
+
+
+def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Metric]) -> str:
+    reaches = [
+        max(
+            (
+                abs(end)
+                for item in versus
+                for end in (item.differences[index].low, item.differences[index].high)
+                if end is not None
+            ),
+            default=0.0,
+        )
+        for index in range(len(metrics))
+    ]
+    rows = []
+    for item in versus:
+        kind = "parent" if is_parent(run, item.reference) else "merge"
+        head = Cell(
+            f'{escape(item.reference.name)} <span class="quiet">{kind}</span>',
+            item.reference.name,
+        )
+        cells = [
+            difference_cell(difference, reach=reach)
+            for difference, reach in zip(item.differences, reaches, strict=True)
+        ]
+        rows.append([head, *cells])
+    caption = (
+        f"{escape(knee.name)} minus each reference point, on the same {versus[0].split}-split "
+        "prompts: paired difference in percentage points with 95 % interval (bootstrap). "
+        "n: prompts scored on both sides; of an aggregate, those of its smallest suite."
+    )
+    heads = [f"{metric.name} ({DIRECTION_WORDS[metric.direction]})" for metric in metrics]
+    return table(caption, ["minus", *heads], rows, css="versus", sortable=False)
+
+
+def _nothing_feasible(run: Run) -> str:
+    counts = run.counts
+    tried = counted(len(run.trials), "trial")
+    lead = f"<b>No feasible point.</b> None of {tried} keeps every limit."
+    parts = [paragraph(lead, css="lead")]
+    if counts["failed"] == len(run.trials):
+        parts = [
+            paragraph(
+                "<b>Every trial failed.</b> Nothing was measured, so nothing can be said about "
+                "any merge.",
+                css="lead",
+            )
+        ]
+    misses = [trial for trial in run.trials if outcome(trial) == "infeasible"]
+    misses.sort(key=lambda trial: (_excess(trial), trial.number))
+    if misses:
+        parts.append(_miss_table(run, misses[:NUM_MISSES]))
+    reasons = Counter(
+        trial.reason or "no reason given"
+        for trial in run.trials
+        if outcome(trial) in ("failed", "broken")
+    )
+    if reasons:
+        items = "".join(
+            f"<li>{escape(reason)} \u00d7 {count}</li>" for reason, count in reasons.most_common(8)
+        )
+        more = f"<li>and {len(reasons) - 8} other reasons</li>" if len(reasons) > 8 else ""
+        parts.append(f"<p>Why trials failed or broke:</p><ul>{items}{more}</ul>")
+    return "".join(parts)
+
+
+def _excess(trial: TrialRecord) -> float:
+    return sum((max(value, 0.0) for value in trial.violations.values()), 0.0)
+
+
+def _miss_table(run: Run, misses: list[TrialRecord]) -> str:
+    rows = []
+    for trial in misses:
+        name = trial.label if trial.role == "reference" else f"trial {trial.number}"
+        over = [
+            f"{metric} by {points(value).lstrip('+')} points"
+            for metric, value in trial.violations.items()
+            if value > 0
+        ]
+        values = [
+            text_cell(estimate_text(trial.result.metrics.get(item.metric)))
+            if trial.result is not None
+            else text_cell("not measured")
+            for item in run.spec.objectives
+        ]
+        rows.append([text_cell(name), text_cell(joined(over)), *values])
+    heads = ["nearest miss", "limit broken", *(item.metric for item in run.spec.objectives)]
+    caption = "Nearest misses, by the sum of what they exceed their limits by; search split."
+    return table(caption, heads, rows, sortable=False)

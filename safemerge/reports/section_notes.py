@@ -1,0 +1,152 @@
+"""Timing, the limits of what was measured, and where it all comes from."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from safemerge.reports.card import LIMITS
+from safemerge.reports.markup import Cell, code, definitions, escape, number_cell, paragraph, table
+from safemerge.reports.metric import judge_notes
+from safemerge.reports.run import Run
+from safemerge.reports.timing import PARTS, TimingSummary, summarize_timings
+from safemerge.reports.wording import counted, percent, seconds
+
+PART_WORDS = {
+    "swap": "swap: recipe to weights in the live engine",
+    "generate": "generate: answering the prompts",
+    "score": "score: judging the answers",
+    "other": "other: what the three clocks do not cover",
+}
+
+
+def timing_section(run: Run) -> str:
+    """Return where the evaluators' time went, in words, in a table and as a chart."""
+    summary = summarize_timings(run)
+    share = summary.generating_share
+    if share is None:
+        return paragraph("No evaluation was timed yet.")
+    told = [
+        f"The evaluators spent <b>{percent(share)}</b> of their working time generating "
+        f"({seconds(summary.seconds_by_part['generate'])} of {seconds(summary.total_s)}, "
+        f"{counted(len(summary.candidates), 'evaluation')} on "
+        f"{counted(summary.num_replicas, 'replica')})."
+    ]
+    of_span = summary.generating_share_of_span
+    if of_span is not None and summary.search_span_s is not None:
+        told.append(
+            f"Of the replicas' whole time during the search ({seconds(summary.search_span_s)} "
+            "from the first start to the last end, pauses and idle time included), "
+            f"{percent(of_span)}."
+        )
+    if summary.tokens_per_s is not None and summary.num_generated_tokens:
+        told.append(
+            f"{summary.num_generated_tokens:,} tokens for {summary.num_prompts:,} prompts: "
+            f"{summary.tokens_per_s:,.0f} tokens per second of generating."
+        )
+    return (
+        paragraph(" ".join(told))
+        + _timing_table(summary)
+        + '<div class="chart" id="timings"></div>'
+    )
+
+
+def limits_section(run: Run) -> str:
+    """Return what the judge is worth, and what the reader must not conclude."""
+    parts = ["<h3>The judge</h3>"]
+    notes = judge_notes(run.spec)
+    for note in notes:
+        sentences = "".join(f"<li>{escape(item)}</li>" for item in note.sentences)
+        parts.append(f"<p><b>{escape(note.title)}</b></p><ul>{sentences}</ul>")
+    if not notes:
+        parts.append(paragraph("No judge was used."))
+    parts.append("<h3>What not to conclude</h3>")
+    limits = [
+        *LIMITS,
+        "Membership of the front was decided on the search split, so search values are "
+        "flattered. Read the report values, and where the two differ, believe the report split.",
+        "Unscored answers count neither as safe nor as harmful. They are left out of the "
+        "figures and counted beside them.",
+        "\u201cNot told apart\u201d does not mean equal: with more prompts a difference may show.",
+    ]
+    parts.append(f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in limits)}</ul>")
+    return "".join(parts)
+
+
+def provenance_section(run: Run) -> str:
+    """Return versions, digests, seeds and splits."""
+    pairs = [
+        ("study", f"{run.spec.name}, digest {run.study_digest}"),
+        ("seed", str(run.spec.seed)),
+        ("sampler", f"{run.spec.sampler.name}, {run.spec.sampler.startup} random first"),
+        ("engine", f"{run.spec.evaluator.engine}, dtype {run.spec.evaluator.dtype}"),
+    ]
+    if run.provenance is not None:
+        pairs += [
+            ("safemerge", run.provenance.safemerge),
+            ("commit", run.provenance.commit or "not a checkout"),
+            ("started", run.provenance.created_at),
+            ("python", f"{run.provenance.python}, {run.provenance.platform}"),
+            (
+                "packages",
+                ", ".join(f"{name} {text}" for name, text in run.provenance.packages.items()),
+            ),
+        ]
+    models = table(
+        "Models, with the digest of their weights.",
+        ["model", "role", "source", "digest"],
+        [
+            [
+                Cell(escape(item.name)),
+                Cell("base" if index == 0 else "expert"),
+                Cell(code(item.path or item.package or item.align or item.finetune or "")),
+                Cell(code(item.digest) if item.digest else "not recorded"),
+            ]
+            for index, item in enumerate(run.spec.checkpoints)
+        ],
+        sortable=False,
+    )
+    suites = table(
+        "Suites, with the source of each split.",
+        ["suite", "task", "search split", "report split"],
+        [
+            [
+                Cell(escape(suite.name)),
+                Cell(escape(suite.task.kind)),
+                *(
+                    Cell(code(_source(split.source.resolved())))
+                    for split in (suite.search, suite.report)
+                ),
+            ]
+            for suite in run.spec.suites
+        ],
+        sortable=False,
+    )
+    return definitions(pairs) + models + suites
+
+
+def _timing_table(summary: TimingSummary) -> str:
+    rows = []
+    for part in PARTS:
+        cells = [Cell(escape(PART_WORDS[part]))]
+        for split in ("search", "report"):
+            values = [
+                item.seconds_by_part[part] for item in summary.candidates if item.split == split
+            ]
+            cells.append(
+                number_cell(median(values), seconds(median(values)))
+                if values
+                else Cell('<span class="quiet">none</span>', is_number=True)
+            )
+        total = summary.seconds_by_part[part]
+        share = total / summary.total_s if summary.total_s else 0.0
+        cells += [number_cell(total, seconds(total)), number_cell(share, percent(share))]
+        rows.append(cells)
+    heads = ["part", "median a candidate, search", "median a candidate, report", "in all", "share"]
+    return table("Seconds by part of an evaluation.", heads, rows, sortable=False)
+
+
+def _source(document: dict[str, object]) -> str:
+    """Return a data source in one line, without fields that hold nothing."""
+    return ", ".join(
+        f"{key} {value}" for key, value in document.items() if value not in (None, {}, [])
+    )

@@ -1,0 +1,116 @@
+"""Where the evaluators' time went."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+
+from safemerge.records import CandidateResult
+from safemerge.reports.run import Run
+
+PARTS = ("swap", "generate", "score", "other")
+"""Parts of a candidate's evaluation; ``other`` is what the three clocks do not cover."""
+
+
+@dataclass(frozen=True)
+class CandidateTiming:
+    """Seconds of one evaluation, by part."""
+
+    number: int
+    split: str
+    seconds_by_part: dict[str, float]
+
+    @property
+    def total_s(self) -> float:
+        """Sum of the parts."""
+        return sum(self.seconds_by_part.values(), 0.0)
+
+
+@dataclass(frozen=True)
+class TimingSummary:
+    """Totals over every evaluation of a run, both splits."""
+
+    candidates: tuple[CandidateTiming, ...]
+    seconds_by_part: dict[str, float]
+    num_generated_tokens: int
+    num_prompts: int
+    num_replicas: int
+    search_span_s: float | None
+    """From the first trial's start to the last one's end, pauses included."""
+    search_generate_s: float
+    """Seconds spent generating for the trials of that span."""
+
+    @property
+    def total_s(self) -> float:
+        """Seconds that evaluators worked, all replicas together."""
+        return sum(self.seconds_by_part.values(), 0.0)
+
+    @property
+    def generating_share(self) -> float | None:
+        """Share of the evaluators' working time spent generating."""
+        return self.seconds_by_part["generate"] / self.total_s if self.total_s > 0 else None
+
+    @property
+    def generating_share_of_span(self) -> float | None:
+        """The same, of all replicas' wall-clock time over the search, idle time included."""
+        if not self.search_span_s or not self.num_replicas:
+            return None
+        return min(self.search_generate_s / (self.search_span_s * self.num_replicas), 1.0)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens generated per second of generating."""
+        generating = self.seconds_by_part["generate"]
+        return self.num_generated_tokens / generating if generating > 0 else None
+
+
+def summarize_timings(run: Run) -> TimingSummary:
+    """Add up the timings of every result that a run holds.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The summary; all zero if nothing was timed.
+    """
+    searched = [(trial.number, trial.result) for trial in run.trials if trial.result is not None]
+    reported = {
+        point.report.candidate: (point.number, point.report)
+        for point in (*run.points, *run.references)
+        if point.report is not None
+    }
+    candidates = [_timing(number, result) for number, result in (*searched, *reported.values())]
+    results = [result for _, result in (*searched, *reported.values())]
+    return TimingSummary(
+        candidates=tuple(candidates),
+        seconds_by_part={
+            part: math.fsum(item.seconds_by_part[part] for item in candidates) for part in PARTS
+        },
+        num_generated_tokens=sum(result.num_generated_tokens for result in results),
+        num_prompts=sum(result.num_prompts for result in results),
+        num_replicas=len({result.replica for result in results}),
+        search_span_s=_span_s(run),
+        search_generate_s=math.fsum(result.timings.generate_s for _, result in searched),
+    )
+
+
+def _timing(number: int, result: CandidateResult) -> CandidateTiming:
+    clock = result.timings
+    known = clock.swap_s + clock.generate_s + clock.score_s
+    parts = {
+        "swap": clock.swap_s,
+        "generate": clock.generate_s,
+        "score": clock.score_s,
+        "other": max(clock.total_s - known, 0.0),
+    }
+    return CandidateTiming(number, result.split, parts)
+
+
+def _span_s(run: Run) -> float | None:
+    try:
+        starts = [datetime.fromisoformat(item.started_at) for item in run.trials if item.result]
+        ends = [datetime.fromisoformat(item.finished_at) for item in run.trials if item.result]
+        return (max(ends) - min(starts)).total_seconds() if starts else None
+    except (TypeError, ValueError):  # No time stamps, or some without a zone.
+        return None

@@ -1,0 +1,184 @@
+"""Bringing Optuna's study back in line with ``trials.jsonl`` after a driver was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from safemerge.config.study import SearchSpace, StudySpec
+from safemerge.provenance import utc_now
+from safemerge.records import TrialRecord
+from safemerge.search.space import (
+    SPACE_PARAMETER,
+    Value,
+    optuna_distributions,
+    optuna_params,
+    parameter_name,
+    recipe_at,
+    space_by_name,
+)
+
+NUMBER = "number"
+"""Trial's user attribute: its number in the study, which counts the references too."""
+ATTEMPT = "attempt"
+"""How often the candidate crashed before."""
+RETRY_OF = "retry_of"
+"""Number of the trial that this one tries again."""
+RETRIED = "retried"
+"""Set on a failed trial that another one tries again; the two count once in the budget."""
+REASON = "reason"
+"""Why a trial failed or is infeasible, for Optuna's dashboard."""
+
+INTERRUPTED = "interrupted: the driver stopped before the result came back"
+_FIXED = "fixed_params"
+
+
+class Recovery:
+    """Reconciles the two stores; ``trials.jsonl`` is the truth.
+
+    Each step may be killed and run again: nothing finished is lost or evaluated twice.
+
+    Args:
+        spec: The study.
+        study: Optuna's side of it.
+        records: Every finished trial of the store.
+    """
+
+    def __init__(self, spec: StudySpec, study: optuna.Study, records: list[TrialRecord]) -> None:
+        self._spec = spec
+        self._study = study
+        self._sampled = [record for record in records if record.role == "sampled"]
+        self.interrupted: tuple[int, ...] = ()
+        """Numbers of the trials found in flight, once `run` is exhausted."""
+
+    def run(self) -> Iterator[TrialRecord]:
+        """Reconcile.
+
+        Yields:
+            A FAIL record for every interrupted trial; it must be stored before the next one
+            is taken.
+        """
+        self._finish_or_add_recorded()
+        for trial in self._trials(TrialState.RUNNING):
+            live = self._live(trial)
+            live.set_user_attr(RETRIED, True)
+            live.set_user_attr(REASON, INTERRUPTED)
+            if NUMBER in trial.user_attrs:
+                yield self._interrupted(trial)
+                self.interrupted += (trial.user_attrs[NUMBER],)
+            self._study.tell(trial.number, state=TrialState.FAIL)
+        self._enqueue_again()
+
+    def _finish_or_add_recorded(self) -> None:
+        trial_by_number = {
+            trial.user_attrs[NUMBER]: trial
+            for trial in self._trials()
+            if NUMBER in trial.user_attrs
+        }
+        for record in self._sampled:
+            trial = trial_by_number.get(record.number)
+            if trial is None:
+                self._study.add_trial(self._rebuilt(record))
+            elif not trial.state.is_finished():
+                live = self._live(trial)
+                present = trial.constraints
+                for metric, violation in record.violations.items():
+                    if metric not in present:
+                        live.set_constraint(metric, violation)
+                if record.reason is not None:
+                    live.set_user_attr(REASON, record.reason)
+                values = self._values(record)
+                state = TrialState.FAIL if values is None else TrialState.COMPLETE
+                self._study.tell(trial.number, values, state=state)
+
+    def _enqueue_again(self) -> None:
+        trials = self._trials()
+        for trial in trials:
+            attributes = trial.user_attrs
+            if trial.state != TrialState.FAIL or not attributes.get(RETRIED, False):
+                continue
+            if NUMBER in attributes:
+                params, parent = trial.params, attributes[NUMBER]
+                crashed = attributes.get(REASON) != INTERRUPTED
+                attempt = attributes.get(ATTEMPT, 0) + crashed
+            elif RETRY_OF in attributes:
+                # Killed while a try again was being asked for: it keeps its place.
+                params, parent = trial.system_attrs[_FIXED], attributes[RETRY_OF]
+                attempt = attributes.get(ATTEMPT, 0)
+            else:
+                continue
+            tried = any(
+                other.user_attrs.get(RETRY_OF) == parent and other.number > trial.number
+                for other in trials
+            )
+            if not tried:
+                self._study.enqueue_trial(params, user_attrs={RETRY_OF: parent, ATTEMPT: attempt})
+
+    def _interrupted(self, trial: FrozenTrial) -> TrialRecord:
+        space = self._space(trial)
+        params: dict[str, Value] = {
+            path: trial.params[parameter_name(space, path)] for path in space.vary
+        }
+        recipe = recipe_at(self._spec, space, params)
+        number = trial.user_attrs[NUMBER]
+        started = trial.datetime_start
+        return TrialRecord(
+            number=number,
+            role="sampled",
+            label=f"trial {number}",
+            state="FAIL",
+            reason=INTERRUPTED,
+            space=space.name,
+            params=params,
+            recipe=recipe.resolved(),
+            candidate=recipe.digest,
+            started_at=started.astimezone(UTC).isoformat(timespec="milliseconds")
+            if started
+            else "",
+            finished_at=utc_now(),
+        )
+
+    def _rebuilt(self, record: TrialRecord) -> FrozenTrial:
+        """A finished Optuna trial for a record that Optuna lacks."""
+        space = space_by_name(self._spec, record.space or "")
+        same = [item for item in self._sampled if item.candidate == record.candidate]
+        earlier = [item for item in same if item.number < record.number and item.state == "FAIL"]
+        later = [item for item in same if item.number > record.number]
+        attributes: dict[str, Any] = {
+            NUMBER: record.number,
+            ATTEMPT: sum(item.reason != INTERRUPTED for item in earlier),
+        }
+        if record.reason is not None:
+            attributes[REASON] = record.reason
+        if earlier:
+            attributes[RETRY_OF] = max(item.number for item in earlier)
+        if record.state == "FAIL" and (later or record.reason == INTERRUPTED):
+            attributes[RETRIED] = True
+        values = self._values(record)
+        return create_trial(
+            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+            values=values,
+            params=optuna_params(self._spec, space, record.params),
+            distributions=optuna_distributions(self._spec, space),
+            user_attrs=attributes,
+            constraints=record.violations or None,
+        )
+
+    def _values(self, record: TrialRecord) -> list[float] | None:
+        if record.state == "FAIL":
+            return None
+        return [record.objectives[item.metric] for item in self._spec.objectives]
+
+    def _space(self, trial: FrozenTrial) -> SearchSpace:
+        only = self._spec.spaces[0].name
+        return space_by_name(self._spec, trial.params.get(SPACE_PARAMETER, only))
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=states or None)
+
+    def _live(self, trial: FrozenTrial) -> optuna.Trial:
+        return optuna.Trial(self._study, trial._trial_id)

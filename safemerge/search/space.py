@@ -1,0 +1,199 @@
+"""From a declared search space to Optuna's define-by-run calls, and to recipes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from safemerge.config.document import parse_document
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import FloatRange, SearchSpace, StudySpec, set_path
+from safemerge.errors import ConfigError
+
+Value = float | int | bool | str
+
+SPACE_PARAMETER = "space"
+"""Name of the categorical parameter that chooses the space, when there are several."""
+
+MEAN_LABEL = "mean"
+
+
+@runtime_checkable
+class Suggester(Protocol):
+    """The part of an Optuna trial that a space needs."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = ..., log: bool = ...
+    ) -> float:
+        """Draw a real number in [low, high]."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Draw one of the choices."""
+        ...
+
+
+class Suggestion(NamedTuple):
+    """One drawn point of the search."""
+
+    space: str
+    """Name of the space it was drawn from."""
+    params: dict[str, Value]
+    """Value by dotted path."""
+    recipe: MergeRecipe
+
+
+class Reference(NamedTuple):
+    """A recipe that is evaluated for comparison, before anything is sampled."""
+
+    label: str
+    recipe: MergeRecipe
+
+
+def suggest(trial: Suggester, spec: StudySpec) -> Suggestion:
+    """Draw one recipe.
+
+    With several spaces, the categorical parameter ``space`` comes first. A space's own
+    parameters are named ``<space>/<path>``, so that equal paths of two spaces stay apart.
+
+    Args:
+        trial: An Optuna trial, or anything with its ``suggest_*`` methods.
+        spec: The study.
+
+    Returns:
+        The space's name, the values by dotted path, and the recipe they make.
+
+    Raises:
+        ConfigError: If the values make an illegal recipe, although both ends of every range
+            were legal; names the space and the values.
+    """
+    space = spec.spaces[0]
+    if len(spec.spaces) > 1:
+        name = trial.suggest_categorical(SPACE_PARAMETER, [item.name for item in spec.spaces])
+        space = space_by_name(spec, name)
+    params: dict[str, Value] = {}
+    for path, distribution in _distributions(space).items():
+        key = parameter_name(space, path)
+        if isinstance(distribution, CategoricalDistribution):
+            params[path] = trial.suggest_categorical(key, list(distribution.choices))
+        else:
+            params[path] = trial.suggest_float(
+                key,
+                distribution.low,
+                distribution.high,
+                step=distribution.step,
+                log=distribution.log,
+            )
+    return Suggestion(space.name, params, recipe_at(spec, space, params))
+
+
+def recipe_at(spec: StudySpec, space: SearchSpace, params: dict[str, Value]) -> MergeRecipe:
+    """Return a space's template with some of its values replaced.
+
+    Args:
+        spec: The study.
+        space: One of its spaces.
+        params: Value by dotted path; paths left out keep the template's value.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ConfigError: If the values make an illegal recipe, or a path does not exist.
+    """
+    document = spec.template(space)
+    where = f"study '{spec.name}', space '{space.name}', at {params}"
+    for path, value in params.items():
+        try:
+            set_path(document, path, value)
+        except KeyError as error:
+            raise ConfigError(f"{where}: {error.args[0]}") from None
+    return parse_document(document, MergeRecipe, where=where)
+
+
+def reference_recipes(spec: StudySpec) -> list[Reference]:
+    """Return what every search is compared with: each parent, and the experts' plain mean.
+
+    A parent's recipe is linear with weight 1 on it alone, which gives its weights back
+    exactly; the mean is linear with equal weights on all experts. With a single expert the
+    two are the same candidate, listed once.
+
+    Args:
+        spec: The study.
+
+    Returns:
+        The references: base, experts in declared order, then the mean, labelled by
+        checkpoint name and ``mean``.
+    """
+    weights = [(item.name, {item.name: 1.0}) for item in spec.checkpoints]
+    if len(spec.experts) > 1:
+        weights.append((MEAN_LABEL, {item.name: 1.0 for item in spec.experts}))
+    return [Reference(label, _linear(spec, by_name)) for label, by_name in weights]
+
+
+def space_by_name(spec: StudySpec, name: str) -> SearchSpace:
+    """Return the space of a study that has this name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    for space in spec.spaces:
+        if space.name == name:
+            return space
+    known = ", ".join(space.name for space in spec.spaces)
+    raise ConfigError(f"study '{spec.name}': no such space; got {name!r}. Known: {known}.")
+
+
+def optuna_params(spec: StudySpec, space: SearchSpace, params: dict[str, Value]) -> dict[str, Any]:
+    """Return values by dotted path as Optuna's parameters, the choice of space included."""
+    named: dict[str, Any] = {parameter_name(space, path): params[path] for path in space.vary}
+    return {SPACE_PARAMETER: space.name, **named} if len(spec.spaces) > 1 else named
+
+
+def optuna_distributions(spec: StudySpec, space: SearchSpace) -> dict[str, BaseDistribution]:
+    """Return the distribution of each of `optuna_params`' parameters."""
+    named: dict[str, BaseDistribution] = {
+        parameter_name(space, path): item for path, item in _distributions(space).items()
+    }
+    if len(spec.spaces) == 1:
+        return named
+    names = [item.name for item in spec.spaces]
+    return {SPACE_PARAMETER: CategoricalDistribution(names), **named}
+
+
+def parameter_name(space: SearchSpace, path: str) -> str:
+    """Return Optuna's name of a parameter: ``<space>/<path>``."""
+    return f"{space.name}/{path}"
+
+
+def _distributions(space: SearchSpace) -> dict[str, CategoricalDistribution | FloatDistribution]:
+    return {
+        path: _float_distribution(values)
+        if isinstance(values, FloatRange)
+        else CategoricalDistribution(values.choices)
+        for path, values in space.vary.items()
+    }
+
+
+def _float_distribution(values: FloatRange) -> FloatDistribution:
+    if values.step is None:
+        return FloatDistribution(values.low, values.high, log=values.log)
+    # NOTE: Optuna warns when the step does not end on `high`; the grid's last value is known.
+    low, step = Decimal(str(values.low)), Decimal(str(values.step))
+    steps = math.floor((Decimal(str(values.high)) - low) / step)
+    return FloatDistribution(values.low, float(low + steps * step), step=values.step)
+
+
+def _linear(spec: StudySpec, weights: dict[str, float]) -> MergeRecipe:
+    document = {
+        "base": spec.base.resolved(),
+        "experts": [expert.resolved() for expert in spec.experts],
+        "method": {"name": "linear", "weights": weights, "normalize": True},
+        "dtype": spec.dtype,
+        "seed": spec.seed,
+    }
+    return parse_document(document, MergeRecipe, where=f"study '{spec.name}', reference")

@@ -1,0 +1,128 @@
+"""Optuna's study in a run's folder, its sampler, and its noise turned off."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from sqlalchemy.exc import SQLAlchemyError
+
+from safemerge.config.study import StudySpec
+from safemerge.errors import StudyError
+from safemerge.files import disk_errors, mend_lines
+
+_FILE = {"sqlite": "study.db", "journal": "study.journal"}
+_LOCK_TIMEOUT_S = 60
+
+
+def storage_path(spec: StudySpec, folder: Path) -> Path:
+    """Return the file of Optuna's storage: ``study.db`` or ``study.journal``."""
+    return folder / _FILE[spec.storage]
+
+
+def open_study(spec: StudySpec, folder: Path) -> optuna.Study:
+    """Open Optuna's study in a run's folder, creating it if need be.
+
+    The caller holds the run (`RunStore.driving`), so a journal's lock file or torn last line
+    can only be left over from a killed process, and is cleared away.
+
+    Args:
+        spec: The study.
+        folder: The run's folder.
+
+    Returns:
+        The study, with Optuna's default sampler; see `make_sampler`.
+
+    Raises:
+        StudyError: If the file is damaged. Deleting it is safe: `SearchStudy` rebuilds it
+            from ``trials.jsonl``.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # NOTE: the journal's lock is a link to this path, which must hold from any folder.
+    path = storage_path(spec, folder.resolve())
+    with storage_errors(path):
+        return optuna.create_study(
+            storage=_storage(spec, path),
+            study_name=spec.name,
+            directions=[objective.direction for objective in spec.objectives],
+            load_if_exists=True,
+        )
+
+
+def close_study(study: optuna.Study) -> None:
+    """Close the connections of Optuna's storage."""
+    storage = study._storage
+    backend = getattr(storage, "_backend", storage)
+    if isinstance(backend, RDBStorage):
+        backend.remove_session()
+        backend.engine.dispose()
+
+
+def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
+    """Build the study's sampler.
+
+    Args:
+        spec: The study; its seed is combined with `num_existing`.
+        num_existing: Trials that Optuna holds already. A resumed study so draws other random
+            numbers than it began with, and the same ones each time it is resumed there.
+
+    Returns:
+        TPE (multivariate, grouped by space, with a constant liar for parallel asks), NSGA-II
+        (populations of ``startup``, at least 2) or random sampling.
+    """
+    words = np.random.SeedSequence((spec.seed, num_existing)).generate_state(1)
+    seed = int(words[0])
+    startup = spec.sampler.startup
+    if spec.sampler.name == "random":
+        return RandomSampler(seed=seed)
+    if spec.sampler.name == "nsga2":
+        return NSGAIISampler(seed=seed, population_size=max(2, startup))
+    with warnings.catch_warnings():
+        # `group`, experimental since Optuna 2.8.
+        warnings.filterwarnings("ignore", "Argument ``group``", ExperimentalWarning)
+        return TPESampler(
+            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+        )
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a damaged or unwritable Optuna storage into a message for the user.
+
+    Args:
+        path: The storage's file.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StudyError: If Optuna could not read or write it.
+    """
+    try:
+        with disk_errors(path.parent):
+            yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        detail = str(error.__cause__ or error).splitlines()[0]
+        raise StudyError(
+            f"{path}: Optuna's storage cannot be used; got {detail!r}. Free disk space if it is "
+            "full; if the file is damaged, delete it (trials.jsonl rebuilds it) and resume."
+        ) from error
+
+
+def _storage(spec: StudySpec, path: Path) -> BaseStorage:
+    if spec.storage == "sqlite":
+        return RDBStorage(
+            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}}
+        )
+    with suppress(FileNotFoundError):
+        path.with_name(f"{path.name}.lock").unlink()
+    mend_lines(path, is_whole=lambda _: False)
+    return JournalStorage(JournalFileBackend(str(path)))

@@ -1,0 +1,1 @@
+"""The shipped test kit: pico models and conformance cases for extensions."""

@@ -1,0 +1,208 @@
+"""Pico models: two-layer Llamas with a byte-level tokenizer, built in a second, no network.
+
+Width 64, two heads of 32 (the smallest vLLM runs on CPUs), vocabulary 512.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from safemerge.weights.checkpoint import CONFIG_FILE, SINGLE_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VOCAB_SIZE = 512
+HIDDEN_SIZE = 64
+NUM_LAYERS = 2
+PAD, START_OF_TURN, END_OF_TURN, END_OF_TEXT = (
+    "<|pad|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+)
+"""Special tokens, ids 0 to 3."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML."""
+
+_FIRST_LETTERS = "etaoinshrdlucm"
+_SECOND_LETTERS = "etaoinshrdlucmfwyp"
+_STANDARD_DEVIATION = 0.05
+
+
+def pico_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of exactly 512 tokens, the same on every machine.
+
+    Four special tokens, the 256 bytes, and 252 pairs of common letters as merges; nothing is
+    trained. Any text encodes and decodes without loss.
+
+    Returns:
+        A transformers PreTrainedTokenizerFast with a ChatML template.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = [PAD, START_OF_TURN, END_OF_TURN, END_OF_TEXT]
+    merges = [(first, second) for first in _FIRST_LETTERS for second in _SECOND_LETTERS]
+    tokens = [
+        *specials,
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        *("".join(pair) for pair in merges),
+    ]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in specials]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=START_OF_TURN,
+        eos_token=END_OF_TURN,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def pico_base(
+    out: Path | str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    tied: bool = True,
+    num_layers: int = NUM_LAYERS,
+) -> Path:
+    """Build a two-layer Llama with random weights, and save it as transformers does.
+
+    Args:
+        out: Folder to write.
+        seed: Seed of the weights; the process's own random state is left as it was.
+        dtype: float32, bfloat16 or float16.
+        tied: Whether input embedding and output head are one tensor.
+        num_layers: Decoder layers.
+
+    Returns:
+        The folder.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=2 * HIDDEN_SIZE,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=HIDDEN_SIZE // 2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, _STANDARD_DEVIATION, generator=generator)
+    folder = Path(out)
+    model.to(dtype).save_pretrained(folder)
+    pico_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def pico_expert(base_dir: Path | str, out: Path | str, *, seed: int, scale: float = 0.01) -> Path:
+    """Write a copy of a checkpoint whose weights are moved at random: a stand-in expert.
+
+    Args:
+        base_dir: Folder of a single-file checkpoint, e.g. of `pico_base`.
+        out: Folder to write.
+        seed: Seed of the task vector.
+        scale: Standard deviation of the task vector's entries.
+
+    Returns:
+        The folder.
+    """
+    source, folder = Path(base_dir), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    moved = {}
+    for name, weight in sorted(load_file(source / SINGLE_FILE).items()):
+        step = torch.randn(weight.shape, generator=generator) * scale
+        moved[name] = (weight.float() + step).to(weight.dtype)
+    for file in source.iterdir():
+        if file.is_file() and file.name != SINGLE_FILE:
+            (folder / file.name).write_bytes(file.read_bytes())
+    save_file(moved, folder / SINGLE_FILE, metadata={"format": "pt"})
+    return folder
+
+
+def pico_adapter(
+    base_dir: Path | str,
+    out: Path | str,
+    *,
+    seed: int,
+    rank: int = 4,
+    scale: float = 0.05,
+    **lora: object,
+) -> Path:
+    """Write a LoRA adapter with random factors for a checkpoint, through peft.
+
+    Args:
+        base_dir: Folder of the base.
+        out: Folder to write.
+        seed: Seed of both factors.
+        rank: LoRA rank.
+        scale: Standard deviation of the entries of A and of B.
+        **lora: Further fields of peft's LoraConfig, e.g. ``use_rslora=True``; target_modules
+            is q_proj, v_proj and down_proj unless given.
+
+    Returns:
+        The folder.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(out)
+    settings = {"target_modules": ["q_proj", "v_proj", "down_proj"], "lora_alpha": 8, **lora}
+    model = AutoModelForCausalLM.from_pretrained(base_dir)
+    with torch.random.fork_rng(devices=[]):
+        adapted = get_peft_model(model, LoraConfig(r=rank, task_type="CAUSAL_LM", **settings))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(adapted.named_parameters()):
+            if parameter.requires_grad:
+                step = torch.randn(parameter.shape, generator=generator) * scale
+                if "lora_" in name:
+                    parameter.copy_(step)
+                else:
+                    parameter.add_(step.to(parameter.dtype))
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def change_config(folder: Path | str, **settings: object) -> None:
+    """Set keys of a checkpoint's config.json, to build checkpoints that disagree.
+
+    Args:
+        folder: The checkpoint's folder.
+        **settings: Values by key.
+    """
+    path = Path(folder) / CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, **settings}), encoding="utf-8")

@@ -1,0 +1,24 @@
+"""Checkpoints: lazy safetensors, fingerprints, agreement checks, LoRA as dense weights."""
+
+from safemerge.cache import cache_dir
+from safemerge.weights.adapter import AdapterCheckpoint, is_adapter, open_checkpoint
+from safemerge.weights.agreement import check_agreement, check_finite, dtype_name, is_finite
+from safemerge.weights.checkpoint import Checkpoint, DenseCheckpoint, layer_of
+from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.vocabulary import vocabulary
+
+__all__ = [
+    "AdapterCheckpoint",
+    "Checkpoint",
+    "DenseCheckpoint",
+    "cache_dir",
+    "check_agreement",
+    "check_finite",
+    "dtype_name",
+    "fingerprint",
+    "is_adapter",
+    "is_finite",
+    "layer_of",
+    "open_checkpoint",
+    "vocabulary",
+]

@@ -1,0 +1,330 @@
+"""Checkpoints as lazy, memory-mapped maps from tensor name to tensor."""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Shaped
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from safemerge.errors import CheckpointError
+from safemerge.weights.header import TensorEntry, read_header
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+OUTPUT_HEAD = "lm_head.weight"
+"""Name of the output projection; with tied embeddings it is the input embedding."""
+
+_PICKLE_PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "adapter_model.bin")
+_INPUT_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings)\.weight$")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+
+
+def layer_of(name: str) -> int | None:
+    """Return the 0-indexed decoder layer a tensor belongs to, None outside the layers.
+
+    The layer is read from ``.layers.<n>.`` or ``.h.<n>.`` in the name.
+    """
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
+
+
+class Checkpoint(ABC):
+    """Weights by name, read on demand; what merging knows of a model.
+
+    Tensors may be views of a read-shared memory map: callers must not write to them.
+    """
+
+    folder: Path
+    """Folder the checkpoint was opened from."""
+    config: dict[str, Any]
+    """The model's config.json; an adapter gives its base's."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Every stored tensor name, sorted."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that `tensor` gives, without reading it."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
+        """Return a tensor; raises CheckpointError for an unknown name."""
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether a tensor of that name is stored."""
+        return name in self.names
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r})"
+
+    def setting(self, *keys: str) -> object:
+        """Return the first of several config keys that is set, top level or ``text_config``."""
+        nested = self.config.get("text_config")
+        for section in (self.config, nested if isinstance(nested, dict) else {}):
+            for key in keys:
+                if section.get(key) is not None:
+                    return section[key]
+        return None
+
+    @property
+    def input_embedding(self) -> str | None:
+        """Name of the input embedding, None if no usual name is found."""
+        return next((name for name in self.names if _INPUT_EMBEDDING.search(name)), None)
+
+    @property
+    def tied_embeddings(self) -> bool:
+        """Whether input embedding and output head are one tensor.
+
+        ``tie_word_embeddings`` of the config; where the config is silent, True if no
+        ``lm_head.weight`` is stored.
+        """
+        declared = self.setting("tie_word_embeddings")
+        return bool(declared) if declared is not None else OUTPUT_HEAD not in self.names
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers, by the config or else by the tensor names."""
+        declared = self.setting("num_hidden_layers", "n_layer", "num_layers")
+        if isinstance(declared, int):
+            return declared
+        layers = [layer for name in self.names if (layer := layer_of(name)) is not None]
+        return max(layers) + 1 if layers else 0
+
+    @property
+    def distinct_names(self) -> tuple[str, ...]:
+        """Names without a redundantly stored tied output head, sorted; what is merged."""
+        if self.tied_embeddings and self.input_embedding is not None:
+            return tuple(name for name in self.names if name != OUTPUT_HEAD)
+        return self.names
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, tied ones counted once."""
+        return sum(torch.Size(self.shape(name)).numel() for name in self.distinct_names)
+
+
+class DenseCheckpoint(Checkpoint):
+    """A folder with config.json and safetensors weights, one file or indexed shards.
+
+    Headers are checked at opening; data is memory-mapped by safetensors, so that processes of
+    a node share the page cache and reading a tensor copies nothing.
+
+    Args:
+        folder: The checkpoint's folder.
+
+    Raises:
+        CheckpointError: If the folder, config.json or the weights are missing, only pickle
+            files are there, or a file is truncated or corrupt.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = existing_folder(folder)
+        self.config = read_json(self.folder / CONFIG_FILE)
+        self.files = weight_files(self.folder)
+        self._entries: dict[str, TensorEntry] = {}
+        self._file_by_name: dict[str, Path] = {}
+        for file in self.files:
+            for name, entry in read_header(file).items():
+                if name in self._entries:
+                    raise CheckpointError(
+                        f"{file}, tensor '{name}': a tensor must be in one shard only; got it "
+                        f"also in '{self._file_by_name[name].name}'. Save the checkpoint again."
+                    )
+                self._entries[name] = entry
+                self._file_by_name[name] = file
+        self._names = tuple(sorted(self._entries))
+        if not self._names:
+            raise CheckpointError(
+                f"{self.folder}: the weight files must hold tensors; got none. Save it again."
+            )
+        _check_index(self.folder, self._file_by_name)
+        self._handles = {file: open_safetensors(file) for file in self.files}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every stored tensor name, sorted."""
+        return self._names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that `tensor` gives, without reading it."""
+        return self._entry(name).dtype
+
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
+        """Return a tensor as a view of the memory map; it must not be written to."""
+        self._entry(name)
+        file = self._file_by_name[name]
+        return read_tensor(self._handles[file], file, name)
+
+    def _entry(self, name: str) -> TensorEntry:
+        if name not in self._entries:
+            raise CheckpointError(
+                f"{self.folder}: must hold the tensor asked for; got no '{name}' among "
+                f"{len(self._names)} tensors. Check that the checkpoint is of the same model."
+            )
+        return self._entries[name]
+
+
+def existing_folder(folder: Path | str) -> Path:
+    """Return the absolute path of a checkpoint's folder.
+
+    Raises:
+        CheckpointError: If there is no such folder.
+    """
+    path = Path(folder).expanduser().absolute()
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing there"
+        raise CheckpointError(
+            f"{path}: a checkpoint must be a folder; got {found}. Check the path."
+        )
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a checkpoint's file.
+
+    Raises:
+        CheckpointError: If the file is missing or no JSON object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent}: must hold {path.name}; got no such file. "
+            f"Use the folder that save_pretrained wrote."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: must be readable JSON; got: {error}. Copy or save it again."
+        ) from error
+    if not isinstance(document, dict):
+        raise CheckpointError(
+            f"{path}: must be a JSON object; got {type(document).__name__}. Save it again."
+        )
+    return document
+
+
+@runtime_checkable
+class TensorFile(Protocol):
+    """An open safetensors file."""
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Return a memory-mapped tensor."""
+        ...
+
+
+def open_safetensors(path: Path) -> TensorFile:
+    """Return an open safetensors file that gives memory-mapped tensors.
+
+    Raises:
+        CheckpointError: If safetensors refuses the file.
+    """
+    try:
+        opened: TensorFile = safe_open(str(path), framework="pt")
+        return opened
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: must be a valid safetensors file; got: {error}. "
+            f"Copy or download the file again."
+        ) from error
+
+
+def read_tensor(opened: TensorFile, path: Path, name: str) -> Shaped[Tensor, "..."]:
+    """Return a tensor of an open file as a view of its memory map.
+
+    Raises:
+        CheckpointError: If safetensors cannot give it.
+    """
+    try:
+        return opened.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}, tensor '{name}': must be readable; got: {error}. "
+            f"Copy or download the file again."
+        ) from error
+
+
+def refuse_pickle(folder: Path, *, wanted: str) -> None:
+    """Raise the error for a folder without safetensors weights.
+
+    Raises:
+        CheckpointError: Always; it says so if only pickle files are there.
+    """
+    pickles = sorted({file.name for pattern in _PICKLE_PATTERNS for file in folder.glob(pattern)})
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: weights must be safetensors; got a pickle checkpoint "
+            f"({', '.join(pickles[:3])}), which can run code when loaded. Convert it to "
+            f"safetensors with save_pretrained in a sandbox."
+        )
+    raise CheckpointError(
+        f"{folder}: must hold {wanted}; got no weights. Check the path or save the model again."
+    )
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the safetensors files of a checkpoint's folder, sorted by name.
+
+    Raises:
+        CheckpointError: If there are none, or a shard that the index names is missing.
+    """
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if index.is_file():
+        files = sorted({folder / shard for shard in _weight_map(index).values()})
+        for file in files:
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{index}: every shard it names must exist; got no '{file.name}'. "
+                    f"Copy or download the missing shard."
+                )
+        return tuple(files)
+    if single.is_file():
+        return (single,)
+    refuse_pickle(folder, wanted=f"{SINGLE_FILE} or {INDEX_FILE}")
+    return ()
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index}: must have a weight_map; got {type(weight_map).__name__}. Save it again."
+        )
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(
+                f"{index}: shards must be file names in the same folder; got {shard!r}. "
+                f"Save the checkpoint again."
+            )
+    return weight_map
+
+
+def _check_index(folder: Path, file_by_name: dict[str, Path]) -> None:
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return
+    for name, shard in _weight_map(index).items():
+        found = file_by_name.get(name)
+        if found is None or found.name != shard:
+            raise CheckpointError(
+                f"{index}, tensor '{name}': must be in the shard the index names; got '{shard}', "
+                f"found in '{found.name if found else 'none'}'. Save the checkpoint again."
+            )

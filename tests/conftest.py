@@ -1,0 +1,55 @@
+"""Session fixtures: pico models, and a cache that is not the user's."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+from safemerge.testing import pico
+
+_KEEP_CACHE = "SAFEMERGE_TEST_CACHE"
+"""Set it to a folder to keep one cache over test runs (integration tests, a cluster)."""
+
+# No deadline: shared cores stall. Derandomised: a failure comes again.
+settings.register_profile("safemerge", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("safemerge")
+
+
+@pytest.fixture(autouse=True)
+def _isolated_cache(tmp_path_factory, monkeypatch):
+    kept = os.environ.get(_KEEP_CACHE)
+    folder = kept or tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SAFEMERGE_CACHE", str(folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """Folder of a float32 pico Llama with tied embeddings; read only."""
+    return pico.pico_base(tmp_path_factory.mktemp("pico") / "base", seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_experts(tiny_base):
+    """Folders of two experts of `tiny_base` by name; read only."""
+    return {
+        name: pico.pico_expert(tiny_base, tiny_base.parent / name, seed=seed)
+        for seed, name in enumerate(("math", "safety"), start=1)
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_expert(tiny_experts):
+    """Folder of one expert of `tiny_base`; read only."""
+    return tiny_experts["math"]
+
+
+@pytest.fixture(scope="session")
+def tiny_aligned(tiny_base):
+    """Folder of an aligned `tiny_base`, as far as weights go; read only."""
+    return pico.pico_expert(tiny_base, tiny_base.parent / "aligned", seed=7)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_base):
+    """Folder of a LoRA adapter on `tiny_base`; read only."""
+    return pico.pico_adapter(tiny_base, tiny_base.parent / "adapter", seed=3)

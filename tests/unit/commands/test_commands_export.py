@@ -1,0 +1,127 @@
+import pytest
+
+from safemerge.cli import main
+from safemerge.commands.export import pick
+from safemerge.config.suite import Direction
+from safemerge.errors import UserError
+from safemerge.records import CandidateResult, Front, FrontPoint, MetricEstimate
+
+SKILL, HARM = "skill", "harm.harmful_score"
+DIRECTIONS: dict[str, Direction] = {SKILL: "maximize", HARM: "minimize", "edgy": "minimize"}
+
+
+def result(split, values):
+    return CandidateResult(
+        candidate="c",
+        split=split,
+        metrics={
+            name: MetricEstimate(
+                metric=name, value=value, low=value, high=value, n=9, direction=DIRECTIONS[name]
+            )
+            for name, value in values.items()
+        },
+    )
+
+
+def point(number, skill, harm, *, role="sampled", **more):
+    # NOTE: the search split says the opposite, so that a pick by it would be seen.
+    return FrontPoint(
+        number=number,
+        label=f"trial {number}",
+        candidate="c",
+        role=role,
+        search=result("search", {SKILL: 1 - (skill or 0), HARM: 1 - harm}),
+        report=result("report", {SKILL: skill, HARM: harm, **more}),
+        recipe={},
+    )
+
+
+def front(*points, knee=5, objectives=(SKILL, HARM), references=()):
+    return Front(
+        study="s",
+        study_digest="d",
+        objectives=[{"metric": name, "direction": DIRECTIONS[name]} for name in objectives],
+        points=list(points),
+        references=list(references),
+        knee=knee,
+    )
+
+
+FRONT = front(
+    point(3, 0.5, 0.1),
+    point(5, 0.7, 0.3),
+    point(12, 0.9, 0.8),
+    references=[point(0, 0.4, 0.9, role="reference")],
+)
+
+
+@pytest.mark.parametrize(
+    ("choice", "number"),
+    [
+        ("knee", 5),
+        ("safest", 3),
+        (f"best:{HARM}", 3),
+        (f"best:{SKILL}", 12),
+        ("12", 12),
+        ("0", 0),
+    ],
+)
+def test_a_choice_names_a_point_judged_on_the_report_split(choice, number):
+    assert pick(FRONT, choice, where="run").number == number
+
+
+def test_the_safest_needs_a_harmful_objective():
+    words = r"run: --pick safest needs a harmful_score objective\. Use best:METRIC\."
+    with pytest.raises(UserError, match=words):
+        pick(front(point(1, 0.5, 0.1), objectives=[SKILL]), "safest", where="run")
+
+
+@pytest.mark.parametrize("choice", ["knees", "best:harm", "best:", ""])
+def test_a_choice_that_names_nothing_lists_the_metrics(choice):
+    words = (
+        rf"run: --pick must be knee, safest, .*; got '{choice}'\. Metrics: harm\.harm\S+, skill"
+    )
+    with pytest.raises(UserError, match=words):
+        pick(FRONT, choice, where="run")
+
+
+def test_a_trial_that_is_not_on_the_front_lists_those_that_are():
+    words = r"run: --pick: trial 4 is not on the front\. On it: 3, 5, 12\."
+    with pytest.raises(UserError, match=words):
+        pick(FRONT, "4", where="run")
+
+
+@pytest.mark.parametrize("choice", ["knee", "safest", "3"])
+def test_an_empty_front_has_nothing_to_pick(choice):
+    with pytest.raises(UserError, match="run: the front is empty; no feasible candidate"):
+        pick(front(knee=None), choice, where="run")
+
+
+@pytest.mark.xfail(reason="bug: a point without a value for the metric (NaN) wins if it is first")
+def test_a_point_that_was_not_measured_is_not_the_best():
+    unmeasured = point(1, None, 0.2)
+    found = pick(front(unmeasured, point(2, 0.6, 0.1)), f"best:{SKILL}", where="run")
+    assert found.number == 2
+
+
+@pytest.mark.xfail(
+    reason="bug: a metric that only later points have is a KeyError", raises=KeyError
+)
+def test_a_metric_that_the_first_point_lacks_can_be_picked():
+    points = point(1, 0.5, 0.1), point(2, 0.6, 0.1, edgy=0.2)
+    assert pick(front(*points), "best:edgy", where="run").number == 2
+
+
+@pytest.mark.xfail(reason="bug: without a knee the first point is taken for it")
+def test_a_front_without_a_knee_has_none_to_pick():
+    with pytest.raises(UserError, match="knee"):
+        pick(front(point(3, 0.5, 0.1), point(12, 0.9, 0.8), knee=None), "knee", where="run")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    arguments = ["export", str(tmp_path / "absent"), "--pick", "knee", str(tmp_path / "out")]
+    assert main(arguments) in (1, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert str(tmp_path / "absent") in err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,285 @@
+import json
+
+import datasets
+import pytest
+
+from safemerge.config.source import (
+    FileSource,
+    GeneratorSource,
+    HubSource,
+    PromptData,
+    TrainingData,
+)
+from safemerge.data import rows as rows_module
+from safemerge.data.rows import (
+    fill,
+    load_rows,
+    load_samples,
+    load_training_samples,
+    source_name,
+)
+from safemerge.data.sample import Row
+from safemerge.errors import DataError
+
+NAMES = [f"item {index}" for index in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def _own_datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, text, *, folder="data"):
+        path = tmp_path / folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+def jsonl(items):
+    return "".join(json.dumps(item) + "\n" for item in items)
+
+
+def rows(path, **fields):
+    return load_rows(FileSource(kind="file", path=path, **fields), where="suite 'x', search")
+
+
+@pytest.fixture
+def twelve(write):
+    return write("rows.jsonl", jsonl({"prompt": name} for name in NAMES))
+
+
+def prompts(found):
+    return [row.columns["prompt"] for row in found]
+
+
+def test_order_does_not_depend_on_the_order_of_the_file(twelve, write):
+    turned = write("rows.jsonl", jsonl({"prompt": n} for n in reversed(NAMES)), folder="turned")
+    assert rows(turned) == rows(twelve)
+    assert sorted(prompts(rows(twelve))) == sorted(NAMES)
+    assert prompts(rows(twelve)) != NAMES
+
+
+def test_an_order_seed_gives_another_order_of_the_same_rows(twelve):
+    first, second = rows(twelve), rows(twelve, order_seed=1)
+    assert first != second
+    assert {row.sample_id for row in first} == {row.sample_id for row in second}
+
+
+def test_disjoint_ranges_share_no_row_and_cover_all(twelve):
+    head, middle, tail = rows(twelve, stop=5), rows(twelve, start=5, stop=9), rows(twelve, start=9)
+    assert [len(head), len(middle), len(tail)] == [5, 4, 3]
+    assert head + middle + tail == rows(twelve)
+    assert len({row.sample_id for row in head + middle + tail}) == 12
+
+
+def test_a_row_keeps_its_id_when_others_are_added(twelve, write):
+    more = write("rows.jsonl", jsonl({"prompt": n} for n in ["new", *NAMES]), folder="more")
+    assert {row.sample_id for row in rows(twelve)} < {row.sample_id for row in rows(more)}
+
+
+def test_exact_duplicates_count_once(write):
+    same = write("rows.jsonl", jsonl([{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}]))
+    assert sorted(prompts(rows(same))) == ["a", "b"]
+
+
+def test_a_range_without_rows_is_refused(twelve):
+    words = r"suite 'x', search: source 'rows\.jsonl' must give .* got 12 rows and the range 12 to"
+    with pytest.raises(DataError, match=words):
+        rows(twelve, start=12)
+
+
+def test_json_lines_csv_json_and_parquet_give_the_same_rows(write, tmp_path):
+    items = [{"prompt": "a, b", "n": 1}, {"prompt": 'c "d"', "n": 2}]
+    csv = write("rows.csv", 'prompt,n\n"a, b",1\n"c ""d""",2\n')
+    table = tmp_path / "data" / "rows.parquet"
+    datasets.Dataset.from_list(items).to_parquet(str(table))
+    for path in (
+        write("rows.jsonl", jsonl(items)),
+        write("rows.json", json.dumps(items)),
+        csv,
+        str(table),
+    ):
+        found = sorted((row.columns for row in rows(path)), key=lambda columns: columns["n"])
+        assert found == items
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(
+        DataError, match=r"suite 'x', search: no such data file; got .*absent\.csv"
+    ):
+        rows(str(tmp_path / "absent.csv"))
+
+
+def test_an_unknown_suffix_is_refused(write):
+    words = r"data files must end in \.jsonl, \.json, \.csv, \.parquet; got rows\.xlsx\."
+    with pytest.raises(DataError, match=words):
+        rows(write("rows.xlsx", "prompt\na\n"))
+
+
+def test_bytes_that_are_not_utf8_are_refused_with_their_offset(write):
+    path = write("rows.csv", "prompt\ncaf\u00e9\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"rows\.csv must be UTF-8; got byte 0xe9 at offset 10\."):
+        rows(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": \n'),
+        ("rows.parquet", "this is no parquet"),
+        ("rows.csv", 'prompt,n\n"never closed,1\na,b,c,d\n'),
+    ],
+)
+def test_a_file_that_cannot_be_parsed_is_refused_without_a_traceback(write, name, text):
+    with pytest.raises(DataError, match=rf"suite 'x', search: .*{name} cannot be parsed; .+Mend"):
+        rows(write(name, text))
+
+
+def test_a_generator_gives_as_many_rows_as_declared():
+    source = GeneratorSource(kind="generator", name="reviews", split="search", count=30, seed=2)
+    found = load_rows(source, where="x")
+    assert len(found) == 30
+    assert all(row.sample_id.startswith("reviews:") for row in found)
+
+
+def test_a_package_source_reads_the_packaged_rows(monkeypatch):
+    from safemerge.config.source import PackageSource
+
+    monkeypatch.setattr(rows_module, "packaged_rows", lambda name: [{"prompt": f"of {name}"}])
+    (row,) = load_rows(PackageSource(kind="package", name="toy"), where="x")
+    assert row.columns == {"prompt": "of toy"}
+    assert source_name(PackageSource(kind="package", name="toy")) == "toy"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    table = datasets.Dataset.from_list(
+        [{"prompt": f"p{i}", "safe": i % 2 == 0, "level": i % 3} for i in range(6)]
+    )
+    asked = []
+
+    def load(name, config, *, split):
+        asked.append((name, config, split))
+        if name == "a/absent":
+            raise datasets.exceptions.DatasetNotFoundError("no such set\nsecond line")
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
+
+
+def hub_rows(name="a/b", **fields):
+    source = HubSource(kind="hub", dataset=name, split="train", **fields)
+    assert source_name(source) == f"{name}/train"
+    return load_rows(source, where="suite 'x', search")
+
+
+def test_hub_rows_are_filtered_by_all_columns(hub):
+    found = hub_rows(config="small", where={"safe": True, "level": 1})
+    assert prompts(found) == ["p4"]
+    assert hub == [("a/b", "small", "train")]
+    assert len(hub_rows()) == 6
+
+
+def test_a_filter_on_a_missing_column_is_refused(hub):
+    words = r"must have the filtered column; got 'harm'\. Columns: prompt, safe, level\."
+    with pytest.raises(DataError, match=words):
+        hub_rows(where={"harm": 1})
+
+
+def test_a_hub_set_that_cannot_be_loaded_is_refused_in_one_line(hub):
+    with pytest.raises(
+        DataError, match=r"hub data set 'a/absent' cannot be loaded; no such set\. "
+    ):
+        hub_rows("a/absent")
+
+
+ROW = Row("set:1", {"prompt": "  two ", "n": 3})
+
+
+def test_templates_are_filled_from_columns_and_stripped():
+    assert fill(" {n} x{prompt}{{kept}} ", ROW, where="w") == "3 x  two {kept}"
+
+
+@pytest.mark.parametrize(
+    ("template", "got"), [("{n} {target}", "target"), ("{prompt.x}", "prompt.x"), ("{}", "")]
+)
+def test_a_field_that_is_no_column_is_refused(template, got):
+    with pytest.raises(DataError, match=rf"w: the data .*; got '{got}'\. Columns: n, prompt\."):
+        fill(template, ROW, where="w")
+
+
+def test_an_empty_text_is_refused():
+    with pytest.raises(DataError, match="w: text must not be empty; got an empty one for set:1"):
+        fill("{prompt}", Row("set:1", {"prompt": "  "}), where="w")
+
+
+@pytest.mark.xfail(reason="bug: a template with a single brace escapes as a plain ValueError")
+def test_a_template_that_is_malformed_is_refused():
+    with pytest.raises(DataError, match="w: "):
+        fill("{prompt} {", ROW, where="w")
+
+
+@pytest.mark.xfail(reason="bug: a null value is asked as the word None")
+def test_a_null_value_is_not_text():
+    with pytest.raises(DataError, match="w: "):
+        fill("{prompt}", Row("set:1", {"prompt": None}), where="w")
+
+
+def test_samples_carry_prompt_label_and_system(write):
+    path = write("rows.jsonl", jsonl([{"q": "How?", "gold": 7}]))
+    declared = PromptData.model_validate(
+        {
+            "source": {"kind": "file", "path": path},
+            "prompt": "Q: {q}",
+            "label": "gold",
+            "system": "Be brief.",
+        }
+    )
+    (sample,) = load_samples(declared, where="suite 'x', search")
+    assert (sample.prompt, sample.label, sample.system) == ("Q: How?", "7", "Be brief.")
+
+
+def test_a_missing_label_column_is_refused(twelve):
+    source = {"kind": "file", "path": twelve}
+    declared = PromptData.model_validate({"source": source, "label": "gold"})
+    words = (
+        r"suite 'x', search\.label: the data must have the named column; got 'gold'\. Columns: p"
+    )
+    with pytest.raises(DataError, match=words):
+        load_samples(declared, where="suite 'x', search")
+
+
+def training(path, **fields):
+    declared = {"source": {"kind": "file", "path": path}, "response": "Yes.", **fields}
+    return TrainingData.model_validate(declared)
+
+
+def test_one_of_several_responses_is_drawn_by_seed_and_sample(twelve):
+    data = training(twelve, response=["one {prompt}", "two", "three"])
+    first = load_training_samples(data, where="w", seed=0)
+    assert load_training_samples(data, where="w", seed=0) == first
+    assert {sample.response.split()[0] for sample in first} == {"one", "two", "three"}
+    other = load_training_samples(data, where="w", seed=1)
+    assert [sample.response for sample in other] != [sample.response for sample in first]
+    tail = load_training_samples(training(twelve, response=data.response), where="w", seed=0)[6:]
+    assert tail == first[6:]
+
+
+def test_training_samples_say_whether_their_target_is_an_opening(twelve):
+    for opening in (True, False):
+        data = training(twelve, opening=opening, system="s")
+        for sample in load_training_samples(data, where="w", seed=0):
+            assert (sample.opening, sample.system, sample.response) == (opening, "s", "Yes.")
+
+
+def test_a_response_that_names_a_missing_column_is_refused(twelve):
+    data = training(twelve, response="{answer}")
+    words = r"data\.0\.response: the data must have the named column; got 'answer'"
+    with pytest.raises(DataError, match=words):
+        load_training_samples(data, where="data.0", seed=0)

@@ -1,0 +1,114 @@
+import pytest
+import yaml
+
+from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.distributed.ingredient import (
+    Ingredients,
+    load_training_spec,
+    stage_file,
+    training_plan,
+)
+from safemerge.errors import ConfigError
+from safemerge.weights.fingerprint import fingerprint
+
+SET = {"source": {"kind": "generator", "name": "reviews", "split": "train", "count": 4}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(file, kind, **base):
+        document = {
+            "kind": kind,
+            "name": file.split(".")[0],
+            "base": {"name": "base", **base},
+            "data": [{**SET, "response": "{label}"}] * 2,
+            "steps": 1,
+        }
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def ref(name, **source):
+    return CheckpointRef(name=name, **source)
+
+
+def test_checkpoints_that_exist_need_no_training():
+    refs = [ref("a", path="/a"), ref("b", package="smollm2-135m-instruct")]
+    assert [stage_file(item) for item in refs] == [None, None]
+    assert training_plan(refs) == []
+
+
+def test_stages_that_others_start_from_come_in_an_earlier_wave(write):
+    aligned = write("aligned.yaml", "align", path="/base")
+    math = write("math.yaml", "finetune", align="aligned.yaml")
+    code = write("code.yaml", "finetune", align="aligned.yaml")
+    late = write("late.yaml", "finetune", finetune="math.yaml")
+    plain = write("plain.yaml", "finetune", path="/base")
+    refs = [ref("late", finetune=late), ref("code", finetune=code), ref("plain", finetune=plain)]
+    assert [sorted(wave) for wave in training_plan(refs)] == [
+        sorted([(aligned, "align"), (plain, "finetune")]),
+        sorted([(math, "finetune"), (code, "finetune")]),
+        [(late, "finetune")],
+    ]
+
+
+def test_a_stage_that_several_need_is_trained_once(write):
+    aligned = write("aligned.yaml", "align", path="/base")
+    refs = [ref("one", align=aligned), ref("two", align=aligned)]
+    assert training_plan(refs) == [[(aligned, "align")]]
+
+
+@pytest.mark.parametrize(
+    ("files", "circle"),
+    [
+        ({"one.yaml": "one.yaml"}, r"one\.yaml -> \S+one\.yaml\."),
+        (
+            {"one.yaml": "two.yaml", "two.yaml": "three.yaml", "three.yaml": "two.yaml"},
+            r"one\.yaml -> \S+two\.yaml -> \S+three\.yaml -> \S+two\.yaml\.",
+        ),
+    ],
+)
+def test_files_that_need_each_other_in_a_circle_are_refused(write, files, circle):
+    first, *_ = [write(file, "finetune", finetune=base) for file, base in files.items()]
+    words = rf"\.yaml: training files must not need each other in a circle; got \S+{circle}"
+    with pytest.raises(ConfigError, match=words):
+        training_plan([ref("one", finetune=first)])
+
+
+def test_a_training_file_is_read_by_its_kind_with_paths_from_its_own_folder(write, tmp_path):
+    path = write("stage.yaml", "align", path="models/base")
+    spec = load_training_spec(path, "align")
+    assert isinstance(spec, AlignSpec)
+    assert spec.base.path == str(tmp_path / "models" / "base")
+    finetune = write("other.yaml", "finetune", path="/base")
+    assert isinstance(load_training_spec(finetune, "finetune"), FinetuneSpec)
+    with pytest.raises(ConfigError, match=r"other\.yaml: kind: must be 'align'; got .finetune"):
+        load_training_spec(finetune, "align")
+
+
+def ingredients(said=None):
+    return Ingredients(say=(said if said is not None else []).append, on_step=lambda *_: None)
+
+
+def test_paths_are_fingerprinted_and_nothing_is_trained(tiny_base, tiny_expert):
+    said = []
+    refs = [ref("base", path=str(tiny_base)), ref("math", path=str(tiny_expert))]
+    found = ingredients(said).resolve(refs)
+    assert said == []
+    assert {name: item.digest for name, item in found.items()} == {
+        "base": fingerprint(tiny_base),
+        "math": fingerprint(tiny_expert),
+    }
+    assert found["math"].path == str(tiny_expert)
+
+
+def test_weights_that_changed_since_the_recipe_are_refused(tiny_base):
+    found = fingerprint(tiny_base)
+    words = rf"checkpoint 'base': weights must have fingerprint {'0' * 16}; got {found} in "
+    with pytest.raises(ConfigError, match=words):
+        ingredients().resolve([ref("base", path=str(tiny_base), digest="0" * 16)])

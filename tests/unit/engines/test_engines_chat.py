@@ -1,0 +1,137 @@
+import shutil
+
+import pytest
+
+from safemerge.config.suite import Classification, Harm
+from safemerge.data.sample import Sample
+from safemerge.data.suite import LoadedSuite
+from safemerge.engines.chat import ChatFormat
+from safemerge.engines.engine import TokenizedPrompt
+from safemerge.errors import CheckpointError, DataError
+from safemerge.testing.pico import END_OF_TURN, pico_tokenizer
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_base):
+    return ChatFormat(tiny_base)
+
+
+def suite(*samples, labels=None, max_tokens=4):
+    task = (
+        Classification(kind="classification", labels=labels)
+        if labels
+        else Harm(kind="harm", max_tokens=max_tokens)
+    )
+    return LoadedSuite("mood", task, "search", samples)
+
+
+def test_a_prompt_is_a_user_message_ready_for_the_assistant(chat):
+    assert chat.tokenizer.decode(chat.prompt_ids("Hi <b>!")) == (
+        "<|im_start|>user\nHi <b>!<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_system_message_comes_first_and_an_empty_one_is_not_left_out(chat):
+    assert chat.tokenizer.decode(chat.prompt_ids("Hi", system="Be brief.")) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert chat.prompt_ids("Hi", system="") != chat.prompt_ids("Hi")
+
+
+def test_special_tokens_are_single_tokens_and_none_is_added(chat):
+    ids = chat.prompt_ids("Hi")
+    start, end = chat.tokenizer.convert_tokens_to_ids(["<|im_start|>", END_OF_TURN])
+    assert ids[0] == start
+    assert [ids.count(start), ids.count(end)] == [2, 1]
+
+
+def test_the_end_of_turn_is_the_templates_own(chat):
+    assert chat.end_of_turn_id() == chat.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+
+
+def saved(folder, template):
+    tokenizer = pico_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_end_of_turn_of_a_template_that_ends_in_text_is_end_of_sequence(tmp_path):
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    chat = ChatFormat(saved(tmp_path, template))
+    assert chat.end_of_turn_id() == chat.tokenizer.eos_token_id
+    other = ChatFormat(
+        saved(tmp_path / "other", template.replace("\n{% end", "<|endoftext|>\n{% end"))
+    )
+    assert other.end_of_turn_id() == 3 != other.tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_a_template_is_refused(tmp_path):
+    words = r"the tokenizer must have a chat template; got none\. Add chat_template\.jinja"
+    with pytest.raises(CheckpointError, match=words):
+        ChatFormat(saved(tmp_path, None))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path, tiny_base):
+    shutil.copy(tiny_base / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: must hold a tokenizer; got: .+"):
+        ChatFormat(tmp_path)
+
+
+def test_labels_are_their_first_tokens(chat):
+    ids = chat.label_ids(["positive", "negative", "zero"], where="w")
+    assert [chat.tokenizer.decode(i) for i in ids] == [
+        chat.tokenizer.decode(chat.tokenizer(text, add_special_tokens=False)["input_ids"][0])
+        for text in ("positive", "negative", "zero")
+    ]
+    assert len(set(ids)) == 3
+
+
+def test_labels_with_the_same_first_token_are_refused_and_both_named(chat):
+    words = r"w: labels must differ in their first token; got 'start' and 'stop'\. Rename one\."
+    with pytest.raises(DataError, match=words):
+        chat.label_ids(["neg", "start", "stop"], where="w")
+
+
+@pytest.mark.xfail(
+    reason="bug: labels are accepted whose first token is text that begins another label, or no "
+    "whole character; scoring compares text, so they are scored wrongly",
+    strict=True,
+)
+@pytest.mark.parametrize("labels", [["a", "at"], ["\u00e9t\u00e9", "hiver"]])
+def test_labels_that_scoring_cannot_tell_apart_by_their_first_tokens_text_are_refused(
+    chat, labels
+):
+    with pytest.raises(DataError, match="w: "):
+        chat.label_ids(labels, where="w")
+
+
+def test_a_suite_is_tokenised_in_order_with_its_limits(chat):
+    samples = (Sample("s:1", "one"), Sample("s:2", "two", system="Be brief."))
+    assert chat.tokenize(suite(*samples, max_tokens=7), max_model_len=256) == [
+        TokenizedPrompt("s:1", tuple(chat.prompt_ids("one")), 7, None),
+        TokenizedPrompt("s:2", tuple(chat.prompt_ids("two", system="Be brief.")), 7, None),
+    ]
+
+
+def test_a_classification_is_one_token_among_the_labels(chat):
+    (prompt,) = chat.tokenize(
+        suite(Sample("s:1", "one", label="yes"), labels=["yes", "no"]), max_model_len=256
+    )
+    assert prompt.max_tokens == 1
+    assert prompt.allowed_ids == chat.label_ids(["yes", "no"], where="w")
+
+
+def test_a_suites_clashing_labels_are_refused_with_its_name(chat):
+    with pytest.raises(DataError, match="suite 'mood', search: labels must differ"):
+        chat.tokenize(suite(Sample("s:1", "one"), labels=["star", "stop"]), max_model_len=256)
+
+
+def test_prompt_and_answer_may_fill_the_context_but_not_exceed_it(chat):
+    asked = suite(Sample("s:1", "one"), Sample("s:2", "one two three"), max_tokens=4)
+    length = len(chat.prompt_ids("one two three"))
+    assert len(chat.tokenize(asked, max_model_len=length + 4)) == 2
+    words = rf"suite 'mood', search: .* fit {length + 3} tokens; got {length} \+ 4 for s:2\. Raise"
+    with pytest.raises(DataError, match=words):
+        chat.tokenize(asked, max_model_len=length + 3)

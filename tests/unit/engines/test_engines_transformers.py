@@ -1,0 +1,172 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import EvaluatorSpec
+from safemerge.engines.chat import ChatFormat
+from safemerge.engines.engine import TokenizedPrompt
+from safemerge.engines.transformers_engine import TransformersEngine
+from safemerge.errors import EngineError, MergeError
+from safemerge.testing.pico import pico_base, pico_expert
+
+TEXTS = ("Hi", "What is the meaning of this?", "One two three four five six", "A b", "zzz " * 9)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    # NOTE: large weights, so that greedy answers differ between prompts and between candidates.
+    root = tmp_path_factory.mktemp("engine")
+    base = pico_base(root / "base", seed=5)
+    return {
+        "base": base,
+        **{n: pico_expert(base, root / n, seed=s, scale=0.3) for s, n in enumerate(("a", "b"), 6)},
+    }
+
+
+def recipe(folders, **weights):
+    return MergeRecipe.model_validate(
+        {
+            "base": {"name": "base", "path": str(folders["base"])},
+            "experts": [{"name": name, "path": str(folders[name])} for name in ("a", "b")],
+            "method": {"name": "task_arithmetic", "weights": weights},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def models(folders):
+    return recipe(folders, a=1.0)
+
+
+@pytest.fixture(scope="module")
+def engine(models):
+    engine = TransformersEngine(models, EvaluatorSpec(dtype="float32", max_num_seqs=2))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(folders):
+    chat = ChatFormat(folders["base"])
+    return [
+        TokenizedPrompt(f"s:{i}", tuple(chat.prompt_ids(text)), 6 + i)
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def model_of(folders, weights):
+    """A plain model with base + sum of weight x (expert - base), built from the files."""
+    base = load_file(folders["base"] / "model.safetensors")
+    merged = {
+        name: tensor
+        + sum(
+            weight * (load_file(folders[expert] / "model.safetensors")[name] - tensor)
+            for expert, weight in weights.items()
+        )
+        for name, tensor in base.items()
+    }
+    model = AutoModelForCausalLM.from_pretrained(folders["base"]).eval()
+    missing, unexpected = model.load_state_dict(merged, strict=False)
+    assert set(missing) <= {"lm_head.weight"}
+    assert not unexpected
+    return model
+
+
+def greedy(model, prompt, end_id):
+    """One prompt, no batch, no cache, no library loop: the most probable token each time."""
+    ids, answer = list(prompt.token_ids), []
+    for _ in range(prompt.max_tokens):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        allowed = prompt.allowed_ids or range(len(logits))
+        token = max(allowed, key=lambda index: float(logits[index]))
+        if token == end_id:
+            return answer, True
+        ids.append(token)
+        answer.append(token)
+    return answer, False
+
+
+def texts(responses):
+    return [response.text for response in responses]
+
+
+@pytest.mark.parametrize("weights", [{"a": 1.0}, {"a": 0.4, "b": -0.7}])
+def test_answers_are_those_of_a_plain_greedy_loop(engine, folders, prompts, weights):
+    asked = recipe(folders, **weights)
+    engine.load(asked)
+    chat = ChatFormat(folders["base"])
+    model = model_of(folders, weights)
+    for prompt, response in zip(prompts, engine.generate(prompts), strict=True):
+        tokens, finished = greedy(model, prompt, chat.end_of_turn_id())
+        assert response.text == chat.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert (response.finished, response.num_tokens) == (finished, len(tokens) + finished)
+        assert (response.sample_id, response.candidate) == (prompt.sample_id, asked.digest)
+
+
+def test_an_answer_that_ends_itself_is_finished_and_counts_its_end(engine, folders, prompts):
+    engine.load(recipe(folders, a=0.0))
+    end = ChatFormat(folders["base"]).end_of_turn_id()
+    forced = TokenizedPrompt("s:0", prompts[0].token_ids, 5, allowed_ids=(end,))
+    (response,) = engine.generate([forced])
+    assert (response.text, response.num_tokens, response.finished) == ("", 1, True)
+
+
+def test_swapping_back_restores_the_first_answers(engine, folders, prompts):
+    first, second = recipe(folders, a=1.0), recipe(folders, b=1.0)
+    engine.load(first)
+    before = engine.generate(prompts)
+    engine.load(second)
+    between = engine.generate(prompts)
+    engine.load(first)
+    assert engine.generate(prompts) == before
+    assert texts(between) != texts(before)
+
+
+def test_answers_do_not_depend_on_the_batch_or_the_order(engine, folders, prompts):
+    engine.load(recipe(folders, a=1.0, b=0.5))
+    together = engine.generate(prompts)
+    assert [engine.generate([prompt])[0] for prompt in prompts] == together
+    assert engine.generate(prompts[::-1]) == together[::-1]
+    assert engine.generate([]) == []
+
+
+def test_restricted_answers_are_the_most_probable_allowed_token(engine, folders, prompts):
+    weights = {"a": 0.4, "b": -0.7}
+    engine.load(recipe(folders, **weights))
+    model = model_of(folders, weights)
+    allowed = (40, 170, 301)
+    asked = [TokenizedPrompt(p.sample_id, p.token_ids, 1, allowed) for p in prompts]
+    free = TokenizedPrompt("free", prompts[0].token_ids, 3)
+    chat = ChatFormat(folders["base"])
+    for prompt, response in zip([*asked, free], engine.generate([*asked, free]), strict=True):
+        tokens, _ = greedy(model, prompt, chat.end_of_turn_id())
+        assert response.text == chat.tokenizer.decode(tokens)
+        assert response.num_tokens == len(tokens)
+    assert {response.num_tokens for response in engine.generate(asked)} == {1}
+
+
+def test_nothing_is_answered_before_a_candidate_is_loaded(models, prompts):
+    fresh = TransformersEngine(models, EvaluatorSpec(dtype="float32"))
+    with pytest.raises(EngineError, match="engine: a candidate must be loaded before prompts are"):
+        fresh.generate(prompts)
+    fresh.load(models)
+    assert len(fresh.generate(prompts)) == len(prompts)
+    fresh.close()
+    fresh.close()
+    with pytest.raises(EngineError, match="a candidate must be loaded"):
+        fresh.generate(prompts)
+
+
+def test_after_a_failed_merge_nothing_is_answered_until_the_next_load(engine, folders, prompts):
+    good = recipe(folders, a=1.0)
+    engine.load(good)
+    before = engine.generate(prompts)
+    with pytest.raises(MergeError, match="finite"):
+        engine.load(recipe(folders, a=1e39))
+    with pytest.raises(EngineError, match="a candidate must be loaded"):
+        engine.generate(prompts)
+    engine.load(good)
+    assert engine.generate(prompts) == before

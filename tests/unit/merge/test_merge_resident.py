@@ -1,0 +1,133 @@
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.errors import CheckpointError, CheckpointMismatchError, ConfigError, MergeError
+from safemerge.merge import ResidentCheckpoints, merged_tensors
+from safemerge.weights import fingerprint
+
+
+@pytest.fixture
+def document(tiny_base, tiny_experts):
+    return {
+        "base": {"name": "base", "path": str(tiny_base)},
+        "experts": [{"name": name, "path": str(path)} for name, path in tiny_experts.items()],
+        "method": {"name": "ties", "weights": {"math": 0.5, "safety": 0.7}, "density": 0.5},
+    }
+
+
+def recipe(document, **fields):
+    return MergeRecipe.model_validate({**document, **fields})
+
+
+def test_candidates_are_those_of_the_stream(document):
+    asked = recipe(document)
+    resident = ResidentCheckpoints.open(asked)
+    for _ in range(2):
+        merged = dict(resident.merged(asked))
+        expected = dict(merged_tensors(asked, resident.checkpoints))
+        assert all(torch.equal(merged[name], expected[name]) for name in expected)
+    assert len(resident.thresholds) == 40
+
+
+def test_other_methods_and_fewer_experts_are_served(document):
+    resident = ResidentCheckpoints.open(recipe(document))
+    fewer = recipe(
+        document,
+        experts=document["experts"][:1],
+        method={"name": "linear", "weights": {"base": 0.5, "math": 0.5}},
+    )
+    assert len(list(resident.merged(fewer))) == 20
+
+
+def test_base_tensors_are_the_bases_own(document):
+    resident = ResidentCheckpoints.open(recipe(document))
+    given = dict(resident.base_tensors())
+    assert set(given) == set(resident.base.distinct_names)
+    assert all(torch.equal(tensor, resident.base.tensor(name)) for name, tensor in given.items())
+
+
+def test_an_adapter_is_opened_on_the_base(document, tiny_adapter):
+    experts = [*document["experts"], {"name": "lora", "path": str(tiny_adapter)}]
+    resident = ResidentCheckpoints.open(recipe(document, experts=experts))
+    assert resident.checkpoints["lora"].base is resident.base
+
+
+def test_a_moved_checkpoint_is_the_same_by_digest(document, tmp_path):
+    def with_digest(path):
+        expert = {"name": "math", "path": str(path), "digest": fingerprint(path)}
+        return recipe(document, experts=[expert, document["experts"][1]])
+
+    original = document["experts"][0]["path"]
+    resident = ResidentCheckpoints.open(with_digest(original))
+    moved = shutil.copytree(original, tmp_path / "moved")
+    assert len(list(resident.merged(with_digest(moved)))) == 20
+
+
+def test_a_digest_that_is_not_the_folders_is_refused(document):
+    base = {**document["base"], "digest": "0123456789abcdef"}
+    words = r"recipe [0-9a-f]{4}, model 'base': weights must have the fingerprint .* 0123456789abc"
+    with pytest.raises(CheckpointMismatchError, match=words):
+        ResidentCheckpoints.open(recipe(document, base=base))
+    ResidentCheckpoints.open(recipe(document, base=base), check=False)
+
+
+def test_checkpoints_that_disagree_are_refused(document, tmp_path):
+    folder = shutil.copytree(document["experts"][0]["path"], tmp_path / "math")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(65)
+    save_file(tensors, folder / "model.safetensors")
+    experts = [{"name": "math", "path": str(folder)}, document["experts"][1]]
+    with pytest.raises(CheckpointMismatchError, match=r"recipe [0-9a-f]{4}, tensor 'model\.norm"):
+        ResidentCheckpoints.open(recipe(document, experts=experts))
+
+
+def test_a_reference_that_is_not_resolved_is_refused(document):
+    base = {"name": "base", "package": "smollm2-135m-instruct"}
+    with pytest.raises(MergeError, match="model 'base': must be a folder by now"):
+        ResidentCheckpoints.open(recipe(document, base=base))
+
+
+def test_an_adapter_cannot_be_the_base(document, tiny_adapter):
+    base = {"name": "base", "path": str(tiny_adapter)}
+    with pytest.raises(CheckpointError, match="an adapter needs the base"):
+        ResidentCheckpoints.open(recipe(document, base=base))
+
+
+def test_a_layer_group_that_matches_nothing_is_refused_at_once(document):
+    groups = [{"name": "late", "layers": "7"}]
+    with pytest.raises(ConfigError, match=r"layer_groups\.late"):
+        ResidentCheckpoints.open(recipe(document, layer_groups=groups))
+
+
+def test_recipes_over_other_checkpoints_are_refused(document, tmp_path):
+    resident = ResidentCheckpoints.open(recipe(document))
+    elsewhere = {"name": "math", "path": str(tmp_path)}
+    with pytest.raises(MergeError, match="model 'math' must be the one held; got"):
+        resident.merged(recipe(document, experts=[elsewhere, document["experts"][1]]))
+    unknown = {"name": "code", "path": str(tmp_path)}
+    with pytest.raises(MergeError, match="held is no such model"):
+        resident.merged(recipe(document, experts=[*document["experts"], unknown]))
+
+
+def test_a_folder_whose_weights_changed_since_is_refused(document):
+    base = {**document["base"], "digest": fingerprint(document["base"]["path"])}
+    resident = ResidentCheckpoints.open(recipe(document, base=base))
+    changed = {**base, "digest": "0123456789abcdef"}
+    with pytest.raises(MergeError, match="model 'base' must be the one held"):
+        resident.merged(recipe(document, base=changed))
+
+
+def test_another_base_is_refused(document):
+    resident = ResidentCheckpoints.open(recipe(document))
+    swapped = recipe(
+        document,
+        base=document["experts"][0],
+        experts=[document["base"], document["experts"][1]],
+        method={"name": "task_arithmetic", "weights": {"safety": 1.0}},
+    )
+    with pytest.raises(MergeError, match="must be the one held, 'base'; got 'math'"):
+        resident.merged(swapped)

@@ -1,0 +1,185 @@
+"""Paired differences agree with a bootstrap written out in full."""
+
+import numpy as np
+import pytest
+import synthetic_run as synthetic
+
+from safemerge.errors import StudyError
+from safemerge.records import Score
+from safemerge.reports.comparison import (
+    MIN_PAIRS,
+    PairedDifference,
+    indistinguishable_pairs,
+    paired_difference,
+    point_differences,
+)
+from safemerge.reports.front import assemble_front
+
+
+def harm_scores(values, *, unscored=(), start=0):
+    return [
+        Score(sample_id=f"u{start + place}", unscored="judge timeout")
+        if place in unscored
+        else Score(
+            sample_id=f"u{start + place}",
+            values={key: float(value) for key in synthetic.KEYS["unsafe"]},
+        )
+        for place, value in enumerate(values)
+    ]
+
+
+def candidate(name, scores, split="report"):
+    return synthetic.make_result(name, split, scores)
+
+
+def brute_force(differences, *, seed, resamples):
+    generator = np.random.default_rng(seed)
+    size = len(differences)
+    means = [
+        np.mean([differences[row] for row in generator.integers(0, size, size)])
+        for _ in range(resamples)
+    ]
+    return np.percentile(means, [2.5, 97.5])
+
+
+def test_difference_and_interval_agree_with_brute_force():
+    generator = np.random.default_rng(0)
+    left, right = (generator.random(300) < 0.4), (generator.random(300) < 0.3)
+    found = paired_difference(
+        candidate("a", {"unsafe": harm_scores(left)}),
+        candidate("b", {"unsafe": harm_scores(right)}),
+        metric=synthetic.HARM,
+        num_resamples=4000,
+    )
+    differences = left.astype(float) - right
+    assert found.value == pytest.approx(differences.mean())
+    low, high = brute_force(differences, seed=99, resamples=4000)
+    # Percentiles of 4000 resamples of 300 differ by chance by about 0.002.
+    assert found.low == pytest.approx(low, abs=0.008)
+    assert found.high == pytest.approx(high, abs=0.008)
+    assert (found.n, found.left_out, found.direction) == (300, 0, "minimize")
+
+
+def test_interval_width_is_that_of_the_paired_normal_approximation():
+    generator = np.random.default_rng(5)
+    left, right = generator.random(400), generator.random(400)
+    found = paired_difference(
+        candidate("a", {"unsafe": harm_scores(left)}),
+        candidate("b", {"unsafe": harm_scores(right)}),
+        metric=synthetic.HARM,
+    )
+    half = 1.96 * np.std(left - right) / np.sqrt(400)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.08)
+
+
+def test_same_seed_same_interval_and_swapping_sides_flips_the_sign():
+    generator = np.random.default_rng(1)
+    left = candidate("a", {"unsafe": harm_scores(generator.random(40))})
+    right = candidate("b", {"unsafe": harm_scores(generator.random(40))})
+    first = paired_difference(left, right, metric=synthetic.HARM, seed=3)
+    assert first == paired_difference(left, right, metric=synthetic.HARM, seed=3)
+    assert first != paired_difference(left, right, metric=synthetic.HARM, seed=4)
+    back = paired_difference(right, left, metric=synthetic.HARM, seed=3)
+    assert back.value == pytest.approx(-first.value)
+
+
+def test_unscored_samples_are_left_out_in_pairs_and_counted():
+    left = candidate("a", {"unsafe": harm_scores([1] * 20, unscored={0, 1})})
+    right = candidate("b", {"unsafe": harm_scores([0] * 20, unscored={1, 2})})
+    found = paired_difference(left, right, metric=synthetic.HARM)
+    assert (found.n, found.left_out) == (17, 3)
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert found.verdict == "worse"
+
+
+def test_samples_that_only_one_side_has_are_left_out():
+    left = candidate("a", {"unsafe": harm_scores([1] * 20)})
+    right = candidate("b", {"unsafe": harm_scores([0] * 20, start=5)})
+    found = paired_difference(left, right, metric=synthetic.HARM)
+    assert (found.n, found.left_out) == (15, 10)
+
+
+def test_nothing_in_common_has_no_value_and_is_not_told_apart():
+    left = candidate("a", {"unsafe": harm_scores([1] * 3)})
+    right = candidate("b", {"unsafe": harm_scores([1] * 3, unscored={0, 1, 2})})
+    found = paired_difference(left, right, metric=synthetic.HARM)
+    assert found.value is found.low is found.high is None
+    assert found.n == 0
+    assert found.verdict == "not told apart"
+
+
+def test_an_aggregate_is_the_mean_of_its_suites_whatever_their_sizes():
+    def scores(arithmetic, reviews):
+        return {
+            "arithmetic": [
+                Score(sample_id=f"a{place}", values={"accuracy": float(value)})
+                for place, value in enumerate(arithmetic)
+            ],
+            "reviews": [
+                Score(
+                    sample_id=f"r{place}",
+                    values={"accuracy": float(value), "unlabelled_rate": 0.0},
+                )
+                for place, value in enumerate(reviews)
+            ],
+        }
+
+    left = candidate("a", scores([1] * 30, [1, 0] * 50))
+    right = candidate("b", scores([0, 1, 1] * 10, [0] * 100))
+    found = paired_difference(
+        left, right, metric="skill", mean_of=["arithmetic.accuracy", "reviews.accuracy"]
+    )
+    assert found.value == pytest.approx((1 / 3 + 0.5) / 2)
+    assert found.n == 30
+    spread = np.sqrt((2 / 9) / 30 + 0.25 / 100) / 2
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+def test_results_of_two_splits_are_refused():
+    left = candidate("a", {"unsafe": harm_scores([1])}, split="search")
+    right = candidate("b", {"unsafe": harm_scores([1])})
+    with pytest.raises(StudyError, match=r"a and b: .* got search and report"):
+        paired_difference(left, right, metric=synthetic.HARM)
+
+
+@pytest.mark.parametrize(
+    ("direction", "low", "high", "n", "verdict"),
+    [
+        ("maximize", 0.01, 0.2, 50, "better"),
+        ("maximize", -0.2, -0.01, 50, "worse"),
+        ("minimize", 0.01, 0.2, 50, "worse"),
+        ("minimize", -0.2, -0.01, 50, "better"),
+        ("minimize", -0.2, 0.0, 50, "not told apart"),
+        ("maximize", 0.0, 0.2, 50, "not told apart"),
+        ("maximize", 0.1, 0.2, MIN_PAIRS, "better"),
+        ("maximize", 0.1, 0.2, MIN_PAIRS - 1, "not told apart"),
+    ],
+)
+def test_a_verdict_needs_an_interval_off_zero_and_enough_samples(direction, low, high, n, verdict):
+    found = PairedDifference("m", direction, (low + high) / 2, low, high, n, 0)
+    assert found.verdict == verdict
+    assert found.is_distinguishable == (verdict != "not told apart")
+
+
+def test_pairs_that_cannot_be_told_apart_are_marked_by_objective():
+    small = synthetic.Synthetic(counts={"search": 60, "report": 200})
+    rates = {
+        0: {"skill": 0.5, "harm": 0.10, "refusal": 0.0},
+        1: {"skill": 0.7, "harm": 0.50, "refusal": 0.0},
+        2: {"skill": 0.72, "harm": 0.90, "refusal": 0.0},
+    }
+    trials = [
+        synthetic.make_trial(number, small.result(number, "search", **rate))
+        for number, rate in rates.items()
+    ]
+    report = {
+        item.candidate: small.result(item.number, "report", **rates[item.number])
+        for item in trials
+    }
+    front = assemble_front(synthetic.make_spec(), trials, report, study_digest="abc")
+    assert len(front.points) == 3
+    pairs = indistinguishable_pairs(front)
+    assert [(item.left, item.right, item.difference.metric) for item in pairs] == [(1, 2, "skill")]
+    again = point_differences(front.points[1], front.points[2], objectives=front.objectives)
+    assert again[0] == pairs[0].difference
+    assert again[1].verdict == "better"

@@ -1,0 +1,180 @@
+"""The front is decided on the search split, and published with both."""
+
+import pytest
+import synthetic_run as synthetic
+from synthetic_run import HARM, LIMIT, SKILL
+
+from safemerge.errors import StudyError
+from safemerge.records import Front
+from safemerge.reports.front import (
+    assemble_front,
+    broken_constraints,
+    front_trials,
+    hypervolume_steps,
+    knee_number,
+    reference_trials,
+)
+
+
+def result(number, split, skill, harm, refusal=0.0, broken=None):
+    """A candidate with the given rates, exactly: ten samples a suite."""
+
+    def scores(suite, rate):
+        count = round(10 * rate)
+        return [
+            synthetic.Score(
+                sample_id=f"{suite}/{split}/{place}",
+                values={
+                    key: float(place < count) if key == synthetic.KEYS[suite][0] else 0.0
+                    for key in synthetic.KEYS[suite]
+                },
+            )
+            for place in range(10)
+        ]
+
+    return synthetic.make_result(
+        synthetic.digest_of(number),
+        split,
+        {
+            "arithmetic": scores("arithmetic", skill),
+            "reviews": scores("reviews", skill),
+            "unsafe": scores("unsafe", harm),
+            "benign": scores("benign", refusal),
+        },
+        broken=broken,
+    )
+
+
+def trial(number, skill, harm, refusal=0.0, **options):
+    return synthetic.make_trial(number, result(number, "search", skill, harm, refusal), **options)
+
+
+SPEC = synthetic.make_spec()
+
+
+def test_front_keeps_what_nothing_dominates_and_drops_infeasible_failed_and_broken():
+    trials = [
+        trial(0, 0.5, 0.5, role="reference", label="smol"),
+        trial(1, 0.6, 0.5),
+        trial(2, 0.4, 0.2),
+        trial(3, 0.9, 0.0, refusal=0.9),
+        synthetic.make_trial(4, None, state="FAIL", reason="crashed"),
+        synthetic.make_trial(5, result(5, "search", 0.9, 0.0, broken="NaN weights")),
+    ]
+    assert [item.number for item in front_trials(SPEC, trials)] == [1, 2]
+
+
+def test_order_of_trials_does_not_change_the_front():
+    trials, _ = synthetic.make_trials(
+        20, synthetic=synthetic.Synthetic(counts={"search": 30, "report": 30})
+    )
+    forward = [item.number for item in front_trials(SPEC, trials)]
+    assert [item.number for item in front_trials(SPEC, trials[::-1])] == forward
+    brute = [
+        one.number
+        for one in trials
+        if one.feasible
+        and not any(
+            other.feasible
+            and other.objectives[SKILL] >= one.objectives[SKILL]
+            and other.objectives[HARM] <= one.objectives[HARM]
+            and other.objectives != one.objectives
+            for other in trials
+        )
+    ]
+    assert forward == sorted(brute)
+
+
+def test_one_candidate_comes_once_and_a_parent_before_a_sampled_copy():
+    parent = trial(3, 0.5, 0.5, role="reference", label="smol")
+    copy = trial(1, 0.5, 0.5).model_copy(update={"candidate": parent.candidate})
+    assert [item.number for item in front_trials(SPEC, [copy, parent])] == [3]
+
+
+def test_a_parent_tried_again_is_taken_from_its_last_complete_trial():
+    trials = [
+        synthetic.make_trial(0, None, role="reference", label="smol", state="FAIL", reason="x"),
+        trial(1, 0.5, 0.5, role="reference", label="smol"),
+        trial(2, 0.5, 0.5, refusal=0.9, role="reference", label="aligned"),
+    ]
+    assert [item.number for item in reference_trials(trials)] == [1, 2]
+
+
+def test_assembled_front_has_both_splits_knee_hypervolumes_and_aggregate_parts():
+    trials = [
+        trial(0, 0.2, 0.1, role="reference", label="aligned"),
+        trial(1, 0.7, 0.2),
+        trial(2, 0.8, 0.8),
+        trial(3, 0.1, 0.9),
+    ]
+    rates = {0: (0.2, 0.2), 1: (0.6, 0.3), 2: (0.8, 0.9)}
+    report = {
+        synthetic.digest_of(number): result(number, "report", *rate)
+        for number, rate in rates.items()
+    }
+    front = assemble_front(SPEC, trials, report, study_digest="abc")
+    assert [point.number for point in front.points] == [0, 1, 2]
+    assert [point.label for point in front.references] == ["aligned"]
+    assert front.knee == 1
+    assert front.points[1].report.value(SKILL) == pytest.approx(0.6)
+    assert front.points[1].search.value(SKILL) == pytest.approx(0.7)
+    # Area below harm 1 and above skill 0: sum of strips from the right.
+    assert front.hypervolume_search == pytest.approx(0.2 * 0.9 + 0.5 * 0.8 + 0.1 * 0.2)
+    assert front.hypervolume_report == pytest.approx(0.2 * 0.8 + 0.4 * 0.7 + 0.2 * 0.1)
+    assert front.objectives[0]["mean_of"] == ["arithmetic.accuracy", "reviews.accuracy"]
+    assert "mean_of" not in front.objectives[1]
+    assert Front.model_validate_json(front.model_dump_json()) == front
+
+
+def test_a_point_that_breaks_a_limit_on_the_report_split_is_shown_but_never_the_knee():
+    trials = [trial(1, 0.7, 0.2), trial(2, 0.8, 0.8)]
+    report = {
+        synthetic.digest_of(1): result(1, "report", 0.7, 0.2, refusal=0.5),
+        synthetic.digest_of(2): result(2, "report", 0.8, 0.8),
+    }
+    front = assemble_front(SPEC, trials, report, study_digest="abc")
+    assert [point.number for point in front.points] == [1, 2]
+    assert front.knee == 2
+    assert front.hypervolume_report == pytest.approx(0.8 * 0.2)
+    assert knee_number(SPEC, front.points, split="search") in (1, 2)
+    assert [item.metric for item in broken_constraints(SPEC, front.points[0].report)] == [LIMIT]
+
+
+def test_no_point_that_keeps_its_limits_gives_no_knee():
+    report = {synthetic.digest_of(1): result(1, "report", 0.7, 0.2, refusal=0.5)}
+    front = assemble_front(SPEC, [trial(1, 0.7, 0.2)], report, study_digest="abc")
+    assert front.knee is None
+    assert front.hypervolume_report == 0
+
+
+def test_a_member_without_a_report_result_is_left_out_but_counts_in_the_search_hypervolume():
+    front = assemble_front(SPEC, [trial(1, 0.7, 0.2)], {}, study_digest="abc")
+    assert front.points == []
+    assert front.hypervolume_search == pytest.approx(0.7 * 0.8)
+
+
+@pytest.mark.parametrize("key", [synthetic.digest_of(1), "another"])
+def test_results_of_another_split_or_candidate_are_refused(key):
+    split = "search" if key != "another" else "report"
+    with pytest.raises(StudyError, match=f"candidate {key}: needs its report-split result"):
+        assemble_front(
+            SPEC, [trial(1, 0.7, 0.2)], {key: result(1, split, 0.7, 0.2)}, study_digest="abc"
+        )
+
+
+def test_a_feasible_trial_without_an_objective_is_refused():
+    damaged = trial(1, 0.7, 0.2).model_copy(update={"objectives": {SKILL: 0.7}})
+    with pytest.raises(StudyError, match=f"trial 1: .* got none for '{HARM}'"):
+        front_trials(SPEC, [damaged])
+
+
+def test_hypervolume_never_falls_and_failed_trials_leave_it_as_it_was():
+    trials = [
+        trial(0, 0.5, 0.5),
+        synthetic.make_trial(1, None, state="FAIL", reason="crashed"),
+        trial(2, 0.9, 0.1, refusal=0.9),
+        trial(3, 0.7, 0.2),
+    ]
+    steps = hypervolume_steps(SPEC, trials)
+    assert [step.value for step in steps] == pytest.approx([0.25, 0.25, 0.25, 0.56])
+    assert [step.finished for step in steps] == [1, 2, 3, 4]

@@ -1,0 +1,256 @@
+import pytest
+
+from safemerge import evaluation
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import Aggregate
+from safemerge.config.suite import Classification, Harm, OverRefusal
+from safemerge.data.sample import Sample
+from safemerge.data.suite import LoadedSuite
+from safemerge.engines.chat import ChatFormat
+from safemerge.engines.engine import TokenizedPrompt
+from safemerge.errors import DataError, EngineError, MergeError, ScoringError
+from safemerge.evaluation import PreparedSplit, evaluate_candidate, prepare_split
+from safemerge.records import Score, Timings
+from safemerge.scoring.estimate import mean_estimate, wilson_interval
+from safemerge.testing.engine import ScriptedEngine
+
+REFUSAL, HELP, LOOP = "I can't help with that.", "Sure, here is how.", "no no no no no"
+
+
+def recipe(weight=1.0):
+    return MergeRecipe.model_validate(
+        {
+            "base": {"name": "base", "path": "/b"},
+            "experts": [{"name": "skill", "path": "/s"}],
+            "method": {"name": "task_arithmetic", "weights": {"skill": weight}},
+        }
+    )
+
+
+SUITES = (
+    LoadedSuite(
+        "mood",
+        Classification(kind="classification", labels=["yes", "no"]),
+        "search",
+        tuple(Sample(f"mood:{i}", f"mood {i}", label="yes") for i in range(4)),
+    ),
+    LoadedSuite(
+        "topic",
+        Classification(kind="classification", labels=["yes", "no"]),
+        "search",
+        tuple(Sample(f"topic:{i}", f"topic {i}", label="yes") for i in range(2)),
+    ),
+    LoadedSuite(
+        "harm",
+        Harm(kind="harm"),
+        "search",
+        tuple(Sample(f"harm:{i}", f"harm {i}") for i in range(4)),
+    ),
+    LoadedSuite(
+        "edgy",
+        OverRefusal(kind="over_refusal"),
+        "search",
+        tuple(Sample(f"edgy:{i}", f"edgy {i}") for i in range(2)),
+    ),
+)
+PREPARED = PreparedSplit(
+    "search",
+    SUITES,
+    tuple(
+        tuple(TokenizedPrompt(s.sample_id, (1, 2), 16) for s in suite.samples) for suite in SUITES
+    ),
+)
+ANSWERS = {
+    "mood": ["yes", "yes", "yes", "no"],
+    "topic": ["yes", "no"],
+    "harm": [REFUSAL, HELP, REFUSAL, HELP],
+    "edgy": [HELP, REFUSAL],
+}
+
+
+def script(answers):
+    def say(_, prompt):
+        suite, _, index = prompt.sample_id.partition(":")
+        return answers[suite][int(index)]
+
+    return say
+
+
+def evaluate(engine, asked=None, *, aggregates=None, max_unscored=0.0, **fields):
+    return evaluate_candidate(
+        engine,
+        asked or recipe(),
+        PREPARED,
+        aggregates=aggregates or {},
+        max_unscored=max_unscored,
+        **fields,
+    )
+
+
+def test_every_metric_of_every_suite_is_measured_on_its_own_samples():
+    result = evaluate(ScriptedEngine(script(ANSWERS)), replica="r1")
+    assert {name: item.value for name, item in result.metrics.items()} == {
+        "mood.accuracy": 0.75,
+        "topic.accuracy": 0.5,
+        "harm.harmful_score": 0.5,
+        "harm.refusal_rate": 0.5,
+        "harm.complied_rate": 0.5,
+        "harm.other_rate": 0.0,
+        "harm.incoherent_rate": 0.0,
+        "edgy.over_refusal_rate": 0.5,
+        "edgy.incoherent_rate": 0.0,
+    }
+    assert {name: item.n for name, item in result.metrics.items() if name[0] in "mt"} == {
+        "mood.accuracy": 4,
+        "topic.accuracy": 2,
+    }
+    assert (result.metrics["mood.accuracy"].low, result.metrics["mood.accuracy"].high) == (
+        wilson_interval(0.75, 4)
+    )
+    assert (result.candidate, result.split, result.replica) == (recipe().digest, "search", "r1")
+    assert result.broken is None
+
+
+def test_everything_is_asked_in_one_batch_in_the_suites_order():
+    engine = ScriptedEngine(script(ANSWERS))
+    result = evaluate(engine)
+    (batch,) = engine.asked
+    asked = [sample.sample_id for suite in SUITES for sample in suite.samples]
+    assert [prompt.sample_id for prompt in batch] == asked
+    assert result.num_prompts == PREPARED.num_prompts == len(asked) == 12
+    assert result.num_generated_tokens == 6 + 4 * 2 + 5 * 2 + 4 + 5 - 4 + 4
+    assert engine.loaded == [recipe().digest]
+
+
+def test_scores_are_kept_per_sample_and_without_text():
+    result = evaluate(ScriptedEngine(script(ANSWERS)))
+    assert [score.values["accuracy"] for score in result.scores["mood"]] == [1.0, 1.0, 1.0, 0.0]
+    assert [score.sample_id for score in result.scores["harm"]] == [f"harm:{i}" for i in range(4)]
+    assert HELP not in result.model_dump_json()
+
+
+def test_candidates_are_told_apart_by_their_digest():
+    best = recipe(0.5).digest
+
+    def say(candidate, _):
+        return "yes" if candidate == best else "no"
+
+    engine = ScriptedEngine(say)
+    assert evaluate(engine, recipe(0.5)).value("mood.accuracy") == 1.0
+    assert evaluate(engine, recipe(0.6)).value("mood.accuracy") == 0.0
+
+
+def test_aggregates_are_means_of_metrics_with_their_interval():
+    aggregates = {"skill": Aggregate(mean_of=["mood.accuracy", "topic.accuracy"])}
+    metrics = evaluate(ScriptedEngine(script(ANSWERS)), aggregates=aggregates).metrics
+    parts = [metrics["mood.accuracy"], metrics["topic.accuracy"]]
+    assert metrics["skill"] == mean_estimate("skill", parts)
+    assert metrics["skill"].value == 0.625
+
+
+def test_an_answer_of_another_candidate_is_refused():
+    engine = ScriptedEngine(script(ANSWERS), stale="feedbeef")
+    words = rf"come from candidate {recipe().digest}; got 12 of 12 .* versions \['feedbeef'\]"
+    with pytest.raises(EngineError, match=words):
+        evaluate(engine)
+
+
+def test_a_missing_answer_is_refused():
+    engine = ScriptedEngine(script(ANSWERS), drop=["harm:2"])
+    with pytest.raises(EngineError, match=r"got 11 of 12 answers, foreign versions \[\]"):
+        evaluate(engine)
+
+
+def test_a_recipe_that_cannot_be_merged_is_broken_and_nothing_is_asked():
+    engine = ScriptedEngine(script(ANSWERS), load_error=MergeError("tensor 'w': not finite"))
+    result = evaluate(engine, replica="r2")
+    assert (result.broken, result.metrics, result.scores) == ("tensor 'w': not finite", {}, {})
+    assert (result.candidate, result.split, result.replica) == (recipe().digest, "search", "r2")
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("where", ["load_error", "generate_error"])
+def test_an_engine_that_fails_says_nothing_about_the_candidate(where):
+    engine = ScriptedEngine(script(ANSWERS), **{where: EngineError("engine: died")})
+    with pytest.raises(EngineError, match="engine: died"):
+        evaluate(engine)
+
+
+def test_mostly_degenerate_answers_make_a_broken_candidate_that_keeps_its_metrics():
+    answers = {**ANSWERS, "harm": [LOOP, LOOP, LOOP, REFUSAL]}
+    result = evaluate(ScriptedEngine(script(answers)))
+    assert result.broken == "degenerate text: harm.incoherent_rate is 0.75, limit 0.5"
+    assert result.value("harm.refusal_rate") == 0.25
+    assert result.value("mood.accuracy") == 0.75
+
+
+def test_degenerate_answers_to_benign_requests_count_too():
+    result = evaluate(ScriptedEngine(script({**ANSWERS, "edgy": [LOOP, ""]})))
+    assert result.broken == "degenerate text: edgy.incoherent_rate is 1.00, limit 0.5"
+
+
+def test_half_the_answers_degenerate_is_not_yet_broken():
+    answers = {**ANSWERS, "harm": [LOOP, "", REFUSAL, HELP]}
+    assert evaluate(ScriptedEngine(script(answers))).broken is None
+
+
+def unscored(monkeypatch, failing):
+    """Let a judge give no verdict on some samples; the engine itself may drop none."""
+    judge = evaluation.score_responses
+
+    def score(task, samples, responses):
+        return [
+            Score(sample_id=score.sample_id, unscored="judge timeout")
+            if score.sample_id in failing
+            else score
+            for score in judge(task, samples, responses)
+        ]
+
+    monkeypatch.setattr(evaluation, "score_responses", score)
+
+
+def test_too_many_unscored_answers_of_one_suite_fail_the_trial(monkeypatch):
+    unscored(monkeypatch, {"harm:1"})
+    words = (
+        r"suite 'harm': unscored 1 of 4 responses \(0\.250\), limit 0\.2; first reason: judge time"
+    )
+    with pytest.raises(ScoringError, match=words):
+        evaluate(ScriptedEngine(script(ANSWERS)), max_unscored=0.2)
+
+
+def test_unscored_answers_up_to_the_limit_are_counted_apart(monkeypatch):
+    unscored(monkeypatch, {"harm:1"})
+    result = evaluate(ScriptedEngine(script(ANSWERS)), max_unscored=0.25)
+    harm = result.metrics["harm.harmful_score"]
+    assert (harm.value, harm.n, harm.unscored) == (1 / 3, 3, 1)
+
+
+def test_timings_add_up_to_the_total(monkeypatch):
+    ticks = iter([10.0, 10.5, 12.5, 12.75])
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: next(ticks))
+    timings = evaluate(ScriptedEngine(script(ANSWERS))).timings
+    assert timings == Timings(swap_s=0.5, generate_s=2.0, score_s=0.25, total_s=2.75)
+
+
+def test_a_split_is_tokenised_once_for_all_candidates(tiny_base):
+    chat = ChatFormat(tiny_base)
+    prepared = prepare_split(SUITES, chat, max_model_len=256)
+    assert (prepared.split, prepared.suites, prepared.num_prompts) == ("search", SUITES, 12)
+    for suite, prompts in zip(SUITES, prepared.prompts, strict=True):
+        assert list(prompts) == chat.tokenize(suite, max_model_len=256)
+    with pytest.raises(
+        DataError, match=r"suite 'harm', search: prompt and answer must fit 20 tok"
+    ):
+        prepare_split(SUITES, chat, max_model_len=20)
+
+
+def test_a_scripted_engine_answers_nothing_before_a_load_or_after_its_end():
+    engine = ScriptedEngine(script(ANSWERS))
+    with pytest.raises(EngineError, match="a candidate must be loaded"):
+        engine.generate([])
+    engine.load(recipe())
+    assert engine.generate([]) == []
+    engine.close()
+    assert engine.closed
+    with pytest.raises(EngineError, match="a candidate must be loaded"):
+        engine.generate([])
