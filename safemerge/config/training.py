@@ -73,6 +73,15 @@ class _Training(StrictModel):
     """Steps between resumable checkpoints."""
     workers: WorkersSpec = Field(default_factory=WorkersSpec)
 
+    @model_validator(mode="after")
+    def _row_for_each_worker(self) -> Self:
+        if self.workers.num_workers > self.batch_size:
+            raise ValueError(
+                f"batch_size must give each worker a row; got {self.batch_size} for "
+                f"{self.workers.num_workers} workers. Raise it."
+            )
+        return self
+
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
         update: dict[str, object] = {

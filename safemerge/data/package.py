@@ -188,7 +188,8 @@ UNIONS = {
 """Unions of packaged sets, the key as column ``label``; members are cut to equal size."""
 
 ALLOWED_COLUMNS = frozenset(
-    "prompt text question answer label category domain intents expected_topic".split()
+    {"prompt", "text", "question", "answer", "label"}
+    | {"category", "domain", "intents", "expected_topic"}
 )
 """Columns kept of a row; everything else (e.g. harmful counterparts) is never read out."""
 

@@ -82,7 +82,7 @@ def load_samples(prompts: PromptData, *, where: str) -> list[Sample]:
         if prompts.label is not None:
             if prompts.label not in row.columns:
                 raise DataError(_missing_column(f"{where}.label", prompts.label, row))
-            label = str(row.columns[prompts.label])
+            label = fill(f"{{{prompts.label}}}", row, where=f"{where}.label")
         samples.append(Sample(row.sample_id, text, label=label, system=prompts.system))
     return samples
 
@@ -114,9 +114,21 @@ def fill(template: str, row: Row, *, where: str) -> str:
     Raises:
         DataError: If a field names a column that the row lacks, or the text comes out empty.
     """
-    for _, field, _, _ in string.Formatter().parse(template):
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise DataError(
+            f"{where}: must be a template with {{column}} fields; got {template!r} ({error}). "
+            "Write {{ and }} for braces."
+        ) from None
+    for field in fields:
         if field is not None and field not in row.columns:
             raise DataError(_missing_column(where, field, row))
+        if field is not None and row.columns[field] is None:
+            raise DataError(
+                f"{where}: column {field!r} must hold text; got null for {row.sample_id}. "
+                "Drop such rows."
+            )
     text = template.format_map(row.columns).strip()
     if not text:
         raise DataError(f"{where}: text must not be empty; got an empty one for {row.sample_id}.")

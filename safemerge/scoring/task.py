@@ -53,7 +53,7 @@ def _score(task: Task, sample: Sample, response: Response | None) -> Score:
 def _values(task: Task, sample: Sample, text: str) -> dict[str, float]:
     match task:
         case Classification():
-            return _classification(sample, text)
+            return _classification(task, sample, text)
         case ExactMatch():
             return _exact_match(task, sample, text)
         case Harm():
@@ -65,11 +65,13 @@ def _values(task: Task, sample: Sample, text: str) -> dict[str, float]:
             }
 
 
-def _classification(sample: Sample, text: str) -> dict[str, float]:
-    # The answer is the first token of a label, and labels differ there: a prefix decides.
+def _classification(task: Classification, sample: Sample, text: str) -> dict[str, float]:
+    """The answer is the first token of a label; the label that alone begins so is meant."""
     answer = text.strip().casefold()
-    label = (sample.label or "").casefold()
-    return {"accuracy": float(bool(answer) and label.startswith(answer))}
+    labels = [label.casefold() for label in task.labels]
+    begun = [label for label in labels if answer and label.startswith(answer)]
+    meant = answer if answer in labels else (begun[0] if len(begun) == 1 else None)
+    return {"accuracy": float(meant == (sample.label or "").casefold())}
 
 
 def _exact_match(task: ExactMatch, sample: Sample, text: str) -> dict[str, float]:

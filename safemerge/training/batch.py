@@ -139,7 +139,7 @@ def batches(
         generator.shuffle(order)
         for index in order:
             rows = drawn[index * batch_size : (index + 1) * batch_size]
-            yield collate(rows[rank::world_size] or rows[:1])
+            yield collate(rows[rank::world_size])
 
 
 def collate(rows: Sequence[EncodedSample]) -> TokenBatch:
@@ -147,7 +147,7 @@ def collate(rows: Sequence[EncodedSample]) -> TokenBatch:
 
     The last prompt token predicts the first target, so it is never counted as shared.
     """
-    longest = max(len(row.ids) for row in rows)
+    longest = max((len(row.ids) for row in rows), default=1)
     input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)
     labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
@@ -156,7 +156,7 @@ def collate(rows: Sequence[EncodedSample]) -> TokenBatch:
         input_ids[index, : len(ids)] = ids
         mask[index, : len(ids)] = 1
         labels[index, row.num_prompt : len(ids)] = ids[row.num_prompt :]
-    limit = min(row.num_prompt for row in rows) - 1
+    limit = min((row.num_prompt for row in rows), default=1) - 1
     same = (input_ids[:, :limit] == input_ids[:1, :limit]).all(dim=0)
     num_shared = int(same.long().cumprod(dim=0).sum()) if len(rows) > 1 else 0
     return TokenBatch(input_ids, mask, labels, num_shared)

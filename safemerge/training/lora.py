@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.training import LoraSpec
 from safemerge.errors import ConfigError
+from safemerge.merge.resident import ResidentCheckpoints
+from safemerge.merge.writer import write_merged
 
 
 def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
@@ -61,24 +65,29 @@ def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
 
 
 def save_trained(model: Any, base: Path, folder: Path, *, output: str) -> None:
-    """Write the trained model as a dense checkpoint of the base's dtype, or as an adapter.
+    """Write the trained model as an adapter, or merged into a dense checkpoint of its base.
+
+    A dense checkpoint is the base on disk plus the adapter's product, added in float32 and
+    rounded once to the base's dtype; tensors without an adapter are the base's own.
 
     Args:
-        model: The peft model; a dense save merges the adapter into it (it is used up).
-        base: The base's folder: config, tokenizer and chat template come from there.
-        folder: Where to write; created.
+        model: The peft model.
+        base: The base's folder: weights, config, tokenizer and chat template come from there.
+        folder: Where to write; must be new or empty.
         output: ``dense`` or ``adapter``.
     """
-    from transformers import AutoConfig
-
-    folder.mkdir(parents=True, exist_ok=True)
     if output == "adapter":
         model.save_pretrained(str(folder))
         return
-    dtype = getattr(AutoConfig.from_pretrained(str(base)), "dtype", None) or torch.float32
-    # Merged in float32, then rounded once to the base's type.
-    merged = model.float().merge_and_unload().to(dtype)
-    merged.save_pretrained(str(folder))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (base / name).exists():
-            shutil.copyfile(base / name, folder / name)
+    with tempfile.TemporaryDirectory(prefix="safemerge-adapter-") as scratch:
+        model.save_pretrained(scratch)
+        trained = CheckpointRef(name="trained", path=scratch)
+        recipe = MergeRecipe(
+            base=CheckpointRef(name="base", path=str(base)),
+            experts=[trained],
+            method=Linear(name="linear", weights={trained.name: 1.0}),
+        )
+        write_merged(recipe, ResidentCheckpoints.open(recipe).checkpoints, folder)
+    # The recipe names a folder that is gone; the marker of the stage tells the provenance.
+    for name in ("README.md", "safemerge_recipe.json"):
+        (folder / name).unlink(missing_ok=True)

@@ -8,10 +8,10 @@ import sys
 import time
 
 import pytest
-from tests.integration.conftest import own_processes
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.store import RunStore
+from tests.integration.conftest import own_processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

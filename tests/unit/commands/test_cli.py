@@ -55,12 +55,6 @@ def test_help_lists_every_command_of_the_contract(name, capsys):
     assert f"\n    {name} " in capsys.readouterr().out
 
 
-@pytest.mark.xfail(reason="gap: design/architecture.md names the command, the parser lacks it")
-@pytest.mark.parametrize("name", ["optimize", "generate"])
-def test_commands_of_the_contract_that_are_still_to_come(name):
-    assert name in commands()
-
-
 def test_no_command_has_an_option_that_is_not_frozen_here():
     assert {name: options(parser) for name, parser in commands().items()} == OPTIONS
     assert options(build_parser()) == ["--version", "--debug"]

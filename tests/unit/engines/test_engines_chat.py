@@ -94,11 +94,6 @@ def test_labels_with_the_same_first_token_are_refused_and_both_named(chat):
         chat.label_ids(["neg", "start", "stop"], where="w")
 
 
-@pytest.mark.xfail(
-    reason="bug: labels are accepted whose first token is text that begins another label, or no "
-    "whole character; scoring compares text, so they are scored wrongly",
-    strict=True,
-)
 @pytest.mark.parametrize("labels", [["a", "at"], ["\u00e9t\u00e9", "hiver"]])
 def test_labels_that_scoring_cannot_tell_apart_by_their_first_tokens_text_are_refused(
     chat, labels

@@ -66,7 +66,6 @@ def test_the_joined_batch_of_all_ranks_is_that_of_one(world_size):
         assert joined == rows
 
 
-@pytest.mark.xfail(reason="bug: a rank beyond batch_size trains on a copy of rank 0's row")
 def test_ranks_beyond_the_batch_add_no_rows():
     asked = {"batch_size": 2, "steps": 1, "seed": 0}
     (whole,) = batches(mixture(9), **asked)

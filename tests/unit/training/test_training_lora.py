@@ -120,9 +120,6 @@ def test_a_dense_export_answers_as_the_trained_model(tiny_base, tmp_path):
     assert own.tokenizer.chat_template == chat.tokenizer.chat_template
 
 
-@pytest.mark.xfail(
-    reason="bug: a base of more precision than the training dtype is exported rounded to it"
-)
 def test_tensors_without_an_adapter_are_exported_as_the_bases_own(tiny_base, tmp_path):
     model = adapted(tiny_base, torch.bfloat16)
     changed = factors(model)
