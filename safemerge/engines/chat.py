@@ -68,6 +68,12 @@ class ChatFormat:
             for label in labels
         )
         for index, token in enumerate(ids):
+            if token in ids[:index]:
+                raise DataError(
+                    f"{where}: labels must differ in their first token; got "
+                    f"{labels[ids.index(token)]!r} and {labels[index]!r}. Rename one."
+                )
+        for index, token in enumerate(ids):
             text = str(self.tokenizer.decode([token])).strip().casefold()
             others = [other for other in labels if other != labels[index]]
             begun = [other for other in others if text and other.casefold().startswith(text)]
@@ -76,15 +82,10 @@ class ChatFormat:
                     f"{where}: a label's first token must be whole text; got {text!r} for "
                     f"{labels[index]!r}. Rename the label."
                 )
-            if begun and token not in ids[:index]:
+            if begun:
                 raise DataError(
                     f"{where}: labels must differ in their first token; got {text!r} of "
                     f"{labels[index]!r}, which begins {begun[0]!r} too. Rename one."
-                )
-            if token in ids[:index]:
-                raise DataError(
-                    f"{where}: labels must differ in their first token; got "
-                    f"{labels[ids.index(token)]!r} and {labels[index]!r}. Rename one."
                 )
         return ids
 
