@@ -17,6 +17,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
@@ -99,11 +100,26 @@ class RecipeWeightTransferEngine(WeightTransferEngine[RecipeInitInfo, RecipeUpda
         candidate spoils the answers of those after it.
         """
         finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_head()
         for module in self.model.modules():
             cache = getattr(module, "kv_cache", None)
             for tensor in cache if isinstance(cache, list | tuple) else [cache]:
                 if isinstance(tensor, torch.Tensor):
                     tensor.zero_()
+
+    def _repack_tied_head(self) -> None:
+        """Pack a tied output head anew.
+
+        On CPUs vLLM multiplies with a packed copy of the weights. A tied head is not in the
+        checkpoint, so layer-wise reload passes it by: its weight is the embedding's, and new,
+        but its packed copy would be the previous candidate's.
+        """
+        if self.device.type != "cpu":
+            return
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+                vars(module).pop("_already_called_process_weights_after_loading", None)
+                module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
         """Let go of the resident checkpoints."""

@@ -15,12 +15,16 @@ def study_document(tiny_base, tiny_experts, tmp_path_factory):
     """A study over pico models as a plain document; every suite is local."""
     folder = tmp_path_factory.mktemp("prompts")
     for split in ("search", "report"):
-        rows = [{"prompt": f"{split} request number {i}"} for i in range(8)]
+        rows = [
+            {"prompt": f"{split} question number {i}", "answer": ("yes", "no")[i % 2]}
+            for i in range(8)
+        ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
 
-    def unsafe(split):
-        return {"source": {"kind": "file", "path": str(folder / f"{split}.jsonl")}}
+    def questions(split):
+        source = {"kind": "file", "path": str(folder / f"{split}.jsonl")}
+        return {"source": source, "label": "answer"}
 
     def reviews(split):
         source = {"kind": "generator", "name": "reviews", "split": split, "count": 8}
@@ -46,15 +50,16 @@ def study_document(tiny_base, tiny_experts, tmp_path_factory):
                 "report": reviews("report"),
             },
             {
-                "name": "harm",
-                "task": {"kind": "harm", "max_tokens": 4},
-                "search": unsafe("search"),
-                "report": unsafe("report"),
+                # No open questions: a random pico model repeats itself, and would be broken.
+                "name": "questions",
+                "task": {"kind": "classification", "labels": ["yes", "no"]},
+                "search": questions("search"),
+                "report": questions("report"),
             },
         ],
         "objectives": [
             {"metric": "reviews.accuracy", "direction": "maximize", "reference": 0.0},
-            {"metric": "harm.harmful_score", "direction": "minimize", "reference": 1.1},
+            {"metric": "questions.accuracy", "direction": "maximize", "reference": 0.0},
         ],
         "num_trials": 4,
         "sampler": {"name": "tpe", "startup": 2},

@@ -95,7 +95,7 @@ def test_only_the_command_line_prints():
 # NOTE: written in pieces, so that this file does not hold what it looks for.
 LOCAL_PATH = re.compile(
     r"(?<![\w./}$~-])/(?:"
-    + "|".join(["wo" + "rk", "ro" + "ot", "op" + "t", "tmp/" + "w"])
+    + "|".join(["w" + "ork", "r" + "oot", "o" + "pt", "tmp/" + "w"])
     + r")\b"
 )
 REGISTRY = re.compile(
@@ -155,7 +155,7 @@ def test_no_file_names_a_package_index():
         ("results/wo" + "rk/main", False),
         ("$HOME/op" + "t/x", False),
         ("/wo" + "rker/x", False),
-        ("~/ro" + "ot", False),
+        ("~/r" + "oot", False),
     ],
 )
 def test_a_local_path_would_be_seen(text, local):
