@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,11 +27,6 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
     Raises:
         PreflightError: If Ray is not installed, or the named cluster does not answer.
     """
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    # Ray starts workers at niceness 15: on a busy laptop they would hardly run.
-    os.environ.setdefault("RAY_worker_niceness", "0")
     for name in ("ray", "ray.serve", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -64,4 +60,8 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        # Serve's handles go on reporting from a thread, and would complain of the lost cluster.
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+        if not address and "ray.serve" in sys.modules:
+            sys.modules["ray.serve"].shutdown()
         ray.shutdown()
