@@ -58,10 +58,16 @@ def run_search(
 
     Returns:
         All finished trials, those of earlier runs included.
+
+    Raises:
+        KeyboardInterrupt: If Tune was interrupted; finished trials are stored.
     """
     with SearchStudy(spec, store) as study:
         if not study.done:
             _tune(spec, study, app=app, on_record=on_record)
+        if not study.done:
+            # Tune takes Ctrl-C as a wish to stop, and returns as if all were well.
+            raise KeyboardInterrupt
         return list(study.records)
 
 
