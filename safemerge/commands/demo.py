@@ -29,6 +29,6 @@ def run(options: argparse.Namespace) -> None:
     console.plain(
         "safemerge demo: base and prompts from pip packages, an aligned model and two experts by\n"
         "Ray Train, a search over their merges on two live vLLM engines, a Pareto report.\n"
-        "About 15 minutes on two cores the first time, 6 after that (ingredients are cached)."
+        "Ingredients are cached: a second run trains nothing."
     )
     search(spec, folder, console, again="safemerge demo")

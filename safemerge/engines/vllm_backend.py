@@ -24,11 +24,9 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from safemerge.config.recipe import MergeRecipe
+from safemerge.engines.vllm_plugin import MERGE_ERROR_MARK
 from safemerge.errors import MergeError
 from safemerge.merge.resident import ResidentCheckpoints
-
-MERGE_ERROR_MARK = "safemerge.MergeError:"
-"""Marks, in the text that crosses vLLM's process border, that the recipe is at fault."""
 
 
 @dataclass

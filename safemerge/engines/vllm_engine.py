@@ -10,11 +10,10 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.engine import TokenizedPrompt
 from safemerge.engines.precision import compute_dtype
-from safemerge.engines.vllm_plugin import BACKEND
+from safemerge.engines.vllm_plugin import BACKEND, MERGE_ERROR_MARK
 from safemerge.errors import EngineError, MergeError, PreflightError
 from safemerge.records import Response
 
-_MERGE_ERROR_MARK = "safemerge.MergeError:"
 CPU_BLOCK_TOKENS = 32
 """KV block on CPUs. vLLM's default of 128 would leave no short prompt's prefix shareable."""
 
@@ -95,7 +94,7 @@ class VllmEngine:
         try:
             self._llm.collective_rpc(method, kwargs=kwargs)
         except Exception as error:
-            _, mark, told = str(error).partition(_MERGE_ERROR_MARK)
+            _, mark, told = str(error).partition(MERGE_ERROR_MARK)
             if mark:
                 raise MergeError(told.splitlines()[0].strip()) from error
             raise EngineError(

@@ -9,6 +9,9 @@ from __future__ import annotations
 BACKEND = "safemerge"
 """Name of the weight-transfer backend whose update payload is a recipe."""
 
+MERGE_ERROR_MARK = "safemerge.MergeError:"
+"""Marks, in the text that crosses vLLM's process border, that the recipe is at fault."""
+
 
 def register() -> None:
     """Register the backend; calling it again in the same process changes nothing."""
