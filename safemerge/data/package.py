@@ -178,12 +178,8 @@ PACKAGED_SETS = {
 """Packaged data sets by name."""
 
 UNIONS = {
-    "desk-questions": {
-        "finance": "finance-questions",
-        "health": "health-questions",
-        "household": "household-questions",
-        "trivia": "trivia-questions",
-    }
+    "desk-questions": {"finance": "finance-questions", "health": "health-questions"},
+    "unsafe-requests": {"do-not-answer": "do-not-answer", "harmbench": "harmbench"},
 }
 """Unions of packaged sets, the key as column ``label``; members are cut to equal size."""
 
