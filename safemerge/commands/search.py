@@ -104,9 +104,11 @@ def publish(
     references = [record for record in complete if record.role == "reference"]
     wanted = list({record.number: record for record in [*front, *references]}.values())
     console.say(f"report split: {len(wanted)} candidates (front and references), held-out prompts")
+    pace = _Pace(len(wanted))
 
     def on_result(trial: TrialRecord, result: CandidateResult) -> None:
-        console.say(f"  {trial.label}: {_objectives(spec, result)}")
+        place, left = pace.step()
+        console.say(f"{place} {trial.label}: {_objectives(spec, result)}{left}")
 
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
     published = assemble_front(spec, records, results, study_digest=store.study().digest)
@@ -171,15 +173,11 @@ class _Progress:
     """One line a finished trial, with the time that is left at this pace."""
 
     def __init__(self, console: Console, total: int, *, done: int, spec: StudySpec) -> None:
-        self._console, self._total, self._spec = console, total, spec
-        self._before, self._done = done, done
-        self._started = time.monotonic()
+        self._console, self._spec = console, spec
+        self._pace = _Pace(total, done=done)
 
     def record(self, record: TrialRecord, study: object) -> None:
-        from safemerge.distributed.search import seconds_left
-
-        self._done += 1
-        left = seconds_left(self._started, self._done - self._before, self._total - self._before)
+        place, left = self._pace.step()
         if record.state == "FAIL" or record.result is None:
             told = f"FAIL: {record.reason}"
         else:
@@ -187,8 +185,23 @@ class _Progress:
             if not record.feasible:
                 told += f"  infeasible: {record.reason}"
             told += f"  ({record.result.timings.total_s:.1f} s)"
-        place = f"[{self._done}/{max(self._total, self._done)}]"
-        self._console.say(f"{place} {record.label}: {told}  about {duration(left)} left")
+        self._console.say(f"{place} {record.label}: {told}{left}")
+
+
+class _Pace:
+    """Counts what is done of a total and tells the time left at the pace of this command."""
+
+    def __init__(self, total: int, *, done: int = 0) -> None:
+        self._total, self._before, self._done = total, done, done
+        self._started = time.monotonic()
+
+    def step(self) -> tuple[str, str]:
+        """Count one more; return e.g. ``[3/25]`` and ``, about 2 min 5 s left``."""
+        self._done += 1
+        timed, left = self._done - self._before, self._total - self._done
+        seconds = (time.monotonic() - self._started) / timed * left
+        about = f", about {duration(seconds)} left" if left > 0 else ""
+        return f"[{self._done}/{max(self._total, self._done)}]", about
 
 
 def _objectives(spec: StudySpec, result: CandidateResult) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -207,14 +208,15 @@ class Evaluator:
         """Score one recipe on one split; blocks until a replica has done it."""
         return score_through(self._handle, recipe, split, timeout_s=self._timeout_s())
 
-    def score_all(self, recipes: list[MergeRecipe], split: Split) -> list[CandidateResult]:
-        """Score recipes side by side over the replicas, in the given order."""
+    def score_all(self, recipes: list[MergeRecipe], split: Split) -> Iterator[CandidateResult]:
+        """Score recipes side by side over the replicas; yield each, in the given order."""
         responses = [
             self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
             for recipe in recipes
         ]
         deadline = self._timeout_s() * len(recipes)
-        return [_unwrap(response, timeout_s=deadline) for response in responses]
+        for response in responses:
+            yield _unwrap(response, timeout_s=deadline)
 
     def _timeout_s(self) -> float:
         return self._spec.evaluator.timeout_s

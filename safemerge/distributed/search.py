@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections.abc import Callable
 
 from ray import tune
@@ -126,8 +125,3 @@ def evaluate_report_split(
         results[trial.candidate] = result
         on_result(trial, result)
     return results
-
-
-def seconds_left(started: float, done: int, total: int) -> float:
-    """Estimate the seconds left of work that goes at the pace it had so far."""
-    return (time.monotonic() - started) / max(1, done) * max(0, total - done)
