@@ -217,11 +217,15 @@ class MergeRecipe(StrictModel):
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative paths are taken from `folder`."""
-        return self.model_copy(update=changed_models(self.checkpoints, lambda ref: ref.located(folder)))
+        return self.model_copy(
+            update=changed_models(self.checkpoints, lambda ref: ref.located(folder))
+        )
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
         """Return a copy whose checkpoints are replaced by name."""
-        return self.model_copy(update=changed_models(self.checkpoints, lambda ref: by_name[ref.name]))
+        return self.model_copy(
+            update=changed_models(self.checkpoints, lambda ref: by_name[ref.name])
+        )
 
     @property
     def digest(self) -> str:

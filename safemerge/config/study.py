@@ -255,7 +255,9 @@ class StudySpec(StrictModel):
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
         """Return a copy whose checkpoints are replaced by name."""
-        return self.model_copy(update=changed_models(self.checkpoints, lambda ref: by_name[ref.name]))
+        return self.model_copy(
+            update=changed_models(self.checkpoints, lambda ref: by_name[ref.name])
+        )
 
     @property
     def checkpoints(self) -> tuple[CheckpointRef, ...]:

@@ -54,7 +54,7 @@ def test_every_wrong_key_and_type_of_a_study_is_told_at_once(
     evaluator = study_document["evaluator"] | {"max_replica": 2, "cpus_per_replica": "two"}
     lines = refused("search", write_study(num_trials=2.5, sede=1, evaluator=evaluator))
     assert sorted(lines) == [
-        f"{tmp_path}/study.yaml: evaluator.cpus_per_replica: must be a number; got \"two\".",
+        f'{tmp_path}/study.yaml: evaluator.cpus_per_replica: must be a number; got "two".',
         f"{tmp_path}/study.yaml: evaluator.max_replica: unknown key; got 2. "
         "Did you mean 'max_replicas'?",
         f"{tmp_path}/study.yaml: num_trials: must be a whole number; got 2.5.",

@@ -83,9 +83,7 @@ NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'system' %}"
     "{{ raise_exception('System role not supported') }}{% endif %}{{ m['content'] }}{% endfor %}"
 )
-DROPS_SYSTEM = (
-    "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
-)
+DROPS_SYSTEM = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
 
 
 @pytest.mark.parametrize(
