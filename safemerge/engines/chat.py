@@ -58,18 +58,22 @@ class ChatFormat:
         if system is None:
             text = self._render([user], ready=True)
         else:
-            try:
-                text = self._render([{"role": "system", "content": system}, user], ready=True)
-            except CheckpointError as error:
-                reason = str(error.__cause__)
-            else:
-                reason = "" if system.strip() in text else "a prompt without it"
-            if reason:
-                raise DataError(
-                    f"{where}: the chat template of {self._folder} must take a system message; "
-                    f"got: {reason}. Drop `system`, or put its text into the prompt."
-                )
+            text = self._render_with_system(system, user, where)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render_with_system(self, system: str, user: dict[str, str], where: str) -> str:
+        try:
+            text = self._render([{"role": "system", "content": system}, user], ready=True)
+        except CheckpointError as error:
+            got = str(error.__cause__)
+        else:
+            if system.strip() in text:
+                return text
+            got = "a prompt without it"
+        raise DataError(
+            f"{where}: the chat template of {self._folder} must take a system message; "
+            f"got: {got}. Drop `system`, or put its text into the prompt."
+        )
 
     def _render(self, messages: Sequence[dict[str, str]], *, ready: bool = False) -> str:
         from jinja2 import TemplateError

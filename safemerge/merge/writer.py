@@ -86,9 +86,9 @@ def write_merged(
 
     Weights are safetensors, in several files with an index if they exceed a shard. config.json
     is the base's with the merged dtype; generation config, tokenizer, chat templates, processor
-    and licence are the base's files. Everything is written into a temporary folder beside `out_dir` that is renamed
-    at the end, so `out_dir` is whole or absent; after an error the temporary folder is removed.
-    Peak memory is a shard and a few tensors.
+    and licence are the base's files. Everything is written into a temporary folder beside
+    `out_dir` that is renamed at the end, so `out_dir` is whole or absent; after an error the
+    temporary folder is removed. Peak memory is a shard and a few tensors.
 
     Args:
         recipe: What to merge.

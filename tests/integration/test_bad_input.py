@@ -250,10 +250,14 @@ def test_a_disk_that_fills_up_during_a_search_loses_no_finished_trial(tiny_disk)
         before = store.trials_path.read_bytes()
         proposal = study.ask()
         filler = fill(disk)
-        with pytest.raises(PreflightError, match="full: the disk is full; got"):
+
+        def go_on(proposal):
             while True:
                 study.tell(proposal.number, landscape.evaluate(proposal.recipe))
                 proposal = study.ask()
+
+        with pytest.raises(PreflightError, match="full: the disk is full; got"):
+            go_on(proposal)
     filler.unlink()
     store = RunStore.open(disk / "full")
     with SearchStudy(spec, store) as study:
