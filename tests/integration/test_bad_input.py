@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack, nullcontext, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -288,8 +291,6 @@ def test_a_disk_that_fills_up_during_a_merge_holds_no_half_checkpoint(
 def test_without_vllm_a_study_for_it_is_refused(
     refused, write_study, study_document, tmp_path, monkeypatch, command
 ):
-    from contextlib import nullcontext
-
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr("safemerge.distributed.cluster.ray_cluster", nullcontext)
@@ -299,3 +300,40 @@ def test_without_vllm_a_study_for_it_is_refused(
     assert line.startswith("evaluator.engine: vllm must be installed; got no such package.")
     assert "set evaluator.engine: transformers" in line
     assert not (tmp_path / "results" / "pico").exists()
+
+
+# --- ports -------------------------------------------------------------------------------
+
+USUAL_PORTS = (6379, 8000, 8265, 10001, 52365)
+"""Where Ray and Serve listen by default: GCS, HTTP proxy, dashboard, client, agent."""
+
+
+@pytest.fixture
+def taken_ports():
+    with ExitStack() as held:
+        for port in USUAL_PORTS:
+            listener = held.enter_context(socket.socket())
+            with suppress(OSError):  # then another program has it, which serves as well
+                listener.bind(("0.0.0.0", port))
+                listener.listen()
+        yield
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_serve_comes_up_though_the_usual_ports_are_taken(taken_ports, write_study, tmp_path):
+    command = [sys.executable, "-m", "safemerge.cli", "serve", str(write_study())]
+    with (
+        (tmp_path / "stderr").open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as server,
+    ):
+        for line in server.stdout:
+            if "up: Serve application 'safemerge-pico'" in line:
+                break
+        server.send_signal(signal.SIGINT)
+        server.stdout.read()
+        code = server.wait(timeout=120)
+    told = (tmp_path / "stderr").read_text()
+    assert "safemerge: interrupted; what was finished is kept." in told
+    assert "Traceback" not in told
+    assert code == 130
