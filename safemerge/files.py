@@ -15,6 +15,7 @@ from safemerge.errors import PreflightError, StudyError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
 _CHUNK = 1 << 16
 
 
@@ -38,7 +39,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        PreflightError: If the disk is full, or writing is not allowed.
+        PreflightError: If the disk is full, writing is not allowed, or a file is in the way.
         StudyError: If the folder is gone.
     """
     try:
@@ -52,6 +53,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if error.errno in _DENIED:
             raise PreflightError(
                 f"{folder}: cannot be written; got {error.strerror}. Choose another folder."
+            ) from error
+        if error.errno in _IN_THE_WAY:
+            raise PreflightError(
+                f"{folder}: must be a folder; got a file at {error.filename}. "
+                "Choose another folder."
             ) from error
         if error.errno == errno.ENOENT:
             raise StudyError(

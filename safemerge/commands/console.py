@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ class Console:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._stage_started: dict[str, float] = {}
+        self._stage_started: dict[str, tuple[float, int]] = {}
         self._stage_said: dict[str, float] = {}
 
     def say(self, line: str = "") -> None:
@@ -27,15 +26,19 @@ class Console:
         print(text, flush=True)
 
     def training_step(self, stage: str, metrics: Any, steps: int) -> None:
-        """Show a training stage's progress about every ten seconds, and its last step."""
+        """Show a training stage's progress about every ten seconds, and its last step.
+
+        The time left goes by the steps of this command alone: a resumed stage begins further on.
+        """
         now = time.monotonic()
-        first = self._stage_started.setdefault(stage, now)
+        started, first_step = self._stage_started.setdefault(stage, (now, metrics.step))
         done = metrics.step == steps
-        if not done and now - self._stage_said.get(stage, first - 100.0) < 10.0:
+        if not done and now - self._stage_said.get(stage, started - 100.0) < 10.0:
             return
         self._stage_said[stage] = now
-        left = (now - first) / max(1, metrics.step - 1) * (steps - metrics.step)
-        about = "" if metrics.step < 3 or done else f", about {duration(left)} left"
+        timed = metrics.step - first_step
+        left = (now - started) / max(1, timed) * (steps - metrics.step)
+        about = "" if timed < 2 or done else f", about {duration(left)} left"
         self.say(f"{stage}: step {metrics.step}/{steps}, loss {metrics.loss:.3f}{about}")
 
 
@@ -61,8 +64,3 @@ def result_lines(result: CandidateResult) -> list[str]:
     if result.broken:
         lines.append(f"broken: {result.broken}")
     return lines
-
-
-def stderr(line: str) -> None:
-    """Print a line to standard error."""
-    print(line, file=sys.stderr, flush=True)

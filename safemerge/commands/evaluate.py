@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, result_lines
-from safemerge.commands.study import load_study, resolve_study
+from safemerge.commands.study import load_study, preflight, resolve_study
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import load_document
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.study import StudySpec
-from safemerge.errors import ConfigError
+from safemerge.errors import ConfigError, PreflightError
+from safemerge.files import disk_errors, replace_file
 
 if TYPE_CHECKING:
     import argparse
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Score a recipe over the study's models, or a checkpoint as it is."""
-    from safemerge.distributed.cluster import ray_cluster
-    from safemerge.distributed.evaluator import Evaluator
-
     console = Console()
     spec = load_study(options.study)
+    if options.json is not None:
+        check_parent(Path(options.json))
     if options.model is not None:
         candidate = CheckpointRef(name="candidate", path=str(Path(options.model).resolve()))
         spec = _only_model(spec, candidate)
@@ -34,6 +34,11 @@ def run(options: argparse.Namespace) -> None:
         spec = spec.model_copy(update={"base": recipe.base, "experts": recipe.experts})
     single = spec.evaluator.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     spec = spec.model_copy(update={"evaluator": single})
+    preflight(spec)
+
+    from safemerge.distributed.cluster import ray_cluster
+    from safemerge.distributed.evaluator import Evaluator
+
     with ray_cluster():
         resolved = resolve_study(spec, console)
         chosen = _recipe(resolved, recipe)
@@ -44,8 +49,21 @@ def run(options: argparse.Namespace) -> None:
     for line in result_lines(result):
         console.plain("  " + line)
     if options.json is not None:
-        Path(options.json).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        console.say(f"result: {options.json}")
+        path = Path(options.json)
+        with disk_errors(path.parent):
+            replace_file(path, result.model_dump_json(indent=2) + "\n")
+        console.say(f"result: {path}")
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a result file that could not be written, before the candidate is scored.
+
+    Raises:
+        PreflightError: If its folder is missing, or it is a folder itself.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        got = "a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise PreflightError(f"{path}: --json must name a file; got {got}. Make or change it.")
 
 
 def _only_model(spec: StudySpec, candidate: CheckpointRef) -> StudySpec:

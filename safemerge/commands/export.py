@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from safemerge.commands.console import Console
 from safemerge.commands.merge import write
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import StudySpec
 from safemerge.errors import UserError
-from safemerge.records import Front, FrontPoint
+from safemerge.records import CandidateResult, Front, FrontPoint
 from safemerge.store import RunStore
 
 if TYPE_CHECKING:
@@ -22,25 +23,45 @@ def run(options: argparse.Namespace) -> None:
     from safemerge.reports import load_run, model_card
 
     folder = Path(options.run)
-    front = RunStore.open(folder).read_front()
+    store = RunStore.open(folder)
+    spec = store.study().config
+    front = store.read_front()
     if front is None:
         raise UserError(
             f"{folder}: holds no published front; got an unfinished run. Finish it with "
             "`safemerge search STUDY.yaml --resume`."
         )
-    point = pick(front, options.pick, where=str(folder))
+    point = pick(front, options.pick, spec=spec, where=str(folder))
     console = Console()
     console.say(f"picked {point.label} (candidate {point.candidate})")
+    for problem in defects(spec, point.report):
+        console.say(f"note: on the report split, {problem}")
     recipe = MergeRecipe.model_validate(point.recipe)
     write(recipe, Path(options.out), console, card=model_card(load_run(folder), point.number))
 
 
-def pick(front: Front, choice: str, *, where: str) -> FrontPoint:
+def defects(spec: StudySpec, result: CandidateResult) -> list[str]:
+    """Say what forbids to pick a result by a rule: a broken model, a limit that it breaks."""
+    from safemerge.reports.front import broken_constraints
+
+    found = [] if result.broken is None else [f"the candidate is broken: {result.broken}"]
+    for item in broken_constraints(spec, result):
+        limit = "at most" if item.direction == "minimize" else "at least"
+        value = result.value(item.metric)
+        got = "has no value" if math.isnan(value) else f"is {value:.3f}"
+        found.append(f"{item.metric} {got}, limit {limit} {item.budget:g}")
+    return found
+
+
+def pick(front: Front, choice: str, *, spec: StudySpec, where: str) -> FrontPoint:
     """Return the front point that a choice names, judged on the report split.
+
+    Only a trial number may name a point that breaks a limit there.
 
     Args:
         front: The published front.
         choice: ``knee``, ``safest`` (lowest harmful objective), ``best:METRIC`` or a number.
+        spec: The study, for its limits.
         where: Place for messages.
 
     Raises:
@@ -54,7 +75,7 @@ def pick(front: Front, choice: str, *, where: str) -> FrontPoint:
                 return point
         raise UserError(
             f"{where}: the front has no knee: no point keeps every limit on the report split. "
-            "Pick safest, best:METRIC or a trial number."
+            "Pick a trial number to export one all the same."
         )
     if choice.isascii() and choice.isdigit():
         for point in [*front.points, *front.references]:
@@ -77,7 +98,15 @@ def pick(front: Front, choice: str, *, where: str) -> FrontPoint:
             f"{where}: --pick must be knee, safest, best:METRIC or a trial number; got "
             f"{choice!r}. Metrics: {', '.join(known)}."
         )
-    measured = [point for point in front.points if not math.isnan(point.report.value(metric))]
+    sound = [point for point in front.points if not defects(spec, point.report)]
+    if not sound:
+        first = front.points[0]
+        raise UserError(
+            f"{where}: --pick {choice}: no point of the front keeps every limit on the report "
+            f"split; trial {first.number}: {defects(spec, first.report)[0]}. Pick a trial number "
+            "to export one all the same."
+        )
+    measured = [point for point in sound if not math.isnan(point.report.value(metric))]
     if not measured:
         raise UserError(f"{where}: --pick: no point of the front has a value of {metric}.")
     maximize = measured[0].report.metrics[metric].direction == "maximize"

@@ -50,9 +50,7 @@ def write(recipe: MergeRecipe, out: Path, console: Console, *, card: str | None 
         tenth = 10 * done // max(1, total)
         if tenth not in tenths:
             tenths.add(tenth)
-            console.say(f"merging: {10 * tenth} % of {total / 1e6:.0f} MB")
+            console.say(f"merging: {10 * tenth} % of {total} tensors")
 
-    write_merged(recipe, resident.checkpoints, out, progress=progress)
-    if card is not None:
-        (out / "README.md").write_text(card, encoding="utf-8")
+    write_merged(recipe, resident.checkpoints, out, progress=progress, card=card)
     console.say(f"merged checkpoint: {out} (candidate {recipe.digest})")

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
-from safemerge.commands.study import load_study, resolve_study
+from safemerge.commands.study import load_study, preflight, resolve_study
 
 if TYPE_CHECKING:
     import argparse
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Start the evaluator and wait for Ctrl-C."""
+    console = Console()
+    spec = load_study(options.study)
+    preflight(spec)
+
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import DEPLOYMENT, Evaluator
 
-    console = Console()
-    spec = load_study(options.study)
     app = f"safemerge-{spec.name}"
     with ray_cluster():
         resolved = resolve_study(spec, console)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.config.checkpoint import CheckpointRef
+from safemerge.files import disk_errors, replace_file
 
 if TYPE_CHECKING:
     import argparse
@@ -33,14 +33,13 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
     with ray_cluster():
         resolved = ingredients.resolve([reference])[spec.name]
     folder = Path(options.results) / spec.name
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = Path(str(resolved.path))
     metrics = checkpoint.with_name(checkpoint.name + ".work") / "metrics.jsonl"
-    if metrics.exists():
-        shutil.copyfile(metrics, folder / "metrics.jsonl")
-    (folder / "checkpoint.json").write_text(
-        json.dumps({"path": str(checkpoint), "digest": resolved.digest}, indent=2) + "\n",
-        encoding="utf-8",
-    )
+    document = {"path": str(checkpoint), "digest": resolved.digest}
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if metrics.exists():
+            replace_file(folder / "metrics.jsonl", metrics.read_bytes())
+        replace_file(folder / "checkpoint.json", json.dumps(document, indent=2) + "\n")
     console.say(f"checkpoint: {checkpoint}")
     console.say(f"next: name it in a study, `{{name: {spec.name}, {kind}: {options.spec}}}`")

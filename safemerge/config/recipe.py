@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -218,19 +218,13 @@ class MergeRecipe(StrictModel):
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative paths are taken from `folder`."""
         return self.model_copy(
-            update={
-                "base": self.base.located(folder),
-                "experts": [expert.located(folder) for expert in self.experts],
-            }
+            update=changed_models(self.checkpoints, lambda ref: ref.located(folder))
         )
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
         """Return a copy whose checkpoints are replaced by name."""
         return self.model_copy(
-            update={
-                "base": by_name[self.base.name],
-                "experts": [by_name[expert.name] for expert in self.experts],
-            }
+            update=changed_models(self.checkpoints, lambda ref: by_name[ref.name])
         )
 
     @property
@@ -246,3 +240,16 @@ class MergeRecipe(StrictModel):
                 for key in ("path", "package", "align", "finetune"):
                     del item[key]
         return digest(document)
+
+
+def changed_models(
+    refs: Sequence[CheckpointRef], change: Callable[[CheckpointRef], CheckpointRef]
+) -> dict[str, Any]:
+    """Return the fields ``base`` and ``experts`` of a recipe or a study, for `model_copy`.
+
+    Args:
+        refs: Base first, then the experts; they stay as they are.
+        change: Gives the new reference for each.
+    """
+    base, *experts = map(change, refs)
+    return {"base": base, "experts": experts}

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.problems import did_you_mean, problem_lines
-from safemerge.config.recipe import LayerGroup, MergeRecipe, Method
+from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, changed_models
 from safemerge.config.suite import Direction, SuiteSpec
 
 
@@ -249,21 +249,14 @@ class StudySpec(StrictModel):
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
-        return self.model_copy(
-            update={
-                "base": self.base.located(folder),
-                "experts": [expert.located(folder) for expert in self.experts],
-                "suites": [suite.located(folder) for suite in self.suites],
-            }
-        )
+        models = changed_models(self.checkpoints, lambda ref: ref.located(folder))
+        suites = [suite.located(folder) for suite in self.suites]
+        return self.model_copy(update={**models, "suites": suites})
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
         """Return a copy whose checkpoints are replaced by name."""
         return self.model_copy(
-            update={
-                "base": by_name[self.base.name],
-                "experts": [by_name[expert.name] for expert in self.experts],
-            }
+            update=changed_models(self.checkpoints, lambda ref: by_name[ref.name])
         )
 
     @property

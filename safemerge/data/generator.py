@@ -1,4 +1,4 @@
-"""Our own generators of labelled text: exact labels, no download, as many rows as wanted.
+"""Our own generators of labelled text: exact labels, no download, thousands of distinct rows.
 
 ``reviews``: short product reviews. A quarter of them concede one aspect against the overall
 verdict, so that the sign of single words does not decide. The splits share no product, and the
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import random
 from typing import Any
+
+from safemerge.errors import DataError
 
 _PRODUCTS = {
     "train": "phone laptop blender kettle tent backpack headset lamp chair camera printer watch "
@@ -97,21 +99,31 @@ CONTRAST = 0.25
 def reviews(*, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Write distinct labelled product reviews.
 
+    Rows are drawn without replacement, so that near the largest count the shares of the frames,
+    and with them that of the conceding reviews, are those of all possible reviews.
+
     Args:
         split: ``train``, ``search`` or ``report``; splits share no product and no frame.
-        count: Rows wanted; at most 20 per product of the split come back.
+        count: Rows wanted, at least 1; at most 20000 of ``train``, 4400 of the other splits.
         seed: Same seed, same rows.
 
     Returns:
-        Rows with ``prompt`` (the review) and ``label`` (``positive`` or ``negative``), balanced
-        in expectation.
+        `count` rows with ``prompt`` (the review) and ``label`` (``positive`` or ``negative``),
+        balanced in expectation.
+
+    Raises:
+        DataError: If there are not that many distinct reviews.
     """
     generator = random.Random(f"reviews/{split}/{seed}")
     products = _PRODUCTS[split].split()
-    # Every product, verdict and sign with the frames that have no aside: a safe lower bound.
-    possible = 2 * len(products) * len(_VERDICTS["positive"])
+    possible = _num_reviews(split)
+    if count > possible:
+        raise DataError(
+            f"generator 'reviews', split {split}: there are {possible} distinct reviews; got "
+            f"count={count}. Lower the count, or add another source."
+        )
     rows: dict[str, str] = {}
-    while len(rows) < min(count, possible):
+    while len(rows) < count:
         label, other = generator.choice((("positive", "negative"), ("negative", "positive")))
         contrast = generator.random() < CONTRAST
         frames = (_CONTRAST if contrast else _AGREEMENT)[split]
@@ -124,6 +136,13 @@ def reviews(*, split: str, count: int, seed: int) -> list[dict[str, Any]]:
         )
         rows.setdefault(text, label)
     return [{"prompt": text, "label": label} for text, label in rows.items()]
+
+
+def _num_reviews(split: str) -> int:
+    frames = [*_CONTRAST[split], *_AGREEMENT[split]]
+    # Either label: so many asides (1 for a frame without one) of so many verdicts on a product.
+    asides = sum(len(_ASIDES["positive"]) if "side}" in frame else 1 for frame in frames)
+    return 2 * len(_PRODUCTS[split].split()) * len(_VERDICTS["positive"]) * asides
 
 
 GENERATORS = {"reviews": reviews}

@@ -177,13 +177,20 @@ def _file_rows(source: FileSource, where: str) -> list[dict[str, Any]]:
             ) from None
     import datasets
 
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # of a local file they are over before they are read
     try:
         loaded = datasets.load_dataset(
             _FILE_FORMATS[path.suffix], data_files=str(path), split="train"
         )
+    except StopIteration:
+        return []  # how `datasets` takes a file without a row
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         cause = error.__cause__ or error
         raise DataError(f"{where}: {path} cannot be parsed; {cause}. Mend the file.") from None
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
     return [dict(row) for row in loaded]
 
 

@@ -46,8 +46,10 @@ class EvaluatorReplica:
             split: prepare_split(suites, self._chat, max_model_len=evaluator.max_model_len)
             for split, suites in load_suites(self._spec).items()
         }
-        on_cpu = evaluator.gpus_per_replica == 0
-        self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica))) if on_cpu else None
+        # Only vLLM binds its threads; a claim of the transformers engine would just keep cores
+        # from others.
+        binds = evaluator.engine == "vllm" and evaluator.gpus_per_replica == 0
+        self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica))) if binds else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._busy_since: float | None = None
         self._last_answer = 0.0
@@ -139,13 +141,6 @@ class EvaluatorReplica:
             raise EngineError(f"evaluator: the canary prompt got {len(answers)} answers.")
         self._last_answer = time.monotonic()
 
-    def process_ids(self) -> list[int]:
-        """Return the pids of this replica and all its descendants."""
-        import psutil
-
-        me = psutil.Process()
-        return [me.pid, *(child.pid for child in me.children(recursive=True))]
-
     def __del__(self) -> None:
         """Serve calls this on a graceful shutdown: leave no engine process behind."""
         if getattr(self, "_thread", None) is not None:
@@ -220,11 +215,6 @@ class Evaluator:
 
     def _timeout_s(self) -> float:
         return self._spec.evaluator.timeout_s
-
-    def process_ids(self) -> list[int]:
-        """Return the pids of one replica and its engine's processes."""
-        pids: list[int] = self._handle.process_ids.remote().result(timeout_s=60)
-        return pids
 
     def close(self) -> None:
         """Shut the application down and wait until its replicas are gone."""

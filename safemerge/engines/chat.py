@@ -19,12 +19,14 @@ class ChatFormat:
         folder: Checkpoint folder that holds the tokenizer.
 
     Raises:
-        CheckpointError: If there is no tokenizer or it has no chat template.
+        CheckpointError: If there is no tokenizer, or it has no chat template that takes a user's
+            message.
     """
 
     def __init__(self, folder: str | Path) -> None:
         from transformers import AutoTokenizer
 
+        self._folder = folder
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
         except (OSError, ValueError) as error:
@@ -37,20 +39,62 @@ class ChatFormat:
                 f"{folder}: the tokenizer must have a chat template; got none. "
                 "Add chat_template.jinja to the base model's folder."
             )
+        self.prompt_ids("a")
 
-    def prompt_ids(self, prompt: str, *, system: str | None = None) -> list[int]:
-        """Return the token ids of a user message, ready for the assistant's turn."""
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": prompt})
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+    def prompt_ids(
+        self, prompt: str, *, system: str | None = None, where: str = "prompt"
+    ) -> list[int]:
+        """Return the token ids of a user message, ready for the assistant's turn.
+
+        Args:
+            prompt: The user's message.
+            system: The system message; the template's own default if None.
+            where: Place for messages.
+
+        Raises:
+            DataError: If the chat template refuses or drops the system message.
+        """
+        user = {"role": "user", "content": prompt}
+        if system is None:
+            text = self._render([user], ready=True)
+        else:
+            text = self._render_with_system(system, user, where)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render_with_system(self, system: str, user: dict[str, str], where: str) -> str:
+        try:
+            text = self._render([{"role": "system", "content": system}, user], ready=True)
+        except CheckpointError as error:
+            got = str(error.__cause__)
+        else:
+            if system.strip() in text:
+                return text
+            got = "a prompt without it"
+        raise DataError(
+            f"{where}: the chat template of {self._folder} must take a system message; "
+            f"got: {got}. Drop `system`, or put its text into the prompt."
+        )
+
+    def _render(self, messages: Sequence[dict[str, str]], *, ready: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=ready
+                )
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise CheckpointError(
+                f"{self._folder}: the chat template must take the turns {roles}; got: {error}. "
+                "Mend chat_template.jinja in the base model's folder."
+            ) from error
 
     def end_of_turn_id(self) -> int:
         """Return the token that ends the assistant's turn: the template's own, else EOS."""
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        text = self.tokenizer.apply_chat_template(probe, tokenize=False)
+        text = self._render(probe)
         ids = self.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         if ids and ids[-1] in special:
@@ -61,12 +105,16 @@ class ChatFormat:
         """Return each label's first token.
 
         Raises:
-            DataError: If two labels begin with the same token.
+            DataError: If a label is empty, or two labels begin with the same token.
         """
-        ids = tuple(
-            int(self.tokenizer(label, add_special_tokens=False)["input_ids"][0])
-            for label in labels
-        )
+        ids = []
+        for label in labels:
+            tokens = self.tokenizer(label, add_special_tokens=False)["input_ids"]
+            if not tokens:
+                raise DataError(
+                    f"{where}: a label must have at least one token; got {label!r}. Rename it."
+                )
+            ids.append(int(tokens[0]))
         for index, token in enumerate(ids):
             if token in ids[:index]:
                 raise DataError(
@@ -87,7 +135,7 @@ class ChatFormat:
                     f"{where}: labels must differ in their first token; got {text!r} of "
                     f"{labels[index]!r}, which begins {begun[0]!r} too. Rename one."
                 )
-        return ids
+        return tuple(ids)
 
     def tokenize(self, suite: LoadedSuite, *, max_model_len: int) -> list[TokenizedPrompt]:
         """Tokenise a suite's prompts.
@@ -97,8 +145,8 @@ class ChatFormat:
             max_model_len: The engine's context, in tokens.
 
         Raises:
-            DataError: If a prompt and its answer do not fit the context, or labels cannot be
-                told apart by their first token.
+            DataError: If a prompt and its answer do not fit the context, the chat template
+                refuses a system message, or labels cannot be told apart by their first token.
         """
         where = f"suite '{suite.name}', {suite.split}"
         max_tokens = suite.task.max_tokens
@@ -109,7 +157,7 @@ class ChatFormat:
         )
         prompts = []
         for sample in suite.samples:
-            ids = self.prompt_ids(sample.prompt, system=sample.system)
+            ids = self.prompt_ids(sample.prompt, system=sample.system, where=where)
             if len(ids) + max_tokens > max_model_len:
                 raise DataError(
                     f"{where}: prompt and answer must fit {max_model_len} tokens; got "

@@ -2,7 +2,10 @@
 
 vLLM's automatic binding puts two engines of one machine on the same cores. Engines therefore
 claim cores through locked files: the kernel drops a lock when its process ends, however it ends,
-so no claim outlives its engine.
+so no claim outlives its engine. Claims are made one after the other, so that of two engines that
+start at once, neither misses cores that the other only tried and gave back. Where the system
+binds no process to cores (macOS), nothing is claimed. The transformers engine binds no threads,
+and claims none.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 
 class CoreClaim:
     """Cores held by this process until `release` or its end.
+
+    If fewer than wanted are free, or the system binds no process to cores, none is held.
 
     Args:
         count: Cores wanted, at least 1.
@@ -24,10 +30,18 @@ class CoreClaim:
     def __init__(self, count: int) -> None:
         self._locks: list[IO[str]] = []
         self.cores: tuple[int, ...] = ()
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        if len(allowed) < count:
+            return
         folder = Path(tempfile.gettempdir()) / f"safemerge-cores-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
+        with (folder / "claiming.lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            self._claim(folder, sorted(allowed), count)
+
+    def _claim(self, folder: Path, allowed: Sequence[int], count: int) -> None:
         cores = []
-        for core in sorted(os.sched_getaffinity(0)):
+        for core in allowed:
             lock = (folder / f"core-{core}.lock").open("w")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

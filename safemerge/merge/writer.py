@@ -30,22 +30,37 @@ MAX_SHARD_BYTES = 5 * 10**9
 RECIPE_FILE = "safemerge_recipe.json"
 _SPARE_BYTES = 64 * 2**20
 _COPIED = (
+    # generation
     "generation_config.json",
+    # tokenizers: fast, sentencepiece, byte-pair and word-piece vocabularies
     "tokenizer.json",
-    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
+    "tokenizer.model*",
+    "spiece.model",
+    "spm*.model",
+    "sentencepiece*.model",
+    "tiktoken.model",
+    "*.tiktoken",
+    "*vocab*.json",
     "vocab.txt",
     "merges.txt",
+    "bpe.codes",
+    "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
-    "preprocessor_config.json",
+    "additional_chat_templates/*.jinja",
+    # what else a processor loads
+    "*preprocessor_config.json",
     "processor_config.json",
-    "LICENSE",
-    "LICENSE.txt",
+    "audio_tokenizer_config.json",
+    "normalizer.json",
+    # terms of use
+    "LICENSE*",
+    "NOTICE*",
 )
+"""Files of the base, as globs, that transformers may load beside weights and config."""
 
 Progress = Callable[[int, int], None]
 """Told (tensors done, tensors in all) after each tensor."""
@@ -65,14 +80,15 @@ def write_merged(
     thresholds: ThresholdCache | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     check: bool = True,
+    card: str | None = None,
 ) -> Path:
     """Merge a recipe into a folder: weights, config, tokenizer, model card and recipe.
 
     Weights are safetensors, in several files with an index if they exceed a shard. config.json
-    is the base's with the merged dtype; generation config, tokenizer and chat template are the
-    base's files. Everything is written into a temporary folder beside `out_dir` that is renamed
-    at the end, so `out_dir` is whole or absent; after an error the temporary folder is removed.
-    Peak memory is a shard and a few tensors.
+    is the base's with the merged dtype; generation config, tokenizer, chat templates, processor
+    and licence are the base's files. Everything is written into a temporary folder beside
+    `out_dir` that is renamed at the end, so `out_dir` is whole or absent; after an error the
+    temporary folder is removed. Peak memory is a shard and a few tensors.
 
     Args:
         recipe: What to merge.
@@ -82,6 +98,7 @@ def write_merged(
         thresholds: Trim thresholds kept between candidates; None for nowhere.
         max_shard_bytes: Largest weight file; a larger tensor gets a file of its own.
         check: Whether to check first that the checkpoints agree and are finite.
+        card: Text of README.md; None for a card that says what was merged.
 
     Returns:
         The absolute path of the folder.
@@ -111,7 +128,7 @@ def write_merged(
         partial.mkdir()
     try:
         with _disk_errors(out, needed):
-            _write_documents(recipe, base, partial)
+            _write_documents(recipe, base, partial, card=card)
             _write_weights(stream, plan, partial, progress)
             partial.rename(out)
     finally:
@@ -204,14 +221,17 @@ def _write_weights(
         _write_json(folder / INDEX_FILE, index)
 
 
-def _write_documents(recipe: MergeRecipe, base: Checkpoint, folder: Path) -> None:
+def _write_documents(
+    recipe: MergeRecipe, base: Checkpoint, folder: Path, *, card: str | None
+) -> None:
     _write_json(folder / CONFIG_FILE, _merged_config(recipe, base))
     _write_json(folder / RECIPE_FILE, recipe.resolved())
-    (folder / "README.md").write_text(model_card(recipe), encoding="utf-8")
-    for name in _COPIED:
-        source = base.folder / name
+    (folder / "README.md").write_text(card or model_card(recipe), encoding="utf-8")
+    for source in sorted({file for pattern in _COPIED for file in base.folder.glob(pattern)}):
         if source.is_file():
-            shutil.copyfile(source, folder / name)
+            copy = folder / source.relative_to(base.folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, copy)
 
 
 def _merged_config(recipe: MergeRecipe, base: Checkpoint) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from safemerge.config.study import StudySpec
-from safemerge.errors import StudyError
+from safemerge.errors import PreflightError, StudyError
 from safemerge.files import disk_errors, mend_lines
 
 _FILE = {"sqlite": "study.db", "journal": "study.journal"}
@@ -104,13 +104,20 @@ def storage_errors(path: Path) -> Iterator[None]:
         Nothing.
 
     Raises:
+        PreflightError: If the disk is full.
         StudyError: If Optuna could not read or write it.
     """
     try:
         with disk_errors(path.parent):
             yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        detail = str(error.__cause__ or error).splitlines()[0]
+        text = str(error.__cause__ or error)
+        if "disk is full" in text:
+            raise PreflightError(
+                f"{path.parent}: the disk is full; got no room for {path.name}. "
+                "Free space, then resume."
+            ) from error
+        detail = text.splitlines()[0]
         raise StudyError(
             f"{path}: Optuna's storage cannot be used; got {detail!r}. Free disk space if it is "
             "full; if the file is damaged, delete it (trials.jsonl rebuilds it) and resume."

@@ -133,6 +133,8 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
         (errno.EDQUOT, PreflightError, r"the disk is full"),
         (errno.EROFS, PreflightError, "cannot be written; got Read-only file system"),
         (errno.EACCES, PreflightError, "cannot be written; got Permission denied"),
+        (errno.ENOTDIR, PreflightError, "must be a folder; got a file at x"),
+        (errno.EEXIST, PreflightError, "must be a folder; got a file at x"),
         (errno.ENOENT, StudyError, "no such folder"),
     ],
 )

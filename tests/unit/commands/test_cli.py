@@ -75,6 +75,11 @@ def test_every_commands_help_says_what_it_does(name, capsys):
     assert all(option in text for option in OPTIONS[name] if option.startswith("--"))
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_argument_of_every_command_is_explained(name):
+    assert [action.dest for action in commands()[name]._actions if not action.help] == []
+
+
 def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])

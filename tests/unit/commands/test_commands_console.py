@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from safemerge.commands import console as module
-from safemerge.commands.console import Console, duration, estimate_text, result_lines, stderr
+from safemerge.commands.console import Console, duration, estimate_text, result_lines
 from safemerge.records import CandidateResult, MetricEstimate
 
 
@@ -32,11 +32,6 @@ def test_an_empty_line_has_no_time_and_plain_text_neither(clock, capsys):
     console.plain("as it is")
     console.plain()
     assert capsys.readouterr().out == "\nas it is\n\n"
-
-
-def test_errors_go_to_standard_error(capsys):
-    stderr("trouble")
-    assert capsys.readouterr() == ("", "trouble\n")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +66,18 @@ def test_progress_is_told_about_every_ten_seconds_and_at_the_end(clock, capsys):
         "[ 0:20] math: step 11/20, loss 1.235, about 18 s left",
         "[ 0:30] math: step 16/20, loss 1.235, about 8 s left",
         "[ 0:38] math: step 20/20, loss 1.235",
+    ]
+
+
+def test_steps_of_an_earlier_run_do_not_make_the_time_left_look_short(clock, capsys):
+    said = steps(Console(), clock, capsys, range(91, 101), seconds=5, total=100)
+    assert said == [
+        "[ 0:00] math: step 91/100, loss 1.235",
+        "[ 0:10] math: step 93/100, loss 1.235, about 35 s left",
+        "[ 0:20] math: step 95/100, loss 1.235, about 25 s left",
+        "[ 0:30] math: step 97/100, loss 1.235, about 15 s left",
+        "[ 0:40] math: step 99/100, loss 1.235, about 5 s left",
+        "[ 0:45] math: step 100/100, loss 1.235",
     ]
 
 

@@ -2,9 +2,11 @@ import pytest
 
 from safemerge.cli import main
 from safemerge.commands.export import pick
+from safemerge.config.study import Constraint
 from safemerge.config.suite import Direction
 from safemerge.errors import UserError
 from safemerge.records import CandidateResult, Front, FrontPoint, MetricEstimate
+from safemerge.testing.landscapes import landscape_study
 
 SKILL, HARM = "skill", "harm.harmful_score"
 DIRECTIONS: dict[str, Direction] = {SKILL: "maximize", HARM: "minimize", "edgy": "minimize"}
@@ -47,6 +49,11 @@ def front(*points, knee=5, objectives=(SKILL, HARM), references=()):
     )
 
 
+def chosen(front, choice, *limits):
+    spec = landscape_study("s").model_copy(update={"constraints": list(limits)})
+    return pick(front, choice, spec=spec, where="run")
+
+
 FRONT = front(
     point(3, 0.5, 0.1),
     point(5, 0.7, 0.3),
@@ -67,13 +74,13 @@ FRONT = front(
     ],
 )
 def test_a_choice_names_a_point_judged_on_the_report_split(choice, number):
-    assert pick(FRONT, choice, where="run").number == number
+    assert chosen(FRONT, choice).number == number
 
 
 def test_the_safest_needs_a_harmful_objective():
     words = r"run: --pick safest needs a harmful_score objective\. Use best:METRIC\."
     with pytest.raises(UserError, match=words):
-        pick(front(point(1, 0.5, 0.1), objectives=[SKILL]), "safest", where="run")
+        chosen(front(point(1, 0.5, 0.1), objectives=[SKILL]), "safest")
 
 
 @pytest.mark.parametrize("choice", ["knees", "best:harm", "best:", ""])
@@ -82,35 +89,74 @@ def test_a_choice_that_names_nothing_lists_the_metrics(choice):
         rf"run: --pick must be knee, safest, .*; got '{choice}'\. Metrics: harm\.harm\S+, skill"
     )
     with pytest.raises(UserError, match=words):
-        pick(FRONT, choice, where="run")
+        chosen(FRONT, choice)
 
 
 def test_a_trial_that_is_not_on_the_front_lists_those_that_are():
     words = r"run: --pick: trial 4 is not on the front\. On it: 3, 5, 12\."
     with pytest.raises(UserError, match=words):
-        pick(FRONT, "4", where="run")
+        chosen(FRONT, "4")
 
 
 @pytest.mark.parametrize("choice", ["knee", "safest", "3"])
 def test_an_empty_front_has_nothing_to_pick(choice):
     with pytest.raises(UserError, match="run: the front is empty; no feasible candidate"):
-        pick(front(knee=None), choice, where="run")
+        chosen(front(knee=None), choice)
 
 
 def test_a_point_that_was_not_measured_is_not_the_best():
     unmeasured = point(1, None, 0.2)
-    found = pick(front(unmeasured, point(2, 0.6, 0.1)), f"best:{SKILL}", where="run")
+    found = chosen(front(unmeasured, point(2, 0.6, 0.1)), f"best:{SKILL}")
     assert found.number == 2
 
 
 def test_a_metric_that_the_first_point_lacks_can_be_picked():
     points = point(1, 0.5, 0.1), point(2, 0.6, 0.1, edgy=0.2)
-    assert pick(front(*points), "best:edgy", where="run").number == 2
+    assert chosen(front(*points), "best:edgy").number == 2
 
 
 def test_a_front_without_a_knee_has_none_to_pick():
     with pytest.raises(UserError, match="knee"):
-        pick(front(point(3, 0.5, 0.1), point(12, 0.9, 0.8), knee=None), "knee", where="run")
+        chosen(front(point(3, 0.5, 0.1), point(12, 0.9, 0.8), knee=None), "knee")
+
+
+@pytest.mark.parametrize(
+    ("choice", "limit", "number"),
+    [
+        ("safest", Constraint(metric=SKILL, budget=0.6, direction="maximize"), 5),
+        (f"best:{SKILL}", Constraint(metric=HARM, budget=0.3), 5),
+        (f"best:{SKILL}", Constraint(metric=HARM, budget=0.8), 12),
+        ("12", Constraint(metric=HARM, budget=0.3), 12),
+    ],
+)
+def test_only_a_number_picks_a_point_that_breaks_a_limit_on_the_report_split(
+    choice, limit, number
+):
+    assert chosen(FRONT, choice, limit).number == number
+
+
+@pytest.mark.parametrize("choice", ["safest", f"best:{SKILL}"])
+@pytest.mark.parametrize(
+    ("metric", "got"), [(HARM, r"harm\.harmful_score is 0\.100"), ("edgy", "edgy has no value")]
+)
+def test_if_every_point_breaks_a_limit_none_is_picked_and_one_is_named(choice, metric, got):
+    words = (
+        rf"run: --pick {choice}: no point of the front keeps every limit on the report split; "
+        rf"trial 3: {got}, limit at most 0\.05\. Pick a trial number"
+    )
+    with pytest.raises(UserError, match=words):
+        chosen(FRONT, choice, Constraint(metric=metric, budget=0.05))
+
+
+def test_a_broken_candidate_is_not_the_best():
+    best = point(12, 0.9, 0.1)
+    broken = best.model_copy(
+        update={"report": best.report.model_copy(update={"broken": "degenerate text"})}
+    )
+    assert chosen(front(point(3, 0.5, 0.2), broken), "safest").number == 3
+    words = r"trial 12: the candidate is broken: degenerate text\. Pick a trial number"
+    with pytest.raises(UserError, match=words):
+        chosen(front(broken), "safest")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

@@ -206,6 +206,7 @@ def evaluator(no_cluster, monkeypatch):
     module = SimpleNamespace(Evaluator=FakeEvaluator, DEPLOYMENT="Deployed")
     monkeypatch.setitem(sys.modules, "safemerge.distributed.evaluator", module)
     for command in (evaluate, serve):
+        monkeypatch.setattr(command, "preflight", lambda spec: None)
         monkeypatch.setattr(command, "resolve_study", lambda spec, _: spec)
     return log
 

@@ -5,8 +5,12 @@ import pytest
 
 from safemerge.data import generator
 from safemerge.data.generator import GENERATORS, reviews
+from safemerge.errors import DataError
 
 SPLITS = {"train": 400, "search": 200, "report": 200}
+"""Rows of each split that are looked at."""
+
+MOST = {"train": 20_000, "search": 4_400, "report": 4_400}
 """Most rows of each split."""
 
 
@@ -59,9 +63,21 @@ def test_as_many_distinct_rows_come_back_as_were_asked_for(split, count):
     assert len(made) == len({row["prompt"] for row in made}) == count
 
 
-def test_a_count_beyond_the_stated_limit_gives_the_limit(rows):
-    for split, most in SPLITS.items():
-        assert len(reviews(split=split, count=most + 1, seed=0)) == most == len(rows[split])
+@pytest.mark.parametrize("split", ["search", "report"])
+def test_every_possible_review_can_be_had(split):
+    made = reviews(split=split, count=MOST[split], seed=0)
+    assert len({row["prompt"] for row in made}) == MOST[split]
+    assert sum(row["label"] == "positive" for row in made) == MOST[split] / 2
+
+
+@pytest.mark.parametrize("split", MOST)
+def test_more_reviews_than_there_are_is_refused_with_the_limit(split):
+    words = (
+        rf"generator 'reviews', split {split}: there are {MOST[split]} distinct reviews; "
+        rf"got count={MOST[split] + 1}\. Lower the count"
+    )
+    with pytest.raises(DataError, match=words):
+        reviews(split=split, count=MOST[split] + 1, seed=0)
 
 
 def test_fewer_rows_are_the_beginning_of_more_rows():

@@ -79,6 +79,57 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path, tiny_base):
         ChatFormat(tmp_path)
 
 
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}{{ m['content'] }}{% endfor %}"
+)
+DROPS_SYSTEM = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "got"),
+    [(NO_SYSTEM, "System role not supported"), (DROPS_SYSTEM, "a prompt without it")],
+)
+def test_a_template_that_takes_no_system_message_is_a_data_error_only_where_one_is_asked_for(
+    tmp_path, template, got
+):
+    chat = ChatFormat(saved(tmp_path, template))
+    (plain,) = chat.tokenize(suite(Sample("s:1", "one")), max_model_len=256)
+    assert chat.tokenizer.decode(plain.token_ids) == "one"
+    asked = suite(Sample("s:1", "one", system=" Be brief.\n"))
+    words = rf"suite 'mood', search: the chat template of {tmp_path} must take a system message; "
+    with pytest.raises(DataError, match=rf"{words}got: {got}\. Drop `system`"):
+        chat.tokenize(asked, max_model_len=256)
+
+
+@pytest.mark.parametrize(
+    ("template", "got"),
+    [
+        ("{{ messages[0]['content'] }", "unexpected '}'"),
+        ("{{ messages[0]['name']['first'] }}", "no attribute 'name'"),
+    ],
+)
+def test_a_template_that_cannot_be_used_at_all_is_refused_at_once(tmp_path, template, got):
+    words = rf"{tmp_path}: the chat template must take the turns user; got: .*{got}.*\. Mend"
+    with pytest.raises(CheckpointError, match=words):
+        ChatFormat(saved(tmp_path, template))
+
+
+def test_a_template_that_refuses_an_answer_is_a_checkpoint_error(tmp_path):
+    template = (
+        "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
+        "{{ messages[0]['content'] }}"
+    )
+    chat = ChatFormat(saved(tmp_path, template))
+    with pytest.raises(CheckpointError, match="the turns user, assistant; got: one turn only"):
+        chat.end_of_turn_id()
+
+
+def test_an_empty_label_is_refused(chat):
+    with pytest.raises(DataError, match=r"w: a label must have at least one token; got ''\."):
+        chat.label_ids(["yes", ""], where="w")
+
+
 def test_labels_are_their_first_tokens(chat):
     ids = chat.label_ids(["positive", "negative", "zero"], where="w")
     assert [chat.tokenizer.decode(i) for i in ids] == [

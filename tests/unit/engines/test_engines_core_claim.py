@@ -3,6 +3,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -93,3 +95,25 @@ def test_released_cores_can_be_claimed_again(claim):
 
 def test_the_binding_list_names_every_core(claim):
     assert claim(len(CORES)).cpu_ids == ",".join(str(core) for core in CORES)
+
+
+def test_of_claims_made_at_once_one_gets_all_the_cores(claim, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    for _ in range(25):
+        together = threading.Barrier(4)
+
+        def make(_, together=together):
+            together.wait()
+            return claim(16)
+
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            made = list(pool.map(make, range(4)))
+        assert sorted(len(item.cores) for item in made) == [0, 0, 0, 16]
+        for item in made:
+            item.release()
+
+
+def test_without_processor_affinity_nothing_is_claimed(claim, monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert (claim(1).cores, claim(1).cpu_ids) == ((), None)
+    assert list(tmp_path.iterdir()) == []

@@ -78,6 +78,50 @@ def test_files_are_the_expected_ones_and_readable_like_others(recipe, checkpoint
     assert out.stat().st_mode == (tmp_path / "folder").stat().st_mode
 
 
+def test_whatever_transformers_loads_beside_the_weights_is_copied_and_nothing_else(
+    checkpoints, tmp_path
+):
+    folder = shutil.copytree(checkpoints["base"].folder, tmp_path / "base")
+    wanted = [
+        "added_tokens.json",
+        "additional_chat_templates/tools.jinja",
+        "chat_template.json",
+        "LICENSE.md",
+        "merges.txt",
+        "NOTICE",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "tokenizer.model",
+        "video_preprocessor_config.json",
+        "vocab.json",
+    ]
+    others = [
+        "modeling_custom.py",
+        "model.safetensors.index.json.bak",
+        "optimizer.pt",
+        "pytorch_model.bin",
+        "README.txt",
+        "trainer_state.json",
+        "training_args.bin",
+    ]
+    for name in (*wanted, *others):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"of the base: {name}")
+    opened = {**checkpoints, "base": open_checkpoint(folder)}
+    out = write_merged(make_recipe(opened), opened, tmp_path / "out", check=False)
+    copied = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert copied.issuperset(wanted)
+    assert copied.isdisjoint(others)
+    assert {(out / name).read_text() for name in wanted} == {f"of the base: {n}" for n in wanted}
+
+
+def test_a_card_given_by_the_caller_is_the_readme(recipe, checkpoints, tmp_path):
+    out = write_merged(recipe, checkpoints, tmp_path / "out", card="# Measured\n")
+    assert (out / "README.md").read_text() == "# Measured\n"
+
+
 def test_the_recipe_comes_back(recipe, checkpoints, tmp_path):
     out = write_merged(recipe, checkpoints, tmp_path / "out")
     text = (out / "safemerge_recipe.json").read_text()
