@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 
 import psutil
 import pytest
+from ray import cloudpickle
 
 from safemerge.commands.console import Console
 from safemerge.commands.study import resolve_study
@@ -21,6 +23,9 @@ from tests.integration.driving import PATIENCE, wait_until
 pytestmark = pytest.mark.ray
 
 APP = "safemerge-pico"
+
+# Ray's processes can't import a test file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class BreakableReplica(EvaluatorReplica):

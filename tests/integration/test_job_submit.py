@@ -73,12 +73,10 @@ def head(environment, tmp_path_factory):
         wait_until(lambda: answers(address, token), within_s=180, every_s=0.5)
         yield address, folder
     finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=60 * PATIENCE)
-        for pid in own_processes(MARK):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        while pids := own_processes(MARK):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
