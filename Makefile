@@ -17,6 +17,10 @@ endif
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Passed on to pytest, e.g. make test PYTEST_ARGS='-k ties'.
 PYTEST_ARGS ?=
+# Tests that start no cluster and no engine; all others run one by one.
+PARALLEL := $(patsubst %,tests/%,conformance properties reference sanity unit)
+# PYTEST_ARGS may choose tests of one part only.
+NONE_CHOSEN := [ $$? -eq 5 ]
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -78,7 +82,8 @@ demo: setup ## Search merges of tiny models and draw the report
 	$(BIN)/safemerge demo
 
 test: check ## Run the checks, then every test
-	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -n 2 $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	$(BIN)/python -m pytest tests $(PARALLEL:%=--ignore=%) $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 check: setup ## Lint, format, types, layers and spelling
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -28,17 +29,22 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _dry_run(spec, console)
         return
-    _check_folder(folder, resume=options.resume, study=options.study)
-    search(spec, folder, console, again=f"safemerge search {options.study} --resume")
+    again = _resume_command(options.study, options.results)
+    _check_folder(folder, resume=options.resume, again=again)
+    search(spec, folder, console, again=again)
 
 
-def _check_folder(folder: Path, *, resume: bool, study: str) -> None:
-    exists = RunStore(folder).exists
-    if exists and not resume:
+def _check_folder(folder: Path, *, resume: bool, again: str) -> None:
+    if RunStore(folder).exists and not resume:
         raise UserError(
             f"{folder}: holds a run of this study already. Continue it with "
-            f"`safemerge search {study} --resume`, or remove the folder, or rename the study."
+            f"`{again}`, or remove the folder, or rename the study."
         )
+
+
+def _resume_command(study: str, results: str) -> str:
+    where = [] if results == "results" else ["--results", results]
+    return shlex.join(["safemerge", "search", study, *where, "--resume"])
 
 
 def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> None:
@@ -51,36 +57,44 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
         again: Command that continues the run, for messages.
     """
     from safemerge.distributed.cluster import ray_cluster
-    from safemerge.distributed.evaluator import Evaluator
-    from safemerge.distributed.search import check_suites, run_search
+    from safemerge.distributed.search import check_suites
 
     check_disk(folder)
     num_prompts = check_suites(spec)
     console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} prompts each")
-    with ray_cluster():
-        resolved = resolve_study(spec, console)
-        store = RunStore(folder)
-        store = RunStore.open(folder) if store.exists else store.create(resolved)
-        store.check_same_study(resolved)
-        finished = store.trials()
-        if finished:
-            console.say(f"resuming: {len(finished)} finished trials kept")
-        total = spec.num_trials + (len(spec.experts) + 2 if spec.references else 0)
-        app = f"safemerge-{spec.name}"
-        replicas = resolved.evaluator.min_replicas
-        console.say(f"starting {replicas} evaluator replicas (about 30 to 60 s)")
-        try:
-            with Evaluator(resolved, app=app) as evaluator:
-                console.say("evaluator is up: searching")
-                progress = _Progress(console, total, done=len(finished), spec=resolved)
-                records = run_search(
-                    resolved, store, evaluator, app=app, on_record=progress.record
-                )
-                publish(resolved, store, evaluator, records, console)
-        except KeyboardInterrupt:
-            console.say(f"interrupted; {len(store.trials())} finished trials kept. Go on: {again}")
-            raise
+    try:
+        with ray_cluster():
+            resolved = resolve_study(spec, console)
+            store = RunStore(folder)
+            store = RunStore.open(folder) if store.exists else store.create(resolved)
+            store.check_same_study(resolved)
+            _search(resolved, store, console)
+    except KeyboardInterrupt:
+        kept = len(RunStore.open(folder).trials()) if RunStore(folder).exists else 0
+        console.say(f"interrupted; {kept} finished trials kept. Go on: {again}")
+        raise
     _finish(folder, console)
+
+
+def _search(spec: StudySpec, store: RunStore, console: Console) -> None:
+    from safemerge.distributed.evaluator import Evaluator
+    from safemerge.distributed.search import run_search
+
+    finished = store.trials()
+    if finished:
+        console.say(f"resuming: {len(finished)} finished trials kept")
+    total = spec.num_trials + (len(spec.experts) + 2 if spec.references else 0)
+    app = f"safemerge-{spec.name}"
+    console.say(f"starting {spec.evaluator.min_replicas} evaluator replicas (about 30 to 60 s)")
+    with Evaluator(spec, app=app) as evaluator:
+        console.say("evaluator is up: searching")
+        progress = _Progress(console, total, done=len(finished), spec=spec)
+        try:
+            records = run_search(spec, store, evaluator, app=app, on_record=progress.record)
+            publish(spec, store, evaluator, records, console)
+        except KeyboardInterrupt:
+            console.say("interrupted: shutting the evaluator down (Ctrl-C again: at once)")
+            raise
 
 
 def publish(

@@ -7,6 +7,8 @@ import os
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Ctrl-C is an interrupt like any other, not Tune's wish to stop and return as if all were well.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # Else a late call of one of Ray's own threads starts a new cluster after ours has ended.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")

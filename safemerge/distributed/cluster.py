@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,17 +52,32 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # noqa: BLE001
+        # A border: Ray raises a bare Exception where its processes start too slowly.
         where = f"RAY_ADDRESS={address}" if address else "local Ray"
-        raise PreflightError(
-            f"cluster: {where} must answer; got: {str(error).splitlines()[0]}. Start the "
-            "cluster, or unset RAY_ADDRESS to run on this machine alone."
-        ) from None
+        advice = "Start the cluster, or unset RAY_ADDRESS to run on this machine alone."
+        if not address:
+            advice = "Try again when fewer programs hold the machine's cores and memory."
+        told = (str(error) or repr(error)).splitlines()[0].rstrip(".")
+        raise PreflightError(f"cluster: {where} must answer; got: {told}. {advice}") from None
     try:
         yield
     finally:
         # Serve's handles go on reporting from a thread, and would complain of the lost cluster.
+        # NOTE: no serve.shutdown(): it ends the controller under those handles, which complain.
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
-        if not address and "ray.serve" in sys.modules:
-            sys.modules["ray.serve"].shutdown()
-        ray.shutdown()
+        with _uninterrupted():
+            ray.shutdown()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C for the seconds in which Ray ends its processes: none may be left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -28,6 +28,8 @@ CANARY_PROMPT = "Say hello."
 CANARY_EVERY_S = 30.0
 """An idle engine is asked this often whether it still answers."""
 CANARY_TIMEOUT_S = 120.0
+HEALTH_CHECK_EVERY_S = 10.0
+"""Serve restarts a replica that fails three checks in a row."""
 
 
 class EvaluatorReplica:
@@ -183,7 +185,7 @@ class Evaluator:
                 "upscale_delay_s": 5,
                 "downscale_delay_s": 120,
             },
-            health_check_period_s=10,
+            health_check_period_s=HEALTH_CHECK_EVERY_S,
             health_check_timeout_s=CANARY_TIMEOUT_S + 10,
             graceful_shutdown_timeout_s=30,
         )(EvaluatorReplica)
@@ -198,20 +200,35 @@ class Evaluator:
         except (RuntimeError, ray.exceptions.RayError) as error:
             self.close()
             raise EngineError(f"evaluator: no replica came up; got: {_reason(error)}.") from error
+        except KeyboardInterrupt:
+            self.close()
+            raise
 
     def score(self, recipe: MergeRecipe, split: Split) -> CandidateResult:
         """Score one recipe on one split; blocks until a replica has done it."""
         return score_through(self._handle, recipe, split, timeout_s=self._timeout_s())
 
     def score_all(self, recipes: list[MergeRecipe], split: Split) -> Iterator[CandidateResult]:
-        """Score recipes side by side over the replicas; yield each, in the given order."""
-        responses = [
-            self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
-            for recipe in recipes
-        ]
+        """Score recipes side by side over the replicas; yield each, in the given order.
+
+        A recipe whose replica crashed is tried again as often as the study allows.
+        """
+        responses = [self._ask(recipe, split) for recipe in recipes]
         deadline = self._timeout_s() * len(recipes)
-        for response in responses:
-            yield _unwrap(response, timeout_s=deadline)
+        for recipe, response in zip(recipes, responses, strict=True):
+            retries, pending = self._spec.evaluator.num_retries, response
+            while True:
+                try:
+                    result = _unwrap(pending, timeout_s=deadline)
+                    break
+                except EngineError:
+                    if retries == 0:
+                        raise
+                    retries, pending = retries - 1, self._ask(recipe, split)
+            yield result
+
+    def _ask(self, recipe: MergeRecipe, split: Split) -> Any:
+        return self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
 
     def _timeout_s(self) -> float:
         return self._spec.evaluator.timeout_s

@@ -15,6 +15,7 @@ from safemerge.data.suite import load_suites
 from safemerge.distributed.evaluator import Evaluator
 from safemerge.distributed.searcher import StudySearcher
 from safemerge.distributed.trainable import CandidateTrainable
+from safemerge.errors import StudyError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.search.study import SearchStudy
@@ -59,14 +60,16 @@ def run_search(
         All finished trials, those of earlier runs included.
 
     Raises:
-        KeyboardInterrupt: If Tune was interrupted; finished trials are stored.
+        StudyError: If Tune ended early; finished trials are stored.
     """
     with SearchStudy(spec, store) as study:
         if not study.done:
             _tune(spec, study, app=app, on_record=on_record)
         if not study.done:
-            # Tune takes Ctrl-C as a wish to stop, and returns as if all were well.
-            raise KeyboardInterrupt
+            raise StudyError(
+                f"{store.folder}: Tune must end when the budget of {spec.num_trials} recipes is "
+                f"spent; got {len(study.records)} finished trials. Continue with --resume."
+            )
         return list(study.records)
 
 

@@ -1,13 +1,15 @@
 """A pico study whose whole line runs on the transformers engine in seconds."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
+
+from tests.integration.driving import run_safemerge, write_study_to
 
 
 @pytest.fixture(scope="session")
@@ -70,44 +72,37 @@ def study_document(tiny_base, tiny_experts, tmp_path_factory):
 @pytest.fixture
 def write_study(study_document, tmp_path):
     """Write the pico study, with changes, and return its path."""
-
-    def write(**changes):
-        path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(study_document | changes), encoding="utf-8")
-        return path
-
-    return write
+    return lambda **changes: write_study_to(tmp_path, study_document | changes)
 
 
 @pytest.fixture
 def safemerge(tmp_path):
     """Run the command line in a subprocess, as a user does."""
-
-    def run(*arguments, timeout=300, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "safemerge.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-            check=False,
-        )
-
-    return run
+    return lambda *arguments, **environment: run_safemerge(tmp_path, *arguments, **environment)
 
 
-def own_processes(marker: str) -> list[int]:
-    """Pids of living processes whose environment carries a marker variable's value."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            environment = (folder / "environ").read_bytes()
-            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        if marker.encode() in environment and state != "Z":
-            found.append(int(folder.name))
-    return found
+@pytest.fixture
+def start_safemerge(tmp_path):
+    """Start the command line in a process group of its own; what is left of it is killed."""
+    started = []
+
+    def start(*arguments, **environment):
+        with (tmp_path / "told.txt").open("w") as told:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", "safemerge.cli", *map(str, arguments)],
+                stdout=told,
+                stderr=told,
+                cwd=tmp_path,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                # A shell that started the tests in the background ignores Ctrl-C for them.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+        started.append(driver)
+        return driver
+
+    yield start
+    for driver in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()

@@ -1,109 +1,91 @@
 """Training stages on Ray Train with pico models: cached, resumable, the same for two workers."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+from tests.integration.driving import own_processes, run_safemerge, wait_until
 
+pytestmark = pytest.mark.ray
 
 STEPS = 30
 
 
+def write_stage_to(folder, base, **changes):
+    document = {
+        "kind": "finetune",
+        "name": "expert",
+        "base": {"name": "base", "path": str(base)},
+        "data": [
+            {
+                "source": {"kind": "generator", "name": "reviews", "split": "train", "count": 64},
+                "response": "{label}",
+            }
+        ],
+        "steps": STEPS,
+        "batch_size": 4,
+        "max_tokens": 128,
+        "checkpoint_every": 4,
+        "lora": {"rank": 2, "targets": ["q_proj", "v_proj"]},
+        "workers": {"cpus_per_worker": 0.5},
+    }
+    path = folder / "stage.yaml"
+    path.write_text(yaml.safe_dump(document | changes), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def write_stage(tiny_base, tmp_path):
-    def write(**changes):
-        document = {
-            "kind": "finetune",
-            "name": "expert",
-            "base": {"name": "base", "path": str(tiny_base)},
-            "data": [
-                {
-                    "source": {
-                        "kind": "generator",
-                        "name": "reviews",
-                        "split": "train",
-                        "count": 64,
-                    },
-                    "response": "{label}",
-                }
-            ],
-            "steps": STEPS,
-            "batch_size": 4,
-            "max_tokens": 128,
-            "checkpoint_every": 4,
-            "lora": {"rank": 2, "targets": ["q_proj", "v_proj"]},
-            "workers": {"cpus_per_worker": 0.5},
-        }
-        path = tmp_path / "stage.yaml"
-        path.write_text(yaml.safe_dump(document | changes), encoding="utf-8")
-        return path
-
-    return write
+    return lambda **changes: write_stage_to(tmp_path, tiny_base, **changes)
 
 
-def checkpoint_of(tmp_path) -> Path:
-    told = json.loads((tmp_path / "results" / "expert" / "checkpoint.json").read_text())
+def checkpoint_of(folder) -> Path:
+    told = json.loads((folder / "results" / "expert" / "checkpoint.json").read_text())
     return Path(told["path"])
 
 
 @pytest.fixture(scope="module")
-def straight_cache(tmp_path_factory):
-    """Cache of the stage trained in one go; filled by the first test that needs it."""
-    return tmp_path_factory.mktemp("straight")
-
-
-@pytest.fixture
-def straight(safemerge, write_stage, tmp_path, straight_cache):
-    """Weights of the stage trained in one go, and what the command printed."""
-    done = safemerge("finetune", write_stage(), SAFEMERGE_CACHE=str(straight_cache))
+def straight(tiny_base, tmp_path_factory):
+    """Folder of the stage trained in one go, what the command printed, the weights."""
+    folder = tmp_path_factory.mktemp("straight")
+    stage = write_stage_to(folder, tiny_base)
+    done = run_safemerge(folder, "finetune", stage, SAFEMERGE_CACHE=str(folder / "cache"))
     assert done.returncode == 0, done.stdout + done.stderr
-    return load_file(checkpoint_of(tmp_path) / "model.safetensors"), done.stdout
+    return folder, done.stdout, load_file(checkpoint_of(folder) / "model.safetensors")
 
 
-def test_a_stage_is_trained_once_and_then_found_in_the_cache(
-    safemerge, straight, write_stage, straight_cache, tiny_base
-):
-    trained, told = straight
+def test_a_stage_is_trained_once_and_then_found_in_the_cache(straight, tiny_base):
+    folder, told, trained = straight
     assert f"step {STEPS}/{STEPS}" in told
     base = load_file(tiny_base / "model.safetensors")
     moved = [name for name in base if not trained[name].equal(base[name])]
     assert moved
     assert all("q_proj" in name or "v_proj" in name for name in moved)
 
-    again = safemerge("finetune", write_stage(), SAFEMERGE_CACHE=str(straight_cache))
+    cache = str(folder / "cache")
+    again = run_safemerge(folder, "finetune", folder / "stage.yaml", SAFEMERGE_CACHE=cache)
     assert again.returncode == 0
     assert "cached" in again.stdout
 
 
 def test_a_killed_stage_resumes_to_the_same_weights_bit_for_bit(
-    safemerge, straight, write_stage, tmp_path
+    safemerge, start_safemerge, straight, write_stage, tmp_path
 ):
-    expected, _ = straight
+    expected = straight[2]
     stage = write_stage()
     cache = tmp_path / "killed"
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "safemerge.cli", "finetune", str(stage)],
-        cwd=tmp_path,
-        env={**os.environ, "SAFEMERGE_CACHE": str(cache)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    driver = start_safemerge(
+        "finetune", stage, SAFEMERGE_CACHE=str(cache), SAFEMERGE_TEST_MARK="killed-stage"
     )
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and steps_of(cache) < 7:
-        time.sleep(0.02)
+    wait_until(lambda: steps_of(cache) >= 7, within_s=200, every_s=0.02)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert 7 <= steps_of(cache) < STEPS, "the stage must be killed on its way"
-    time.sleep(8)  # Ray's processes of the killed driver end by themselves
+    wait_until(lambda: not own_processes("killed-stage"), within_s=60)
 
     resumed = safemerge("finetune", stage, "--resume", SAFEMERGE_CACHE=str(cache))
 
@@ -121,7 +103,7 @@ def steps_of(cache) -> int:
 
 
 def test_two_workers_train_what_one_worker_trains(safemerge, straight, write_stage, tmp_path):
-    expected, _ = straight
+    expected = straight[2]
     workers = {"num_workers": 2, "cpus_per_worker": 0.5}
     two = safemerge(
         "finetune", write_stage(workers=workers), SAFEMERGE_CACHE=str(tmp_path / "two")

@@ -1,27 +1,40 @@
 """The main job on pico models: real Ray Tune, Serve and Optuna, the reference engine."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.store import RunStore
-from tests.integration.conftest import own_processes
+from safemerge.testing import pico
+from tests.integration.driving import (
+    own_processes,
+    run_safemerge,
+    wait_until,
+    write_study_to,
+)
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 
 
-def test_search_writes_a_whole_run_folder_and_leaves_no_process(safemerge, write_study, tmp_path):
-    study = write_study()
-    done = safemerge("search", study, SAFEMERGE_TEST_MARK="whole-run")
-
+@pytest.fixture(scope="module")
+def searched(study_document, tmp_path_factory):
+    """A folder with a study and its finished run, and what the search printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    study = write_study_to(folder, study_document)
+    cache = str(folder / "cache")
+    done = run_safemerge(
+        folder, "search", study, SAFEMERGE_TEST_MARK="whole-run", SAFEMERGE_CACHE=cache
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    run = tmp_path / "results" / "pico"
+    return folder, done.stdout, done.stderr
+
+
+def test_search_writes_a_whole_run_folder_and_leaves_no_process(searched):
+    folder, told, complaints = searched
+    run = folder / "results" / "pico"
     for name in ("study.json", "trials.jsonl", "front.json", "report.html", "study.db"):
         assert (run / name).is_file(), name
     records = RunStore.open(run).trials()
@@ -36,49 +49,53 @@ def test_search_writes_a_whole_run_folder_and_leaves_no_process(safemerge, write
         assert MergeRecipe.model_validate(point.recipe).digest == point.candidate
         assert point.report.candidate == point.search.candidate == point.candidate
         assert (run / "recipes" / f"{point.number}.yaml").is_file()
-    assert "next: safemerge export" in done.stdout
-    deadline = time.monotonic() + 30
-    while (left := own_processes("SAFEMERGE_TEST_MARK=whole-run")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left == []
+    assert "next: safemerge export" in told
+    assert "(raylet)" not in told + complaints
+    wait_until(lambda: not own_processes("whole-run"), within_s=30)
 
+
+def test_a_point_of_the_front_is_exported(searched, safemerge, tmp_path):
+    run = searched[0] / "results" / "pico"
+    picked = RunStore.open(run).read_front().points[0]
     exported = tmp_path / "exported"
-    picked = front.points[0]
+
     done = safemerge("export", run, "--pick", picked.number, exported)
+
     assert done.returncode == 0, done.stderr
     assert (exported / "model.safetensors").is_file()
     assert picked.candidate in (exported / "README.md").read_text(encoding="utf-8")
 
-    done = safemerge("search", study)
-    assert done.returncode == 2
-    assert "holds a run of this study already" in done.stderr
-    assert "--resume" in done.stderr
+
+def test_a_study_that_changed_is_not_resumed(searched, study_document):
+    folder = searched[0]
+    objectives = study_document["objectives"]
+    changed = [objectives[0] | {"reference": -1.0}, *objectives[1:]]
+    study = write_study_to(folder, study_document | {"objectives": changed})
+
+    done = run_safemerge(folder, "search", study, "--resume")
+
+    assert done.returncode == 1
+    assert "objectives" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_a_killed_driver_resumes_without_losing_a_finished_trial(safemerge, write_study, tmp_path):
+def test_a_killed_driver_resumes_without_losing_a_finished_trial(
+    start_safemerge, safemerge, write_study, tmp_path
+):
     study = write_study(num_trials=10)
-    run = tmp_path / "results" / "pico"
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "safemerge.cli", "search", str(study)],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "SAFEMERGE_TEST_MARK": "killed-driver"},
-    )
-    trials = run / "trials.jsonl"
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and not (
-        trials.exists() and len(trials.read_text().splitlines()) >= 6
-    ):
+    trials = tmp_path / "results" / "pico" / "trials.jsonl"
+    driver = start_safemerge("search", study, SAFEMERGE_TEST_MARK="killed-driver")
+
+    def on_its_way():
         assert driver.poll() is None, "the driver ended before it could be killed"
-        time.sleep(0.05)
+        return trials.exists() and len(trials.read_text().splitlines()) >= 6
+
+    wait_until(on_its_way, within_s=240)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = [json.loads(line) for line in trials.read_text().splitlines() if line.endswith("}")]
     assert len(before) >= 6
-    deadline = time.monotonic() + 60
-    while own_processes("SAFEMERGE_TEST_MARK=killed-driver") and time.monotonic() < deadline:
-        time.sleep(0.5)
+    wait_until(lambda: not own_processes("killed-driver"), within_s=60)
 
     done = safemerge("search", study, "--resume")
 
@@ -93,26 +110,9 @@ def test_a_killed_driver_resumes_without_losing_a_finished_trial(safemerge, writ
     assert all("interrupted" in t["reason"] for t in interrupted)
 
 
-def test_a_study_that_changed_is_not_resumed(safemerge, write_study, study_document):
-    study = write_study(num_trials=1)
-    assert safemerge("search", study).returncode == 0
-    changed = [study_document["objectives"][0] | {"reference": -1.0}]
-    write_study(num_trials=1, objectives=changed + study_document["objectives"][1:])
-
-    done = safemerge("search", study, "--resume")
-
-    assert done.returncode in (1, 2)
-    assert "objectives" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_an_expert_with_nan_weights_is_refused_before_anything_starts(
     safemerge, write_study, study_document, tmp_path, tiny_base
 ):
-    from safetensors.torch import load_file, save_file
-
-    from safemerge.testing import pico
-
     broken = pico.pico_expert(tiny_base, tmp_path / "broken", seed=9)
     tensors = load_file(broken / "model.safetensors")
     name = sorted(tensors)[0]

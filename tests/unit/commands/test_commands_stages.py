@@ -1,3 +1,4 @@
+import argparse
 import importlib
 import json
 import sys
@@ -120,14 +121,33 @@ def test_a_studys_paths_are_taken_from_its_own_folder(study_file, tmp_path):
     assert load_study(str(study_file)).base.path == str(tmp_path / "models" / "base")
 
 
-def test_a_run_is_not_written_over_unless_it_is_resumed(tmp_path):
-    folder = tmp_path / "toy"
-    RunStore(folder).create(landscape_study("toy"))
-    words = r"toy: holds a run of this study already\. .* `safemerge search s\.yaml --resume`"
-    with pytest.raises(UserError, match=words):
-        search._check_folder(folder, resume=False, study="s.yaml")
-    search._check_folder(folder, resume=True, study="s.yaml")
-    search._check_folder(tmp_path / "new", resume=False, study="s.yaml")
+@pytest.mark.parametrize(
+    ("results", "again"),
+    [("results", "s.yaml --resume"), ("my runs", "s.yaml --results 'my runs' --resume")],
+)
+def test_a_run_is_not_written_over_unless_it_is_resumed(
+    results, again, tmp_path, study_file, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    study_file.rename("s.yaml")
+    RunStore(tmp_path / results / "toy").create(landscape_study("toy"))
+    started = []
+    monkeypatch.setattr(search, "search", lambda *_, again: started.append(again))
+
+    def run(folder, *, resume):
+        search.run(
+            argparse.Namespace(study="s.yaml", results=folder, resume=resume, dry_run=False)
+        )
+
+    with pytest.raises(UserError, match=f"toy: holds a run .* `safemerge search {again}`"):
+        run(results, resume=False)
+    assert started == []
+    run(results, resume=True)
+    run("other", resume=False)
+    assert started == [
+        f"safemerge search {again}",
+        "safemerge search s.yaml --results other --resume",
+    ]
 
 
 @pytest.mark.parametrize(("free", "enough"), [(99_000_000, False), (100_000_000, True)])

@@ -1,0 +1,63 @@
+"""Starting the command line as a user does, waiting for what it does, finding its processes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+PATIENCE = float(os.environ.get("SAFEMERGE_TEST_PATIENCE", "1"))
+"""Raise it where other programs hold the cores: every limit on waiting is multiplied."""
+
+
+def write_study_to(folder, document):
+    """Write a study's document and return its path."""
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def run_safemerge(folder, *arguments, **environment):
+    """Run the command line in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "safemerge.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300 * PATIENCE,
+        cwd=folder,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def wait_until(ready, *, within_s, every_s=0.05):
+    """Wait for a condition, and return what it gave.
+
+    Raises:
+        TimeoutError: If it does not come true.
+    """
+    deadline = time.monotonic() + within_s * PATIENCE
+    while not (found := ready()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {within_s * PATIENCE} s")
+        time.sleep(every_s)
+    return found
+
+
+def own_processes(mark: str) -> list[int]:
+    """Pids of living processes that were started with this `SAFEMERGE_TEST_MARK`."""
+    wanted = f"SAFEMERGE_TEST_MARK={mark}\0".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            environment = (folder / "environ").read_bytes()
+            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if wanted in environment + b"\0" and state != "Z":
+            found.append(int(folder.name))
+    return found

@@ -1,0 +1,125 @@
+"""The evaluator on a cluster of its own: broken engines, killed replicas, nothing lost."""
+
+import os
+import signal
+import sys
+
+import psutil
+import pytest
+from ray import cloudpickle
+
+from safemerge.commands.console import Console
+from safemerge.commands.study import resolve_study
+from safemerge.config.study import StudySpec
+from safemerge.distributed import evaluator as evaluator_module
+from safemerge.distributed.cluster import ray_cluster
+from safemerge.distributed.evaluator import Evaluator, EvaluatorReplica
+from safemerge.distributed.search import evaluate_report_split, run_search
+from safemerge.errors import EngineError
+from safemerge.search.study import SearchStudy
+from safemerge.store import RunStore
+from tests.integration.driving import PATIENCE, wait_until
+
+pytestmark = pytest.mark.ray
+
+APP = "safemerge-pico"
+
+# Ray's processes can't import a test file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class BreakableReplica(EvaluatorReplica):
+    """A replica whose engine can be made unable to answer."""
+
+    def __init__(self, study):
+        evaluator_module.CANARY_EVERY_S = 0.5
+        super().__init__(study)
+
+    def break_engine(self):
+        self._engine._model = None
+
+
+@pytest.fixture(scope="module")
+def spec(study_document):
+    return resolve_study(StudySpec.model_validate(study_document), Console())
+
+
+@pytest.fixture(scope="module")
+def evaluator(spec):
+    with pytest.MonkeyPatch.context() as patch, ray_cluster(num_cpus=2):
+        patch.setattr(evaluator_module, "EvaluatorReplica", BreakableReplica)
+        patch.setattr(evaluator_module, "HEALTH_CHECK_EVERY_S", 1.0)
+        with Evaluator(spec, app=APP) as evaluator:
+            yield evaluator
+
+
+@pytest.fixture(scope="module")
+def recipe(spec, tmp_path_factory):
+    with SearchStudy(spec, RunStore(tmp_path_factory.mktemp("ask")).create(spec)) as study:
+        return study.ask().recipe
+
+
+def replica_pid(evaluator):
+    return evaluator.process_ids()[0]
+
+
+def break_engine(evaluator):
+    evaluator._handle.break_engine.remote().result(timeout_s=60 * PATIENCE)
+
+
+def test_a_broken_engine_is_rebuilt_before_the_next_candidate(evaluator, recipe):
+    whole = evaluator.score(recipe, "search")
+    pid = replica_pid(evaluator)
+    break_engine(evaluator)
+    with pytest.raises(EngineError, match="the engine failed; got: "):
+        evaluator.score(recipe, "search")
+
+    again = evaluator.score(recipe, "search")
+
+    assert again.metrics == whole.metrics
+    assert replica_pid(evaluator) == pid
+
+
+def test_an_idle_engine_that_cannot_answer_the_canary_is_replaced(evaluator, recipe):
+    whole = evaluator.score(recipe, "search")
+    pid = replica_pid(evaluator)
+    break_engine(evaluator)
+
+    wait_until(lambda: not psutil.pid_exists(pid), within_s=120)
+
+    assert evaluator.score(recipe, "search").metrics == whole.metrics
+    assert replica_pid(evaluator) != pid
+
+
+def test_a_replica_killed_in_mid_search_costs_no_trial(evaluator, spec, tmp_path):
+    store = RunStore(tmp_path / "run").create(spec)
+    living = [replica_pid(evaluator)]
+
+    def kill_once(record, study):
+        if living and record.role == "sampled":
+            os.kill(living.pop(), signal.SIGKILL)
+
+    records = run_search(spec, store, evaluator, app=APP, on_record=kill_once)
+
+    complete = [record for record in records if record.state == "COMPLETE"]
+    assert sum(record.role == "reference" for record in complete) == 4
+    assert sum(record.role == "sampled" for record in complete) == spec.num_trials
+    assert len({record.result.replica for record in complete}) == 2
+    lost = [record for record in records if record.state == "FAIL"]
+    assert all("replica was lost" in record.reason for record in lost)
+
+
+def test_a_replica_killed_in_the_report_split_costs_no_candidate(evaluator, spec, tmp_path):
+    store = RunStore(tmp_path / "run").create(spec)
+    trials = run_search(spec, store, evaluator, app=APP, on_record=lambda *_: None)
+    living = [replica_pid(evaluator)]
+
+    def kill_once(trial, result):
+        if living:
+            os.kill(living.pop(), signal.SIGKILL)
+
+    results = evaluate_report_split(trials, evaluator, on_result=kill_once)
+
+    assert set(results) == {trial.candidate for trial in trials}
+    assert {result.split for result in results.values()} == {"report"}
+    assert len({result.replica for result in results.values()}) == 2
