@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, duration
-from safemerge.commands.study import load_study, resolve_study
+from safemerge.commands.study import load_study, preflight, resolve_study
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
 from safemerge.records import CandidateResult, TrialRecord
@@ -60,6 +60,7 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     from safemerge.distributed.search import check_suites
 
     check_disk(folder)
+    preflight(spec)
     num_prompts = check_suites(spec)
     console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} prompts each")
     try:
@@ -142,8 +143,9 @@ def _finish(folder: Path, console: Console) -> None:
     width = max(100, shutil.get_terminal_size().columns)
     RichConsole(width=width).print(front_table(run))
     console.say(f"report: {report}")
-    pick = "knee" if run.front is not None and run.front.knee is not None else "safest"
-    console.say(f"next: safemerge export {folder} --pick {pick} OUT_DIR")
+    if run.front is not None and run.front.points:
+        pick = "knee" if run.front.knee is not None else run.front.points[0].number
+        console.say(f"next: safemerge export {folder} --pick {pick} OUT_DIR")
 
 
 def check_disk(folder: Path) -> None:

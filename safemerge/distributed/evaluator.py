@@ -216,16 +216,17 @@ class Evaluator:
         responses = [self._ask(recipe, split) for recipe in recipes]
         deadline = self._timeout_s() * len(recipes)
         for recipe, response in zip(recipes, responses, strict=True):
-            retries, pending = self._spec.evaluator.num_retries, response
-            while True:
-                try:
-                    result = _unwrap(pending, timeout_s=deadline)
-                    break
-                except EngineError:
-                    if retries == 0:
-                        raise
-                    retries, pending = retries - 1, self._ask(recipe, split)
-            yield result
+            yield self._patient(recipe, split, response, timeout_s=deadline)
+
+    def _patient(
+        self, recipe: MergeRecipe, split: Split, response: Any, *, timeout_s: float
+    ) -> CandidateResult:
+        for _ in range(self._spec.evaluator.num_retries):
+            try:
+                return _unwrap(response, timeout_s=timeout_s)
+            except EngineError:
+                response = self._ask(recipe, split)
+        return _unwrap(response, timeout_s=timeout_s)
 
     def _ask(self, recipe: MergeRecipe, split: Split) -> Any:
         return self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
