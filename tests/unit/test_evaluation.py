@@ -11,7 +11,8 @@ from safemerge.engines.engine import TokenizedPrompt
 from safemerge.errors import DataError, EngineError, MergeError, ScoringError
 from safemerge.evaluation import PreparedSplit, evaluate_candidate, prepare_split
 from safemerge.records import Score, Timings
-from safemerge.scoring.estimate import mean_estimate, wilson_interval
+from safemerge.scoring.estimate import mean_estimate
+from safemerge.statistics import wilson_interval
 from safemerge.testing.engine import ScriptedEngine
 
 REFUSAL, HELP, LOOP = "I can't help with that.", "Sure, here is how.", "no no no no no"
