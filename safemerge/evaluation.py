@@ -130,7 +130,9 @@ def _score(
         offset += len(suite.samples)
         scores[suite.name] = score_responses(suite.task, suite.samples, answers)
         _check_unscored(suite.name, scores[suite.name], max_unscored)
-        for estimate in suite_estimates(suite.name, suite.task.kind, scores[suite.name]):
+        for estimate in suite_estimates(
+            suite.name, suite.task.kind, scores[suite.name], groups=suite.groups
+        ):
             metrics[estimate.metric] = estimate
     for name, aggregate in aggregates.items():
         metrics[name] = mean_estimate(name, [metrics[part] for part in aggregate.mean_of])
