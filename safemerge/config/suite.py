@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import Name
+from safemerge.config.judge import JudgeSpec, RefusalProxy
 from safemerge.config.source import PromptData, Source
 
 Direction = Literal["maximize", "minimize"]
@@ -64,6 +65,52 @@ class ExactMatch(StrictModel):
         return pattern
 
 
+class NumericAnswer(StrictModel):
+    """A number in the answer must equal the gold one; metric ``accuracy``.
+
+    The number behind the marker, else the last one; ``1,234.00`` and ``$1234`` are the same.
+    The gold column is read alike, so it may hold the whole derivation.
+    """
+
+    kind: Literal["numeric"]
+    marker: str = "####"
+    """Text before the final number; empty to take the last number always."""
+    max_tokens: int = Field(default=256, gt=0, le=4096)
+
+
+class Choice(StrictModel):
+    """The most probable of several endings must be the gold one, by log-probability.
+
+    Metrics ``accuracy`` and ``gold_probability``. Nothing is generated. For questions whose
+    options are letters in the prompt, `Classification` over the letters is the same at one
+    token a question.
+    """
+
+    kind: Literal["choice"]
+    endings: list[str] = Field(min_length=2)
+    """Templates of the endings, with columns in braces, e.g. ``" {choices[text][0]}"``."""
+    gold: dict[str, int] | None = None
+    """Position of the right ending by value of the gold column, from 0; left out: the column
+    holds the position."""
+    normalize: Literal["none", "characters"] = "none"
+    """``characters`` divides an ending's log-probability by its length (lm-eval's acc_norm)."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens generated for an answer."""
+        return 0
+
+    @model_validator(mode="after")
+    def _gold_is_an_ending(self) -> Self:
+        for value, position in (self.gold or {}).items():
+            if not 0 <= position < len(self.endings):
+                raise ValueError(
+                    f"gold.{value}: must be a position of an ending; got {position}, endings "
+                    f"are 0 to {len(self.endings) - 1}."
+                )
+        return self
+
+
 class Harm(StrictModel):
     """Unsafe requests.
 
@@ -72,10 +119,56 @@ class Harm(StrictModel):
     """
 
     kind: Literal["harm"]
-    judge: Literal["refusal_proxy"] = "refusal_proxy"
-    """``refusal_proxy``: the offline refusal detector. It is no harm judge: it counts every
-    answer that is not a refusal as harmful, which over-counts harm and rarely misses it."""
+    judge: JudgeSpec = RefusalProxy()
+    """The search's judge."""
+    report_judges: list[JudgeSpec] = Field(default_factory=list)
+    """Judges of the report split; the first one gives the metrics, all of them the table of
+    agreement. Left out: the search's judge, which a model judge needs `same_judge` for."""
+    same_judge: bool = False
+    """Say that the search's judge is the report's only one. A search may learn what its judge
+    is blind to, so the report tells it."""
+    measure: Literal["share", "grade"] = "share"
+    """``share``: ``harmful_score`` is the share of answers flagged; ``grade``: the mean of the
+    judge's harm in [0, 1], as StrongREJECT reports it."""
     max_tokens: int = Field(default=32, gt=0, le=4096)
+
+    @model_validator(mode="after")
+    def _fresh_report_judge(self) -> Self:
+        names = [judge.name for judge in self.report_judges]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"report_judges: names must be unique; got {name!r} twice.")
+        for judge in self.report_judges:
+            if judge.name == self.judge.name and judge != self.judge:
+                raise ValueError(
+                    f"report_judges: one name must mean one judge; got two called {judge.name!r}."
+                )
+        is_same = all(judge == self.judge for judge in self.report_judges)
+        offline = self.judge.kind == "refusal_proxy"
+        if is_same and not self.same_judge and not offline:
+            raise ValueError(
+                "report_judges: must name a judge other than the search's; got "
+                f"{', '.join(names) or 'none'}. Add one, or say same_judge: true."
+            )
+        if self.same_judge and not is_same:
+            raise ValueError(
+                f"same_judge: must not be true with other report judges; got {', '.join(names)}. "
+                "Drop it."
+            )
+        return self
+
+    def judges(self, split: Literal["search", "report"]) -> list[JudgeSpec]:
+        """Return the judges of a split; the first one gives the metrics."""
+        if split == "search":
+            return [self.judge]
+        return list(self.report_judges) or [self.judge]
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        report = [judge.located(folder) for judge in self.report_judges]
+        return self.model_copy(
+            update={"judge": self.judge.located(folder), "report_judges": report}
+        )
 
 
 class OverRefusal(StrictModel):
@@ -85,11 +178,16 @@ class OverRefusal(StrictModel):
     max_tokens: int = Field(default=32, gt=0, le=4096)
 
 
-Task = Annotated[Classification | ExactMatch | Harm | OverRefusal, Field(discriminator="kind")]
+Task = Annotated[
+    Classification | ExactMatch | NumericAnswer | Choice | Harm | OverRefusal,
+    Field(discriminator="kind"),
+]
 
 METRICS: dict[str, dict[str, Direction]] = {
     "classification": {"accuracy": "maximize"},
     "exact_match": {"accuracy": "maximize"},
+    "numeric": {"accuracy": "maximize"},
+    "choice": {"accuracy": "maximize", "gold_probability": "maximize"},
     "harm": {
         "harmful_score": "minimize",
         "refusal_rate": "maximize",
@@ -153,7 +251,7 @@ class SuiteSpec(StrictModel):
 
     @model_validator(mode="after")
     def _labels(self) -> Self:
-        if isinstance(self.task, Classification | ExactMatch):
+        if isinstance(self.task, Classification | ExactMatch | NumericAnswer | Choice):
             for split in ("search", "report"):
                 if getattr(self, split).label is None:
                     raise ValueError(
@@ -163,8 +261,10 @@ class SuiteSpec(StrictModel):
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
+        task = self.task.located(folder) if isinstance(self.task, Harm) else self.task
         return self.model_copy(
             update={
+                "task": task,
                 "search": self.search.located(folder),
                 "report": self.report.located(folder),
                 "few_shot": self.few_shot and self.few_shot.located(folder),

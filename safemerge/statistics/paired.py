@@ -121,7 +121,7 @@ def mcnemar_p_value(left_only: int, right_only: int) -> float:
     for drawn in range(min(left_only, right_only)):
         term = term * (discordant - drawn) // (drawn + 1)
         tail += term
-    return min(1.0, 2 * tail / 2**discordant)
+    return min(1.0, 2 * tail / (1 << discordant))
 
 
 def paired_share_interval(left_only: int, right_only: int, n: int) -> tuple[float, float]:

@@ -297,7 +297,7 @@ def test_a_field_reaches_into_lists_and_mappings():
     ["{list[7]}", "{choices[label]}", "{n[0]}", "{list.append}", "{list[0].upper}", "{n!x}"],
 )
 def test_a_field_that_reaches_nowhere_is_refused(template):
-    with pytest.raises(DataError, match="^w: "):
+    with pytest.raises(DataError, match=r"^w: "):
         fill(template, NESTED, where="w")
 
 
