@@ -21,7 +21,7 @@ class Kappa:
     """Cohen's kappa of two raters' yes and no verdicts."""
 
     value: float | None
-    """1 for full agreement, 0 for chance; None if both raters say the same of everything."""
+    """1 for full agreement, 0 for chance; None if a rater says the same of everything."""
     low: float | None
     """Lower end of the 95 % interval, at least -1."""
     high: float | None
@@ -38,8 +38,8 @@ def cohen_kappa(left: Sequence[bool], right: Sequence[bool]) -> Kappa:
         right: The other's, of the same items in the same order.
 
     Returns:
-        Kappa, undefined (None) where chance alone agrees on everything. At full agreement the
-        large-sample interval would be a point; its lower end is then taken from the Wilson
+        Kappa; undefined (None) where a rater says the same of everything, since it would be 0
+        with an interval of no width whatever the other says. At full agreement the large-sample interval would be a point; its lower end is then taken from the Wilson
         interval of the agreement.
 
     Raises:
@@ -59,7 +59,7 @@ def cohen_kappa(left: Sequence[bool], right: Sequence[bool]) -> Kappa:
     columns = {one: cells[False, one] + cells[True, one] for one in (False, True)}
     observed = cells[False, False] + cells[True, True]
     expected = sum(rows[one] * columns[one] for one in (False, True))
-    if expected >= 1 - 1e-12:
+    if max(*rows.values(), *columns.values()) >= 1 - 1e-12:
         return Kappa(None, None, None, observed, n)
     kappa = (observed - expected) / (1 - expected)
     if observed >= 1 - 1e-12:

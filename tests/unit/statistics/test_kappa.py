@@ -45,10 +45,13 @@ def test_full_agreement_is_one_and_not_certain():
     assert 0.5 < found.low < 0.9
 
 
-@pytest.mark.parametrize("counts", [(9, 0, 0, 0), (0, 0, 0, 9)])
-def test_one_verdict_only_leaves_kappa_undefined(counts):
+@pytest.mark.parametrize(
+    ("counts", "agreement"),
+    [((9, 0, 0, 0), 1.0), ((0, 0, 0, 9), 1.0), ((6, 0, 2, 0), 0.75), ((0, 1, 0, 3), 0.75)],
+)
+def test_a_rater_with_one_verdict_only_leaves_kappa_undefined(counts, agreement):
     found = cohen_kappa(*verdicts(*counts))
-    assert (found.value, found.low, found.high, found.agreement) == (None, None, None, 1.0)
+    assert (found.value, found.low, found.high, found.agreement) == (None, None, None, agreement)
 
 
 @pytest.mark.parametrize("right", [[], [True, False]])
