@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import Name
 from safemerge.config.judge import JudgeSpec, RefusalProxy
+from safemerge.config.ready_made import ready_made_names, with_ready_made
 from safemerge.config.source import PromptData, Source
 
 Direction = Literal["maximize", "minimize"]
@@ -87,8 +90,9 @@ class Choice(StrictModel):
     """
 
     kind: Literal["choice"]
-    endings: list[str] = Field(min_length=2)
-    """Templates of the endings, with columns in braces, e.g. ``" {choices[text][0]}"``."""
+    endings: Annotated[list[str], Field(min_length=2)] | str
+    """Templates of the endings, with columns in braces, e.g. ``" {option1}"``; or one field that
+    holds a list, e.g. ``"{choices[text]}"``, for questions with different numbers of options."""
     gold: dict[str, int] | None = None
     """Position of the right ending by value of the gold column, from 0; left out: the column
     holds the position."""
@@ -102,6 +106,8 @@ class Choice(StrictModel):
 
     @model_validator(mode="after")
     def _gold_is_an_ending(self) -> Self:
+        if isinstance(self.endings, str):
+            return self
         for value, position in (self.gold or {}).items():
             if not 0 <= position < len(self.endings):
                 raise ValueError(
@@ -209,6 +215,8 @@ class FewShot(StrictModel):
     """Examples written out instead: value by column."""
     answer: str = "{answer}"
     """Template of an example's answer; its question has the suite's own template."""
+    codes: dict[str, str] = Field(default_factory=dict)
+    """Text by filled-in answer, where the data hold codes, e.g. ``{"0": A, "1": B}``."""
     before_answer: str = " "
     """Text between question and answer."""
     between: str = "\n\n"
@@ -248,6 +256,29 @@ class SuiteSpec(StrictModel):
     study's own stages, is refused: Jaccard index of character 5-grams, the template's fixed
     words aside. 0.8 catches the same request in slightly other words. null: only equal prompts
     are refused (for data that are alike by nature, e.g. sums that differ in a number)."""
+    near_duplicates: Literal["refuse", "drop"] = "refuse"
+    """``drop``: search prompts of this suite that are too similar to one of its report prompts
+    are left out of the search instead, for data sets that hold paraphrases."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_ready_made(cls, document: Any) -> Any:
+        """Fill in what ``use: NAME`` stands for; the file's own keys come before it."""
+        return with_ready_made(document)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        required = schema.pop("required", [])
+        schema["properties"]["use"] = {
+            "description": "A ready-made suite; the other keys change parts of it.",
+            "enum": ready_made_names(),
+            "type": "string",
+        }
+        schema["anyOf"] = [{"required": required}, {"required": ["use"]}]
+        return schema
 
     @model_validator(mode="after")
     def _labels(self) -> Self:

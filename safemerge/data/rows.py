@@ -137,7 +137,7 @@ def _opening(prompts: PromptData, few_shot: FewShot, rows: list[Row], *, where: 
     for row in rows:
         question = fill(prompts.prompt, row, where=f"{where}.few_shot.prompt")
         answer = fill(few_shot.answer, row, where=f"{where}.few_shot.answer")
-        parts.append(question + few_shot.before_answer + answer)
+        parts.append(question + few_shot.before_answer + few_shot.codes.get(answer, answer))
     return "".join(part + few_shot.between for part in parts)
 
 

@@ -68,8 +68,36 @@ def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
     """
     splits: tuple[Split, ...] = ("search", "report")
     loaded = {split: [load_suite(suite, split) for suite in spec.suites] for split in splits}
+    for index, suite in enumerate(spec.suites):
+        if suite.near_duplicates == "drop":
+            pair = (loaded["search"][index], loaded["report"][index])
+            loaded["search"][index] = _without_near(*pair)
     check_disjoint(loaded["search"], loaded["report"])
     return loaded
+
+
+def _without_near(search: LoadedSuite, report: LoadedSuite) -> LoadedSuite:
+    """Drop search samples that are near-duplicates of a report sample, equal ones excepted."""
+    if search.max_similarity is None:
+        return search
+    fresh = {normalized_text(sample.own_text) for sample in report.samples}
+    found = near_duplicates(
+        [sample.own_text for sample in report.samples],
+        [sample.own_text for sample in search.samples],
+        threshold=search.max_similarity,
+    )
+    near = {item.right for item in found}
+    kept = tuple(
+        sample
+        for index, sample in enumerate(search.samples)
+        if index not in near or normalized_text(sample.own_text) in fresh
+    )
+    if not kept:
+        raise DataError(
+            f"suite '{search.name}', search: must keep a prompt; got {len(near)} of "
+            f"{len(search.samples)} near a report prompt. Use other rows for one of the splits."
+        )
+    return replace(search, samples=kept)
 
 
 def check_disjoint(search: Sequence[LoadedSuite], report: Sequence[LoadedSuite]) -> None:

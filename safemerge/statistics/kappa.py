@@ -39,7 +39,8 @@ def cohen_kappa(left: Sequence[bool], right: Sequence[bool]) -> Kappa:
 
     Returns:
         Kappa; undefined (None) where a rater says the same of everything, since it would be 0
-        with an interval of no width whatever the other says. At full agreement the large-sample interval would be a point; its lower end is then taken from the Wilson
+        with an interval of no width whatever the other says. At full agreement the
+        large-sample interval would be a point; its lower end is then taken from the Wilson
         interval of the agreement.
 
     Raises:

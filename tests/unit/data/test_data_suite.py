@@ -179,6 +179,27 @@ def test_a_declared_column_groups_samples(write):
         load_suite(suite(source, source, group="famly"), "search")
 
 
+def test_search_prompts_near_a_report_prompt_may_be_dropped(write):
+    search = [{"prompt": text, "label": "yes"} for text in (f"Please: {LONG}", "What is it?")]
+    search = write("search.jsonl", search)
+    report = write("report.jsonl", [{"prompt": LONG, "label": "yes"}])
+    with pytest.raises(DataError, match="must not be near-duplicates"):
+        load_suites(study([suite(search, report)]))
+    splits = load_suites(study([suite(search, report, near_duplicates="drop")]))
+    assert [sample.prompt for sample in splits["search"][0].samples] == ["What is it?"]
+    assert len(splits["report"][0].samples) == 1
+
+
+def test_dropping_keeps_equal_prompts_refused_and_a_prompt_at_least(write):
+    report = write("report.jsonl", [{"prompt": LONG, "label": "yes"}])
+    equal = write("equal.jsonl", [{"prompt": f"{LONG}!", "label": "yes"}])
+    with pytest.raises(DataError, match="must not share prompts"):
+        load_suites(study([suite(equal, report, near_duplicates="drop")]))
+    near = write("near.jsonl", [{"prompt": f"Please: {LONG}", "label": "yes"}])
+    with pytest.raises(DataError, match="must keep a prompt; got 1 of 1 near a report prompt"):
+        load_suites(study([suite(near, report, near_duplicates="drop")]))
+
+
 # --- training data ----------------------------------------------------------------------
 
 
