@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import Name
 from safemerge.config.judge import JudgeSpec, RefusalProxy
 from safemerge.config.ready_made import ready_made_names, with_ready_made
 from safemerge.config.source import PromptData, Source
+
+if TYPE_CHECKING:
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 Direction = Literal["maximize", "minimize"]
 
