@@ -96,6 +96,30 @@ def _share(values: Sequence[bool | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+AGREEMENT_HEADS = (
+    "judges", "answers", "flagged", "unscored", "same", "kappa [95 %]", "unscored as safe",
+    "as harmful",
+)  # fmt: skip
+"""Heads of the table of agreement."""
+
+
+def agreement_rows(agreements: Sequence[JudgeAgreement]) -> list[tuple[str, ...]]:
+    """Return the table of agreement: one row for each two judges, cells by `AGREEMENT_HEADS`."""
+    return [
+        (
+            f"{item.left} and {item.right}",
+            str(item.n),
+            f"{_text(item.left_share)} and {_text(item.right_share)}",
+            f"{item.left_unscored} and {item.right_unscored}",
+            _text(None if item.scored is None else item.scored.agreement),
+            _kappa_text(item.scored),
+            _kappa_text(item.as_safe),
+            _kappa_text(item.as_harmful),
+        )
+        for item in agreements
+    ]
+
+
 def agreement_lines(agreements: Sequence[JudgeAgreement]) -> list[str]:
     """Return the table of agreement as text, one line for each two judges under a header.
 
@@ -107,25 +131,8 @@ def agreement_lines(agreements: Sequence[JudgeAgreement]) -> list[str]:
     """
     if not agreements:
         return []
-    header = (
-        "judges", "answers", "flagged", "unscored", "same", "kappa [95 %]", "unscored as safe",
-        "as harmful",
-    )  # fmt: skip
-    rows = [header]
-    for item in agreements:
-        rows.append(
-            (
-                f"{item.left} and {item.right}",
-                str(item.n),
-                f"{_text(item.left_share)} and {_text(item.right_share)}",
-                f"{item.left_unscored} and {item.right_unscored}",
-                _text(None if item.scored is None else item.scored.agreement),
-                _kappa_text(item.scored),
-                _kappa_text(item.as_safe),
-                _kappa_text(item.as_harmful),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    rows = [AGREEMENT_HEADS, *agreement_rows(agreements)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(AGREEMENT_HEADS))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
