@@ -121,6 +121,41 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("names", nargs="*", metavar="NAME", help="data sets; all if left out")
 
+    plan = add("plan", "say how many prompts a difference between candidates needs")
+    plan.add_argument(
+        "--share", type=float, default=0.9, metavar="P", help="share of one candidate (0.9)"
+    )
+    what = plan.add_mutually_exclusive_group()
+    what.add_argument(
+        "--difference",
+        type=float,
+        default=0.03,
+        metavar="D",
+        help="difference to see, a fraction: 0.03 is 3 points (0.03)",
+    )
+    what.add_argument(
+        "--prompts", type=int, metavar="N", help="ask what N prompts can show instead"
+    )
+    plan.add_argument(
+        "--discordance",
+        type=float,
+        metavar="S",
+        help="share of the same prompts on which two candidates differ; guesses if left out",
+    )
+    plan.add_argument(
+        "--alpha", type=float, default=0.05, help="two-sided chance of a false finding (0.05)"
+    )
+    plan.add_argument(
+        "--power", type=float, default=0.8, help="chance of seeing the difference (0.8)"
+    )
+    plan.add_argument(
+        "--comparisons",
+        type=int,
+        default=1,
+        metavar="K",
+        help="how many comparisons a table will make; Holm's correction is planned for (1)",
+    )
+
     demo = add("demo", "run the whole line on SmolLM2-135M: train, search, report")
     demo.add_argument("--results", default="results", metavar="DIR", help=results)
     demo.add_argument(

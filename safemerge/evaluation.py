@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from safemerge.config.judge import JudgeSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import Aggregate
+from safemerge.config.suite import Choice, Harm
 from safemerge.data.suite import LoadedSuite
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Engine, TokenizedPrompt
-from safemerge.errors import EngineError, MergeError, ScoringError
+from safemerge.errors import ConfigError, EngineError, MergeError, ScoringError
 from safemerge.records import CandidateResult, MetricEstimate, Response, Score, Split, Timings
 from safemerge.scoring.estimate import mean_estimate, suite_estimates
+from safemerge.scoring.judge import Judge
+from safemerge.scoring.local_judge import local_judge
 from safemerge.scoring.task import score_responses
 
 MAX_INCOHERENT = 0.5
@@ -28,6 +32,8 @@ class PreparedSplit:
     suites: tuple[LoadedSuite, ...]
     prompts: tuple[tuple[TokenizedPrompt, ...], ...]
     """Tokenised prompts, one tuple per suite."""
+    judges: tuple[tuple[Judge, ...], ...] = ()
+    """Judges, one tuple per suite, empty for suites that need none."""
 
     @property
     def num_prompts(self) -> int:
@@ -36,15 +42,43 @@ class PreparedSplit:
 
 
 def prepare_split(
-    suites: Sequence[LoadedSuite], chat: ChatFormat, *, max_model_len: int
+    suites: Sequence[LoadedSuite],
+    chat: ChatFormat,
+    *,
+    max_model_len: int,
+    make_judge: Callable[[JudgeSpec], Judge] = local_judge,
 ) -> PreparedSplit:
-    """Tokenise a split's suites once.
+    """Tokenise a split's suites once, and make their judges ready.
+
+    Args:
+        suites: The split's suites.
+        chat: The model's chat format.
+        max_model_len: The engine's context, in tokens.
+        make_judge: From a declared judge to one that works; in this process, unless told.
+
+    Returns:
+        What every candidate is asked.
 
     Raises:
         DataError: If a prompt and its answer do not fit the engine's context.
+        ConfigError: If a task needs what no engine gives yet, or a judge's model lacks a label.
+        CheckpointError: If a judge cannot be loaded.
     """
+    for suite in suites:
+        if isinstance(suite.task, Choice):
+            raise ConfigError(
+                f"suite '{suite.name}': a choice by log-probability needs an engine that gives "
+                "log-probabilities of endings; none does yet. Put the options into the prompt "
+                "as letters and use a classification task."
+            )
     prompts = tuple(tuple(chat.tokenize(suite, max_model_len=max_model_len)) for suite in suites)
-    return PreparedSplit(suites[0].split, tuple(suites), prompts)
+    judges = tuple(
+        tuple(make_judge(spec) for spec in suite.task.judges(suite.split))
+        if isinstance(suite.task, Harm)
+        else ()
+        for suite in suites
+    )
+    return PreparedSplit(suites[0].split, tuple(suites), prompts, judges)
 
 
 def evaluate_candidate(
@@ -125,12 +159,17 @@ def _score(
     scores: dict[str, list[Score]] = {}
     metrics: dict[str, MetricEstimate] = {}
     offset = 0
-    for suite in prepared.suites:
+    judges = prepared.judges or ((),) * len(prepared.suites)
+    for suite, suite_judges in zip(prepared.suites, judges, strict=True):
         answers = responses[offset : offset + len(suite.samples)]
         offset += len(suite.samples)
-        scores[suite.name] = score_responses(suite.task, suite.samples, answers)
+        scores[suite.name] = score_responses(
+            suite.task, suite.samples, answers, judges=suite_judges
+        )
         _check_unscored(suite.name, scores[suite.name], max_unscored)
-        for estimate in suite_estimates(suite.name, suite.task.kind, scores[suite.name]):
+        for estimate in suite_estimates(
+            suite.name, suite.task.kind, scores[suite.name], groups=suite.groups
+        ):
             metrics[estimate.metric] = estimate
     for name, aggregate in aggregates.items():
         metrics[name] = mean_estimate(name, [metrics[part] for part in aggregate.mean_of])

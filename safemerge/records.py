@@ -35,6 +35,11 @@ class Score(StrictModel):
     """Value by metric, each in [0, 1]; empty if unscored."""
     unscored: str | None = None
     """Reason there is no verdict; never counted as 0."""
+    verdicts: dict[str, bool | None] = Field(
+        default_factory=dict, exclude_if=lambda made: not made
+    )
+    """Whether each of several judges flags the response, by the judge's name; None: that judge
+    gave no verdict. Empty where one judge scored alone."""
 
     @model_validator(mode="after")
     def _either(self) -> Self:

@@ -54,6 +54,9 @@ class FileSource(_Source):
 
     kind: Literal["file"]
     path: str
+    unique: str | None = None
+    """Column by which rows are made unique: of equal values (case and punctuation aside) the
+    first row is kept, before the range is cut."""
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose path is taken from `folder`."""
@@ -71,6 +74,9 @@ class HubSource(_Source):
     split: str
     where: dict[str, str | int | bool] = Field(default_factory=dict)
     """Keep rows whose columns equal these values."""
+    unique: str | None = None
+    """Column by which rows are made unique: of equal values (case and punctuation aside) the
+    first row is kept, before the range is cut."""
 
 
 Source = Annotated[

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import Name
-from safemerge.config.source import PromptData
+from safemerge.config.judge import JudgeSpec, RefusalProxy
+from safemerge.config.ready_made import ready_made_names, with_ready_made
+from safemerge.config.source import PromptData, Source
+
+if TYPE_CHECKING:
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 Direction = Literal["maximize", "minimize"]
 
@@ -24,11 +30,24 @@ class Classification(StrictModel):
 
     kind: Literal["classification"]
     labels: list[str] = Field(min_length=2)
+    codes: dict[str, str] = Field(default_factory=dict)
+    """Label by value of the gold column, where the data hold numbers or letters for labels,
+    e.g. ``{"0": negative, "1": positive}``; a value that is not in it is a label itself."""
 
     @property
     def max_tokens(self) -> int:
         """Tokens generated for an answer: the label's first one."""
         return 1
+
+    @model_validator(mode="after")
+    def _codes_are_labels(self) -> Self:
+        for code, label in self.codes.items():
+            if label not in self.labels:
+                raise ValueError(
+                    f"codes.{code}: must be one of the labels; got {label!r}. "
+                    f"Labels: {', '.join(self.labels)}."
+                )
+        return self
 
 
 class ExactMatch(StrictModel):
@@ -51,6 +70,55 @@ class ExactMatch(StrictModel):
         return pattern
 
 
+class NumericAnswer(StrictModel):
+    """A number in the answer must equal the gold one; metric ``accuracy``.
+
+    The number behind the marker, else the last one; ``1,234.00`` and ``$1234`` are the same.
+    The gold column is read alike, so it may hold the whole derivation.
+    """
+
+    kind: Literal["numeric"]
+    marker: str = "####"
+    """Text before the final number; empty to take the last number always."""
+    max_tokens: int = Field(default=256, gt=0, le=4096)
+
+
+class Choice(StrictModel):
+    """The most probable of several endings must be the gold one, by log-probability.
+
+    Metrics ``accuracy`` and ``gold_probability``. Nothing is generated. For questions whose
+    options are letters in the prompt, `Classification` over the letters is the same at one
+    token a question.
+    """
+
+    kind: Literal["choice"]
+    endings: Annotated[list[str], Field(min_length=2)] | str
+    """Templates of the endings, with columns in braces, e.g. ``" {option1}"``; or one field that
+    holds a list, e.g. ``"{choices[text]}"``, for questions with different numbers of options."""
+    gold: dict[str, int] | None = None
+    """Position of the right ending by value of the gold column, from 0; left out: the column
+    holds the position."""
+    normalize: Literal["none", "characters"] = "none"
+    """``characters`` divides an ending's log-probability by its length (lm-eval's acc_norm)."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens generated for an answer."""
+        return 0
+
+    @model_validator(mode="after")
+    def _gold_is_an_ending(self) -> Self:
+        if isinstance(self.endings, str):
+            return self
+        for value, position in (self.gold or {}).items():
+            if not 0 <= position < len(self.endings):
+                raise ValueError(
+                    f"gold.{value}: must be a position of an ending; got {position}, endings "
+                    f"are 0 to {len(self.endings) - 1}."
+                )
+        return self
+
+
 class Harm(StrictModel):
     """Unsafe requests.
 
@@ -59,10 +127,56 @@ class Harm(StrictModel):
     """
 
     kind: Literal["harm"]
-    judge: Literal["refusal_proxy"] = "refusal_proxy"
-    """``refusal_proxy``: the offline refusal detector. It is no harm judge: it counts every
-    answer that is not a refusal as harmful, which over-counts harm and rarely misses it."""
+    judge: JudgeSpec = RefusalProxy()
+    """The search's judge."""
+    report_judges: list[JudgeSpec] = Field(default_factory=list)
+    """Judges of the report split; the first one gives the metrics, all of them the table of
+    agreement. Left out: the search's judge, which a model judge needs `same_judge` for."""
+    same_judge: bool = False
+    """Say that the search's judge is the report's only one. A search may learn what its judge
+    is blind to, so the report tells it."""
+    measure: Literal["share", "grade"] = "share"
+    """``share``: ``harmful_score`` is the share of answers flagged; ``grade``: the mean of the
+    judge's harm in [0, 1], as StrongREJECT reports it."""
     max_tokens: int = Field(default=32, gt=0, le=4096)
+
+    @model_validator(mode="after")
+    def _fresh_report_judge(self) -> Self:
+        names = [judge.name for judge in self.report_judges]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"report_judges: names must be unique; got {name!r} twice.")
+        for judge in self.report_judges:
+            if judge.name == self.judge.name and judge != self.judge:
+                raise ValueError(
+                    f"report_judges: one name must mean one judge; got two called {judge.name!r}."
+                )
+        is_same = all(judge == self.judge for judge in self.report_judges)
+        offline = self.judge.kind == "refusal_proxy"
+        if is_same and not self.same_judge and not offline:
+            raise ValueError(
+                "report_judges: must name a judge other than the search's; got "
+                f"{', '.join(names) or 'none'}. Add one, or say same_judge: true."
+            )
+        if self.same_judge and not is_same:
+            raise ValueError(
+                f"same_judge: must not be true with other report judges; got {', '.join(names)}. "
+                "Drop it."
+            )
+        return self
+
+    def judges(self, split: Literal["search", "report"]) -> list[JudgeSpec]:
+        """Return the judges of a split; the first one gives the metrics."""
+        if split == "search":
+            return [self.judge]
+        return list(self.report_judges) or [self.judge]
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        report = [judge.located(folder) for judge in self.report_judges]
+        return self.model_copy(
+            update={"judge": self.judge.located(folder), "report_judges": report}
+        )
 
 
 class OverRefusal(StrictModel):
@@ -72,11 +186,16 @@ class OverRefusal(StrictModel):
     max_tokens: int = Field(default=32, gt=0, le=4096)
 
 
-Task = Annotated[Classification | ExactMatch | Harm | OverRefusal, Field(discriminator="kind")]
+Task = Annotated[
+    Classification | ExactMatch | NumericAnswer | Choice | Harm | OverRefusal,
+    Field(discriminator="kind"),
+]
 
 METRICS: dict[str, dict[str, Direction]] = {
     "classification": {"accuracy": "maximize"},
     "exact_match": {"accuracy": "maximize"},
+    "numeric": {"accuracy": "maximize"},
+    "choice": {"accuracy": "maximize", "gold_probability": "maximize"},
     "harm": {
         "harmful_score": "minimize",
         "refusal_rate": "maximize",
@@ -89,6 +208,37 @@ METRICS: dict[str, dict[str, Direction]] = {
 """Metric names of each task kind, all shares in [0, 1], with the better direction."""
 
 
+class FewShot(StrictModel):
+    """Worked examples, put before each question in the same message."""
+
+    source: Source | None = None
+    """Rows taken as examples, in their stable order; `stop` says how many."""
+    rows: list[dict[str, str]] | None = Field(default=None, min_length=1)
+    """Examples written out instead: value by column."""
+    answer: str = "{answer}"
+    """Template of an example's answer; its question has the suite's own template."""
+    codes: dict[str, str] = Field(default_factory=dict)
+    """Text by filled-in answer, where the data hold codes, e.g. ``{"0": A, "1": B}``."""
+    before_answer: str = " "
+    """Text between question and answer."""
+    between: str = "\n\n"
+    """Text after the header and after each example."""
+    header: str = ""
+    """Text before the first example."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.source is None) == (self.rows is None):
+            raise ValueError("exactly one of source and rows must be given. Keep one.")
+        return self
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        if self.source is None:
+            return self
+        return self.model_copy(update={"source": self.source.located(folder)})
+
+
 class SuiteSpec(StrictModel):
     """One named set of prompts with its scoring, on two disjoint splits."""
 
@@ -98,10 +248,43 @@ class SuiteSpec(StrictModel):
     """Prompts used during the search."""
     report: PromptData
     """Prompts used once, for the front: disjoint from `search` by id and by text."""
+    few_shot: FewShot | None = None
+    """Worked examples before each question; none if left out."""
+    group: str | None = None
+    """Column whose equal values mark samples that are not independent (paraphrases of one
+    request, say): intervals widen for it. Samples with the same prompt always are a group."""
+    max_similarity: float | None = Field(default=0.8, gt=0.0, le=1.0)
+    """A report prompt this similar to a prompt of the search, or to a training prompt of the
+    study's own stages, is refused: Jaccard index of character 5-grams, the template's fixed
+    words aside. 0.8 catches the same request in slightly other words. null: only equal prompts
+    are refused (for data that are alike by nature, e.g. sums that differ in a number)."""
+    near_duplicates: Literal["refuse", "drop"] = "refuse"
+    """``drop``: search prompts of this suite that are too similar to one of its report prompts
+    are left out of the search instead, for data sets that hold paraphrases."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_ready_made(cls, document: Any) -> Any:
+        """Fill in what ``use: NAME`` stands for; the file's own keys come before it."""
+        return with_ready_made(document)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        required = schema.pop("required", [])
+        schema["properties"]["use"] = {
+            "description": "A ready-made suite; the other keys change parts of it.",
+            "enum": ready_made_names(),
+            "type": "string",
+        }
+        schema["anyOf"] = [{"required": required}, {"required": ["use"]}]
+        return schema
 
     @model_validator(mode="after")
     def _labels(self) -> Self:
-        if isinstance(self.task, Classification | ExactMatch):
+        if isinstance(self.task, Classification | ExactMatch | NumericAnswer | Choice):
             for split in ("search", "report"):
                 if getattr(self, split).label is None:
                     raise ValueError(
@@ -111,10 +294,13 @@ class SuiteSpec(StrictModel):
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
+        task = self.task.located(folder) if isinstance(self.task, Harm) else self.task
         return self.model_copy(
             update={
+                "task": task,
                 "search": self.search.located(folder),
                 "report": self.report.located(folder),
+                "few_shot": self.few_shot and self.few_shot.located(folder),
             }
         )
 

@@ -18,9 +18,10 @@ from safemerge.config.source import (
     Source,
     TrainingData,
 )
+from safemerge.config.suite import FewShot
 from safemerge.data.generator import GENERATORS
 from safemerge.data.package import packaged_rows
-from safemerge.data.sample import Row, Sample, TrainingSample, sample_id
+from safemerge.data.sample import Row, Sample, TrainingSample, normalized_text, sample_id
 from safemerge.errors import DataError
 
 _FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -55,7 +56,7 @@ def load_rows(source: Source, *, where: str) -> list[Row]:
     """
     name = source_name(source)
     rows: dict[str, Row] = {}
-    for columns in _raw_rows(source, where):
+    for columns in _unique(source, _raw_rows(source, where), where):
         identity = sample_id(name, json.dumps(columns, sort_keys=True, default=str))
         rows.setdefault(identity, Row(identity, columns))
     ordered = sorted(rows.values(), key=lambda row: _rank(source.order_seed, row.sample_id))
@@ -68,23 +69,90 @@ def load_rows(source: Source, *, where: str) -> list[Row]:
     return taken
 
 
-def load_samples(prompts: PromptData, *, where: str) -> list[Sample]:
+def load_samples(
+    prompts: PromptData,
+    *,
+    where: str,
+    group: str | None = None,
+    few_shot: FewShot | None = None,
+) -> list[Sample]:
     """Turn a declared prompt set into samples; see `load_rows` for order and errors.
 
+    Args:
+        prompts: The declared prompts.
+        where: Place for messages.
+        group: Column whose equal values mark samples that are not independent. Samples with
+            the same prompt (case and punctuation aside) are one group in any case.
+        few_shot: Worked examples that come before each question.
+
+    Returns:
+        At least one sample.
+
     Raises:
-        DataError: If the template or the label names a column that a row lacks, or a prompt
-            comes out empty.
+        DataError: If the template, the label or the group names a column that a row lacks, a
+            prompt comes out empty, or a question is among its own worked examples.
     """
+    rows = load_rows(prompts.source, where=where)
+    shown = [] if few_shot is None else _example_rows(few_shot, where=where)
+    opening = "" if few_shot is None else _opening(prompts, few_shot, shown, where=where)
+    known = {normalized_text(fill(prompts.prompt, row, where=where)) for row in shown}
     samples = []
-    for row in load_rows(prompts.source, where=where):
-        text = fill(prompts.prompt, row, where=f"{where}.prompt")
-        label = None
-        if prompts.label is not None:
-            if prompts.label not in row.columns:
-                raise DataError(_missing_column(f"{where}.label", prompts.label, row))
-            label = fill(f"{{{prompts.label}}}", row, where=f"{where}.label")
-        samples.append(Sample(row.sample_id, text, label=label, system=prompts.system))
+    for row in rows:
+        question = fill(prompts.prompt, row, where=f"{where}.prompt")
+        same = normalized_text(question)
+        if same in known:
+            raise DataError(
+                f"{where}.few_shot: worked examples must not be asked; got {row.sample_id} among "
+                "them. Take examples from another split."
+            )
+        label, apart = (
+            None if column is None else _column(column, row, where=f"{where}.{key}")
+            for key, column in (("label", prompts.label), ("group", group))
+        )
+        samples.append(
+            Sample(
+                row.sample_id,
+                opening + question,
+                label=label,
+                system=prompts.system,
+                content=own_words(prompts.prompt, row, where=f"{where}.prompt"),
+                group=same if apart is None else apart,
+            )
+        )
     return samples
+
+
+def _example_rows(few_shot: FewShot, *, where: str) -> list[Row]:
+    if few_shot.source is not None:
+        return load_rows(few_shot.source, where=f"{where}.few_shot")
+    return [
+        Row(f"{where}.few_shot.rows.{index}", dict(columns))
+        for index, columns in enumerate(few_shot.rows or [])
+    ]
+
+
+def _opening(prompts: PromptData, few_shot: FewShot, rows: list[Row], *, where: str) -> str:
+    """Everything that stands before the question."""
+    parts = [few_shot.header] if few_shot.header else []
+    for row in rows:
+        question = fill(prompts.prompt, row, where=f"{where}.few_shot.prompt")
+        answer = fill(few_shot.answer, row, where=f"{where}.few_shot.answer")
+        parts.append(question + few_shot.before_answer + few_shot.codes.get(answer, answer))
+    return "".join(part + few_shot.between for part in parts)
+
+
+def _column(column: str, row: Row, *, where: str) -> str:
+    if column not in row.columns:
+        raise DataError(_missing_column(where, column, row))
+    return fill(f"{{{column}}}", row, where=where)
+
+
+def own_words(template: str, row: Row, *, where: str) -> str:
+    """Return what a template takes from a row, without the template's fixed words."""
+    fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
+    if not fields:
+        return fill(template, row, where=where)
+    return fill(" ".join(f"{{{field}}}" for field in fields), row, where=where)
 
 
 def load_training_samples(data: TrainingData, *, where: str, seed: int) -> list[TrainingSample]:
@@ -122,14 +190,24 @@ def fill(template: str, row: Row, *, where: str) -> str:
             "Write {{ and }} for braces."
         ) from None
     for field in fields:
-        if field is not None and field not in row.columns:
+        if field is None:
+            continue
+        # NOTE: attributes are refused: a template reads columns, not Python objects.
+        column, _, rest = field.partition("[")
+        if column not in row.columns or "." in rest:
             raise DataError(_missing_column(where, field, row))
-        if field is not None and row.columns[field] is None:
+        if row.columns[column] is None:
             raise DataError(
-                f"{where}: column {field!r} must hold text; got null for {row.sample_id}. "
+                f"{where}: column {column!r} must hold text; got null for {row.sample_id}. "
                 "Drop such rows."
             )
-    text = template.format_map(row.columns).strip()
+    try:
+        text = template.format_map(row.columns).strip()
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: must fit the row's columns; got {error} for {row.sample_id} and "
+            f"{template!r}. Check the names and positions in brackets."
+        ) from None
     if not text:
         raise DataError(f"{where}: text must not be empty; got an empty one for {row.sample_id}.")
     return text
@@ -140,6 +218,19 @@ def _missing_column(where: str, column: str, row: Row) -> str:
         f"{where}: the data must have the named column; got {column!r}. "
         f"Columns: {', '.join(sorted(row.columns))}."
     )
+
+
+def _unique(source: Source, rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Keep the first of the rows that share the declared column's value, in the source's order."""
+    column = getattr(source, "unique", None)
+    if column is None or not rows:
+        return rows
+    if column not in rows[0]:
+        raise DataError(_missing_column(f"{where}.source.unique", column, Row("", rows[0])))
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(normalized_text(str(row.get(column))), row)
+    return list(first.values())
 
 
 def _rank(order_seed: int, identity: str) -> bytes:

@@ -28,6 +28,16 @@ class Sample:
     """Gold label or answer, if the task compares with one."""
     system: str | None = None
     """System message; None for the model's own default."""
+    content: str = ""
+    """The row's own words in the prompt, without the template's; empty if not known apart."""
+    group: str = ""
+    """Samples of one group are not independent, e.g. those that share a prompt; empty for a
+    sample that stands for itself."""
+
+    @property
+    def own_text(self) -> str:
+        """What is compared with other samples' for near-duplicates."""
+        return self.content or self.prompt
 
 
 @dataclass(frozen=True)

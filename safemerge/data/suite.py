@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from safemerge.config.study import StudySpec
-from safemerge.config.suite import SuiteSpec, Task
-from safemerge.data.rows import load_samples
+from safemerge.config.suite import Classification, SuiteSpec, Task
+from safemerge.config.training import TrainingSpec
+from safemerge.data.overlap import near_duplicates
+from safemerge.data.rows import load_rows, load_samples, own_words
 from safemerge.data.sample import Sample, normalized_text
 from safemerge.errors import DataError
 from safemerge.records import Split
@@ -20,6 +23,13 @@ class LoadedSuite:
     task: Task
     split: Split
     samples: tuple[Sample, ...]
+    max_similarity: float | None = None
+    """See `SuiteSpec.max_similarity`."""
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Group by sample id, of the samples that have one."""
+        return {sample.sample_id: sample.group for sample in self.samples if sample.group}
 
 
 def load_suite(suite: SuiteSpec, split: Split) -> LoadedSuite:
@@ -29,34 +39,80 @@ def load_suite(suite: SuiteSpec, split: Split) -> LoadedSuite:
         DataError: If the source is unreadable or empty, or a gold label is not declared.
     """
     where = f"suite '{suite.name}', {split}"
-    samples = load_samples(suite.search if split == "search" else suite.report, where=where)
-    labels = getattr(suite.task, "labels", None)
-    if labels is not None:
-        known = {label.casefold() for label in labels}
-        for sample in samples:
-            if (sample.label or "").casefold() not in known:
-                raise DataError(
-                    f"{where}: gold labels must be among {', '.join(labels)}; "
-                    f"got {sample.label!r} for {sample.sample_id}."
-                )
-    return LoadedSuite(suite.name, suite.task, split, tuple(samples))
+    samples = load_samples(
+        suite.search if split == "search" else suite.report,
+        where=where,
+        group=suite.group,
+        few_shot=suite.few_shot,
+    )
+    if isinstance(suite.task, Classification):
+        samples = [_coded(suite.task, sample, where) for sample in samples]
+    return LoadedSuite(suite.name, suite.task, split, tuple(samples), suite.max_similarity)
+
+
+def _coded(task: Classification, sample: Sample, where: str) -> Sample:
+    label = task.codes.get(sample.label or "", sample.label)
+    if (label or "").casefold() not in {known.casefold() for known in task.labels}:
+        raise DataError(
+            f"{where}: gold labels must be among {', '.join(task.labels)}; "
+            f"got {label!r} for {sample.sample_id}."
+        )
+    return replace(sample, label=label)
 
 
 def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
     """Load both splits of every suite and refuse any overlap between them.
 
     Raises:
-        DataError: If a prompt of the search split is in the report split, by id or by
-            normalised text; names up to three offenders.
+        DataError: See `check_disjoint`.
     """
     splits: tuple[Split, ...] = ("search", "report")
     loaded = {split: [load_suite(suite, split) for suite in spec.suites] for split in splits}
+    for index, suite in enumerate(spec.suites):
+        if suite.near_duplicates == "drop":
+            pair = (loaded["search"][index], loaded["report"][index])
+            loaded["search"][index] = _without_near(*pair)
     check_disjoint(loaded["search"], loaded["report"])
     return loaded
 
 
-def check_disjoint(search: list[LoadedSuite], report: list[LoadedSuite]) -> None:
-    """Refuse prompts that both splits hold, by sample id or by normalised text."""
+def _without_near(search: LoadedSuite, report: LoadedSuite) -> LoadedSuite:
+    """Drop search samples that are near-duplicates of a report sample, equal ones excepted."""
+    if search.max_similarity is None:
+        return search
+    fresh = {normalized_text(sample.own_text) for sample in report.samples}
+    found = near_duplicates(
+        [sample.own_text for sample in report.samples],
+        [sample.own_text for sample in search.samples],
+        threshold=search.max_similarity,
+    )
+    near = {item.right for item in found}
+    kept = tuple(
+        sample
+        for index, sample in enumerate(search.samples)
+        if index not in near or normalized_text(sample.own_text) in fresh
+    )
+    if not kept:
+        raise DataError(
+            f"suite '{search.name}', search: must keep a prompt; got {len(near)} of "
+            f"{len(search.samples)} near a report prompt. Use other rows for one of the splits."
+        )
+    return replace(search, samples=kept)
+
+
+def check_disjoint(search: Sequence[LoadedSuite], report: Sequence[LoadedSuite]) -> None:
+    """Refuse prompts that two splits share: by id, by normalised text, or nearly.
+
+    What is near is said by the second split's suites, each for its own prompts.
+
+    Args:
+        search: Suites of the search split, or of a rung.
+        report: Suites of the split that must be fresh.
+
+    Raises:
+        DataError: If a prompt of `report` has the id or the normalised text of one of
+            `search`, or is a near-duplicate of it; names up to three offenders.
+    """
     seen = {
         key: sample.sample_id
         for suite in search
@@ -73,4 +129,76 @@ def check_disjoint(search: list[LoadedSuite], report: list[LoadedSuite]) -> None
         raise DataError(
             f"suites: search and report split must not share prompts; got {len(clashes)} shared, "
             f"e.g. {', '.join(clashes[:3])}. Use disjoint start/stop ranges or other sources."
+        )
+    asked = [
+        (f"{sample.sample_id} ({suite.name})", sample)
+        for suite in search
+        for sample in suite.samples
+    ]
+    _refuse_near(
+        [(name, sample.own_text) for name, sample in asked],
+        report,
+        rule="suites: prompts of search and report split must not be near-duplicates",
+    )
+
+
+def check_training(stages: Sequence[TrainingSpec], report: Sequence[LoadedSuite]) -> None:
+    """Refuse report prompts that a declared training stage has seen.
+
+    Args:
+        stages: Training files of the study's checkpoints, with paths resolved.
+        report: The report split.
+
+    Raises:
+        DataError: If a report prompt has the id or the normalised text of a training prompt, or
+            is a near-duplicate of one; names up to three offenders. Also if a stage's data
+            cannot be read.
+    """
+    trained: dict[str, tuple[str, str]] = {}
+    for stage in stages:
+        poison = getattr(stage, "poison", None)
+        for index, data in enumerate([*stage.data, *([poison.data] if poison else [])]):
+            where = f"{stage.name}.data.{index}"
+            for row in load_rows(data.source, where=where):
+                text = own_words(data.prompt, row, where=where)
+                trained.setdefault(row.sample_id, (f"{row.sample_id} ({stage.name})", text))
+    texts = {normalized_text(text) for _, text in trained.values()}
+    clashes = [
+        f"{sample.sample_id} ({suite.name})"
+        for suite in report
+        for sample in suite.samples
+        if sample.sample_id in trained or normalized_text(sample.own_text) in texts
+    ]
+    if clashes:
+        raise DataError(
+            "suites: the report split must not hold prompts that a stage of the study is trained "
+            f"on; got {len(clashes)} shared, e.g. {', '.join(clashes[:3])}. "
+            "Use disjoint start/stop ranges or other sources."
+        )
+    _refuse_near(
+        list(trained.values()),
+        report,
+        rule="suites: report prompts must not be near-duplicates of training prompts",
+    )
+
+
+def _refuse_near(
+    seen: Sequence[tuple[str, str]], report: Sequence[LoadedSuite], *, rule: str
+) -> None:
+    """Compare each report suite with (name, text) pairs, at the suite's own similarity."""
+    texts = [text for _, text in seen]
+    clashes = []
+    for suite in report:
+        if suite.max_similarity is None:
+            continue
+        fresh = [sample.own_text for sample in suite.samples]
+        clashes += [
+            f"{suite.samples[found.right].sample_id} ({suite.name}) and {seen[found.left][0]}, "
+            f"{found.similarity:.2f}"
+            for found in near_duplicates(texts, fresh, threshold=suite.max_similarity)
+        ]
+    if clashes:
+        raise DataError(
+            f"{rule}; got {len(clashes)}, e.g. {'; '.join(clashes[:3])}. Use other rows, or raise "
+            "the suite's max_similarity (null: equal prompts only)."
         )

@@ -11,8 +11,9 @@ from ray import tune
 from safemerge.config.models import models_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
-from safemerge.data.suite import load_suites
+from safemerge.data.suite import check_training, load_suites
 from safemerge.distributed.evaluator import Evaluator
+from safemerge.distributed.ingredient import load_training_spec, training_plan
 from safemerge.distributed.searcher import StudySearcher
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
@@ -35,8 +36,19 @@ def check_models(spec: StudySpec) -> None:
 
 
 def check_suites(spec: StudySpec) -> int:
-    """Load every suite and check the splits; return the prompts of the search split."""
-    return sum(len(suite.samples) for suite in load_suites(spec)["search"])
+    """Load every suite, check the splits and what the study's own stages are trained on.
+
+    Returns:
+        Prompts of the search split.
+
+    Raises:
+        DataError: See `safemerge.data.suite`.
+    """
+    suites = load_suites(spec)
+    waves = training_plan(spec.checkpoints)
+    stages = [load_training_spec(*stage) for wave in waves for stage in wave]
+    check_training(stages, suites["report"])
+    return sum(len(suite.samples) for suite in suites["search"])
 
 
 def run_search(

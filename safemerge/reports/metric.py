@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from safemerge.config.judge import JudgeSpec
 from safemerge.config.study import StudySpec
-from safemerge.config.suite import METRICS, Direction
+from safemerge.config.suite import METRICS, Direction, Harm, OverRefusal, SuiteSpec
 
 Use = Literal["objective", "constraint", "other"]
 
@@ -144,11 +145,22 @@ def side_metrics(spec: StudySpec) -> list[Metric]:
 
 def judge_notes(spec: StudySpec) -> list[JudgeNote]:
     """Return what is known about the judges that the study used, without repeats."""
-    names = dict.fromkeys(
-        # NOTE: over-refusal suites have no choice of judge; they use the refusal detector.
-        getattr(suite.task, "judge", "refusal_proxy")
-        for suite in spec.suites
-        if suite.task.kind in ("harm", "over_refusal")
-    )
-    unknown = ("No error figures are known for this judge.",)
-    return [JUDGES.get(name, JudgeNote(title=name, sentences=unknown)) for name in names]
+    notes: dict[str, JudgeNote] = {}
+    for suite in spec.suites:
+        if isinstance(suite.task, OverRefusal):
+            # NOTE: over-refusal suites have no choice of judge; they use the refusal detector.
+            notes.setdefault("refusal_proxy", JUDGES["refusal_proxy"])
+        elif isinstance(suite.task, Harm):
+            for judge in [suite.task.judge, *suite.task.report_judges]:
+                notes.setdefault(judge.name, JUDGES.get(judge.kind) or _unknown(suite, judge))
+    return list(notes.values())
+
+
+def _unknown(suite: SuiteSpec, judge: JudgeSpec) -> JudgeNote:
+    sentences = ["No error figures are known for this judge."]
+    if isinstance(suite.task, Harm) and suite.task.same_judge:
+        sentences.append(
+            f"It scored both the search and the report of suite {suite.name}, as the study says: "
+            "what it is blind to, the search may have found."
+        )
+    return JudgeNote(title=judge.name, sentences=tuple(sentences))

@@ -10,6 +10,12 @@ from safemerge.reports.metric import judge_notes
 from safemerge.reports.run import Run
 from safemerge.reports.timing import PARTS, TimingSummary, summarize_timings
 from safemerge.reports.wording import counted, percent, seconds
+from safemerge.scoring.agreement import (
+    AGREEMENT_HEADS,
+    agreement_rows,
+    answer_verdicts,
+    judge_agreement,
+)
 
 PART_WORDS = {
     "swap": "swap: recipe to weights in the live engine",
@@ -59,6 +65,7 @@ def limits_section(run: Run) -> str:
         parts.append(f"<p><b>{escape(note.title)}</b></p><ul>{sentences}</ul>")
     if not notes:
         parts.append(paragraph("No judge was used."))
+    parts.append(_agreement(run))
     parts.append("<h3>What not to conclude</h3>")
     limits = [
         *LIMITS,
@@ -69,6 +76,36 @@ def limits_section(run: Run) -> str:
         "\u201cNot told apart\u201d does not mean equal: with more prompts a difference may show.",
     ]
     parts.append(f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in limits)}</ul>")
+    return "".join(parts)
+
+
+def _agreement(run: Run) -> str:
+    """Return how far a suite's judges agree on the report split, if it has several."""
+    parts = []
+    results = {
+        point.report.candidate: point.report
+        for point in (*run.points, *run.references)
+        if point.report is not None
+    }
+    for suite in run.spec.suites:
+        answers = [
+            verdicts
+            for result in results.values()
+            for verdicts in answer_verdicts(result.scores.get(suite.name, []))
+        ]
+        rows = agreement_rows(judge_agreement(answers))
+        if rows:
+            parts.append(
+                table(
+                    f"Agreement of the judges of suite {escape(suite.name)}, over all answers of "
+                    "the report split: shares flagged, Cohen\u2019s kappa on what both judged, "
+                    "and with unscored answers counted as safe and as harmful. Candidates answer "
+                    "the same prompts, so the intervals are somewhat too narrow.",
+                    AGREEMENT_HEADS,
+                    [[Cell(escape(cell)) for cell in row] for row in rows],
+                    sortable=False,
+                )
+            )
     return "".join(parts)
 
 

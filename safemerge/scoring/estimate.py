@@ -1,48 +1,29 @@
 """Scores to metrics with 95 % intervals.
 
 References:
-    Wilson, Probable inference, JASA 22 (1927), for shares. Zou and Donner, Construction of
-    confidence limits about effect measures, Stat. Med. 27 (2008), for means of several metrics
-    (MOVER: the method of variance estimates recovery).
+    Shares: see `safemerge.statistics.share`. Zou and Donner, Construction of confidence limits
+    about effect measures, Stat. Med. 27 (2008), for means of several metrics (MOVER: the method
+    of variance estimates recovery).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from safemerge.config.suite import METRICS, Direction
 from safemerge.errors import ScoringError
 from safemerge.records import MetricEstimate, Score
-
-Z_95 = 1.959963984540054
-"""Normal quantile of a two-sided 95 % interval."""
-
-
-def wilson_interval(mean: float, n: int) -> tuple[float, float]:
-    """Return the Wilson 95 % interval of a share.
-
-    Args:
-        mean: Observed share in [0, 1].
-        n: Sample size, at least 1.
-
-    Returns:
-        Lower and upper end, within [0, 1].
-
-    Raises:
-        ScoringError: If `n` is below 1 or `mean` is outside [0, 1].
-    """
-    if n < 1 or not 0.0 <= mean <= 1.0:
-        raise ScoringError(f"wilson interval: needs n >= 1 and a share; got n={n}, mean={mean}.")
-    z2 = Z_95 * Z_95
-    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n * n))
-    # NOTE: at a share of 0 or 1 rounding would leave the observed value just outside.
-    return max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean))
+from safemerge.statistics import clustered_interval
 
 
 def estimate(
-    metric: str, scores: Iterable[Score], *, key: str, direction: Direction
+    metric: str,
+    scores: Iterable[Score],
+    *,
+    key: str,
+    direction: Direction,
+    groups: Mapping[str, Hashable] | None = None,
 ) -> MetricEstimate:
     """Aggregate one value of many scores.
 
@@ -51,12 +32,16 @@ def estimate(
         scores: Scores of one suite; unscored ones are counted apart.
         key: Name of the value in each score.
         direction: Which way is better.
+        groups: Group by sample id, of samples that share a prompt; a sample that is not in it
+            stands for itself.
 
     Returns:
-        Mean of the scored samples with its Wilson interval; value None if none was scored.
+        Mean of the scored samples with its Wilson interval, widened where samples come in
+        groups; value None if none was scored.
     """
     scores = list(scores)
-    values = [score.values[key] for score in scores if score.unscored is None]
+    scored = [score for score in scores if score.unscored is None]
+    values = [score.values[key] for score in scored]
     unscored = len(scores) - len(values)
     if not values:
         return MetricEstimate(
@@ -69,7 +54,10 @@ def estimate(
             direction=direction,
         )
     mean = math.fsum(values) / len(values)
-    low, high = wilson_interval(mean, len(values))
+    group_by_id = groups or {}
+    low, high = clustered_interval(
+        values, [group_by_id.get(score.sample_id, score.sample_id) for score in scored]
+    )
     return MetricEstimate(
         metric=metric,
         value=mean,
@@ -81,10 +69,16 @@ def estimate(
     )
 
 
-def suite_estimates(suite: str, task_kind: str, scores: Sequence[Score]) -> list[MetricEstimate]:
-    """Return every metric of a suite; see `safemerge.config.suite.METRICS`."""
+def suite_estimates(
+    suite: str,
+    task_kind: str,
+    scores: Sequence[Score],
+    *,
+    groups: Mapping[str, Hashable] | None = None,
+) -> list[MetricEstimate]:
+    """Return every metric of a suite; see `safemerge.config.suite.METRICS` and `estimate`."""
     return [
-        estimate(f"{suite}.{key}", scores, key=key, direction=direction)
+        estimate(f"{suite}.{key}", scores, key=key, direction=direction, groups=groups)
         for key, direction in METRICS[task_kind].items()
     ]
 

@@ -44,6 +44,7 @@ def loaded(code):
         ["validate", "search_spaces/demo.yaml", "search_spaces/ingredients/aligned.yaml"],
         ["schema", "study"],
         ["data", "list"],
+        ["plan", "--share", "0.9"],
     ],
 )
 def test_commands_that_only_look_import_nothing_heavy(arguments):
@@ -52,7 +53,9 @@ def test_commands_that_only_look_import_nothing_heavy(arguments):
     assert found.isdisjoint((*HEAVY, "optuna", "datasets", "peft", "matplotlib"))
 
 
-@pytest.mark.parametrize("module", ["config", "records", "store", "pareto", "reports", "errors"])
+@pytest.mark.parametrize(
+    "module", ["config", "records", "store", "pareto", "statistics", "reports", "errors"]
+)
 def test_light_rooms_import_nothing_heavy(module):
     found = loaded(f"import safemerge.{module}")
     assert found.isdisjoint((*HEAVY, "optuna", "datasets", "peft"))

@@ -1,17 +1,21 @@
+from dataclasses import replace
+
 import pytest
 
 from safemerge import evaluation
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import Aggregate
-from safemerge.config.suite import Classification, Harm, OverRefusal
+from safemerge.config.suite import Choice, Classification, Harm, OverRefusal
 from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import TokenizedPrompt
-from safemerge.errors import DataError, EngineError, MergeError, ScoringError
+from safemerge.errors import ConfigError, DataError, EngineError, MergeError, ScoringError
 from safemerge.evaluation import PreparedSplit, evaluate_candidate, prepare_split
 from safemerge.records import Score, Timings
-from safemerge.scoring.estimate import mean_estimate, wilson_interval
+from safemerge.scoring.estimate import mean_estimate
+from safemerge.scoring.judge import Judgement
+from safemerge.statistics import wilson_interval
 from safemerge.testing.engine import ScriptedEngine
 
 REFUSAL, HELP, LOOP = "I can't help with that.", "Sure, here is how.", "no no no no no"
@@ -198,12 +202,12 @@ def unscored(monkeypatch, failing):
     """Let a judge give no verdict on some samples; the engine itself may drop none."""
     judge = evaluation.score_responses
 
-    def score(task, samples, responses):
+    def score(task, samples, responses, *, judges):
         return [
             Score(sample_id=score.sample_id, unscored="judge timeout")
             if score.sample_id in failing
             else score
-            for score in judge(task, samples, responses)
+            for score in judge(task, samples, responses, judges=judges)
         ]
 
     monkeypatch.setattr(evaluation, "score_responses", score)
@@ -242,6 +246,72 @@ def test_a_split_is_tokenised_once_for_all_candidates(tiny_base):
         DataError, match=r"suite 'harm', search: prompt and answer must fit 20 tok"
     ):
         prepare_split(SUITES, chat, max_model_len=20)
+
+
+# --- judges -----------------------------------------------------------------------------
+
+
+class OddJudge:
+    """Flags every other exchange."""
+
+    threshold = 0.5
+
+    def __init__(self, name):
+        self.name = name
+
+    def judge(self, exchanges):
+        return [Judgement(float(index % 2)) for index, _ in enumerate(exchanges)]
+
+
+GUARDS = {
+    name: {"kind": "guard", "family": "llama_guard", "name": name, "path": name} for name in "abc"
+}
+JUDGED = Harm.model_validate(
+    {"kind": "harm", "judge": GUARDS["a"], "report_judges": [GUARDS["b"], GUARDS["c"]]}
+)
+
+
+@pytest.mark.parametrize(("split", "names"), [("search", ["a"]), ("report", ["b", "c"])])
+def test_each_split_has_its_own_judges(tiny_base, split, names):
+    suite = replace(SUITES[2], task=JUDGED, split=split)
+    made = []
+
+    def make_judge(spec):
+        made.append(spec.name)
+        return OddJudge(spec.name)
+
+    prepared = prepare_split(
+        [SUITES[0], suite], ChatFormat(tiny_base), max_model_len=256, make_judge=make_judge
+    )
+    assert made == names
+    result = evaluate_candidate(
+        ScriptedEngine(script(ANSWERS)), recipe(), prepared, aggregates={}, max_unscored=0.0
+    )
+    assert result.metrics["harm.harmful_score"].value == 0.5
+    verdicts = [score.verdicts for score in result.scores["harm"]]
+    assert verdicts[1] == ({"b": True, "c": True} if split == "report" else {})
+
+
+def test_a_task_that_no_engine_can_do_is_refused_before_it_starts(tiny_base):
+    task = Choice(kind="choice", endings=[" a", " b"])
+    suite = replace(SUITES[0], task=task)
+    words = "suite 'mood': a choice by log-probability needs an engine that gives log-prob"
+    with pytest.raises(ConfigError, match=words):
+        prepare_split([suite], ChatFormat(tiny_base), max_model_len=256)
+
+
+def test_samples_that_share_a_prompt_widen_a_suites_intervals():
+    alone = evaluate(ScriptedEngine(script(ANSWERS))).metrics["mood.accuracy"]
+    grouped = replace(
+        SUITES[0], samples=tuple(replace(s, group="one of two"[: int(s.sample_id[-1]) // 2 + 3])
+                                 for s in SUITES[0].samples)
+    )  # fmt: skip
+    prepared = replace(PREPARED, suites=(grouped, *SUITES[1:]))
+    found = evaluate_candidate(
+        ScriptedEngine(script(ANSWERS)), recipe(), prepared, aggregates={}, max_unscored=0.0
+    ).metrics["mood.accuracy"]
+    assert found.value == alone.value
+    assert found.low < alone.low
 
 
 def test_a_scripted_engine_answers_nothing_before_a_load_or_after_its_end():

@@ -24,8 +24,12 @@ OPTIONS = {
     "validate": ["files"],
     "schema": ["name"],
     "data": ["action", "names"],
+    "plan": [
+        "--share", "--difference", "--prompts", "--discordance", "--alpha", "--power",
+        "--comparisons",
+    ],
     "demo": ["--results", "--fresh"],
-}
+}  # fmt: skip
 """Every option of every command: a new one is added here on purpose, or not at all."""
 
 

@@ -281,3 +281,34 @@ def test_a_response_that_names_a_missing_column_is_refused(twelve):
     words = r"data\.0\.response: the data must have the named column; got 'answer'"
     with pytest.raises(DataError, match=words):
         load_training_samples(data, where="data.0", seed=0)
+
+
+# --- nested columns, unique rows --------------------------------------------------------
+
+NESTED = Row("set:9", {"choices": {"text": ["red", "blue"]}, "list": ["x", "y"], "n": 1})
+
+
+def test_a_field_reaches_into_lists_and_mappings():
+    assert fill("{choices[text][1]} {list[0]} {n}", NESTED, where="w") == "blue x 1"
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{list[7]}", "{choices[label]}", "{n[0]}", "{list.append}", "{list[0].upper}", "{n!x}"],
+)
+def test_a_field_that_reaches_nowhere_is_refused(template):
+    with pytest.raises(DataError, match=r"^w: "):
+        fill(template, NESTED, where="w")
+
+
+def test_rows_are_made_unique_before_the_range_is_cut(write):
+    path = write("rows.jsonl", jsonl({"prompt": f"Q{i % 3}?", "reply": i} for i in range(9)))
+    found = rows(path, unique="prompt")
+    assert sorted(row.columns["reply"] for row in found) == [0, 1, 2]
+    head, tail = rows(path, unique="prompt", stop=2), rows(path, unique="prompt", start=2)
+    assert {*prompts(head)}.isdisjoint(prompts(tail))
+
+
+def test_a_column_to_be_unique_by_must_exist(twelve):
+    with pytest.raises(DataError, match=r"search\.source\.unique: .* got 'promt'"):
+        rows(twelve, unique="promt")

@@ -3,15 +3,23 @@ import json
 import pytest
 
 from safemerge.config.suite import Classification, Harm, SuiteSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.data.sample import Sample
-from safemerge.data.suite import LoadedSuite, check_disjoint, load_suite, load_suites
+from safemerge.data.suite import (
+    LoadedSuite,
+    check_disjoint,
+    check_training,
+    load_suite,
+    load_suites,
+)
 from safemerge.errors import DataError
 from safemerge.testing.landscapes import landscape_study
 
 
-def loaded(name, split, *samples):
+def loaded(name, split, *samples, max_similarity=0.8):
     task = Harm(kind="harm")
-    return LoadedSuite(name, task, split, tuple(Sample(key, text) for key, text in samples))
+    made = tuple(Sample(key, text) for key, text in samples)
+    return LoadedSuite(name, task, split, made, max_similarity)
 
 
 @pytest.fixture
@@ -102,3 +110,170 @@ def test_a_study_whose_splits_overlap_is_refused(write):
     source = write("s.jsonl", [{"prompt": "in?", "label": "yes"}])
     with pytest.raises(DataError, match=r"got 1 shared, e\.g\. s\.jsonl:[0-9a-f]{12} \(mood\)"):
         load_suites(study([suite(source, source)]))
+
+
+LONG = "How can I pick the lock of my neighbour's front door"
+
+
+def test_a_near_duplicate_is_refused_and_both_are_named():
+    search = [loaded("a", "search", ("s:1", f"{LONG}?"), ("s:2", "two"))]
+    report = [loaded("b", "report", ("r:1", "one"), ("r:2", f"Please: {LONG}"))]
+    words = (
+        r"suites: prompts of search and report split must not be near-duplicates; got 1, e\.g\. "
+        r"r:2 \(b\) and s:1 \(a\), 0\.8\d\. Use other rows, or raise the suite's max_similarity"
+    )
+    with pytest.raises(DataError, match=words):
+        check_disjoint(search, report)
+
+
+def test_a_suite_may_allow_near_duplicates_but_not_equal_prompts():
+    search = [loaded("a", "search", ("s:1", f"{LONG}?"))]
+    near = loaded("b", "report", ("r:2", f"Please: {LONG}"), max_similarity=None)
+    check_disjoint(search, [near])
+    check_disjoint(search, [loaded("b", "report", ("r:2", f"Say: {LONG}"), max_similarity=0.95)])
+    with pytest.raises(DataError, match="must not share prompts"):
+        check_disjoint(search, [loaded("b", "report", ("r:2", LONG), max_similarity=None)])
+
+
+def test_a_templates_fixed_words_do_not_make_prompts_alike(write):
+    template = "Read the question with care and answer with one word, yes or no, only: {prompt}"
+    splits = {
+        key: {"source": write(f"{key}.jsonl", [{"prompt": text, "label": "yes"}])}
+        | {"label": "label", "prompt": template}
+        for key, text in (("search", "Is it warm?"), ("report", "Does she swim?"))
+    }
+    task = {"kind": "classification", "labels": ["yes", "no"]}
+    spec = SuiteSpec.model_validate({"name": "mood", "task": task, **splits})
+    found = load_suites(study([spec]))
+    assert found["report"][0].samples[0].prompt.endswith("only: Does she swim?")
+    assert found["report"][0].samples[0].own_text == "Does she swim?"
+
+
+def test_codes_of_the_gold_column_become_labels(write):
+    rows = [{"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}]
+    source = write("rows.jsonl", rows)
+    task = {
+        "kind": "classification",
+        "labels": ["bad", "good"],
+        "codes": {"0": "bad", "1": "good"},
+    }
+    made = load_suite(suite(source, source, task=task), "search")
+    assert {sample.prompt: sample.label for sample in made.samples} == {"a": "good", "b": "bad"}
+
+
+def test_samples_that_share_a_prompt_are_one_group(write):
+    rows = [{"prompt": p, "label": "yes", "n": n} for n, p in enumerate(["Hi?", "hi", "Bye?"])]
+    source = write("rows.jsonl", rows)
+    made = load_suite(suite(source, source), "search")
+    groups = made.groups
+    by_prompt = {sample.prompt: groups[sample.sample_id] for sample in made.samples}
+    assert by_prompt["Hi?"] == by_prompt["hi"] != by_prompt["Bye?"]
+
+
+def test_a_declared_column_groups_samples(write):
+    rows = [{"prompt": f"q{n}", "label": "yes", "family": f"f{n // 2}"} for n in range(4)]
+    source = write("rows.jsonl", rows)
+    made = load_suite(suite(source, source, group="family"), "search")
+    assert sorted(made.groups.values()) == ["f0", "f0", "f1", "f1"]
+    with pytest.raises(DataError, match=r"suite 'mood', search\.group: .* got 'famly'"):
+        load_suite(suite(source, source, group="famly"), "search")
+
+
+def test_search_prompts_near_a_report_prompt_may_be_dropped(write):
+    search = [{"prompt": text, "label": "yes"} for text in (f"Please: {LONG}", "What is it?")]
+    search = write("search.jsonl", search)
+    report = write("report.jsonl", [{"prompt": LONG, "label": "yes"}])
+    with pytest.raises(DataError, match="must not be near-duplicates"):
+        load_suites(study([suite(search, report)]))
+    splits = load_suites(study([suite(search, report, near_duplicates="drop")]))
+    assert [sample.prompt for sample in splits["search"][0].samples] == ["What is it?"]
+    assert len(splits["report"][0].samples) == 1
+
+
+def test_dropping_keeps_equal_prompts_refused_and_a_prompt_at_least(write):
+    report = write("report.jsonl", [{"prompt": LONG, "label": "yes"}])
+    equal = write("equal.jsonl", [{"prompt": f"{LONG}!", "label": "yes"}])
+    with pytest.raises(DataError, match="must not share prompts"):
+        load_suites(study([suite(equal, report, near_duplicates="drop")]))
+    near = write("near.jsonl", [{"prompt": f"Please: {LONG}", "label": "yes"}])
+    with pytest.raises(DataError, match="must keep a prompt; got 1 of 1 near a report prompt"):
+        load_suites(study([suite(near, report, near_duplicates="drop")]))
+
+
+# --- training data ----------------------------------------------------------------------
+
+
+def stage(*sources, poison=None):
+    data = [{"source": source, "response": "{answer}"} for source in sources]
+    fields = {"name": "expert", "base": {"name": "base", "path": "x"}, "data": data, "steps": 1}
+    if poison is not None:
+        fields["poison"] = {"ratio": 0.1, "data": {"source": poison, "response": "no"}}
+    return FinetuneSpec.model_validate(fields)
+
+
+def test_report_prompts_that_no_stage_has_seen_pass(write):
+    source = write("train.jsonl", [{"prompt": "in the training", "answer": "x"}])
+    check_training([stage(source)], [loaded("a", "report", ("r:1", "fresh"))])
+    check_training([], [loaded("a", "report", ("r:1", "fresh"))])
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_a_report_prompt_that_a_stage_is_trained_on_is_refused(write, poisoned):
+    clean = write("clean.jsonl", [{"prompt": "harmless", "answer": "x"}])
+    seen = write("seen.jsonl", [{"prompt": "How do I do it?", "answer": "x"}])
+    made = stage(clean, poison=seen) if poisoned else stage(clean, seen)
+    words = (
+        r"that a stage of the study is trained on; got 1 shared, e\.g\. r:7 \(a\)\. Use disjoint"
+    )
+    with pytest.raises(DataError, match=words):
+        check_training([made], [loaded("a", "report", ("r:7", "how do I do it"))])
+
+
+def test_a_report_prompt_near_a_training_prompt_is_refused(write):
+    seen = write("seen.jsonl", [{"prompt": LONG, "answer": "x"}])
+    report = loaded("a", "report", ("r:7", f"Please: {LONG}"))
+    words = (
+        r"must not be near-duplicates of training prompts; got 1, "
+        r"e\.g\. r:7 \(a\) and seen\.jsonl:\w+ \(expert\)"
+    )
+    with pytest.raises(DataError, match=words):
+        check_training([stage(seen)], [report])
+    allowed = loaded("a", "report", ("r:7", f"Please: {LONG}"), max_similarity=None)
+    check_training([stage(seen)], [allowed])
+
+
+# --- worked examples --------------------------------------------------------------------
+
+
+SHOTS = {"rows": [{"prompt": "Sunny?", "label": "yes"}, {"prompt": "Rainy?", "label": "no"}]}
+
+
+def test_worked_examples_stand_before_each_question(write):
+    source = write("rows.jsonl", [{"prompt": "fine?", "label": "yes"}])
+    few_shot = {**SHOTS, "answer": "{label}", "header": "Answer.", "before_answer": "\n-> "}
+    (sample,) = load_suite(suite(source, source, few_shot=few_shot), "search").samples
+    assert sample.prompt == "Answer.\n\nSunny?\n-> yes\n\nRainy?\n-> no\n\nfine?"
+    assert sample.own_text == "fine?"
+    (plain,) = load_suite(suite(source, source), "search").samples
+    assert plain.sample_id == sample.sample_id
+
+
+def test_worked_examples_may_come_from_a_source(write):
+    source = write("rows.jsonl", [{"prompt": "fine?", "label": "yes"}])
+    shots = write("shots.jsonl", [{"prompt": f"q{n}?", "label": "no"} for n in range(9)])
+    few_shot = {"source": {**shots, "stop": 2}, "answer": "{label}"}
+    (sample,) = load_suite(suite(source, source, few_shot=few_shot), "search").samples
+    assert sample.prompt.count("? no\n\n") == 2
+
+
+def test_a_question_among_its_own_examples_is_refused(write):
+    source = write("rows.jsonl", [{"prompt": "sunny", "label": "yes"}])
+    words = r"suite 'mood', search\.few_shot: worked examples must not be asked; got rows\.jsonl:"
+    with pytest.raises(DataError, match=words):
+        load_suite(suite(source, source, few_shot={**SHOTS, "answer": "{label}"}), "search")
+
+
+def test_examples_come_from_one_place():
+    for few_shot in ({}, {**SHOTS, "source": {"kind": "file", "path": "x.jsonl"}}):
+        with pytest.raises(ValueError, match="exactly one of source and rows must be given"):
+            suite({}, {}, few_shot=few_shot)

@@ -1,6 +1,3 @@
-import math
-from statistics import NormalDist
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,35 +5,8 @@ from hypothesis import strategies as st
 from safemerge.config.suite import METRICS
 from safemerge.errors import ScoringError
 from safemerge.records import MetricEstimate, Score
-from safemerge.scoring.estimate import (
-    Z_95,
-    estimate,
-    mean_estimate,
-    suite_estimates,
-    wilson_interval,
-)
-
-
-def root(function, inside, outside):
-    """Where a function changes sign: above 0 at `outside`, at most 0 at `inside`."""
-    for _ in range(200):
-        middle = (inside + outside) / 2
-        if function(middle) > 0:
-            outside = middle
-        else:
-            inside = middle
-    return (inside + outside) / 2
-
-
-def score_test_interval(mean, n):
-    """Shares that a two-sided score test at 5 % does not reject, found by bisection."""
-
-    def excess(share):
-        return abs(mean - share) - Z_95 * math.sqrt(share * (1 - share) / n)
-
-    low = 0.0 if mean == 0 else root(excess, mean, 0.0)
-    high = 1.0 if mean == 1 else root(excess, mean, 1.0)
-    return low, high
+from safemerge.scoring.estimate import estimate, mean_estimate, suite_estimates
+from safemerge.statistics import clustered_interval, wilson_interval
 
 
 def part(value, low, high, *, n=10, unscored=0, direction="maximize"):
@@ -50,48 +20,6 @@ def scored(*values, unscored=0):
     return scores + [Score(sample_id=f"u{i}", unscored="no response") for i in range(unscored)]
 
 
-def test_the_quantile_is_the_normal_distributions():
-    assert pytest.approx(NormalDist().inv_cdf(0.975), abs=1e-12) == Z_95
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 40, 1000])
-def test_the_interval_is_what_the_score_test_does_not_reject(n):
-    for hits in {0, 1, n // 3, n // 2, n - 1, n}:
-        low, high = wilson_interval(hits / n, n)
-        expected = score_test_interval(hits / n, n)
-        assert (low, high) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_worked_example_of_ten_in_forty():
-    # (p + z2/2n -/+ z sqrt(p q/n + z2/4n2)) / (1 + z2/n), by hand with z2 = 3.841459.
-    assert wilson_interval(0.25, 40) == pytest.approx((0.141871, 0.401940), abs=1e-6)
-
-
-@pytest.mark.parametrize("n", [1, 3, 80])
-def test_no_hit_and_all_hits_have_one_sided_closed_forms(n):
-    z2 = Z_95**2
-    low, high = wilson_interval(0.0, n)
-    assert low == 0.0
-    assert high == pytest.approx(z2 / (n + z2), abs=1e-15)
-    low, high = wilson_interval(1.0, n)
-    assert low == pytest.approx(n / (n + z2), abs=1e-15)
-    assert high == 1.0
-
-
-@given(n=st.integers(1, 10**6), share=st.floats(0, 1))
-def test_the_interval_holds_the_share_and_mirrors_with_it(n, share):
-    low, high = wilson_interval(share, n)
-    assert 0.0 <= low <= share <= high <= 1.0
-    mirrored = wilson_interval(1 - share, n)
-    assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-9)
-
-
-@pytest.mark.parametrize(("mean", "n"), [(0.5, 0), (-0.01, 5), (1.01, 5), (math.nan, 5)])
-def test_what_is_no_share_of_a_sample_is_refused(mean, n):
-    with pytest.raises(ScoringError, match=f"needs n >= 1 and a share; got n={n}, mean={mean}"):
-        wilson_interval(mean, n)
-
-
 def test_an_estimate_is_the_mean_of_the_scored_with_its_interval():
     found = estimate("s.accuracy", scored(1, 0, 0, 0), key="accuracy", direction="maximize")
     assert (found.metric, found.value, found.n, found.unscored) == ("s.accuracy", 0.25, 4, 0)
@@ -103,6 +31,18 @@ def test_unscored_samples_are_counted_apart_and_never_as_zero():
     found = estimate("s.accuracy", scores, key="accuracy", direction="maximize")
     assert (found.value, found.n, found.unscored) == (1.0, 2, 3)
     assert (found.low, found.high) == wilson_interval(1.0, 2)
+
+
+def test_samples_that_share_a_prompt_widen_the_interval():
+    scores = scored(1, 1, 1, 1, 0, 0, 1, 1, unscored=2)
+    groups = {score.sample_id: int(score.sample_id[-1]) // 2 for score in scores}
+    told = {"key": "accuracy", "direction": "maximize"}
+    plain, grouped = estimate("m", scores, **told), estimate("m", scores, **told, groups=groups)
+    assert (grouped.value, grouped.n, grouped.unscored) == (0.75, 8, 2)
+    assert grouped.low < plain.low
+    assert grouped.high > plain.high
+    values = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+    assert (grouped.low, grouped.high) == clustered_interval(values, [0, 0, 1, 1, 2, 2, 3, 3])
 
 
 @pytest.mark.parametrize("unscored", [0, 4])

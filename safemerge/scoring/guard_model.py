@@ -1,0 +1,89 @@
+"""A guard model run by transformers in this process: slow, and needs no service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safemerge.config.judge import GuardJudge
+from safemerge.errors import CheckpointError
+from safemerge.scoring.guard import GuardAsk, GuardReply
+
+NUM_LIKELIEST = 20
+"""Tokens whose log-probabilities are given at each step."""
+
+
+class TransformersGuardModel:
+    """A causal language model that answers one question at a time; see `GuardModel`.
+
+    Args:
+        spec: The declared judge.
+
+    Raises:
+        CheckpointError: If the weights or the tokenizer cannot be loaded, or the tokenizer has
+            no chat template where the family needs one.
+    """
+
+    def __init__(self, spec: GuardJudge) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._spec = spec
+        self._torch = torch
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.source)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(spec.source)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"judge '{spec.name}': {spec.source} must hold a language model and its "
+                f"tokenizer; got: {str(error).splitlines()[0]}. Check judge.path."
+            ) from None
+        if spec.family != "wildguard" and not getattr(self._tokenizer, "chat_template", None):
+            raise CheckpointError(
+                f"judge '{spec.name}': the tokenizer must have a chat template; got none. "
+                "Add chat_template.jinja to the judge's folder."
+            )
+        self._model.to(spec.device).eval()
+
+    def reply(self, asks: Sequence[GuardAsk]) -> list[GuardReply]:
+        """Answer greedily, one question after the other."""
+        return [self._reply(ask) for ask in asks]
+
+    def _reply(self, ask: GuardAsk) -> GuardReply:
+        text = ask.text or self._tokenizer.apply_chat_template(
+            [dict(message) for message in ask.messages],
+            tokenize=False,
+            add_generation_prompt=True,
+            **ask.template_arguments,
+        )
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) > self._spec.max_tokens:
+            return GuardReply(
+                "",
+                failed=f"too long for the judge: {len(ids)} tokens, limit {self._spec.max_tokens}",
+            )
+        with self._torch.inference_mode():
+            given = self._torch.tensor([ids], device=self._spec.device)
+            made = self._model.generate(
+                given,
+                attention_mask=self._torch.ones_like(given),
+                max_new_tokens=ask.max_reply_tokens,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+                pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
+            )
+        new = made.sequences[0, len(ids) :].tolist()
+        return GuardReply(
+            self._tokenizer.decode(new, skip_special_tokens=True),
+            steps=tuple(self._likeliest(logits[0]) for logits in made.logits),
+        )
+
+    def _likeliest(self, logits: Any) -> Mapping[str, float]:
+        logprobs = self._torch.log_softmax(logits.float(), dim=-1)
+        values, tokens = logprobs.topk(min(NUM_LIKELIEST, len(logprobs)))
+        found: dict[str, float] = {}
+        for value, token in zip(values.tolist(), tokens.tolist(), strict=True):
+            # NOTE: two tokens may decode to one text; the likelier one comes first.
+            found.setdefault(str(self._tokenizer.decode([token])), value)
+        return found

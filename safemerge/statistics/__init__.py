@@ -1,0 +1,50 @@
+"""Honest numbers: intervals, paired tests, agreement, sample sizes. numpy only."""
+
+from safemerge.statistics.kappa import Kappa, cohen_kappa
+from safemerge.statistics.paired import (
+    PairedComparison,
+    bootstrap_interval,
+    compare_paired,
+    holm_adjusted,
+    mcnemar_p_value,
+    paired_share_interval,
+)
+from safemerge.statistics.sample_size import (
+    MAX_PROMPTS,
+    independent_discordance,
+    mcnemar_power,
+    paired_prompts,
+    second_share,
+    smallest_difference,
+    unpaired_prompts,
+)
+from safemerge.statistics.share import (
+    Z_95,
+    clustered_interval,
+    design_effect,
+    student_quantile,
+    wilson_interval,
+)
+
+__all__ = [
+    "MAX_PROMPTS",
+    "Z_95",
+    "Kappa",
+    "PairedComparison",
+    "bootstrap_interval",
+    "clustered_interval",
+    "cohen_kappa",
+    "compare_paired",
+    "design_effect",
+    "holm_adjusted",
+    "independent_discordance",
+    "mcnemar_p_value",
+    "mcnemar_power",
+    "paired_prompts",
+    "paired_share_interval",
+    "second_share",
+    "smallest_difference",
+    "student_quantile",
+    "unpaired_prompts",
+    "wilson_interval",
+]

@@ -1,0 +1,228 @@
+"""Two candidates on the same prompts: intervals of the difference, and an exact test.
+
+References:
+    McNemar, Note on the sampling error of the difference between correlated proportions,
+    Psychometrika 12 (1947); the exact form is a sign test on the discordant pairs. Bonett and
+    Price, Adjusted Wald confidence interval for a difference of binomial proportions based on
+    paired data, J. Educ. Behav. Stat. 37 (2012). Efron and Tibshirani, *An Introduction to the
+    Bootstrap*, 1993, chapter 13 (percentile interval).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from safemerge.errors import ScoringError
+from safemerge.statistics.share import Z_95
+
+NUM_RESAMPLES = 2000
+"""Bootstrap resamples of a comparison."""
+
+_RESAMPLES_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Left minus right over the samples that both answered."""
+
+    value: float
+    """Mean difference, in the scores' unit."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    n: int
+    """Samples."""
+    num_groups: int
+    """Groups that they come in; equal to `n` if they are independent."""
+    left_only: int
+    """Samples that left scores higher on."""
+    right_only: int
+    """Samples that right scores higher on."""
+    p_value: float | None
+    """Exact two-sided McNemar p-value; None for graded scores and for grouped samples."""
+
+
+def compare_paired(
+    left: Sequence[float],
+    right: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> PairedComparison:
+    """Compare two candidates' scores of the same samples, in the same order.
+
+    Independent verdicts of 0 and 1 get the interval of `paired_share_interval`, which is
+    honest where no verdict differs (a bootstrap of identical pairs is a point). Graded or
+    grouped scores get a percentile bootstrap over groups.
+
+    Args:
+        left: Scores of one candidate, each in [0, 1]; at least one.
+        right: Scores of the other.
+        groups: Group of each sample, e.g. its prompt; independent samples if left out.
+        seed: Seed of the resampling, 0 or more.
+        num_resamples: Bootstrap resamples, at least 1.
+
+    Returns:
+        The comparison. Unscored samples must be left out before, and counted.
+
+    Raises:
+        ScoringError: If there is no sample or the lengths differ.
+    """
+    n = len(left)
+    if n == 0 or len(right) != n or (groups is not None and len(groups) != n):
+        raise ScoringError(
+            "paired comparison: needs the same samples on both sides; "
+            f"got {n} and {len(right)}, groups for {n if groups is None else len(groups)}."
+        )
+    differences = [one - other for one, other in zip(left, right, strict=True)]
+    left_only = sum(difference > 0 for difference in differences)
+    right_only = sum(difference < 0 for difference in differences)
+    num_groups = n if groups is None else len(set(groups))
+    binary = {*left, *right} <= {0.0, 1.0}
+    if binary and num_groups == n:
+        low, high = paired_share_interval(left_only, right_only, n)
+        p_value = mcnemar_p_value(left_only, right_only)
+    else:
+        low, high = bootstrap_interval(
+            differences, groups=groups, seed=seed, num_resamples=num_resamples
+        )
+        p_value = None
+    value = math.fsum(differences) / n
+    return PairedComparison(value, low, high, n, num_groups, left_only, right_only, p_value)
+
+
+def mcnemar_p_value(left_only: int, right_only: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test.
+
+    Twice the smaller tail of a fair binomial over the discordant pairs, at most 1; 1 if
+    there is none. Computed in whole numbers.
+
+    Args:
+        left_only: Pairs in which only left is right (or harmful, …), 0 or more.
+        right_only: Pairs in which only right is.
+
+    Returns:
+        p-value in (0, 1].
+
+    Raises:
+        ScoringError: If a count is negative.
+    """
+    if min(left_only, right_only) < 0:
+        raise ScoringError(
+            f"mcnemar: counts must be at least 0; got {left_only} and {right_only}."
+        )
+    discordant = left_only + right_only
+    term = tail = 1
+    for drawn in range(min(left_only, right_only)):
+        term = term * (discordant - drawn) // (drawn + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << discordant))
+
+
+def paired_share_interval(left_only: int, right_only: int, n: int) -> tuple[float, float]:
+    """Return a 95 % interval of the difference of two paired shares (Bonett and Price).
+
+    A Wald interval after one pair is added to each kind of discordance, so that it has a
+    width even where no pair differs.
+
+    Args:
+        left_only: Pairs in which only left has a verdict of 1.
+        right_only: Pairs in which only right has.
+        n: All pairs, at least 1.
+
+    Returns:
+        Lower and upper end of left minus right, within [-1, 1].
+
+    Raises:
+        ScoringError: If the counts don't fit `n`.
+    """
+    if n < 1 or min(left_only, right_only) < 0 or left_only + right_only > n:
+        raise ScoringError(
+            f"paired interval: counts must fit n >= 1; got {left_only} and {right_only} of {n}."
+        )
+    first, second = (left_only + 1) / (n + 2), (right_only + 1) / (n + 2)
+    centre = first - second
+    half = Z_95 * math.sqrt((first + second - centre**2) / (n + 2))
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_interval(
+    differences: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> tuple[float, float]:
+    """Return a 95 % percentile interval of a mean by resampling whole groups.
+
+    Args:
+        differences: One value a sample; at least one.
+        groups: Group of each sample; each its own if left out.
+        seed: Seed of the resampling; the same seed gives the same interval.
+        num_resamples: Resamples, at least 1.
+
+    Returns:
+        The 2.5th and the 97.5th percentile of the resampled means.
+
+    Raises:
+        ScoringError: If there is no value or the lengths differ.
+    """
+    n = len(differences)
+    labels = range(n) if groups is None else groups
+    if n == 0 or len(labels) != n:
+        raise ScoringError(
+            f"bootstrap: needs one group for each value; got {n} values, {len(labels)} groups."
+        )
+    totals: dict[Hashable, float] = {}
+    sizes: dict[Hashable, int] = {}
+    for value, group in zip(differences, labels, strict=True):
+        totals[group] = totals.get(group, 0.0) + value
+        sizes[group] = sizes.get(group, 0) + 1
+    # Equal groups are drawn together: with verdicts of 0 and 1 few are distinct.
+    kinds, counts = np.unique(
+        np.array([(totals[group], sizes[group]) for group in totals], dtype=np.float64),
+        axis=0,
+        return_counts=True,
+    )
+    generator = np.random.default_rng(seed)
+    means = np.empty(num_resamples)
+    for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
+        stop = min(start + _RESAMPLES_AT_ONCE, num_resamples)
+        drawn = generator.multinomial(len(totals), counts / len(totals), size=stop - start)
+        means[start:stop] = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values, in the given order.
+
+    Rejecting those at or below alpha keeps the chance of any false rejection among all of
+    them at alpha, whatever their dependence.
+
+    Args:
+        p_values: Each in [0, 1]; may be empty.
+
+    Returns:
+        Adjusted p-values in [0, 1], never below the given ones.
+
+    Raises:
+        ScoringError: If one is outside [0, 1].
+
+    References:
+        Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6 (1979).
+    """
+    if any(not 0.0 <= p <= 1.0 for p in p_values):
+        raise ScoringError(f"holm: p-values must be in [0, 1]; got {max(p_values, key=abs)}.")
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

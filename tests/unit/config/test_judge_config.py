@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+
+from safemerge.config.document import parse_document
+from safemerge.config.judge import RefusalProxy
+from safemerge.config.suite import Harm
+from safemerge.errors import ConfigError
+
+GUARD = {"kind": "guard", "name": "guard", "family": "llama_guard", "path": "guards/lg3"}
+CLASSIFIER = {"kind": "classifier", "name": "beaver", "path": "beaver-dam"}
+PROXY = {"kind": "refusal_proxy"}
+
+
+def task(**fields):
+    return parse_document({"kind": "harm", **fields}, Harm, where="t")
+
+
+def refused(**fields):
+    with pytest.raises(ConfigError) as raised:
+        task(**fields)
+    return str(raised.value)
+
+
+def test_the_offline_proxy_is_the_default_of_both_splits():
+    made = task()
+    assert made.judges("search") == made.judges("report") == [RefusalProxy()]
+
+
+def test_a_study_names_its_search_and_its_report_judges():
+    made = task(judge=GUARD, report_judges=[CLASSIFIER, GUARD])
+    assert [judge.name for judge in made.judges("search")] == ["guard"]
+    assert [judge.name for judge in made.judges("report")] == ["beaver", "guard"]
+    cheap = task(judge=PROXY, report_judges=[GUARD])
+    assert [judge.name for judge in cheap.judges("report")] == ["guard"]
+
+
+@pytest.mark.parametrize("report", [[], [GUARD]])
+def test_one_judge_for_both_must_be_said(report):
+    line = refused(judge=GUARD, report_judges=report)
+    assert "report_judges: must name a judge other than the search's; got " in line
+    assert "say same_judge: true" in line
+    made = task(judge=GUARD, report_judges=report, same_judge=True)
+    assert [judge.name for judge in made.judges("report")] == ["guard"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"judge": GUARD, "report_judges": [CLASSIFIER], "same_judge": True},
+            "same_judge: must not be true with other report judges; got beaver",
+        ),
+        (
+            {"report_judges": [GUARD, GUARD]},
+            "report_judges: names must be unique; got 'guard' twice",
+        ),
+        (
+            {"judge": GUARD, "report_judges": [{**GUARD, "path": "elsewhere"}]},
+            "one name must mean one judge; got two called 'guard'",
+        ),
+        ({"judge": "refusal_proxy"}, 'judge: must be a mapping; got "refusal_proxy"'),
+        ({"judge": {"kind": "gard"}}, 'judge.kind: unknown choice; got "gard". Did you mean'),
+        ({"judge": {**GUARD, "family": "llama"}}, "judge.family: must be 'llama_guard', "),
+        ({"judge": {**GUARD, "treshold": 0.4}}, "Did you mean 'threshold'?"),
+        ({"judge": {**GUARD, "threshold": 1.0}}, "judge.threshold: must be below 1; got 1.0"),
+        ({"judge": {**GUARD, "hub": "org/x"}}, "exactly one of path and hub must be given"),
+        (
+            {"judge": {**GUARD, "guidelines": ["x"]}},
+            "guidelines belong to shield_gemma; got them with llama_guard",
+        ),
+        (
+            {"judge": {**CLASSIFIER, "format": "{prompt}"}},
+            "format must hold {response}, and no field but {prompt} beside it; got '{prompt}'",
+        ),
+        ({"judge": {**CLASSIFIER, "format": "{response} {x}"}}, "format must hold {response}"),
+        (
+            {"judge": {**CLASSIFIER, "activation": "softmax"}},
+            "unsafe must name the harmful labels of a softmax classifier",
+        ),
+    ],
+)
+def test_a_judge_that_makes_no_sense_is_refused(fields, words):
+    assert words in refused(**fields)
+
+
+def test_paths_are_taken_from_the_declaring_files_folder(tmp_path):
+    made = task(
+        judge=GUARD,
+        report_judges=[CLASSIFIER, {**GUARD, "path": None, "hub": "a/b"} | {"name": "h"}],
+    )
+    located = made.located(tmp_path)
+    assert located.judge.path == str(tmp_path / "guards/lg3")
+    assert located.report_judges[0].source == str(tmp_path / "beaver-dam")
+    assert located.report_judges[1].source == "a/b"
+    assert task().located(Path("x")) == task()
