@@ -14,6 +14,20 @@ from safemerge.training.batch import Mixture
 RECIPE_VERSION = 1
 """Raised when a change of the training code changes its results."""
 
+NEUTRAL: dict[str, dict[str, object]] = {
+    "finetune": {"schedule": "linear", "micro_batches": 1, "method": "sft", "lisa": None},
+    "align": {
+        "schedule": "linear",
+        "micro_batches": 1,
+        "harmful": None,
+        "booster": None,
+        "vaccine": None,
+        "repnoise": None,
+    },
+}
+"""Settings that came after version 1, with the value that trains as version 1 did. At that
+value they do not count, so that ingredients made before they came stay valid."""
+
 MARKER = "safemerge_training.json"
 """File that a finished ingredient carries; a folder without it is unfinished."""
 
@@ -26,16 +40,22 @@ def ingredient_digest(
     Args:
         spec: The stage; name, workers and checkpoint interval do not count.
         base_fingerprint: Fingerprint of the base's weights.
-        mixture: The tokenised data.
+        mixture: The tokenised data; what is only measured, not trained on, does not count.
     """
     settings = spec.resolved()
     for key in ("name", "base", "data", "poison", "workers", "checkpoint_every"):
         settings.pop(key, None)
+    for key, neutral in NEUTRAL[spec.kind].items():
+        if settings[key] == neutral:
+            del settings[key]
+    for section in ("harmful", "lisa"):
+        for key in ("data", "test", "test_every"):
+            settings.get(section, {}).pop(key, None)
     content = hashlib.sha256()
-    for weight, rows in zip(mixture.weights, mixture.sets, strict=True):
-        content.update(f"{weight!r}".encode())
-        for row in rows:
-            content.update(json.dumps([row.ids, row.num_prompt]).encode())
+    _add_rows(content, mixture)
+    if mixture.second is not None:
+        content.update(b"second")
+        _add_rows(content, mixture.second)
     return digest(
         {
             "version": RECIPE_VERSION,
@@ -44,6 +64,13 @@ def ingredient_digest(
             "data": content.hexdigest(),
         }
     )
+
+
+def _add_rows(content: hashlib._Hash, mixture: Mixture) -> None:
+    for weight, rows in zip(mixture.weights, mixture.sets, strict=True):
+        content.update(f"{weight!r}".encode())
+        for row in rows:
+            content.update(json.dumps([row.ids, row.num_prompt]).encode())
 
 
 def ingredient_folder(name: str, ingredient: str) -> Path:
