@@ -35,9 +35,11 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
     folder = Path(options.results) / spec.name
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = Path(str(resolved.path))
-    metrics = checkpoint.with_name(checkpoint.name + ".work") / "metrics.jsonl"
-    if metrics.exists():
-        shutil.copyfile(metrics, folder / "metrics.jsonl")
+    work = checkpoint.with_name(checkpoint.name + ".work")
+    if (work / "metrics.jsonl").exists():
+        shutil.copyfile(work / "metrics.jsonl", folder / "metrics.jsonl")
+    if (work / "tensorboard").exists():
+        shutil.copytree(work / "tensorboard", folder / "tensorboard", dirs_exist_ok=True)
     (folder / "checkpoint.json").write_text(
         json.dumps({"path": str(checkpoint), "digest": resolved.digest}, indent=2) + "\n",
         encoding="utf-8",

@@ -52,6 +52,14 @@ class WorkersSpec(StrictModel):
     gpus_per_worker: float = Field(default=0.0, ge=0)
 
 
+def _check_parts(spec: _Training, key: str, batch_size: int) -> None:
+    if spec.micro_batches * spec.workers.num_workers > batch_size:
+        raise ValueError(
+            f"{key} must give each of a worker's micro_batches a row; got {batch_size} for "
+            f"{spec.workers.num_workers} workers with {spec.micro_batches}. Raise it."
+        )
+
+
 class _Training(StrictModel):
     name: Name
     base: CheckpointRef
@@ -92,6 +100,7 @@ class _Training(StrictModel):
                 f"batch_size must give each worker a row; got {self.batch_size} for "
                 f"{self.workers.num_workers} workers. Raise it."
             )
+        _check_parts(self, "batch_size", self.batch_size)
         return self
 
     def located(self, folder: Path) -> Self:
@@ -223,6 +232,8 @@ class AlignSpec(_Training):
                 f"harmful.batch_size must give each worker a row; got {self.harmful.batch_size} "
                 f"for {workers} workers. Raise it."
             )
+        if self.harmful is not None:
+            _check_parts(self, "harmful.batch_size", self.harmful.batch_size)
         if method != "sft" and self.lora.dropout > 0:
             raise ValueError(
                 f"lora.dropout must be 0 for {method}, whose passes must see the same weights; "

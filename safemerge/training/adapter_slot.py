@@ -63,7 +63,10 @@ def joint_losses(
             cache.batch_select_indices(chosen_rows)
             route.first = rows[0]
             hidden = core(
-                input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True
+                input_ids=ids[:, shared:],
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
             ).last_hidden_state
         else:
             hidden = core(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
@@ -88,9 +91,7 @@ class _Route:
 
 
 @contextmanager
-def _routed(
-    model: Any, replaced: dict[int, Tensor], first: int, where: str
-) -> Iterator[_Route]:
+def _routed(model: Any, replaced: dict[int, Tensor], first: int, where: str) -> Iterator[_Route]:
     from peft.tuners.lora import Linear
 
     route = _Route(first)

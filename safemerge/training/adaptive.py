@@ -66,7 +66,9 @@ class StrengthSchedule:
             if step < end:
                 given = (phase.regularizer_strength, phase.perturbation_step)
                 usual = (spec.regularizer_strength, spec.perturbation_step)
-                return Strength(*(u if g is None else g for g, u in zip(given, usual, strict=True)))
+                return Strength(
+                    *(u if g is None else g for g, u in zip(given, usual, strict=True))
+                )
         return Strength(spec.regularizer_strength, spec.perturbation_step)
 
     def state_dict(self) -> dict[str, float | None]:

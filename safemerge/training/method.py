@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class PairedBatch(NamedTuple):
     harmful: TokenBatch
 
 
+@runtime_checkable
 class Method(Protocol):
     """A step with a state that a checkpoint carries."""
 
@@ -105,7 +106,9 @@ def method_batches(
         return first
     seed = spec.seed + _SECOND_SEED
     if isinstance(spec, FinetuneSpec):
-        return _alternating(spec, first, draw(mixture.second, batch_size=spec.batch_size, seed=seed))
+        return _alternating(
+            spec, first, draw(mixture.second, batch_size=spec.batch_size, seed=seed)
+        )
     assert spec.harmful is not None, "a second mixture of an alignment is harmful"
     second = draw(mixture.second, batch_size=spec.harmful.batch_size, seed=seed)
     return map(PairedBatch, first, second)
@@ -215,9 +218,7 @@ class _Booster:
 
     def __call__(self, step: int, batch: PairedBatch) -> StepLosses:
         where = f"{self._spec.name}, step {step + 1}"
-        split = partial(
-            logical_batch, num_parts=self._spec.micro_batches, device=self._device
-        )
+        split = partial(logical_batch, num_parts=self._spec.micro_batches, device=self._device)
         strength = self._strength.at(step)
         seen = self._backend(
             BoosterInputs(

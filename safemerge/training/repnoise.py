@@ -108,11 +108,7 @@ def repnoise_terms(
         noise_distance(activation, chosen, generator=generator) for activation in activations
     ]
     distance = torch.stack(distances).mean()
-    total = (
-        harmless_loss
-        + noise * distance
-        - ascent * torch.log(1.0 + harmful_loss + layerwise)
-    )
+    total = harmless_loss + noise * distance - ascent * torch.log(1.0 + harmful_loss + layerwise)
     return RepnoiseTerms(total, harmless_loss, harmful_loss, distance)
 
 

@@ -97,9 +97,7 @@ def test_weights_come_back_bit_for_bit_and_gradients_stay_float32_on_a_half_base
 
 
 @pytest.mark.parametrize("name", ["three_pass", "in_place"])
-def test_without_a_perturbation_the_update_is_the_alignments_gradient_exactly(
-    adapted, rows, name
-):
+def test_without_a_perturbation_the_update_is_the_alignments_gradient_exactly(adapted, rows, name):
     model = adapted(torch.float32)
     alignment, harmful = rows(4, seed=1), rows(6, seed=2)
     _, plain = run(name, inputs_of(model, alignment, harmful, strength=0.0))
@@ -201,9 +199,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_two_ranks_give_the_joined_batchs_update_with_two_all_reduces(
-    adapted, rows, tmp_path
-):
+def test_two_ranks_give_the_joined_batchs_update_with_two_all_reduces(adapted, rows, tmp_path):
     model = adapted(torch.float32)
     alignment, harmful = rows(5, seed=1), rows(6, seed=2)
     expected, update = by_definition(model, alignment, harmful, 5.0, 0.1)
