@@ -49,7 +49,7 @@ class StepMetrics:
     harmful_test_loss: float | None = None
     """Mean cross-entropy on held-out harmful rows before the step, nats."""
 
-    def known(self) -> dict[str, float]:
+    def known(self) -> dict[str, int | float]:
         """Return the values that this step has, by name."""
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
