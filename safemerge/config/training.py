@@ -84,6 +84,10 @@ class _Training(StrictModel):
     """Longest prompt plus target, in tokens; longer samples are cut at the end."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     lora: LoraSpec = Field(default_factory=LoraSpec)
+    adapter: str | None = None
+    """Folder of a LoRA adapter of this base that training goes on with (the attack on the same
+    LoRA that was hardened), instead of a new one; `lora` is left out, for the adapter has its own
+    rank, scale and targets."""
     output: Literal["dense", "adapter"] = "dense"
     """``dense``: adapter merged into a full checkpoint; ``adapter``: peft's own format."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -103,12 +107,23 @@ class _Training(StrictModel):
         _check_parts(self, "batch_size", self.batch_size)
         return self
 
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Self:
+        if self.adapter is not None and self.lora != LoraSpec():
+            raise ValueError(
+                "lora describes a new adapter; got it beside adapter, which has its own rank, "
+                "scale and targets. Remove one."
+            )
+        return self
+
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
         update: dict[str, object] = {
             "base": self.base.located(folder),
             "data": [item.located(folder) for item in self.data],
         }
+        if self.adapter is not None:
+            update["adapter"] = str((folder / Path(self.adapter).expanduser()).resolve())
         return self.model_copy(update=update)
 
 

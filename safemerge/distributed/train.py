@@ -23,7 +23,7 @@ from safemerge.errors import SafemergeError, TrainingError
 from safemerge.training.batch import load_mixture
 from safemerge.training.ingredient import MARKER
 from safemerge.training.log import LOG_FILE, MetricsLog
-from safemerge.training.lora import attach_lora, save_trained
+from safemerge.training.lora import attach_lora, load_lora, save_trained
 from safemerge.training.method import Method, held_out_loss, make_method, method_batches
 from safemerge.training.sft import StepMetrics, make_optimizer, train
 
@@ -168,7 +168,12 @@ def _train_worker(config: dict[str, str]) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         config["base"], dtype=compute_dtype(spec.dtype, device=device)
     )
-    model = attach_lora(model.to(device), spec.lora, where=spec.name)
+    model = model.to(device)
+    if spec.adapter is None:
+        model = attach_lora(model, spec.lora, where=spec.name)
+    else:
+        adapter, base = Path(spec.adapter), Path(config["base"])
+        model = load_lora(model, adapter, base=base, where=spec.name)
     optimizer = make_optimizer(model, spec)
     several = world_size > 1
     method = make_method(

@@ -132,7 +132,8 @@ def _forward(module: Any, replaced: dict[int, Tensor], route: _Route) -> Any:
                 (rows[route.first :], second),
             )
         ]
-        return (result + torch.cat(moved) * scaling).to(result.dtype)
+        total: Tensor = result + torch.cat(moved) * scaling
+        return total.to(result.dtype)
 
     return forward
 

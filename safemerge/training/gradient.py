@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -137,7 +137,8 @@ def _averaged(
         pieces.append(like.new_tensor([float(group.num_targets)]))
     payload = torch.cat(pieces)
     all_reduce(payload)
-    summed = iter(payload.split([len(piece) for piece in pieces]))
+    sizes = [len(piece) for piece in pieces]
+    summed: Iterator[Tensor] = iter(torch.split(payload, sizes))
     totals, losses = [], []
     for group in groups:
         sums = [next(summed) for _ in group.tensors]

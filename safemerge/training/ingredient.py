@@ -10,13 +10,21 @@ from safemerge.cache import cache_dir
 from safemerge.config.base import digest
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.training.batch import Mixture
+from safemerge.weights.fingerprint import fingerprint
 
 RECIPE_VERSION = 1
 """Raised when a change of the training code changes its results."""
 
 NEUTRAL: dict[str, dict[str, object]] = {
-    "finetune": {"schedule": "linear", "micro_batches": 1, "method": "sft", "lisa": None},
+    "finetune": {
+        "schedule": "linear",
+        "micro_batches": 1,
+        "adapter": None,
+        "method": "sft",
+        "lisa": None,
+    },
     "align": {
+        "adapter": None,
         "schedule": "linear",
         "micro_batches": 1,
         "harmful": None,
@@ -48,6 +56,8 @@ def ingredient_digest(
     for key, neutral in NEUTRAL[spec.kind].items():
         if settings[key] == neutral:
             del settings[key]
+    if spec.adapter is not None:
+        settings["adapter"] = fingerprint(spec.adapter)
     for section in ("harmful", "lisa"):
         for key in ("data", "test", "test_every"):
             settings.get(section, {}).pop(key, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -27,9 +28,8 @@ class MetricsLog:
         self._path = folder / LOG_FILE
         self._events: Any = None
         if importlib.util.find_spec("tensorboardX") is not None:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(folder / EVENTS_FOLDER))
+            writer = importlib.import_module("tensorboardX").SummaryWriter
+            self._events = writer(str(folder / EVENTS_FOLDER))
 
     def write(self, metrics: StepMetrics) -> None:
         """Append one step."""

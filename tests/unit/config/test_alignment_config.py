@@ -61,6 +61,7 @@ def test_a_hardened_stage_resolves_to_itself(document, model):
         ("lora", {"dropout": 0.1}, "lora.dropout must be 0 for booster, whose passes must see"),
         ("workers", {"num_workers": 11}, "batch_size must give each worker a row; got 8 for 11"),
         ("micro_batches", 9, "batch_size must give each of a worker's micro_batches a row; got 8"),
+        ("adapter", 3, "adapter: must be text; got 3."),
         ("harmful/batch_size", 0, "harmful.batch_size: must be at least 1; got 0."),
     ],
 )
@@ -84,6 +85,10 @@ def test_a_booster_stage_that_breaks_a_rule_is_told(path, value, line, set_in, p
         (
             {"harmful": {**HARMFUL, "batch_size": 2}, "micro_batches": 3},
             "harmful.batch_size must give each of a worker's micro_batches a row; got 2",
+        ),
+        (
+            {"adapter": "a", "lora": {"rank": 4}},
+            "lora describes a new adapter; got it beside adapter, which has its own rank",
         ),
         ({"method": "sft"}, "booster belongs to method booster, booster+vaccine; got it with"),
         (
@@ -116,5 +121,7 @@ def test_data_of_a_method_are_taken_from_the_files_folder():
     located = parse_document(BOOSTER, AlignSpec, where="f").located(Path("/stages"))
     assert located.harmful.data[0].source.path == "/stages/harm.jsonl"
     assert located.harmful.test[0].source.path == "/stages/held-out.jsonl"
-    located = parse_document(LISA, FinetuneSpec, where="f").located(Path("/stages"))
+    located = parse_document({**LISA, "adapter": "a"}, FinetuneSpec, where="f")
+    located = located.located(Path("/stages"))
+    assert located.adapter == "/stages/a"
     assert located.lisa.data[0].source.path == "/stages/safe.jsonl"

@@ -293,7 +293,9 @@ def test_sets_that_must_be_kept_apart_share_no_prompt(
         [data("one", 3), data("two", 2)],
         test=[data(name, 3) for name in test],
     )
-    words = rf"safe: {place}: must share no prompt with {other}; got \d of \d prompts in both, e\.g"
+    words = (
+        rf"safe: {place}: must share no prompt with {other}; got \d of \d prompts in both, e\.g"
+    )
     with pytest.raises(DataError, match=words):
         load_mixture(spec, chat)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 
@@ -108,6 +109,14 @@ def test_what_the_first_version_trained_stays_valid(finetune, align):
     """Digests that the code gave before methods, schedules and micro-batches came."""
     assert key(finetune()) == "d04642b620800338"
     assert key(align()) == "ec53b0633f8d5706"
+
+
+def test_an_adapter_to_go_on_from_counts_by_its_weights(finetune, tiny_adapter, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_adapter, moved)
+    before = key(finetune(adapter=str(tiny_adapter)))
+    assert before == key(finetune(adapter=str(moved)))
+    assert before != key(finetune())
 
 
 HARMFUL = {"data": [SET], "batch_size": 4}
