@@ -27,7 +27,7 @@ class StepMetrics:
     step: int
     """1-indexed."""
     loss: float
-    """Mean cross-entropy over target tokens, nats."""
+    """Mean cross-entropy over target tokens, nats; under the perturbation with Vaccine."""
     grad_norm: float
     """Global norm before clipping."""
     num_tokens: int
@@ -35,7 +35,7 @@ class StepMetrics:
     harmful_loss: float | None = None
     """h(w): mean cross-entropy on the harmful batch, nats."""
     perturbed_loss: float | None = None
-    """h(w'): the same after the simulated harmful step, or f under Vaccine's perturbation."""
+    """h(w'): the same after the simulated harmful step."""
     harmful_grad_norm: float | None = None
     """Global norm of the harmful gradient at w."""
     difference_ratio: float | None = None
