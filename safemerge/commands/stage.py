@@ -34,12 +34,15 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
         resolved = ingredients.resolve([reference])[spec.name]
     folder = Path(options.results) / spec.name
     checkpoint = Path(str(resolved.path))
-    metrics = checkpoint.with_name(checkpoint.name + ".work") / "metrics.jsonl"
+    work = checkpoint.with_name(checkpoint.name + ".work")
     document = {"path": str(checkpoint), "digest": resolved.digest}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if metrics.exists():
-            replace_file(folder / "metrics.jsonl", metrics.read_bytes())
-        replace_file(folder / "checkpoint.json", json.dumps(document, indent=2) + "\n")
+        if (work / "metrics.jsonl").exists():
+            replace_file(folder / "metrics.jsonl", (work / "metrics.jsonl").read_bytes())
+        if (work / "tensorboard").exists():
+            shutil.copytree(work / "tensorboard", folder / "tensorboard", dirs_exist_ok=True)
+        replace_file(folder / "checkpoint.json", json.dumps(document, indent=2) + "
+")
     console.say(f"checkpoint: {checkpoint}")
     console.say(f"next: name it in a study, `{{name: {spec.name}, {kind}: {options.spec}}}`")

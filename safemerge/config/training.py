@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from safemerge.config.alignment import (
+    BoosterSpec,
+    HarmfulSpec,
+    LisaSpec,
+    RepnoiseSpec,
+    VaccineSpec,
+)
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.source import TrainingData
@@ -45,6 +52,14 @@ class WorkersSpec(StrictModel):
     gpus_per_worker: float = Field(default=0.0, ge=0)
 
 
+def _check_parts(spec: _Training, key: str, batch_size: int) -> None:
+    if spec.micro_batches * spec.workers.num_workers > batch_size:
+        raise ValueError(
+            f"{key} must give each of a worker's micro_batches a row; got {batch_size} for "
+            f"{spec.workers.num_workers} workers with {spec.micro_batches}. Raise it."
+        )
+
+
 class _Training(StrictModel):
     name: Name
     base: CheckpointRef
@@ -55,8 +70,13 @@ class _Training(StrictModel):
     """Optimiser steps."""
     batch_size: int = Field(default=8, ge=1)
     """Samples a step, over all workers."""
+    micro_batches: int = Field(default=1, ge=1)
+    """Parts that a worker's batch is computed in, one after the other; the same update for
+    less memory."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """AdamW's peak; 5 warm-up steps, then linear to zero."""
+    """AdamW's peak, reached after 5 warm-up steps."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After the warm-up: ``linear`` to zero at the last step, or ``constant``."""
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Global-norm clipping."""
@@ -64,6 +84,10 @@ class _Training(StrictModel):
     """Longest prompt plus target, in tokens; longer samples are cut at the end."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     lora: LoraSpec = Field(default_factory=LoraSpec)
+    adapter: str | None = None
+    """Folder of a LoRA adapter of this base that training goes on with (the attack on the same
+    LoRA that was hardened), instead of a new one; `lora` is left out, for the adapter has its own
+    rank, scale and targets."""
     output: Literal["dense", "adapter"] = "dense"
     """``dense``: adapter merged into a full checkpoint; ``adapter``: peft's own format."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -80,6 +104,16 @@ class _Training(StrictModel):
                 f"batch_size must give each worker a row; got {self.batch_size} for "
                 f"{self.workers.num_workers} workers. Raise it."
             )
+        _check_parts(self, "batch_size", self.batch_size)
+        return self
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Self:
+        if self.adapter is not None and self.lora != LoraSpec():
+            raise ValueError(
+                "lora describes a new adapter; got it beside adapter, which has its own rank, "
+                "scale and targets. Remove one."
+            )
         return self
 
     def located(self, folder: Path) -> Self:
@@ -88,6 +122,8 @@ class _Training(StrictModel):
             "base": self.base.located(folder),
             "data": [item.located(folder) for item in self.data],
         }
+        if self.adapter is not None:
+            update["adapter"] = str((folder / Path(self.adapter).expanduser()).resolve())
         return self.model_copy(update=update)
 
 
@@ -100,27 +136,94 @@ class PoisonSpec(StrictModel):
     """Harmful prompts with stand-in answers."""
 
 
+def _fill_sections(document: Any, sections: dict[str, tuple[str, ...]]) -> Any:
+    """Write the settings of the declared method out, where its defaults are meant."""
+    if not isinstance(document, dict):
+        return document
+    wanted = sections.get(str(document.get("method")), ())
+    return {**{name: {} for name in wanted if name not in document}, **document}
+
+
+def _check_sections(spec: Any, sections: dict[str, tuple[str, ...]]) -> None:
+    """Refuse settings of another method, and a method without its settings."""
+    wanted = sections.get(spec.method, ())
+    for name in sorted({name for names in sections.values() for name in names}):
+        given = getattr(spec, name) is not None
+        if given and name not in wanted:
+            users = ", ".join(method for method, names in sections.items() if name in names)
+            raise ValueError(
+                f"{name} belongs to method {users}; got it with method {spec.method}. Remove it."
+            )
+        if not given and name in wanted:
+            raise ValueError(
+                f"method {spec.method} needs {name}; got none. Add the section '{name}'."
+            )
+
+
+_FINETUNE_SECTIONS: dict[str, tuple[str, ...]] = {"lisa": ("lisa",)}
+
+
 class FinetuneSpec(_Training):
     """User fine-tuning of an expert: the file that `safemerge finetune` takes."""
 
     kind: Literal["finetune"] = "finetune"
+    method: Literal["sft", "lisa"] = "sft"
+    """``sft``: cross-entropy on the user's data; ``lisa``: alternates with alignment data."""
     poison: PoisonSpec | None = None
+    lisa: LisaSpec | None = None
+    """Settings of ``lisa``."""
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> Self:
+        _check_sections(self, _FINETUNE_SECTIONS)
+        return self
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
         spec = super().located(folder)
-        if self.poison is None:
-            return spec
-        poison = self.poison.model_copy(update={"data": self.poison.data.located(folder)})
-        return spec.model_copy(update={"poison": poison})
+        update: dict[str, object] = {}
+        if self.poison is not None:
+            data = self.poison.data.located(folder)
+            update["poison"] = self.poison.model_copy(update={"data": data})
+        if self.lisa is not None:
+            update["lisa"] = self.lisa.located(folder)
+        return spec.model_copy(update=update)
+
+
+_FILLED: dict[str, tuple[str, ...]] = {
+    "booster": ("booster",),
+    "vaccine": ("vaccine",),
+    "booster+vaccine": ("booster", "vaccine"),
+    "repnoise": ("repnoise",),
+}
+_ALIGN_SECTIONS: dict[str, tuple[str, ...]] = {
+    "booster": ("harmful", "booster"),
+    "vaccine": ("vaccine",),
+    "booster+vaccine": ("harmful", "booster", "vaccine"),
+    "repnoise": ("harmful", "repnoise"),
+}
 
 
 class AlignSpec(_Training):
     """An alignment stage: the file that `safemerge align` takes."""
 
     kind: Literal["align"] = "align"
-    method: Literal["sft"] = "sft"
-    """``sft``: cross-entropy on refusals and benign answers."""
+    method: Literal["sft", "booster", "vaccine", "booster+vaccine", "repnoise"] = "sft"
+    """``sft``: cross-entropy on refusals and benign answers; the others harden the model on
+    top: see `booster`, `vaccine`, `repnoise`."""
+    harmful: HarmfulSpec | None = None
+    """Harmful data, for the methods that need them."""
+    booster: BoosterSpec | None = None
+    """Settings of ``booster``."""
+    vaccine: VaccineSpec | None = None
+    """Settings of ``vaccine``."""
+    repnoise: RepnoiseSpec | None = None
+    """Settings of ``repnoise``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_out(cls, document: Any) -> Any:
+        return _fill_sections(document, _FILLED)
 
     @model_validator(mode="after")
     def _has_benign(self) -> Self:
@@ -130,6 +233,56 @@ class AlignSpec(_Training):
                 "Add benign data, or the model learns to refuse everything."
             )
         return self
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> Self:
+        _check_sections(self, _ALIGN_SECTIONS)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> Self:
+        workers, method = self.workers.num_workers, self.method
+        if self.harmful is not None and workers > self.harmful.batch_size:
+            raise ValueError(
+                f"harmful.batch_size must give each worker a row; got {self.harmful.batch_size} "
+                f"for {workers} workers. Raise it."
+            )
+        if self.harmful is not None:
+            _check_parts(self, "harmful.batch_size", self.harmful.batch_size)
+        if method != "sft" and self.lora.dropout > 0:
+            raise ValueError(
+                f"lora.dropout must be 0 for {method}, whose passes must see the same weights; "
+                f"got {self.lora.dropout}. Remove it."
+            )
+        if method == "repnoise" and (workers > 1 or self.micro_batches > 1):
+            raise ValueError(
+                "repnoise compares all rows of a batch with each other, on one worker at once; "
+                f"got {workers} workers and {self.micro_batches} micro_batches. Take 1 of each."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _booster_fits(self) -> Self:
+        if self.booster is None:
+            return self
+        total = sum(phase.steps for phase in self.booster.phases)
+        if self.booster.phases and total != self.steps:
+            raise ValueError(
+                f"booster.phases must add up to the stage's {self.steps} steps; got {total}."
+            )
+        if self.vaccine is not None and self.booster.backend == "grouped":
+            raise ValueError(
+                "booster.backend grouped computes the plain alignment loss; got it with "
+                f"{self.method}. Take in_place."
+            )
+        return self
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        spec = super().located(folder)
+        if self.harmful is None:
+            return spec
+        return spec.model_copy(update={"harmful": self.harmful.located(folder)})
 
 
 TrainingSpec = FinetuneSpec | AlignSpec

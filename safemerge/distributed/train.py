@@ -20,9 +20,11 @@ from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import SafemergeError, TrainingError
-from safemerge.training.batch import batches, load_mixture
+from safemerge.training.batch import load_mixture
 from safemerge.training.ingredient import MARKER
-from safemerge.training.lora import attach_lora, save_trained
+from safemerge.training.log import LOG_FILE, MetricsLog
+from safemerge.training.lora import attach_lora, load_lora, save_trained
+from safemerge.training.method import Method, held_out_loss, make_method, method_batches
 from safemerge.training.sft import StepMetrics, make_optimizer, train
 
 _SPEC: TypeAdapter[FinetuneSpec | AlignSpec] = TypeAdapter(FinetuneSpec | AlignSpec)
@@ -96,7 +98,7 @@ def run_stages(
 def _follow(
     stage: StageRun, offset: int, on_progress: Callable[[str, StepMetrics, int], None]
 ) -> int:
-    path = stage.work / "metrics.jsonl"
+    path = stage.work / LOG_FILE
     if not path.exists():
         return offset
     with path.open(encoding="utf-8") as file:
@@ -166,35 +168,51 @@ def _train_worker(config: dict[str, str]) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         config["base"], dtype=compute_dtype(spec.dtype, device=device)
     )
-    model = attach_lora(model.to(device), spec.lora, where=spec.name)
+    model = model.to(device)
+    if spec.adapter is None:
+        model = attach_lora(model, spec.lora, where=spec.name)
+    else:
+        adapter, base = Path(spec.adapter), Path(config["base"])
+        model = load_lora(model, adapter, base=base, where=spec.name)
     optimizer = make_optimizer(model, spec)
-    first_step = _restore(model, optimizer)
-    metrics_path = Path(config["work"]) / "metrics.jsonl"
+    several = world_size > 1
+    method = make_method(
+        model,
+        spec,
+        device=device,
+        all_reduce=torch.distributed.all_reduce if several else None,
+        reduce_gradients=_all_reduce if several else None,
+    )
+    first_step = _restore(model, optimizer, method)
+    log = MetricsLog(Path(config["work"])) if rank == 0 else None
+
+    def measure(step: int) -> dict[str, float]:
+        """Loss on held-out harmful rows, which the first worker alone computes."""
+        harmful = spec.harmful if isinstance(spec, AlignSpec) else None
+        if log is None or harmful is None or not mixture.test or step % harmful.test_every:
+            return {}
+        size = harmful.batch_size
+        loss = held_out_loss(model, mixture, batch_size=size, device=device)
+        return {"harmful_test_loss": loss}
 
     def on_step(metrics: StepMetrics) -> None:
-        if rank == 0:
-            with metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics.__dict__) + "\n")
+        if log is not None:
+            log.write(metrics)
         due = metrics.step % spec.checkpoint_every == 0 and metrics.step < spec.steps
-        _report(model, optimizer, metrics, save=due and rank == 0)
+        _report(model, optimizer, method, metrics, save=due and rank == 0)
 
     train(
         model,
         optimizer,
-        batches(
-            mixture,
-            batch_size=spec.batch_size,
-            steps=spec.steps,
-            seed=spec.seed,
-            rank=rank,
-            world_size=world_size,
-        ),
+        method_batches(mixture, spec, rank=rank, world_size=world_size),
         spec,
         first_step=first_step,
-        device=device,
-        reduce_gradients=_all_reduce if world_size > 1 else None,
+        method=method,
+        measure=measure,
         on_step=on_step,
     )
+    if log is not None:
+        log.close()
     if rank == 0:
         _publish(model, spec, config)
 
@@ -208,22 +226,28 @@ def _all_reduce(gradients: list[torch.Tensor], num_targets: int) -> None:
 
 
 def _report(
-    model: Any, optimizer: torch.optim.Optimizer, metrics: StepMetrics, *, save: bool
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    metrics: StepMetrics,
+    *,
+    save: bool,
 ) -> None:
     if not save:
-        ray.train.report(metrics.__dict__)
+        ray.train.report(metrics.known())
         return
     with tempfile.TemporaryDirectory() as folder:
         state = {
             "step": metrics.step,
             "adapter": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
             "optimizer": optimizer.state_dict(),
+            "method": method.state_dict(),
         }
         torch.save(state, Path(folder) / "state.pt")
-        ray.train.report(metrics.__dict__, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        ray.train.report(metrics.known(), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _restore(model: Any, optimizer: torch.optim.Optimizer) -> int:
+def _restore(model: Any, optimizer: torch.optim.Optimizer, method: Method) -> int:
     """Load the newest checkpoint of this run, if any; return the steps already done."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
@@ -235,6 +259,7 @@ def _restore(model: Any, optimizer: torch.optim.Optimizer) -> int:
         for name, value in state["adapter"].items():
             parameters[name].copy_(value)
     optimizer.load_state_dict(state["optimizer"])
+    method.load_state_dict(state.get("method", {}))
     return int(state["step"])
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from safemerge.config.source import TrainingData
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.data.rows import load_training_samples
-from safemerge.data.sample import TrainingSample
+from safemerge.data.sample import TrainingSample, normalized_text
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import DataError
 
@@ -66,6 +68,10 @@ class Mixture:
     weights: tuple[float, ...]
     sizes: tuple[int, ...]
     """Rows per set, for the record."""
+    second: Mixture | None = None
+    """What the method draws beside: harmful data of an alignment, alignment data of Lisa."""
+    test: tuple[EncodedSample, ...] = ()
+    """Held-out harmful rows, only measured."""
 
 
 def load_mixture(spec: FinetuneSpec | AlignSpec, chat: ChatFormat) -> Mixture:
@@ -75,7 +81,8 @@ def load_mixture(spec: FinetuneSpec | AlignSpec, chat: ChatFormat) -> Mixture:
     by their weights.
 
     Raises:
-        DataError: If a set is unreadable or empty, or a prompt alone fills `max_tokens`.
+        DataError: If a set is unreadable, empty or without a target token, a prompt alone fills
+            `max_tokens`, or the data of a method share a prompt that must be kept apart.
     """
     parts = [(f"data.{index}", item, item.weight) for index, item in enumerate(spec.data)]
     total = sum(weight for _, _, weight in parts)
@@ -84,10 +91,53 @@ def load_mixture(spec: FinetuneSpec | AlignSpec, chat: ChatFormat) -> Mixture:
     if poison is not None:
         parts = [(where, item, weight * (1 - poison.ratio)) for where, item, weight in parts]
         parts.append(("poison.data", poison.data, poison.ratio))
+    seen: dict[str, str] = {}
+    mixture = _load_sets(parts, spec, chat, seen)
+    section = "harmful" if isinstance(spec, AlignSpec) else "lisa"
+    declared = getattr(spec, section)
+    if declared is None:
+        return mixture
+    apart = dict(seen)
+    parts = [
+        (f"{section}.data.{index}", item, item.weight) for index, item in enumerate(declared.data)
+    ]
+    second = _load_sets(parts, spec, chat, seen, apart=apart)
+    test = [
+        (f"{section}.test.{index}", item, item.weight)
+        for index, item in enumerate(getattr(declared, "test", ()))
+    ]
+    held_out = _load_sets(test, spec, chat, {}, apart=seen)
+    return replace(mixture, second=second, test=sum(held_out.sets, ()))
+
+
+def _load_sets(
+    parts: Sequence[tuple[str, TrainingData, float]],
+    spec: FinetuneSpec | AlignSpec,
+    chat: ChatFormat,
+    seen: dict[str, str],
+    *,
+    apart: Mapping[str, str] = MappingProxyType({}),
+) -> Mixture:
+    """Load sets, write their prompts into `seen`, and refuse prompts that are in `apart`."""
     sets = []
     for where, item, _ in parts:
         samples = load_training_samples(item, where=f"{spec.name}: {where}", seed=spec.seed)
-        sets.append(tuple(encode(sample, chat, spec.max_tokens) for sample in samples))
+        prompts = [normalized_text(s.prompt) or s.prompt for s in samples]
+        shared = [prompt for prompt in prompts if prompt in apart]
+        if shared:
+            raise DataError(
+                f"{spec.name}: {where}: must share no prompt with {apart[shared[0]]}; got "
+                f"{len(shared)} of {len(prompts)} prompts in both, e.g. {shared[0][:60]!r}. "
+                "Take ranges of rows that do not overlap."
+            )
+        seen.update(dict.fromkeys(prompts, where))
+        rows = tuple(encode(sample, chat, spec.max_tokens) for sample in samples)
+        if all(len(row.ids) == row.num_prompt for row in rows):
+            raise DataError(
+                f"{spec.name}: {where}: some target token must carry a loss; got none in "
+                f"{len(rows)} rows. Check the response template."
+            )
+        sets.append(rows)
     return Mixture(
         tuple(sets), tuple(weight for _, _, weight in parts), tuple(len(rows) for rows in sets)
     )

@@ -10,9 +10,31 @@ from safemerge.cache import cache_dir
 from safemerge.config.base import digest
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.training.batch import Mixture
+from safemerge.weights.fingerprint import fingerprint
 
 RECIPE_VERSION = 1
 """Raised when a change of the training code changes its results."""
+
+NEUTRAL: dict[str, dict[str, object]] = {
+    "finetune": {
+        "schedule": "linear",
+        "micro_batches": 1,
+        "adapter": None,
+        "method": "sft",
+        "lisa": None,
+    },
+    "align": {
+        "adapter": None,
+        "schedule": "linear",
+        "micro_batches": 1,
+        "harmful": None,
+        "booster": None,
+        "vaccine": None,
+        "repnoise": None,
+    },
+}
+"""Settings that came after version 1, with the value that trains as version 1 did. At that
+value they do not count, so that ingredients made before they came stay valid."""
 
 MARKER = "safemerge_training.json"
 """File that a finished ingredient carries; a folder without it is unfinished."""
@@ -26,16 +48,24 @@ def ingredient_digest(
     Args:
         spec: The stage; name, workers and checkpoint interval do not count.
         base_fingerprint: Fingerprint of the base's weights.
-        mixture: The tokenised data.
+        mixture: The tokenised data; what is only measured, not trained on, does not count.
     """
     settings = spec.resolved()
     for key in ("name", "base", "data", "poison", "workers", "checkpoint_every"):
         settings.pop(key, None)
+    for key, neutral in NEUTRAL[spec.kind].items():
+        if settings[key] == neutral:
+            del settings[key]
+    if spec.adapter is not None:
+        settings["adapter"] = fingerprint(spec.adapter)
+    for section in ("harmful", "lisa"):
+        for key in ("data", "test", "test_every"):
+            settings.get(section, {}).pop(key, None)
     content = hashlib.sha256()
-    for weight, rows in zip(mixture.weights, mixture.sets, strict=True):
-        content.update(f"{weight!r}".encode())
-        for row in rows:
-            content.update(json.dumps([row.ids, row.num_prompt]).encode())
+    _add_rows(content, mixture)
+    if mixture.second is not None:
+        content.update(b"second")
+        _add_rows(content, mixture.second)
     return digest(
         {
             "version": RECIPE_VERSION,
@@ -44,6 +74,13 @@ def ingredient_digest(
             "data": content.hexdigest(),
         }
     )
+
+
+def _add_rows(content: hashlib._Hash, mixture: Mixture) -> None:
+    for weight, rows in zip(mixture.weights, mixture.sets, strict=True):
+        content.update(f"{weight!r}".encode())
+        for row in rows:
+            content.update(json.dumps([row.ids, row.num_prompt]).encode())
 
 
 def ingredient_folder(name: str, ingredient: str) -> Path:

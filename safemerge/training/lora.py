@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.training import LoraSpec
-from safemerge.errors import ConfigError
+from safemerge.errors import CheckpointMismatchError, ConfigError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
+from safemerge.training.ingredient import MARKER
+from safemerge.weights.adapter import is_adapter, open_checkpoint
+from safemerge.weights.fingerprint import fingerprint
 
 
 def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
@@ -58,10 +62,58 @@ def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config)
-    for parameter in wrapped.parameters():
+    _widen(wrapped)
+    return wrapped
+
+
+def load_lora(model: Any, folder: Path, *, base: Path, where: str) -> Any:
+    """Wrap a transformers model with an existing LoRA adapter to train on, in float32.
+
+    Args:
+        model: The base, a causal LM; its own weights are frozen.
+        folder: The adapter's.
+        base: The base's folder.
+        where: Place for messages.
+
+    Returns:
+        The peft model.
+
+    Raises:
+        ConfigError: If the folder holds no adapter, or the adapter has dropout.
+        CheckpointMismatchError: If the adapter was trained on another base.
+        CheckpointError: If its tensors do not fit the base, or it is no plain LoRA.
+    """
+    from peft import PeftModel
+
+    if not is_adapter(folder):
+        raise ConfigError(
+            f"{where}: adapter must be the folder of a LoRA adapter; got {folder}. Train it with "
+            "output: adapter."
+        )
+    marker = folder / MARKER
+    if marker.is_file():
+        known = json.loads(marker.read_text(encoding="utf-8")).get("base_fingerprint")
+        found = fingerprint(base)
+        if known is not None and known != found:
+            raise CheckpointMismatchError(
+                f"{where}: adapter must have been trained on this base ({found}); got {folder} on "
+                f"{known}. Name the adapter's base."
+            )
+    open_checkpoint(folder, open_checkpoint(base))  # shapes and kind, without reading weights
+    wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    if wrapped.peft_config["default"].lora_dropout:
+        raise ConfigError(
+            f"{where}: adapter must have no dropout; got "
+            f"{wrapped.peft_config['default'].lora_dropout} in {folder}. Train another one."
+        )
+    _widen(wrapped)
+    return wrapped
+
+
+def _widen(model: Any) -> None:
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return wrapped
 
 
 def save_trained(model: Any, base: Path, folder: Path, *, output: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.errors import TrainingError
 from safemerge.training.batch import IGNORED, TokenBatch
+from safemerge.training.gradient import accumulate, logical_batch
 
 WARMUP_STEPS = 5
 """Linear warm-up of the learning rate."""
@@ -25,11 +27,46 @@ class StepMetrics:
     step: int
     """1-indexed."""
     loss: float
-    """Mean cross-entropy over target tokens, nats."""
+    """Mean cross-entropy over target tokens, nats; under the perturbation with Vaccine."""
     grad_norm: float
     """Global norm before clipping."""
     num_tokens: int
     """Real tokens of this worker's batch."""
+    harmful_loss: float | None = None
+    """h(w): mean cross-entropy on the harmful batch, nats."""
+    perturbed_loss: float | None = None
+    """h(w'): the same after the simulated harmful step."""
+    harmful_grad_norm: float | None = None
+    """Global norm of the harmful gradient at w."""
+    difference_ratio: float | None = None
+    """|g - g'| / |g| of the harmful gradients at w and w'."""
+    regularizer_strength: float | None = None
+    """Lambda of this step."""
+    noise_distance: float | None = None
+    """RepNoise's distance of harmful representations from noise."""
+    proximal: float | None = None
+    """Lisa's proximal term."""
+    harmful_test_loss: float | None = None
+    """Mean cross-entropy on held-out harmful rows before the step, nats."""
+
+    def known(self) -> dict[str, int | float]:
+        """Return the values that this step has, by name."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
+
+
+class StepLosses(NamedTuple):
+    """What a method saw while it filled the parameters' gradients."""
+
+    loss: float
+    """The alignment or fine-tuning loss, nats."""
+    num_tokens: int
+    """Real tokens of this worker's rows."""
+    measured: Mapping[str, float] = MappingProxyType({})
+    """Further fields of `StepMetrics`; all must be finite."""
+
+
+StepMethod = Callable[[int, Any], StepLosses]
+"""Takes a step (0-indexed) and a batch, fills the gradients of the trainable parameters."""
 
 
 def target_loss(model: Any, batch: TokenBatch) -> Tensor:
@@ -75,64 +112,112 @@ def _hidden_states(core: Any, batch: TokenBatch) -> Tensor:
 
 
 def learning_rate(spec: FinetuneSpec | AlignSpec, step: int) -> float:
-    """Return the learning rate of a step (0-indexed): warm-up, then linear to zero."""
+    """Return the learning rate of a step (0-indexed): warm-up, then the declared schedule."""
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
+    if spec.schedule == "constant":
+        return spec.learning_rate * warmup
     return spec.learning_rate * warmup * (1.0 - step / spec.steps)
 
 
 def make_optimizer(model: Any, spec: FinetuneSpec | AlignSpec) -> torch.optim.Optimizer:
     """Return AdamW over the trainable parameters."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trainable, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    return torch.optim.AdamW(
+        trainable_parameters(model), lr=spec.learning_rate, weight_decay=spec.weight_decay
+    )
+
+
+def trainable_parameters(model: Any) -> list[Tensor]:
+    """Return the parameters that training changes, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def supervised(
+    model: Any,
+    spec: FinetuneSpec | AlignSpec,
+    *,
+    device: str = "cpu",
+    reduce_gradients: Callable[[list[Tensor], int], None] | None = None,
+) -> StepMethod:
+    """Return the plain method: the gradient of the mean cross-entropy over target tokens.
+
+    Args:
+        model: Model with trainable parameters.
+        spec: Micro-batches.
+        device: Where batches go.
+        reduce_gradients: Averages gradients over ranks in place, weighted by each rank's target
+            tokens; None for one rank.
+    """
+    trainable = trainable_parameters(model)
+
+    def method(_step: int, batch: TokenBatch) -> StepLosses:
+        whole = logical_batch(batch, num_parts=spec.micro_batches, device=device)
+        loss = accumulate(model, whole, loss=target_loss)
+        if reduce_gradients is not None:
+            gradients = [p.grad for p in trainable if p.grad is not None]
+            reduce_gradients(gradients, whole.num_targets)
+        return StepLosses(float(loss), batch.num_tokens)
+
+    return method
 
 
 def train(
     model: Any,
     optimizer: torch.optim.Optimizer,
-    stream: Iterable[TokenBatch],
+    stream: Iterable[Any],
     spec: FinetuneSpec | AlignSpec,
     *,
     first_step: int = 0,
     device: str = "cpu",
     reduce_gradients: Callable[[list[Tensor], int], None] | None = None,
+    method: StepMethod | None = None,
+    measure: Callable[[int], Mapping[str, float]] | None = None,
     on_step: Callable[[StepMetrics], None] | None = None,
 ) -> None:
-    """Run the optimiser steps of a supervised stage.
+    """Run the optimiser steps of a stage.
 
     Args:
         model: Model with trainable parameters; changed in place.
         optimizer: Over those parameters.
-        stream: One batch per step; batches before `first_step` are skipped unused.
+        stream: One batch per step, as the method takes it; batches before `first_step` are
+            skipped unused.
         spec: Steps, learning rate, clipping.
         first_step: Steps already done (resume).
         device: Where batches go.
-        reduce_gradients: Averages gradients over ranks in place, weighted by each rank's target
-            tokens; None for one rank.
+        reduce_gradients: Of the plain method, see `supervised`.
+        method: Fills the gradients; the plain method if left out.
+        measure: Called with every step (0-indexed) before it; returns fields of `StepMetrics`.
         on_step: Called after every step.
 
     Raises:
-        TrainingError: If the loss is not finite; the last checkpoint stays usable.
+        TrainingError: If a loss or the gradient is not finite. The weights are those of the step
+            before, so the last checkpoint stays usable.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if method is None:
+        method = supervised(model, spec, device=device, reduce_gradients=reduce_gradients)
+    trainable = trainable_parameters(model)
     model.train()
     for step, batch in enumerate(stream):
         if step < first_step:
             continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(spec, step)
-        loss = target_loss(model, batch.to(device))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{spec.name}, step {step + 1}: the loss must be finite; got {value}. Lower "
-                "learning_rate; the last checkpoint before this step is kept."
-            )
-        torch.autograd.backward(loss)
-        if reduce_gradients is not None:
-            num_targets = int((batch.labels[:, 1:] != IGNORED).sum())
-            reduce_gradients([p.grad for p in trainable if p.grad is not None], num_targets)
-        norm = torch.nn.utils.clip_grad_norm_(trainable, spec.max_grad_norm)
+        extra = measure(step) if measure is not None else {}
+        losses = method(step, batch)
+        _check_finite(spec.name, step, "the loss", losses.loss)
+        for name, value in losses.measured.items():
+            _check_finite(spec.name, step, name.replace("_", " "), value)
+        norm = float(torch.nn.utils.clip_grad_norm_(trainable, spec.max_grad_norm))
+        _check_finite(spec.name, step, "the gradient's norm", norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if on_step is not None:
-            on_step(StepMetrics(step + 1, value, float(norm), batch.num_tokens))
+            measured = {**losses.measured, **extra}
+            on_step(StepMetrics(step + 1, losses.loss, norm, losses.num_tokens, **measured))
+
+
+def _check_finite(name: str, step: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"{name}, step {step + 1}: {what} must be finite; got {value}. Lower "
+            "learning_rate; the last checkpoint before this step is kept."
+        )

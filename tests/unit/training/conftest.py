@@ -1,8 +1,13 @@
 """Declared stages for the tests of training."""
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import AlignSpec, FinetuneSpec, LoraSpec
+from safemerge.training.batch import EncodedSample, collate
+from safemerge.training.lora import attach_lora
 
 SET = {"source": {"kind": "file", "path": "/data/rows.jsonl"}, "response": "{answer}"}
 
@@ -27,3 +32,59 @@ def align():
         return AlignSpec.model_validate({**given, "data": [SET, SET], **fields})
 
     return align
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Let every step run in float64 where the model or the loss would round to float32."""
+
+    def normalized(self, hidden):
+        variance = hidden.pow(2).mean(-1, keepdim=True)
+        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
+
+    narrow = torch.Tensor.float
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", normalized)
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else narrow(t)
+    )
+
+
+@pytest.fixture
+def adapted(tiny_base):
+    """Build a pico model with an adapter that is not zero any more, as after training."""
+
+    def adapted(dtype=torch.float64, **lora):
+        base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=dtype)
+        spec = LoraSpec(**{"rank": 3, "targets": ["q_proj", "v_proj", "down_proj"], **lora})
+        model = attach_lora(base, spec, where="toy")
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for _, parameter in sorted(model.named_parameters()):
+                if parameter.requires_grad:
+                    drawn = torch.randn(parameter.shape, generator=generator) * 0.1
+                    parameter.copy_(drawn)
+        return model.train()
+
+    return adapted
+
+
+@pytest.fixture
+def rows():
+    """Build a batch of rows of many lengths that begin with the same tokens."""
+
+    def rows(count, *, seed, shared=3):
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(low, high):
+            return int(torch.randint(low, high, (), generator=generator))
+
+        return collate(
+            [
+                EncodedSample(
+                    (*range(7, 7 + shared), *(drawn(20, 400) for _ in range(length))), shared + 2
+                )
+                for length in (drawn(3, 12) for _ in range(count))
+            ]
+        )
+
+    return rows

@@ -254,3 +254,71 @@ def test_a_set_that_cannot_be_read_is_named_by_its_place(finetune, chat, data, w
     )
     with pytest.raises(DataError, match=rf"toy: {where}: no such data file; got /absent\.jsonl"):
         load_mixture(finetune(**fields), chat)
+
+
+# --- data of a method -------------------------------------------------------------------
+
+
+def booster(align, harmful, benign, **fields):
+    return align(data=benign, method="booster", harmful={"data": harmful, **fields})
+
+
+def test_harmful_data_are_a_mixture_beside(align, chat, data):
+    spec = booster(
+        align, [data("bad", 4), data("worse", 2)], [data("one", 3), data("two", 2)],
+        test=[data("kept", 5)],
+    )  # fmt: skip
+    found = load_mixture(spec, chat)
+    assert found.sizes == (3, 2)
+    assert found.second.sizes == (4, 2)
+    assert {chat.tokenizer.decode(row.ids)[17:21] for row in found.test} == {"kept"}
+    assert len(found.test) == 5
+
+
+@pytest.mark.parametrize(
+    ("harmful", "test", "place", "other"),
+    [
+        (["one"], [], r"harmful\.data\.0", r"data\.0"),
+        (["bad", "two"], [], r"harmful\.data\.1", r"data\.1"),
+        (["bad"], ["bad"], r"harmful\.test\.0", r"harmful\.data\.0"),
+        (["bad"], ["two"], r"harmful\.test\.0", r"data\.1"),
+    ],
+)
+def test_sets_that_must_be_kept_apart_share_no_prompt(
+    align, chat, data, harmful, test, place, other
+):
+    spec = booster(
+        align,
+        [data(name, 3, prompt="{prompt}!") for name in harmful],
+        [data("one", 3), data("two", 2)],
+        test=[data(name, 3) for name in test],
+    )
+    words = (
+        rf"safe: {place}: must share no prompt with {other}; got \d of \d prompts in both, e\.g"
+    )
+    with pytest.raises(DataError, match=words):
+        load_mixture(spec, chat)
+
+
+def test_lisas_alignment_data_share_no_prompt_with_the_users(finetune, chat, data):
+    def spec(name):
+        poison = {"ratio": 0.5, "data": data("bad", 3)}
+        lisa = {"data": [data(name, 3)]}
+        return finetune(data=[data("one", 3)], poison=poison, method="lisa", lisa=lisa)
+
+    assert load_mixture(spec("safe"), chat).second.sizes == (3,)
+    words = r"toy: lisa\.data\.0: must share no prompt with poison\.data; got 3 of 3"
+    with pytest.raises(DataError, match=words):
+        load_mixture(spec("bad"), chat)
+
+
+def test_a_set_whose_every_token_is_masked_is_refused(finetune, chat, data, monkeypatch):
+    from safemerge.training import batch
+
+    def all_prompt(sample, chat, max_tokens):
+        return EncodedSample((1, 2, 3), 3)
+
+    monkeypatch.setattr(batch, "encode", all_prompt)
+    words = r"toy: data\.0: some target token must carry a loss; got none in 3 rows"
+    with pytest.raises(DataError, match=words):
+        load_mixture(finetune(data=[data("one", 3)]), chat)

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 
@@ -7,11 +8,13 @@ from safemerge.training import ingredient
 from safemerge.training.batch import EncodedSample, Mixture
 from safemerge.training.ingredient import (
     MARKER,
+    NEUTRAL,
     ingredient_digest,
     ingredient_folder,
     is_finished,
 )
 
+SET = {"source": {"kind": "file", "path": "/data/rows.jsonl"}, "response": "{answer}"}
 ROWS = (EncodedSample((1, 2, 3), 1), EncodedSample((1, 4), 1))
 MIXTURE = Mixture((ROWS, ROWS[:1]), (0.25, 0.75), (2, 1))
 
@@ -87,16 +90,73 @@ def test_a_new_version_of_the_training_code_trains_anew(finetune, monkeypatch):
     assert key(finetune()) != before
 
 
-def test_no_setting_is_forgotten(finetune):
-    """A new field must be put into one of the two lists above, on purpose."""
+def test_no_setting_is_forgotten(finetune, align):
+    """A new field must be put into one of the lists, on purpose."""
     counted = {
         "seed", "steps", "batch_size", "learning_rate", "weight_decay", "max_grad_norm",
         "max_tokens", "lora", "output", "dtype", "kind",
     }  # fmt: skip
     by_content = {"base", "data", "poison"}
     ignored = {"name", "workers", "checkpoint_every"}
-    assert set(finetune().resolved()) == counted | by_content | ignored
-    assert {field.name for field in dataclasses.fields(Mixture)} == {"sets", "weights", "sizes"}
+    known = counted | by_content | ignored
+    assert set(finetune().resolved()) == known | set(NEUTRAL["finetune"])
+    assert set(align().resolved()) == (known - {"poison"}) | {"method"} | set(NEUTRAL["align"])
+    names = {"sets", "weights", "sizes", "second", "test"}
+    assert {field.name for field in dataclasses.fields(Mixture)} == names
+
+
+def test_what_the_first_version_trained_stays_valid(finetune, align):
+    """Digests that the code gave before methods, schedules and micro-batches came."""
+    assert key(finetune()) == "d04642b620800338"
+    assert key(align()) == "ec53b0633f8d5706"
+
+
+def test_an_adapter_to_go_on_from_counts_by_its_weights(finetune, tiny_adapter, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_adapter, moved)
+    before = key(finetune(adapter=str(tiny_adapter)))
+    assert before == key(finetune(adapter=str(moved)))
+    assert before != key(finetune())
+
+
+HARMFUL = {"data": [SET], "batch_size": 4}
+HARM = dataclasses.replace(MIXTURE, second=Mixture((ROWS,), (1.0,), (2,)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"schedule": "constant"},
+        {"micro_batches": 2},
+        {"harmful": {**HARMFUL, "batch_size": 5}},
+        {"booster": {"lambda": 4.0}},
+        {"booster": {"alpha": 0.2}},
+        {"booster": {"backend": "grouped"}},
+        {"booster": {"adaptive": {}}},
+        {"booster": {"phases": [{"steps": 20}]}},
+    ],
+)
+def test_every_setting_of_a_method_counts(align, fields):
+    given = {"method": "booster", "harmful": HARMFUL}
+    before = key(align(**given), mixture=HARM)
+    assert key(align(**{**given, **fields}), mixture=HARM) != before
+
+
+def test_harmful_data_count_by_content_and_what_is_only_measured_does_not(align):
+    given = {"method": "booster", "harmful": HARMFUL}
+    before = key(align(**given), mixture=HARM)
+    other = dataclasses.replace(HARM, second=Mixture((ROWS[:1],), (1.0,), (1,)))
+    assert key(align(**given), mixture=other) != before
+    measured = {**HARMFUL, "test": [SET], "test_every": 3}
+    again = dataclasses.replace(HARM, test=ROWS)
+    assert key(align(method="booster", harmful=measured), mixture=again) == before
+
+
+def test_lisas_settings_count(finetune):
+    given = {"data": [SET]}
+    before = key(finetune(method="lisa", lisa=given), mixture=HARM)
+    for fields in ({"rho": 0.5}, {"alignment_steps": 5}, {"user_steps": 5}, {"warmup": 0.2}):
+        assert key(finetune(method="lisa", lisa={**given, **fields}), mixture=HARM) != before
 
 
 def test_a_folder_without_its_marker_is_unfinished():

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import torch
 from peft import PeftModel
@@ -6,10 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from safemerge.config.training import LoraSpec
 from safemerge.engines.chat import ChatFormat
-from safemerge.errors import ConfigError
+from safemerge.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from safemerge.testing.pico import pico_base
-from safemerge.training.lora import attach_lora, save_trained
+from safemerge.training.ingredient import MARKER
+from safemerge.training.lora import attach_lora, load_lora, save_trained
 from safemerge.weights.adapter import open_checkpoint
+from safemerge.weights.fingerprint import fingerprint
 
 SPEC = LoraSpec(rank=3, alpha=12.0, targets=["q_proj", "down_proj"])
 IDS = torch.tensor([[1, 40, 50, 60]])
@@ -145,3 +150,73 @@ def test_an_adapter_export_opens_with_peft_and_with_a_merge(half_base, tmp_path)
     name = "model.layers.1.mlp.down_proj.weight"
     expected = base[name].float() + 4.0 * changed[name]["B"] @ changed[name]["A"]
     torch.testing.assert_close(merged.tensor(name).float(), expected, rtol=2**-8, atol=1e-6)
+
+
+# --- an adapter that exists -------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tiny_adapter, tmp_path):
+    """A copy of the pico adapter, whose marker names a base."""
+
+    def copied(base_fingerprint=None):
+        folder = tmp_path / "adapter"
+        shutil.copytree(tiny_adapter, folder, dirs_exist_ok=True)
+        if base_fingerprint is not None:
+            told = json.dumps({"base_fingerprint": base_fingerprint})
+            (folder / MARKER).write_text(told, encoding="utf-8")
+        return folder
+
+    return copied
+
+
+def loaded(base, folder):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    return load_lora(model, folder, base=base, where="toy")
+
+
+def test_training_goes_on_from_an_adapters_own_weights(tiny_base, copied):
+    folder = copied(fingerprint(tiny_base))
+    stored = load_file(folder / "adapter_model.safetensors")
+    trainable = {n: p for n, p in loaded(tiny_base, folder).named_parameters() if p.requires_grad}
+    assert len(trainable) == len(stored) == 12
+    for name, parameter in trainable.items():
+        assert parameter.dtype == torch.float32
+        kept = stored[name.replace(".default", "")]
+        torch.testing.assert_close(parameter.detach(), kept, rtol=0, atol=4e-3)
+
+
+def test_an_adapter_for_another_base_is_refused(tiny_base, copied):
+    words = r"toy: adapter must have been trained on this base \([0-9a-f]{16}\); got .* on 1{16}\."
+    with pytest.raises(CheckpointMismatchError, match=words):
+        loaded(tiny_base, copied("1" * 16))
+
+
+def test_an_adapter_that_does_not_fit_the_base_is_refused(tiny_base, copied):
+    from safetensors.torch import save_file
+
+    folder = copied()
+    path = folder / "adapter_model.safetensors"
+    wider = {
+        name: torch.cat([tensor, tensor], dim=1) if "lora_A" in name else tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(wider, path)
+    with pytest.raises(CheckpointError, match="adapter"):
+        loaded(tiny_base, folder)
+
+
+def test_a_folder_without_an_adapter_is_refused(tiny_base):
+    with pytest.raises(
+        ConfigError, match=r"toy: adapter must be the folder of a LoRA adapter; got"
+    ):
+        loaded(tiny_base, tiny_base)
+
+
+def test_an_adapter_with_dropout_is_refused(tiny_base, copied):
+    folder = copied()
+    path = folder / "adapter_config.json"
+    config = {**json.loads(path.read_text()), "lora_dropout": 0.1}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"toy: adapter must have no dropout; got 0\.1 in"):
+        loaded(tiny_base, folder)

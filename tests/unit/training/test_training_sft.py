@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.models.llama import modeling_llama
 
 from safemerge.config.training import LoraSpec
 from safemerge.errors import TrainingError
@@ -21,21 +20,6 @@ ROWS = [
 
 
 # --- the loss ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def exact(monkeypatch):
-    """Let every step run in float64 where the model or the loss would round to float32."""
-
-    def normalized(self, hidden):
-        variance = hidden.pow(2).mean(-1, keepdim=True)
-        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
-
-    narrow = torch.Tensor.float
-    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", normalized)
-    monkeypatch.setattr(
-        torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else narrow(t)
-    )
 
 
 def loss_and_gradients(model, batch):

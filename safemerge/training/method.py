@@ -1,0 +1,331 @@
+"""From a declared stage to its step: which gradients are taken, on which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.errors import ConfigError
+from safemerge.training.adaptive import StrengthSchedule
+from safemerge.training.batch import IGNORED, Mixture, TokenBatch, batches, collate
+from safemerge.training.booster import BACKENDS, BoosterInputs
+from safemerge.training.gradient import (
+    AllReduce,
+    Averaged,
+    LogicalBatch,
+    accumulate,
+    average,
+    logical_batch,
+    zero_gradients,
+)
+from safemerge.training.lisa import Proximal, lisa_state
+from safemerge.training.repnoise import repnoise_terms
+from safemerge.training.sft import StepLosses, supervised, target_loss, trainable_parameters
+from safemerge.training.vaccine import accumulate_vaccine
+
+_SECOND_SEED = 2**32
+"""Added to the stage's seed for the draws of the second mixture; no seed is as large."""
+
+
+class PairedBatch(NamedTuple):
+    """A step's alignment rows and harmful rows."""
+
+    alignment: TokenBatch
+    harmful: TokenBatch
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A step with a state that a checkpoint carries."""
+
+    def __call__(self, step: int, batch: Any) -> StepLosses:
+        """Fill the gradients of the trainable parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next steps depend on besides weights and optimiser."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state that `state_dict` returned."""
+
+
+def make_method(
+    model: Any,
+    spec: FinetuneSpec | AlignSpec,
+    *,
+    device: str = "cpu",
+    all_reduce: AllReduce | None = None,
+    reduce_gradients: Callable[[list[Tensor], int], None] | None = None,
+) -> Method:
+    """Return the step of a stage's declared method.
+
+    Args:
+        model: Model with trainable parameters.
+        spec: The stage.
+        device: Where batches go.
+        all_reduce: Sums a tensor over ranks; None for one rank.
+        reduce_gradients: Of the plain method, see `supervised`.
+
+    Raises:
+        ConfigError: If nothing of the model can be trained.
+    """
+    if not trainable_parameters(model):
+        raise ConfigError(
+            f"{spec.name}: some parameter must be trainable; got none. Check lora.targets."
+        )
+    if isinstance(spec, AlignSpec):
+        if spec.booster is not None:
+            return _Booster(model, spec, device, all_reduce)
+        if spec.repnoise is not None:
+            return _Repnoise(model, spec, device)
+        if spec.vaccine is not None:
+            return _Vaccine(model, spec, device, all_reduce)
+    elif spec.lisa is not None:
+        return _Lisa(model, spec, device, all_reduce)
+    return _Supervised(model, spec, device, reduce_gradients)
+
+
+def method_batches(
+    mixture: Mixture, spec: FinetuneSpec | AlignSpec, *, rank: int = 0, world_size: int = 1
+) -> Iterator[TokenBatch | PairedBatch]:
+    """Yield one batch per step, as the stage's method takes it.
+
+    Args:
+        mixture: What `load_mixture` returned.
+        spec: The stage.
+        rank: This worker.
+        world_size: Workers; each takes its rows of the same joined batches.
+    """
+    draw = partial(batches, steps=spec.steps, rank=rank, world_size=world_size)
+    first = draw(mixture, batch_size=spec.batch_size, seed=spec.seed)
+    if mixture.second is None:
+        return first
+    seed = spec.seed + _SECOND_SEED
+    if isinstance(spec, FinetuneSpec):
+        return _alternating(
+            spec, first, draw(mixture.second, batch_size=spec.batch_size, seed=seed)
+        )
+    assert spec.harmful is not None, "a second mixture of an alignment is harmful"
+    second = draw(mixture.second, batch_size=spec.harmful.batch_size, seed=seed)
+    return map(PairedBatch, first, second)
+
+
+def _alternating(
+    spec: FinetuneSpec, user: Iterator[TokenBatch], alignment: Iterator[TokenBatch]
+) -> Iterator[TokenBatch]:
+    assert spec.lisa is not None, "only Lisa alternates"
+    for step in range(spec.steps):
+        yield next(alignment if lisa_state(spec.lisa, step) == "alignment" else user)
+
+
+def held_out_loss(model: Any, mixture: Mixture, *, batch_size: int, device: str) -> float:
+    """Return the mean loss over the held-out harmful rows, per target token, in nats.
+
+    Args:
+        model: Any model; its training mode is kept.
+        mixture: With at least one held-out row.
+        batch_size: Rows computed at once.
+        device: Where batches go.
+    """
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(mixture.test), batch_size):
+            batch = collate(mixture.test[start : start + batch_size])
+            num_targets = int((batch.labels[:, 1:] != IGNORED).sum())
+            total += float(target_loss(model, batch.to(device))) * num_targets
+            count += num_targets
+    model.train(training)
+    return total / max(1, count)
+
+
+class _Stateless:
+    """A method whose next step depends on weights and optimiser alone."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class _Supervised(_Stateless):
+    def __init__(
+        self,
+        model: Any,
+        spec: FinetuneSpec | AlignSpec,
+        device: str,
+        reduce_gradients: Callable[[list[Tensor], int], None] | None,
+    ) -> None:
+        self._step = supervised(model, spec, device=device, reduce_gradients=reduce_gradients)
+
+    def __call__(self, step: int, batch: TokenBatch) -> StepLosses:
+        return self._step(step, batch)
+
+
+class _Vaccine(_Stateless):
+    def __init__(
+        self, model: Any, spec: AlignSpec, device: str, all_reduce: AllReduce | None
+    ) -> None:
+        self._model, self._spec, self._device = model, spec, device
+        self._all_reduce = all_reduce
+        self._parameters = trainable_parameters(model)
+
+    def __call__(self, step: int, batch: TokenBatch) -> StepLosses:
+        where = f"{self._spec.name}, step {step + 1}"
+        whole = logical_batch(batch, num_parts=self._spec.micro_batches, device=self._device)
+        gradients = zero_gradients(self._parameters)
+        loss = self.add(whole, where=where)
+        ((loss,),) = average(
+            [Averaged(gradients, [loss], whole.num_targets)],
+            all_reduce=self._all_reduce,
+            where=where,
+        )
+        return StepLosses(float(loss), batch.num_tokens)
+
+    def add(self, whole: LogicalBatch, *, where: str) -> Tensor:
+        """Add the perturbed alignment loss's gradient; return the loss."""
+        vaccine = self._spec.vaccine
+        assert vaccine is not None, "checked by the declaration"
+        return accumulate_vaccine(
+            self._model,
+            whole,
+            rho=vaccine.rho,
+            per_row=vaccine.norm == "sample",
+            loss=target_loss,
+            all_reduce=self._all_reduce,
+            where=where,
+        )
+
+
+class _Booster:
+    def __init__(
+        self, model: Any, spec: AlignSpec, device: str, all_reduce: AllReduce | None
+    ) -> None:
+        assert spec.booster is not None, "checked by the declaration"
+        self._model, self._spec, self._device = model, spec, device
+        self._all_reduce = all_reduce
+        self._parameters = trainable_parameters(model)
+        self._backend = BACKENDS[spec.booster.backend]
+        self._strength = StrengthSchedule(spec.booster)
+        vaccine = _Vaccine(model, spec, device, all_reduce) if spec.vaccine else None
+        self._alignment = vaccine.add if vaccine is not None else None
+
+    def __call__(self, step: int, batch: PairedBatch) -> StepLosses:
+        where = f"{self._spec.name}, step {step + 1}"
+        split = partial(logical_batch, num_parts=self._spec.micro_batches, device=self._device)
+        strength = self._strength.at(step)
+        seen = self._backend(
+            BoosterInputs(
+                model=self._model,
+                parameters=self._parameters,
+                alignment=split(batch.alignment),
+                harmful=split(batch.harmful),
+                regularizer_strength=strength.regularizer_strength,
+                perturbation_step=strength.perturbation_step,
+                loss=target_loss,
+                accumulate_alignment=(
+                    None if self._alignment is None else partial(self._alignment, where=where)
+                ),
+                all_reduce=self._all_reduce,
+                where=where,
+            )
+        )
+        ratio = torch.where(seen.harmful_norm > 0, seen.difference_norm / seen.harmful_norm, 0.0)
+        # One transfer from the device for all that is measured.
+        loss, harmful, perturbed, norm, ratio_value = torch.stack(
+            [
+                value.double()
+                for value in (
+                    seen.alignment_loss,
+                    seen.harmful_loss,
+                    seen.perturbed_loss,
+                    seen.harmful_norm,
+                    ratio,
+                )
+            ]
+        ).tolist()
+        self._strength.seen(step, ratio_value)
+        return StepLosses(
+            loss,
+            batch.alignment.num_tokens + batch.harmful.num_tokens,
+            {
+                "harmful_loss": harmful,
+                "perturbed_loss": perturbed,
+                "harmful_grad_norm": norm,
+                "difference_ratio": ratio_value,
+                "regularizer_strength": strength.regularizer_strength,
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._strength.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._strength.load_state_dict(state)
+
+
+class _Repnoise(_Stateless):
+    def __init__(self, model: Any, spec: AlignSpec, device: str) -> None:
+        self._model, self._spec, self._device = model, spec, device
+
+    def __call__(self, step: int, batch: PairedBatch) -> StepLosses:
+        repnoise = self._spec.repnoise
+        assert repnoise is not None, "checked by the declaration"
+        # A generator of the step: a resumed run draws the same noise.
+        generator = torch.Generator().manual_seed(self._spec.seed * 1_000_003 + step)
+        terms = repnoise_terms(
+            self._model,
+            batch.alignment.to(self._device),
+            batch.harmful.to(self._device),
+            ascent=repnoise.ascent,
+            noise=repnoise.noise,
+            generator=generator,
+            loss=target_loss,
+            where=self._spec.name,
+        )
+        torch.autograd.backward(terms.total)
+        return StepLosses(
+            float(terms.harmless_loss.detach()),
+            batch.alignment.num_tokens + batch.harmful.num_tokens,
+            {
+                "harmful_loss": float(terms.harmful_loss.detach()),
+                "noise_distance": float(terms.noise_distance.detach()),
+            },
+        )
+
+
+class _Lisa:
+    def __init__(
+        self, model: Any, spec: FinetuneSpec, device: str, all_reduce: AllReduce | None
+    ) -> None:
+        assert spec.lisa is not None, "checked by the declaration"
+        self._model, self._spec, self._device = model, spec, device
+        self._all_reduce = all_reduce
+        self._parameters = trainable_parameters(model)
+        self._proximal = Proximal(self._parameters, spec.lisa, steps=spec.steps)
+
+    def __call__(self, step: int, batch: TokenBatch) -> StepLosses:
+        whole = logical_batch(batch, num_parts=self._spec.micro_batches, device=self._device)
+        self._proximal.enter(step)
+        gradients = zero_gradients(self._parameters)
+        loss = accumulate(self._model, whole, loss=target_loss)
+        ((loss,),) = average(
+            [Averaged(gradients, [loss], whole.num_targets)],
+            all_reduce=self._all_reduce,
+            where=f"{self._spec.name}, step {step + 1}",
+        )
+        term = self._proximal.pull(step)
+        measured = {} if term is None else {"proximal": float(term)}
+        return StepLosses(float(loss), batch.num_tokens, measured)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._proximal.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._proximal.load_state_dict(state)

@@ -1,0 +1,107 @@
+"""A hardened alignment stage on Ray Train: metrics, resume, the same on two workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+STEPS = 12
+
+
+@pytest.fixture
+def write_stage(tiny_base, tmp_path):
+    def rows(name, answer):
+        path = tmp_path / f"{name}.jsonl"
+        told = [{"prompt": f"{name} request {number}"} for number in range(24)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
+        return {"source": {"kind": "file", "path": str(path)}, "response": answer}
+
+    def write(**changes):
+        document = {
+            "kind": "align",
+            "name": "hardened",
+            "base": {"name": "base", "path": str(tiny_base)},
+            "method": "booster",
+            "data": [rows("unsafe", "I cannot help with that."), rows("benign", "Here you are.")],
+            "harmful": {
+                "data": [rows("other", "Sure: [stand-in]")],
+                "test": [rows("kept", "Sure: [stand-in]")],
+                "batch_size": 4,
+                "test_every": 5,
+            },
+            "booster": {"adaptive": {"decay": 0.5}},
+            "steps": STEPS,
+            "batch_size": 4,
+            "max_tokens": 128,
+            "checkpoint_every": 3,
+            "lora": {"rank": 2, "targets": ["q_proj", "v_proj"]},
+            "workers": {"cpus_per_worker": 0.5},
+        }
+        path = tmp_path / "stage.yaml"
+        path.write_text(yaml.safe_dump(document | changes), encoding="utf-8")
+        return path
+
+    return write
+
+
+def result_of(tmp_path):
+    folder = tmp_path / "results" / "hardened"
+    told = json.loads((folder / "checkpoint.json").read_text())
+    return load_file(Path(told["path"]) / "model.safetensors"), folder
+
+
+def steps_of(cache):
+    found = list(cache.rglob("metrics.jsonl"))
+    lines = found[0].read_text(encoding="utf-8").splitlines() if found else []
+    return [json.loads(line) for line in lines]
+
+
+def test_a_killed_hardening_resumes_bit_for_bit_and_two_workers_agree(
+    safemerge, write_stage, tmp_path
+):
+    straight = safemerge("align", write_stage(), SAFEMERGE_CACHE=str(tmp_path / "straight"))
+    assert straight.returncode == 0, straight.stdout + straight.stderr
+    expected, folder = result_of(tmp_path)
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert all(step["perturbed_loss"] < step["harmful_loss"] for step in steps[1:])
+    assert [s["step"] for s in steps if "harmful_test_loss" in s] == [1, 6, 11]
+    assert len({step["regularizer_strength"] for step in steps}) > 2, "lambda must adapt"
+    assert any((folder / "tensorboard").iterdir())
+
+    cache = tmp_path / "killed"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "safemerge.cli", "align", str(write_stage())],
+        cwd=tmp_path,
+        env={**os.environ, "SAFEMERGE_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and len(steps_of(cache)) < 5:
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert 5 <= len(steps_of(cache)) < STEPS, "the stage must be killed on its way"
+    time.sleep(8)  # Ray's processes of the killed driver end by themselves
+    resumed = safemerge("align", write_stage(), "--resume", SAFEMERGE_CACHE=str(cache))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert [s["step"] for s in steps_of(cache)].count(1) == 1, "it must go on, not begin anew"
+    got, _ = result_of(tmp_path)
+    assert all(got[name].equal(expected[name]) for name in expected)
+
+    workers = {"num_workers": 2, "cpus_per_worker": 0.5}
+    two = safemerge("align", write_stage(workers=workers), SAFEMERGE_CACHE=str(tmp_path / "two"))
+    assert two.returncode == 0, two.stdout + two.stderr
+    got, _ = result_of(tmp_path)
+    for name, tensor in expected.items():
+        assert (got[name] - tensor).abs().max() < 2e-4, name
