@@ -4,7 +4,7 @@ import json
 
 from safemerge import __version__
 from safemerge.config.recipe import MergeRecipe
-from safemerge.merge.method import method_row
+from safemerge.merge.table import method_row
 
 
 def model_card(recipe: MergeRecipe) -> str:

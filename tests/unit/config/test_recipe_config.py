@@ -183,7 +183,7 @@ def test_a_method_out_of_range_is_told_with_place_and_value(method, changes, lin
         ),
         (
             {"layer_groups": [{"name": "early"}]},
-            "layer_groups.early: exactly one of layers, tensors must be given. Keep one.",
+            "layer_groups.early: at least one of layers, kind, tensors must be given. Add one.",
         ),
         (
             {"layer_groups": [{"name": "early", "layers": "a-b"}]},

@@ -86,7 +86,7 @@ def test_one_density_is_that_of_every_expert():
 
 def test_slerp_has_a_position_and_no_weights():
     method = recipe({"name": "slerp", "models": ["base", "x"], "t": 0.3}).method
-    assert coefficients_for(method, "default") == ({}, {}, 1.0, 0.3)
+    assert coefficients_for(method, "default") == ({}, {}, 1.0, 0.3, {})
 
 
 def test_groups_that_cover_are_fine():
