@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, Tag, model_validator
 
@@ -296,3 +297,11 @@ Method = Annotated[
     Field(discriminator="name"),
 ]
 """One merge method with its parameters, told by ``name``."""
+
+METHOD_SPECS: Mapping[str, type[MethodSpec]] = MappingProxyType(
+    {
+        get_args(spec.model_fields["name"].annotation)[0]: spec
+        for spec in get_args(get_args(Method)[0])
+    }
+)
+"""Declaration of each merge method by its name."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -131,3 +132,11 @@ class PrePost(StepSpec):
 
 Step = Annotated[Resta | SafeLora | SafeMerge | MergeAlign | PrePost, Field(discriminator="name")]
 """One safety operator with its parameters, told by ``name``."""
+
+STEP_SPECS: Mapping[str, type[StepSpec]] = MappingProxyType(
+    {
+        get_args(spec.model_fields["name"].annotation)[0]: spec
+        for spec in get_args(get_args(Step)[0])
+    }
+)
+"""Declaration of each safety operator by its name."""

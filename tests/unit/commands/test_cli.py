@@ -16,6 +16,7 @@ OPTIONS = {
     "search": ["study", "--results", "--resume", "--dry-run"],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
     "merge": ["recipe", "out"],
+    "methods": ["name", "--json"],
     "align": ["spec", "--results", "--resume"],
     "finetune": ["spec", "--results", "--resume"],
     "report": ["run"],
