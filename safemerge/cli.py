@@ -65,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("out", metavar="OUT_DIR", help="new folder")
 
     methods = add("methods", "list merge methods and safety operators, or tell all of one")
-    methods.add_argument("name", nargs="?", metavar="NAME", help="a method or step; all if left out")
+    methods.add_argument(
+        "name", nargs="?", metavar="NAME", help="a method or step; all if left out"
+    )
     methods.add_argument("--json", action="store_true", help="as JSON")
 
     for name, text in (

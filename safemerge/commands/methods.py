@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 _SHARED = ("name", "on", "experts")
 """Fields that the short table leaves out."""
 
-_BOUNDS = (
-    ("exclusiveMinimum", "> {}"),
-    ("minimum", ">= {}"),
-    ("exclusiveMaximum", "< {}"),
-    ("maximum", "<= {}"),
-)
-
 
 def run(options: argparse.Namespace) -> None:
     """Print the table, one method in full, or either as JSON."""
@@ -125,20 +118,31 @@ def _allowed(item: dict[str, Any]) -> str:
         return " | ".join(map(str, item["enum"]))
     if "const" in item:
         return str(item["const"])
-    for choice in ("oneOf", "anyOf"):
-        if choice in item:
-            options = [_allowed(option) for option in item[choice]]
-            return " | ".join(dict.fromkeys(options))
+    if "oneOf" in item:
+        # Layer-wise values: a number first, then the same number as anchors and by group.
+        return f"{_allowed(item['oneOf'][0])}, layer-wise"
+    if "anyOf" in item:
+        return " | ".join(_allowed(option) for option in item["anyOf"])
     kind = item.get("type")
     if kind == "object":
         inner = _allowed(item["additionalProperties"])
         return f"by name: {inner}"
     if kind == "array":
         return f"list of {_allowed(item['items'])}"
-    bounds = [text.format(f"{item[key]:g}") for key, text in _BOUNDS if key in item]
     words = {"number": "number", "integer": "whole number", "boolean": "true | false"}
     name = words.get(str(kind), "name" if kind == "string" else str(kind))
-    return " ".join([name, " and ".join(bounds)]).strip()
+    return f"{name} {_interval(item)}".strip()
+
+
+def _interval(item: dict[str, Any]) -> str:
+    low = item.get("minimum", item.get("exclusiveMinimum"))
+    high = item.get("maximum", item.get("exclusiveMaximum"))
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"{'from' if 'minimum' in item else 'above'} {low:g}"
+    opening, closing = "[" if "minimum" in item else "(", "]" if "maximum" in item else ")"
+    return f"in {opening}{low:g}, {high:g}{closing}"
 
 
 def _short(row: dict[str, Any]) -> str:
@@ -164,7 +168,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 indent = " " * (width + 2)
                 text = f"{_short(row)}; {base}; {row['citation']}"
                 lines += textwrap.wrap(
-                    text, 98, initial_indent=indent, subsequent_indent=indent
+                    text,
+                    98,
+                    initial_indent=indent,
+                    subsequent_indent=indent,
+                    break_on_hyphens=False,
                 )
         lines.append("")
     lines.append("'safemerge methods NAME' tells more: each parameter, and whose variant it is.")

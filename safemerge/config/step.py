@@ -64,6 +64,7 @@ class Resta(StepSpec):
 
     name: Literal["resta"]
     on: Literal["experts", "merged"] = "merged"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
     aligned: Name
     """The safe model."""
     unaligned: Name
@@ -76,6 +77,7 @@ class _Projected(StepSpec):
     reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned")
 
     on: Literal["experts", "merged"] = "experts"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
     aligned: Name
     """The safe model."""
     unaligned: Name | None = None
@@ -111,6 +113,7 @@ class MergeAlign(StepSpec):
 
     name: Literal["merge_align"]
     on: Literal["experts", "merged"] = "merged"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
     aligned: Name
     """The aligned model."""
     alpha: Layerwise[Share] = 0.5
@@ -124,6 +127,7 @@ class PrePost(StepSpec):
 
     name: Literal["pre_post"]
     on: Literal["experts", "merged"] = "experts"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
     before: Name | None = None
     """The model before tuning; null for the recipe's base."""
     alpha: Layerwise[Share] = 0.5

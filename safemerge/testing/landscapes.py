@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from safemerge.config.document import parse_document
 from safemerge.config.coefficient import Number
+from safemerge.config.document import parse_document
 from safemerge.config.recipe import Linear, MergeRecipe, TaskArithmetic
 from safemerge.config.study import StudySpec
 from safemerge.records import CandidateResult, MetricEstimate, Split

