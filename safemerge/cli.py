@@ -61,8 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
 
     merge = add("merge", "write the checkpoint of a recipe")
-    merge.add_argument("recipe", metavar="RECIPE.yaml")
+    merge.add_argument("recipe", metavar="RECIPE.yaml", help="a recipe or a mergekit file")
     merge.add_argument("out", metavar="OUT_DIR", help="new folder")
+    merge.add_argument(
+        "--mergekit", metavar="FILE", help="also write the recipe as a mergekit file"
+    )
 
     methods = add("methods", "list merge methods and safety operators, or tell all of one")
     methods.add_argument(

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from safemerge.commands.console import Console
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import is_mergekit, recipe_of_mergekit
+from safemerge.config.mergekit_export import mergekit_of_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import ConfigError
+from safemerge.files import disk_errors, replace_file
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +30,15 @@ def run(options: argparse.Namespace) -> None:
         console.say(f"{path} is a mergekit file; merging what it asks for")
     recipe = parse_document(document, MergeRecipe, where=str(path))
     recipe = recipe.located(path.resolve().parent)
-    write(resolve_recipe(recipe, console), Path(options.out), console, num_layers=num_layers)
+    recipe = resolve_recipe(recipe, console)
+    exported = mergekit_of_recipe(recipe) if options.mergekit is not None else None
+    write(recipe, Path(options.out), console, num_layers=num_layers)
+    if exported is not None:
+        text = yaml.safe_dump(exported, sort_keys=False, allow_unicode=True)
+        target = Path(options.mergekit).absolute()
+        with disk_errors(target.parent):
+            replace_file(target, text)
+        console.say(f"mergekit file: {options.mergekit}")
 
 
 def resolve_recipe(recipe: MergeRecipe, console: Console) -> MergeRecipe:

@@ -161,6 +161,30 @@ def test_merge_takes_a_mergekit_file(tmp_path, tiny_base, tiny_expert, no_cluste
     assert "is a mergekit file" in capsys.readouterr().out
 
 
+def test_a_recipe_is_written_as_a_mergekit_file_too(
+    recipe_file, tmp_path, tiny_expert, no_cluster
+):
+    target = tmp_path / "mergekit.yml"
+    arguments = ["merge", str(recipe_file), str(tmp_path / "merged"), "--mergekit", str(target)]
+    assert main(arguments) == 0
+    document = yaml.safe_load(target.read_text())
+    assert document["merge_method"] == "task_arithmetic"
+    assert document["models"] == [{"model": str(tiny_expert), "parameters": {"weight": 1.0}}]
+
+
+def test_a_recipe_that_mergekit_cannot_express_is_refused_before_work(
+    recipe_file, tmp_path, no_cluster, capsys
+):
+    document = yaml.safe_load(recipe_file.read_text())
+    document["steps"] = [{"name": "pre_post", "alpha": 0.5}]
+    recipe_file.write_text(yaml.safe_dump(document))
+    out, target = tmp_path / "merged", tmp_path / "mergekit.yml"
+    assert main(["merge", str(recipe_file), str(out), "--mergekit", str(target)]) == 2
+    assert "mergekit cannot express it; got the step 'pre_post'" in capsys.readouterr().err
+    assert not out.exists()
+    assert not target.exists()
+
+
 def test_part_of_the_layers_is_refused(tmp_path, tiny_base, tiny_expert, no_cluster, capsys):
     path = mergekit_file(tmp_path, tiny_base, tiny_expert, 1)
     assert main(["merge", str(path), str(tmp_path / "merged")]) == 2
