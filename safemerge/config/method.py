@@ -164,15 +164,29 @@ class _Della(_Sparse):
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
         by_expert = self.density if isinstance(self.density, dict) else {"": self.density}
-        dropping = [at for item in by_expert.values() for at in leaves(item) if at < 1.0]
+        dropping = [at for item in by_expert.values() for at in _below_one(item)]
         widest = max(leaves(self.epsilon))
-        if dropping and not widest < min(min(dropping), 1.0 - max(dropping) + 1e-12):
+        if (
+            dropping
+            and widest > 0.0
+            and not widest < min(min(dropping), 1.0 - max(dropping) + 1e-12)
+        ):
             raise ValueError(
                 f"density - epsilon and density + epsilon must be in (0, 1); got density "
                 f"{min(dropping):g} to {max(dropping):g}, epsilon {widest:g}. "
                 f"Make epsilon smaller."
             )
         return self
+
+
+def _below_one(density: Number) -> Iterator[float]:
+    """Yield the densities that drop something; anchors below 1 anywhere do so in between."""
+    if isinstance(density, dict):
+        for item in density.values():
+            yield from _below_one(item)
+    else:
+        values = list(leaves(density))
+        yield from values if min(values) < 1.0 else ()
 
 
 class DellaLinear(_Della):

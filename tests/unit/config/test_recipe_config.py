@@ -96,6 +96,12 @@ def test_a_mistyped_key_is_answered_with_the_nearest(key, near, problems):
             "to 0.9, epsilon 0.2. Make epsilon smaller.",
         ),
         (
+            "della",
+            {"density": {"math": 1, "code": [0.5, 1]}, "epsilon": 0.1},
+            "method: density - epsilon and density + epsilon must be in (0, 1); got density 0.5 "
+            "to 1, epsilon 0.1. Make epsilon smaller.",
+        ),
+        (
             "consensus_ta",
             {"min_agreeing": 3},
             "method: min_agreeing must not exceed the number of weights; got 3 and 2, which "
