@@ -11,13 +11,23 @@ from pydantic import Field, model_validator
 from safemerge.config.base import StrictModel, digest
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.coefficient import DEFAULT_GROUP, Coefficient, LayerGroup, Number
-from safemerge.config.method import Linear, Method, Slerp, TaskArithmetic
+from safemerge.config.method import (
+    DareLinear,
+    DareTies,
+    Linear,
+    Method,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
 from safemerge.config.problems import did_you_mean
 from safemerge.config.step import Step
 
 __all__ = [
     "DEFAULT_GROUP",
     "Coefficient",
+    "DareLinear",
+    "DareTies",
     "LayerGroup",
     "Linear",
     "MergeRecipe",
@@ -25,6 +35,7 @@ __all__ = [
     "Slerp",
     "Step",
     "TaskArithmetic",
+    "Ties",
 ]
 
 
