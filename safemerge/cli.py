@@ -72,8 +72,19 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="FILE", help="also write the result there, as JSON")
 
     merge = add("merge", "write the checkpoint of a recipe")
-    merge.add_argument("recipe", metavar="RECIPE.yaml", help="what to merge, and how")
+    merge.add_argument(
+        "recipe", metavar="RECIPE.yaml", help="what to merge, and how; or a mergekit file"
+    )
     merge.add_argument("out", metavar="OUT_DIR", help=out)
+    merge.add_argument(
+        "--mergekit", metavar="FILE", help="also write the recipe as a mergekit file"
+    )
+
+    methods = add("methods", "list merge methods and safety operators, or tell all of one")
+    methods.add_argument(
+        "name", nargs="?", metavar="NAME", help="a method or step; all if left out"
+    )
+    methods.add_argument("--json", action="store_true", help="as JSON")
 
     for name, text in (
         ("align", "train an alignment stage on Ray Train"),

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from safemerge.commands.console import Console
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.config.document import load_document
+from safemerge.config.document import parse_document, read_yaml
+from safemerge.config.mergekit import is_mergekit, recipe_of_mergekit
+from safemerge.config.mergekit_export import mergekit_of_recipe
 from safemerge.config.recipe import MergeRecipe
+from safemerge.errors import ConfigError
+from safemerge.files import disk_errors, replace_file
 
 if TYPE_CHECKING:
     import argparse
@@ -18,8 +24,21 @@ def run(options: argparse.Namespace) -> None:
     """Merge and write."""
     console = Console()
     path = Path(options.recipe)
-    recipe = load_document(path, MergeRecipe).located(path.resolve().parent)
-    write(resolve_recipe(recipe, console), Path(options.out), console)
+    document, num_layers = read_yaml(path), None
+    if is_mergekit(document):
+        document, num_layers = recipe_of_mergekit(document, where=str(path))
+        console.say(f"{path} is a mergekit file; merging what it asks for")
+    recipe = parse_document(document, MergeRecipe, where=str(path))
+    recipe = recipe.located(path.resolve().parent)
+    recipe = resolve_recipe(recipe, console)
+    exported = mergekit_of_recipe(recipe) if options.mergekit is not None else None
+    write(recipe, Path(options.out), console, num_layers=num_layers)
+    if exported is not None:
+        text = yaml.safe_dump(exported, sort_keys=False, allow_unicode=True)
+        target = Path(options.mergekit).absolute()
+        with disk_errors(target.parent):
+            replace_file(target, text)
+        console.say(f"mergekit file: {options.mergekit}")
 
 
 def resolve_recipe(recipe: MergeRecipe, console: Console) -> MergeRecipe:
@@ -37,13 +56,34 @@ def resolve_recipe(recipe: MergeRecipe, console: Console) -> MergeRecipe:
     return recipe.with_checkpoints(resolved)
 
 
-def write(recipe: MergeRecipe, out: Path, console: Console, *, card: str | None = None) -> None:
-    """Write a resolved recipe's checkpoint, with a line of progress now and then."""
+def write(
+    recipe: MergeRecipe,
+    out: Path,
+    console: Console,
+    *,
+    card: str | None = None,
+    num_layers: int | None = None,
+) -> None:
+    """Write a resolved recipe's checkpoint, with a line of progress now and then.
+
+    Args:
+        recipe: The recipe, every checkpoint given by path.
+        out: Folder to write.
+        console: Where progress is told.
+        card: Model card to write instead of the merge's own.
+        num_layers: Layers that the base must have, because the recipe's source said so.
+    """
     from safemerge.merge.resident import ResidentCheckpoints
     from safemerge.merge.writer import write_merged
 
     console.say(f"checking {len(recipe.checkpoints)} checkpoints")
     resident = ResidentCheckpoints.open(recipe)
+    if num_layers is not None and resident.base.num_layers != num_layers:
+        raise ConfigError(
+            f"recipe {recipe.digest[:4]}: layer_range must cover all "
+            f"{resident.base.num_layers} layers of the models; got {num_layers}. Parts of a "
+            f"model cannot be merged: use models instead of slices."
+        )
     tenths: set[int] = set()
 
     def progress(done: int, total: int) -> None:

@@ -1,155 +1,41 @@
-"""The full declaration of one merge: base, experts, method, coefficients, dtype, seed."""
+"""The full declaration of one merge: base, experts, method, steps, dtype, seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel, digest
-from safemerge.config.checkpoint import CheckpointRef, Name
+from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.coefficient import DEFAULT_GROUP, Coefficient, LayerGroup, Number
+from safemerge.config.method import (
+    DareLinear,
+    DareTies,
+    Linear,
+    Method,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
 from safemerge.config.problems import did_you_mean
+from safemerge.config.step import Step
 
-DEFAULT_GROUP = "default"
-"""The key that covers every tensor no layer group matches."""
-
-
-def _number_or_mapping(value: object) -> str:
-    return "mapping" if isinstance(value, dict) else "number"
-
-
-# A tagged union reports the problem of the one form that was meant, not of both.
-_EITHER = Discriminator(_number_or_mapping)
-
-Coefficient = Annotated[
-    Annotated[float, Tag("number")] | Annotated[dict[str, float], Tag("mapping")], _EITHER
-]
-"""One number for the whole model, or one per layer group (key ``default`` for the rest)."""
-
-Density = Annotated[float, Field(gt=0.0, le=1.0)]
-Position = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class LayerGroup(StrictModel):
-    """A named set of tensors that share coefficients: a layer range or name patterns."""
-
-    name: Name
-    layers: str | None = Field(default=None, pattern=r"^\d+(-\d+)?$")
-    """Decoder layers, 0-indexed and inclusive, e.g. ``0-9``."""
-    tensors: list[str] | None = Field(default=None, min_length=1)
-    """Glob patterns on tensor names, e.g. ``*.self_attn.*``."""
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Self:
-        if (self.layers is None) == (self.tensors is None):
-            raise ValueError("exactly one of layers, tensors must be given. Keep one.")
-        if self.name == DEFAULT_GROUP:
-            raise ValueError(
-                f"the name '{DEFAULT_GROUP}' stands for the rest; got it for a group."
-            )
-        if self.layers is not None and self.layer_range[0] > self.layer_range[1]:
-            raise ValueError(f"first layer must not exceed the last; got {self.layers!r}.")
-        return self
-
-    @property
-    def layer_range(self) -> tuple[int, int]:
-        """First and last layer, inclusive; only for a group given by layers."""
-        first, _, last = (self.layers or "").partition("-")
-        return int(first), int(last or first)
-
-
-class _Method(StrictModel):
-    """What every merge method shares: which fields are coefficients."""
-
-    def coefficients(self) -> Iterator[tuple[str, Coefficient]]:
-        """Yield (dotted field, coefficient) for every layer-wise coefficient."""
-        for field in ("weights", "t", "lambda_"):
-            value = getattr(self, field, None)
-            if value is None:
-                continue
-            label = field.rstrip("_")
-            if field == "weights":
-                yield from ((f"{label}.{name}", item) for name, item in value.items())
-            else:
-                yield label, value
-
-    def model_names(self) -> frozenset[str]:
-        """Names of the models that the method's parameters mention."""
-        return frozenset(getattr(self, "weights", {}))
-
-
-class Linear(_Method):
-    """Weighted mean of weights, a model soup: sum of w_i theta_i (arXiv:2203.05482)."""
-
-    name: Literal["linear"]
-    weights: dict[str, Coefficient] = Field(min_length=1)
-    """Weight by model name, ``base`` model included by its own name; unnamed models get 0."""
-    normalize: bool = True
-    """Divide by the sum of the weights, per layer group."""
-
-
-class Slerp(_Method):
-    """Spherical interpolation between two models, per tensor (Shoemake 1985)."""
-
-    name: Literal["slerp"]
-    models: list[Name] = Field(min_length=2, max_length=2)
-    """The models at t = 0 and t = 1; each is the base or an expert."""
-    t: Annotated[
-        Annotated[Position, Tag("number")] | Annotated[dict[str, Position], Tag("mapping")],
-        _EITHER,
-    ]
-    """Position between the two, in [0, 1]."""
-
-    def model_names(self) -> frozenset[str]:
-        """Names of the two interpolated models."""
-        return frozenset(self.models)
-
-
-class TaskArithmetic(_Method):
-    """base + lambda * sum of w_i tau_i; negative weights negate (arXiv:2212.04089)."""
-
-    name: Literal["task_arithmetic"]
-    weights: dict[str, Coefficient] = Field(min_length=1)
-    """Weight by expert name; experts left out get 0."""
-    lambda_: Coefficient = Field(default=1.0, alias="lambda")
-    """Scale of the merged task vector, usually in [0, 2]."""
-
-
-class _Sparse(_Method):
-    weights: dict[str, Coefficient] = Field(min_length=1)
-    """Weight by expert name; experts left out get 0."""
-    density: Annotated[
-        Annotated[Density, Tag("number")] | Annotated[dict[str, Density], Tag("mapping")],
-        _EITHER,
-    ] = 0.5
-    """Fraction of each task vector's entries kept, in (0, 1]; one number or one per expert."""
-    lambda_: Coefficient = Field(default=1.0, alias="lambda")
-    """Scale of the merged task vector, usually in [0, 2]."""
-
-
-class Ties(_Sparse):
-    """Trim by magnitude, elect a sign, mean over the agreeing (arXiv:2306.01708)."""
-
-    name: Literal["ties"]
-
-
-class DareLinear(_Sparse):
-    """Drop entries at random, rescale by 1/density, add up (arXiv:2311.03099)."""
-
-    name: Literal["dare_linear"]
-
-
-class DareTies(_Sparse):
-    """Drop and rescale as DARE, then elect signs as TIES (arXiv:2311.03099)."""
-
-    name: Literal["dare_ties"]
-
-
-Method = Annotated[
-    Linear | Slerp | TaskArithmetic | Ties | DareLinear | DareTies,
-    Field(discriminator="name"),
+__all__ = [
+    "DEFAULT_GROUP",
+    "Coefficient",
+    "DareLinear",
+    "DareTies",
+    "LayerGroup",
+    "Linear",
+    "MergeRecipe",
+    "Method",
+    "Slerp",
+    "Step",
+    "TaskArithmetic",
+    "Ties",
 ]
 
 
@@ -161,12 +47,14 @@ class MergeRecipe(StrictModel):
     experts: list[CheckpointRef] = Field(min_length=1)
     """Checkpoints that are merged, with unique names."""
     method: Method
+    steps: list[Step] = Field(default_factory=list)
+    """Safety operators, in order: those on experts run before the method, the others after."""
     layer_groups: list[LayerGroup] = Field(default_factory=list)
     """Groups for layer-wise coefficients; the first group that matches a tensor holds."""
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
     """Type of the merged weights; arithmetic is always in float32."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the random masks (DARE)."""
+    """Seed of the random masks (DARE, DELLA)."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -175,13 +63,20 @@ class MergeRecipe(StrictModel):
             raise ValueError("\n".join(problems))
         return self
 
+    def coefficients(self) -> Iterator[tuple[str, Number]]:
+        """Yield (dotted field, coefficient) for every layer-wise coefficient."""
+        for field, value in self.method.coefficients():
+            yield f"method.{field}", value
+        for step in self.steps:
+            for field, value in step.coefficients():
+                yield f"steps.{step.name}.{field}", value
+
     def _name_problems(self) -> Iterator[str]:
         names = [item.name for item in self.checkpoints]
         if len(set(names)) != len(names):
             yield f"names of base and experts must be unique; got {names}."
-        known = [name for name in names if name != self.base.name]
-        if isinstance(self.method, Linear | Slerp):
-            known.append(self.base.name)
+        experts = [name for name in names if name != self.base.name]
+        known = [*experts, self.base.name] if self.method.takes_base else experts
         for name in sorted(self.method.model_names() - set(known)):
             yield f"method: names an unknown model; got {name!r}. {did_you_mean(name, known)}"
         density = getattr(self.method, "density", None)
@@ -190,23 +85,49 @@ class MergeRecipe(StrictModel):
                 f"method.density: must name the experts of method.weights, "
                 f"{sorted(self.method.model_names())}; got {sorted(density)}."
             )
+        yield from self._step_problems(names)
+
+    def _step_problems(self, known: list[str]) -> Iterator[str]:
+        steps = [step.name for step in self.steps]
+        if len(set(steps)) != len(steps):
+            yield f"steps: each may be taken once; got {steps}."
+        merged = sorted(self.method.model_names() - {self.base.name})
+        for step in self.steps:
+            for name in sorted(step.models_read(self.base.name) - set(known)):
+                yield (
+                    f"steps.{step.name}: names an unknown model; got {name!r}. "
+                    f"{did_you_mean(name, known)}"
+                )
+            for name in step.experts or ():
+                if name not in merged:
+                    yield (
+                        f"steps.{step.name}.experts: must be experts that the method merges; "
+                        f"got {name!r}. {did_you_mean(name, merged)}"
+                    )
+            if step.on == "experts" and not any(
+                step.changes(name, self.base.name) for name in merged
+            ):
+                yield (
+                    f"steps.{step.name}: must change an expert; got none left, for the method "
+                    f"merges only what the step reads. Name experts, or take 'on: merged'."
+                )
 
     def _group_problems(self) -> Iterator[str]:
         groups = [group.name for group in self.layer_groups]
         if len(set(groups)) != len(groups):
             yield f"layer_groups: names must be unique; got {groups}."
-        for where, value in self.method.coefficients():
+        for where, value in self.coefficients():
             if not isinstance(value, dict):
                 continue
             for name in sorted(set(value) - set(groups) - {DEFAULT_GROUP}):
                 yield (
-                    f"method.{where}: names an unknown layer group; got {name!r}. "
+                    f"{where}: names an unknown layer group; got {name!r}. "
                     f"{did_you_mean(name, [*groups, DEFAULT_GROUP])}"
                 )
             missing = [name for name in groups if name not in value]
             if DEFAULT_GROUP not in value and (missing or not value):
                 yield (
-                    f"method.{where}: must name every layer group or '{DEFAULT_GROUP}'; "
+                    f"{where}: must name every layer group or '{DEFAULT_GROUP}'; "
                     f"missing {(missing or [DEFAULT_GROUP])[0]!r}."
                 )
 

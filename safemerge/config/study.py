@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.problems import did_you_mean, problem_lines
-from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, changed_models
+from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.suite import Direction, SuiteSpec
 
 
@@ -80,11 +80,14 @@ class SearchSpace(StrictModel):
     """A template recipe plus the ranges of the values that vary.
 
     Paths in `vary` are dotted from the recipe, e.g. ``method.weights.math`` or
-    ``method.lambda``; list members are addressed by name.
+    ``method.lambda``; list members are addressed by name, anchors by their place from 0 on
+    (``method.weights.math.0``).
     """
 
     name: Name
     method: Method
+    steps: list[Step] = Field(default_factory=list)
+    """Safety operators; their numbers may vary too, e.g. ``steps.resta.scale``."""
     layer_groups: list[LayerGroup] = Field(default_factory=list)
     vary: dict[str, Range] = Field(min_length=1)
     """Range by dotted path; the path must exist in the template."""
@@ -239,6 +242,7 @@ class StudySpec(StrictModel):
                     "base": self.base.resolved(),
                     "experts": [expert.resolved() for expert in self.experts],
                     "method": space.method.resolved(),
+                    "steps": [step.resolved() for step in space.steps],
                     "layer_groups": [group.resolved() for group in space.layer_groups],
                     "dtype": self.dtype,
                     "seed": self.seed,
@@ -281,7 +285,7 @@ def set_path(document: Any, path: str, value: Any) -> None:
     for part in parents:
         here = _member(here, part, path)
     _member(here, last, path)
-    here[last] = value
+    here[int(last) if isinstance(here, list) else last] = value
 
 
 def _member(here: Any, part: str, path: str) -> Any:
@@ -294,7 +298,9 @@ def _member(here: Any, part: str, path: str) -> Any:
         named = {item["name"]: item for item in here if isinstance(item, dict) and "name" in item}
         if part in named:
             return named[part]
-        known = sorted(named)
+        if not named and part.isdigit() and int(part) < len(here):
+            return here[int(part)]
+        known = sorted(named) or [str(place) for place in range(len(here))]
     advice = did_you_mean(part, known) if known else "It goes deeper than the template does."
     raise KeyError(f"no such path in the template; got {path!r}, wrong at {part!r}. {advice}")
 

@@ -4,7 +4,8 @@ import json
 
 from safemerge import __version__
 from safemerge.config.recipe import MergeRecipe
-from safemerge.merge.method import method_row
+from safemerge.merge.step import STEPS
+from safemerge.merge.table import method_row
 
 
 def model_card(recipe: MergeRecipe) -> str:
@@ -24,11 +25,13 @@ def model_card(recipe: MergeRecipe) -> str:
         f"{f'`{ref.digest}`' if ref.digest else 'unknown'} |"
         for ref in recipe.checkpoints
     )
-    parameters = recipe.resolved()["method"]
-    groups = recipe.resolved()["layer_groups"]
-    settings = json.dumps(
-        {"method": parameters, "layer_groups": groups, "dtype": recipe.dtype, "seed": recipe.seed},
-        indent=2,
+    resolved = recipe.resolved()
+    keys = ("method", "steps", "layer_groups", "dtype", "seed")
+    settings = json.dumps({key: resolved[key] for key in keys}, indent=2)
+    operators = "".join(
+        f"\nWith {STEPS[step.name].title}, on {step.on}: "
+        f"{STEPS[step.name].citation}, <{STEPS[step.name].url}>.\n"
+        for step in recipe.steps
     )
     return f"""---
 library_name: transformers
@@ -55,7 +58,7 @@ Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe
 ## Method
 
 {row.title}: {row.citation}, <{row.url}>. {row.variant}
-
+{operators}
 ## Before use
 
 A merge can lose safety training that its parts had. Measure this model before it meets users;

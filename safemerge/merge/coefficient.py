@@ -1,12 +1,21 @@
-"""Which coefficient holds for a tensor: layer groups resolved to numbers."""
+"""Which coefficient holds for a tensor: layer groups and depths resolved to numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import NamedTuple
 
-from safemerge.config.recipe import DEFAULT_GROUP, Coefficient, LayerGroup, MergeRecipe, Method
+from safemerge.config.coefficient import DEFAULT_GROUP, LayerGroup, Number, has_anchors
+from safemerge.config.method import LAYERWISE, MethodSpec
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.step import STEP_COEFFICIENTS, StepSpec
 from safemerge.errors import ConfigError
 from safemerge.weights.checkpoint import layer_of
+from safemerge.weights.kind import module_kind
+
+Option = float | int | bool | str
+
+_NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
 
 
 class Coefficients(NamedTuple):
@@ -18,6 +27,14 @@ class Coefficients(NamedTuple):
     """Density by expert name, in (0, 1]; empty for methods that do not sparsify."""
     lambda_: float = 1.0
     t: float = 0.0
+    options: Mapping[str, Option] = _NO_OPTIONS
+    """The method's other parameters by field name, e.g. ``gamma`` or ``variant``."""
+
+    def number(self, name: str) -> float:
+        """Return an option that is a number."""
+        value = self.options[name]
+        assert not isinstance(value, str)
+        return float(value)
 
 
 def group_of(name: str, groups: Sequence[LayerGroup]) -> str:
@@ -30,64 +47,130 @@ def group_of(name: str, groups: Sequence[LayerGroup]) -> str:
     Returns:
         The group's name, or ``default``.
     """
-    layer = layer_of(name)
     for group in groups:
-        if group.layers is not None:
-            first, last = group.layer_range
-            if layer is not None and first <= layer <= last:
-                return group.name
-        elif any(fnmatchcase(name, pattern) for pattern in group.tensors or ()):
+        if _matches(name, group):
             return group.name
     return DEFAULT_GROUP
 
 
-def coefficient_at(coefficient: Coefficient, group: str) -> float:
-    """Return a coefficient's number in a layer group.
+def depth_of(name: str, num_layers: int | None) -> float | None:
+    """Return a tensor's depth: where anchors are read.
 
     Args:
-        coefficient: One number, or one by group (``default`` for groups it does not name).
+        name: Tensor name.
+        num_layers: Decoder layers of the model; None if unknown.
+
+    Returns:
+        Layer number over ``num_layers - 1``, in [0, 1]; 0 for embeddings before the layers
+        (and for a model of one layer), 1 for what comes after them, as mergekit has it. None
+        for a tensor of a layer if the number of layers is unknown.
+    """
+    layer = layer_of(name)
+    if layer is None:
+        head = "lm_head" in name or module_kind(name) != "embeddings"
+        return 1.0 if head else 0.0
+    if num_layers is None:
+        return None
+    return min(1.0, layer / (num_layers - 1)) if num_layers > 1 else 0.0
+
+
+def coefficient_at(coefficient: Number, group: str, depth: float | None = None) -> float:
+    """Return a coefficient's number for a layer group and a depth.
+
+    Args:
+        coefficient: One number, anchors, or either by group (``default`` for groups it does
+            not name).
         group: Group name or ``default``.
+        depth: Position among the layers, in [0, 1]; needed for anchors only. Anchors stand at
+            equal steps from 0 to 1; between two of them values are linear.
 
     Returns:
         The number.
 
     Raises:
-        ConfigError: If the mapping has neither the group nor ``default``.
+        ConfigError: If a mapping has neither the group nor ``default``, or anchors are given
+            for a tensor of unknown depth.
     """
-    if not isinstance(coefficient, dict):
+    if isinstance(coefficient, dict):
+        if group not in coefficient and DEFAULT_GROUP not in coefficient:
+            raise ConfigError(
+                f"coefficient {coefficient}: must name '{DEFAULT_GROUP}' for tensors that no "
+                f"layer group matches; got a tensor of group '{group}'. Add '{DEFAULT_GROUP}'."
+            )
+        coefficient = coefficient.get(group, coefficient.get(DEFAULT_GROUP, 0.0))
+    if not isinstance(coefficient, list):
         return coefficient
-    if group not in coefficient and DEFAULT_GROUP not in coefficient:
+    if depth is None:
         raise ConfigError(
-            f"coefficient {coefficient}: must name '{DEFAULT_GROUP}' for tensors that no layer "
-            f"group matches; got a tensor of group '{group}'. Add '{DEFAULT_GROUP}'."
+            f"coefficient {coefficient}: anchors need a model with a known number of layers; got "
+            f"none. Give one number, or say num_layers."
         )
-    return coefficient.get(group, coefficient.get(DEFAULT_GROUP, 0.0))
+    place = depth * (len(coefficient) - 1)
+    before = min(int(place), len(coefficient) - 2)
+    share = place - before
+    return coefficient[before] * (1.0 - share) + coefficient[before + 1] * share
 
 
-def coefficients_for(method: Method, group: str) -> Coefficients:
-    """Return a method's numbers in a layer group.
+def coefficients_for(
+    method: MethodSpec, group: str = DEFAULT_GROUP, depth: float | None = None
+) -> Coefficients:
+    """Return a method's numbers for a layer group and a depth.
 
     Args:
         method: A recipe's method.
         group: Group name or ``default``.
+        depth: Position among the layers, in [0, 1]; see `depth_of`.
 
     Returns:
-        Weights, density, lambda and t.
+        Weights, density, lambda, t and the other parameters.
     """
-    weights: dict[str, Coefficient] = getattr(method, "weights", {})
-    density: float | dict[str, float] | None = getattr(method, "density", None)
+
+    def at(value: Number) -> float:
+        return coefficient_at(value, group, depth)
+
+    weights: dict[str, Number] = getattr(method, "weights", {})
+    if not weights and hasattr(method, "lambda_"):
+        weights = dict.fromkeys(sorted(method.model_names()), 1.0)
+    density: Number | None = getattr(method, "density", None)
     if density is None:
         densities: dict[str, float] = {}
     elif isinstance(density, dict):
-        densities = density
+        densities = {name: at(value) for name, value in density.items()}
     else:
-        densities = dict.fromkeys(weights, density)
+        densities = dict.fromkeys(weights, at(density))
+    known = {"name", "weights", "models", "density", "lambda_", "t"}
+    options = {
+        field: at(value) if field in LAYERWISE else value
+        for field in type(method).model_fields
+        if field not in known and (value := getattr(method, field)) is not None
+    }
     return Coefficients(
-        weights={name: coefficient_at(value, group) for name, value in weights.items()},
+        weights={name: at(value) for name, value in weights.items()},
         density=densities,
-        lambda_=coefficient_at(getattr(method, "lambda_", 1.0), group),
-        t=coefficient_at(getattr(method, "t", 0.0), group),
+        lambda_=at(getattr(method, "lambda_", 1.0)),
+        t=at(getattr(method, "t", 0.0)),
+        options=options,
     )
+
+
+def step_numbers(
+    step: StepSpec, group: str = DEFAULT_GROUP, depth: float | None = None
+) -> dict[str, float]:
+    """Return a step's coefficients for a layer group and a depth, by field name.
+
+    Args:
+        step: A step of a recipe.
+        group: Group name or ``default``.
+        depth: Position among the layers, in [0, 1]; see `depth_of`.
+
+    Returns:
+        Number by field name: those of ``scale``, ``threshold`` and ``alpha`` that it has.
+    """
+    return {
+        field: coefficient_at(getattr(step, field), group, depth)
+        for field in type(step).model_fields
+        if field in STEP_COEFFICIENTS
+    }
 
 
 def check_groups(recipe: MergeRecipe, names: Iterable[str]) -> None:
@@ -98,24 +181,48 @@ def check_groups(recipe: MergeRecipe, names: Iterable[str]) -> None:
         names: The base's tensor names.
 
     Raises:
-        ConfigError: If a group matches no tensor, or only tensors of groups before it; or a
-            tensor is in no group and a coefficient given by group has no ``default``.
+        ConfigError: If a group matches no tensor, or only tensors of groups before it; a
+            pattern of a group matches no tensor at all; a tensor is in no group and a
+            coefficient given by group has no ``default``; or a coefficient has anchors and no
+            tensor belongs to a layer.
     """
+    names = tuple(names)
+    where = f"recipe {recipe.digest[:4]}"
     example = {group_of(name, recipe.layer_groups): name for name in names}
-    matched = set(example)
-    for field, coefficient in recipe.method.coefficients():
+    for field, coefficient in recipe.coefficients():
         incomplete = isinstance(coefficient, dict) and DEFAULT_GROUP not in coefficient
-        if incomplete and DEFAULT_GROUP in matched:
+        if incomplete and DEFAULT_GROUP in example:
             raise ConfigError(
-                f"recipe {recipe.digest[:4]}, method.{field}: must name '{DEFAULT_GROUP}', for "
+                f"{where}, {field}: must name '{DEFAULT_GROUP}', for "
                 f"some tensors are in no layer group; got no value for "
                 f"'{example[DEFAULT_GROUP]}'. Add '{DEFAULT_GROUP}' (0 leaves the base)."
             )
-    for group in recipe.layer_groups:
-        if group.name not in matched:
-            rule = group.layers or ", ".join(group.tensors or ())
+        if has_anchors(coefficient) and all(layer_of(name) is None for name in names):
             raise ConfigError(
-                f"recipe {recipe.digest[:4]}, layer_groups.{group.name}: must match a tensor that "
-                f"no group before it matches; got none for {rule!r}. "
+                f"{where}, {field}: anchors need tensors of numbered layers; got names such as "
+                f"'{names[0] if names else ''}'. Give one number."
+            )
+    for group in recipe.layer_groups:
+        if group.name not in example:
+            raise ConfigError(
+                f"{where}, layer_groups.{group.name}: must match a tensor that "
+                f"no group before it matches; got none for {group.rule!r}. "
                 f"Check the layer numbers (0-indexed) and the order of groups."
             )
+        for pattern in group.tensors or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigError(
+                    f"{where}, layer_groups.{group.name}.tensors: every pattern must match a "
+                    f"tensor; got none for {pattern!r}. Names look like '{names[0]}'."
+                )
+
+
+def _matches(name: str, group: LayerGroup) -> bool:
+    if group.layers is not None:
+        layer = layer_of(name)
+        first, last = group.layer_range
+        if layer is None or not first <= layer <= last:
+            return False
+    if group.kind is not None and module_kind(name) != group.kind:
+        return False
+    return group.tensors is None or any(fnmatchcase(name, item) for item in group.tensors)

@@ -98,13 +98,17 @@ def disjoint_mean(
 
 
 def disjoint_mean_(
-    weighted: Sequence[Float32[Tensor, "*shape"]], weights: Sequence[float]
+    weighted: Sequence[Float32[Tensor, "*shape"]],
+    weights: Sequence[float],
+    *,
+    normalize: bool = True,
 ) -> Float32[Tensor, "*shape"]:
     """As `disjoint_mean`, from weighted task vectors that are used up as buffers.
 
     Args:
         weighted: The w_i tau_i; changed.
         weights: The w_i.
+        normalize: Whether to divide by the agreeing weights; False gives the agreeing sum.
 
     Returns:
         Tensor of the same shape and device, float32.
@@ -116,8 +120,77 @@ def disjoint_mean_(
         agreeing = task_vector.mul_(sign).clamp_min_(0.0)
         total.add_(agreeing)
         divisor.add_(agreeing.sign_(), alpha=abs(weight))
+    if not normalize:
+        return total.mul_(sign)
     # NOTE: where none agrees the total is 0, so any positive divisor gives 0.
     return total.div_(divisor.clamp_min_(torch.finfo(torch.float32).tiny)).mul_(sign)
+
+
+def disjoint_mean_by_count_(
+    task_vectors: Sequence[Float32[Tensor, "*shape"]],
+    weights: Sequence[float],
+    *,
+    normalize: bool = True,
+) -> Float32[Tensor, "*shape"]:
+    """Elect signs unweighted, then add up w_i tau_i that agree, over their number: peft's TIES.
+
+    Args:
+        task_vectors: One or more sparsified task vectors of one shape, float32; used up as
+            buffers.
+        weights: One weight each, applied after the election.
+        normalize: Whether to divide by the number that agree; False gives the agreeing sum.
+
+    Returns:
+        Tensor of the same shape and device, float32; 0 where none agrees.
+
+    Raises:
+        MergeError: If the counts differ or are zero.
+
+    References:
+        peft 0.21, ``merge_utils.ties`` with the ``total`` majority; at weights 1 the paper's
+        algorithm 1 (arXiv:2306.01708).
+    """
+    _check_counts(len(task_vectors), len(weights))
+    sign = elect_sign(task_vectors)
+    total = torch.zeros_like(sign)
+    count = torch.zeros_like(sign)
+    for task_vector, weight in zip(task_vectors, weights, strict=True):
+        agreeing = task_vector.mul_(sign).clamp_min_(0.0)
+        total.add_(agreeing, alpha=weight)
+        count.add_(agreeing.sign_())
+    return (total.div_(count.clamp_min_(1.0)) if normalize else total).mul_(sign)
+
+
+def consensus_of_masks(
+    weighted: Sequence[Float32[Tensor, "*shape"]], *, threshold: float, min_agreeing: int
+) -> Float32[Tensor, "*shape"]:
+    """Return the sum of weighted task vectors, where enough of them need the entry.
+
+    A task vector x_i needs an entry where abs(x_i) > threshold * abs(sum - x_i): its TALL mask.
+
+    Args:
+        weighted: The w_i tau_i, one or more of one shape, float32; not changed.
+        threshold: How much an entry must stand out, >= 0.
+        min_agreeing: How many must need an entry; elsewhere the result is 0.
+
+    Returns:
+        Tensor of the same shape and device, float32.
+
+    Raises:
+        MergeError: If no task vector is given.
+
+    References:
+        Wang et al., Localizing Task Information, arXiv:2405.07813, equation 4 (masks) and
+        section 4.2 (consensus). Departure: one threshold for all tasks, where the paper tunes
+        one for each on validation data; task vectors may be weighted.
+    """
+    _check_counts(len(weighted), len(weighted))
+    total = weighted_sum(weighted, [1.0] * len(weighted))
+    count = torch.zeros_like(total)
+    for task_vector in weighted:
+        count.add_(task_vector.abs() > torch.sub(total, task_vector).abs_().mul_(threshold))
+    # NOTE: a product, not a choice, so that NaN in an entry stays NaN and is found.
+    return total.mul_(count >= min_agreeing)
 
 
 def _check_counts(num_task_vectors: int, num_weights: int) -> None:

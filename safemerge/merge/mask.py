@@ -17,7 +17,7 @@ import json
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float64, Int32
 from torch import Tensor
 
 from safemerge.errors import MergeError
@@ -126,16 +126,62 @@ def keep_bits(
         raise MergeError(
             f"{where}: density must be in (0, 1]; got {density}. Drop an expert by weight 0."
         )
+    limit = max(1, round(density * _RESOLUTION)) - (_RESOLUTION >> 1)
+    words = _words_of_range(seed, tensor, expert, start, stop, device)
+    # NOTE: halved words keep the subtraction within 32 bits; its sign is the comparison.
+    return words.bitwise_right_shift_(1).sub_(limit).bitwise_right_shift_(31)
+
+
+def keep_limits(probabilities: Float64[Tensor, "entries"]) -> Int32[Tensor, "entries"]:
+    """Return keep probabilities in the form that `keep_bits_within` compares with.
+
+    Args:
+        probabilities: Probability of keeping an entry, each in (0, 1].
+
+    Returns:
+        One limit for each, in [-2**30 + 1, 2**30].
+
+    Raises:
+        MergeError: If a probability is outside (0, 1].
+    """
+    if not bool(((probabilities > 0.0) & (probabilities <= 1.0)).all()):
+        raise MergeError(
+            f"mask: keep probabilities must be in (0, 1]; got {float(probabilities.min()):g} to "
+            f"{float(probabilities.max()):g}. Make epsilon smaller."
+        )
+    steps = (probabilities * _RESOLUTION).round().clamp_min(1.0)
+    return (steps - (_RESOLUTION >> 1)).to(torch.int32)
+
+
+def keep_bits_within(
+    seed: int, tensor: str, expert: str, start: int, limits: Int32[Tensor, "entries"]
+) -> Int32[Tensor, "entries"]:
+    """As `keep_bits`, with a probability of its own for each entry; the same random numbers.
+
+    Args:
+        seed: The recipe's seed, 0 <= seed < 2**63.
+        tensor: Tensor name.
+        expert: Expert name.
+        start: First flat index, 0-indexed.
+        limits: Keep probabilities of the entries from `start` on, as `keep_limits` gives them.
+
+    Returns:
+        -1 (keep) or 0 (drop) for each entry.
+    """
+    stop = start + limits.numel()
+    words = _words_of_range(seed, tensor, expert, start, stop, limits.device)
+    return words.bitwise_right_shift_(1).sub_(limits).bitwise_right_shift_(31)
+
+
+def _words_of_range(
+    seed: int, tensor: str, expert: str, start: int, stop: int, device: torch.device | str
+) -> Int32[Tensor, "entries"]:
     parts: list[Tensor] = []
     while start < stop or not parts:
         block, first = divmod(start, _BLOCK)
         end = min(stop, (block + 1) * _BLOCK)
-        words = _random_words(
-            mask_key(seed, tensor, expert, block=block), first, end - start, device
-        )
-        limit = max(1, round(density * _RESOLUTION)) - (_RESOLUTION >> 1)
-        # NOTE: halved words keep the subtraction within 32 bits; its sign is the comparison.
-        parts.append(words.bitwise_right_shift_(1).sub_(limit).bitwise_right_shift_(31))
+        key = mask_key(seed, tensor, expert, block=block)
+        parts.append(_random_words(key, first, end - start, device))
         start = end
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

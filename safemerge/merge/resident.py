@@ -13,6 +13,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointMismatchError, MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.sparsify import ThresholdCache
+from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import merged_tensors
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
@@ -21,7 +22,7 @@ from safemerge.weights.fingerprint import fingerprint
 
 
 class ResidentCheckpoints:
-    """Memory-mapped base and experts, with the trim thresholds of past candidates.
+    """Memory-mapped base and experts, with what past candidates derived of them.
 
     Replicas of a node share the pages. Use `open`; the constructor takes what is open already.
 
@@ -40,6 +41,7 @@ class ResidentCheckpoints:
         self.base_name = base_name
         self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(dict(checkpoints))
         self.thresholds = ThresholdCache()
+        self.spectra = SpectrumCache()
         self._refs = dict(refs)
 
     @classmethod
@@ -101,7 +103,13 @@ class ResidentCheckpoints:
                 f"recipe {recipe.digest[:4]}: the base must be the one held, "
                 f"'{self.base_name}'; got '{recipe.base.name}'. Open checkpoints for this recipe."
             )
-        return merged_tensors(recipe, self.checkpoints, thresholds=self.thresholds, device=device)
+        return merged_tensors(
+            recipe,
+            self.checkpoints,
+            thresholds=self.thresholds,
+            spectra=self.spectra,
+            device=device,
+        )
 
     def base_tensors(self) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
         """Yield the base's tensors as stored, a tied output head left out.

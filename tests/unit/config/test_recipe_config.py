@@ -15,6 +15,10 @@ METHODS = {
     "ties": {"name": "ties", "weights": WEIGHTS, "density": {"math": 0.2, "code": 1}},
     "dare_linear": {"name": "dare_linear", "weights": WEIGHTS, "density": 0.1},
     "dare_ties": {"name": "dare_ties", "weights": WEIGHTS},
+    "della": {"name": "della", "weights": WEIGHTS, "epsilon": [0.1, 0.2], "rescale": "l1"},
+    "model_stock": {"name": "model_stock", "models": ["math", "code"]},
+    "consensus_ta": {"name": "consensus_ta", "weights": {"math": [0, 1, 0.5], "code": 1}},
+    "wudi": {"name": "wudi", "weights": WEIGHTS, "solver": "exact"},
 }
 GROUPS = [{"name": "early", "layers": "0-3"}, {"name": "mlp", "tensors": ["*.mlp.*"]}]
 
@@ -82,6 +86,38 @@ def test_a_mistyped_key_is_answered_with_the_nearest(key, near, problems):
         ),
         ("slerp", {"t": -0.1}, "method.t: must be at least 0; got -0.1."),
         ("slerp", {"t": 1.1}, "method.t: must be at most 1; got 1.1."),
+        ("slerp", {"t": [0.1, 1.1]}, "method.t.1: must be at most 1; got 1.1."),
+        ("slerp", {"t": [0.1]}, "method.t: must have at least 2 items; got [0.1]."),
+        ("della", {"epsilon": 0.5}, "method.epsilon: must be below 0.5; got 0.5."),
+        (
+            "della",
+            {"density": 0.9, "epsilon": 0.2},
+            "method: density - epsilon and density + epsilon must be in (0, 1); got density 0.9 "
+            "to 0.9, epsilon 0.2. Make epsilon smaller.",
+        ),
+        (
+            "della",
+            {"density": {"math": 1, "code": [0.5, 1]}, "epsilon": 0.1},
+            "method: density - epsilon and density + epsilon must be in (0, 1); got density 0.5 "
+            "to 1, epsilon 0.1. Make epsilon smaller.",
+        ),
+        (
+            "consensus_ta",
+            {"min_agreeing": 3},
+            "method: min_agreeing must not exceed the number of weights; got 3 and 2, which "
+            "keeps nothing. Lower it.",
+        ),
+        (
+            "model_stock",
+            {"models": ["base"]},
+            "method: names an unknown model; got 'base'. Known: math, code.",
+        ),
+        (
+            "wudi",
+            {"density": 0.5},
+            "method.density: unknown key; got 0.5. Known: embeddings, lambda, learning_rate, "
+            "name, num_steps, solver, weights.",
+        ),
         (
             "slerp",
             {"models": ["math"]},
@@ -183,7 +219,7 @@ def test_a_method_out_of_range_is_told_with_place_and_value(method, changes, lin
         ),
         (
             {"layer_groups": [{"name": "early"}]},
-            "layer_groups.early: exactly one of layers, tensors must be given. Keep one.",
+            "layer_groups.early: at least one of layers, kind, tensors must be given. Add one.",
         ),
         (
             {"layer_groups": [{"name": "early", "layers": "a-b"}]},
@@ -198,6 +234,65 @@ def test_a_method_out_of_range_is_told_with_place_and_value(method, changes, lin
 def test_a_recipe_that_breaks_a_rule_is_told_with_place_and_value(changes, line, problems):
     found = problems(recipe(**changes), MergeRecipe)
     assert f"f.yaml: {line}" in found
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        (
+            [{"name": "resta", "aligned": "math", "unaligned": "harm"}],
+            "steps.resta: names an unknown model; got 'harm'. Known: base, math, code.",
+        ),
+        (
+            [{"name": "pre_post", "alpha": 1.5}],
+            "steps.pre_post.alpha: must be at most 1; got 1.5.",
+        ),
+        (
+            [{"name": "pre_post"}] * 2,
+            "steps: each may be taken once; got ['pre_post', 'pre_post'].",
+        ),
+        (
+            [{"name": "pre_post", "experts": ["cod"]}],
+            "steps.pre_post.experts: must be experts that the method merges; got 'cod'. "
+            "Did you mean 'code'?",
+        ),
+        (
+            [{"name": "pre_post", "on": "merged", "experts": ["code"]}],
+            "steps.pre_post: experts may be named with 'on: experts' only. Drop one of the two.",
+        ),
+        (
+            [{"name": "safe_merge", "aligned": "math", "safe": "code"}],
+            "steps.safe_merge: must change an expert; got none left, for the method merges only "
+            "what the step reads. Name experts, or take 'on: merged'.",
+        ),
+        (
+            [{"name": "resta", "aligned": "math", "unaligned": "code", "scale": {"late": 1}}],
+            "steps.resta.scale: names an unknown layer group; got 'late'. Known: default.",
+        ),
+        ([{"name": "safelora", "aligned": "math"}], "steps.safelora.name: unknown choice; got"),
+    ],
+)
+def test_a_step_that_breaks_a_rule_is_told_with_place_and_value(steps, line, problems):
+    found = problems(recipe(steps=steps), MergeRecipe)
+    assert any(item.startswith(f"f.yaml: {line}") for item in found), found
+
+
+def test_a_recipe_with_steps_resolves_to_itself():
+    steps = [
+        {"name": "safe_lora", "aligned": "math", "experts": ["code"]},
+        {"name": "merge_align", "aligned": "math", "alpha": [0.2, 0.9]},
+    ]
+    loaded = parse(recipe(steps=steps))
+    assert parse(loaded.resolved()) == loaded
+    assert loaded.digest != parse(recipe()).digest
+
+
+def test_anchors_are_addressed_by_their_place():
+    document = parse(recipe("consensus_ta")).resolved()
+    set_path(document, "method.weights.math.1", 0.25)
+    assert parse(document).method.weights["math"] == [0.0, 0.25, 0.5]
+    with pytest.raises(KeyError, match=r"wrong at '3'. Known: 0, 1, 2"):
+        set_path(document, "method.weights.math.3", 0.25)
 
 
 def test_the_name_of_the_rest_cannot_be_a_groups(problems):

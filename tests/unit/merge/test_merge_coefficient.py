@@ -6,7 +6,9 @@ from safemerge.merge.coefficient import (
     check_groups,
     coefficient_at,
     coefficients_for,
+    depth_of,
     group_of,
+    step_numbers,
 )
 
 NAMES = [
@@ -86,7 +88,7 @@ def test_one_density_is_that_of_every_expert():
 
 def test_slerp_has_a_position_and_no_weights():
     method = recipe({"name": "slerp", "models": ["base", "x"], "t": 0.3}).method
-    assert coefficients_for(method, "default") == ({}, {}, 1.0, 0.3)
+    assert coefficients_for(method, "default") == ({}, {}, 1.0, 0.3, {})
 
 
 def test_groups_that_cover_are_fine():
@@ -115,3 +117,134 @@ def test_tensors_outside_every_group_need_a_default():
         check_groups(recipe(method, [EARLY]), NAMES)
     everything = {"name": "early", "tensors": ["*"]}
     check_groups(recipe(method, [everything]), NAMES)
+
+
+# --- depth and kind ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "value"), [(0.0, 0.2), (0.25, 0.6), (0.5, 1.0), (0.75, 0.5), (1.0, 0.0)]
+)
+def test_anchors_are_linear_in_between(depth, value):
+    assert coefficient_at([0.2, 1.0, 0.0], "default", depth) == pytest.approx(value, abs=1e-12)
+
+
+def test_anchors_may_stand_in_a_group():
+    by_group = {"attention": [0.0, 1.0], "default": 0.3}
+    assert coefficient_at(by_group, "attention", 0.25) == pytest.approx(0.25)
+    assert coefficient_at(by_group, "default", 0.25) == 0.3
+
+
+def test_anchors_need_a_known_depth():
+    with pytest.raises(ConfigError, match=r"anchors need a model with a known number of layers"):
+        coefficient_at([0.0, 1.0], "default")
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("model.embed_tokens.weight", 0.0),
+        ("model.layers.0.mlp.up.weight", 0.0),
+        ("model.layers.1.mlp.up.weight", 0.25),
+        ("model.layers.4.mlp.up.weight", 1.0),
+        ("model.norm.weight", 1.0),
+        ("lm_head.weight", 1.0),
+    ],
+)
+def test_depth_runs_from_the_embeddings_to_the_head(name, depth):
+    assert depth_of(name, 5) == depth
+
+
+def test_the_depth_of_a_layer_is_unknown_without_their_number():
+    assert depth_of("model.layers.0.mlp.up.weight", None) is None
+    assert depth_of("model.layers.0.mlp.up.weight", 1) == 0.0
+    assert depth_of("model.norm.weight", None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rules", "matching"),
+    [
+        ({"kind": "mlp"}, {2, 4, 6, 8}),
+        ({"kind": "attention", "layers": "1-2"}, {5, 7}),
+        ({"layers": "3"}, {8, 9}),
+        ({"kind": "norms"}, {1}),
+        ({"kind": "embeddings"}, {0}),
+        ({"kind": "mlp", "tensors": ["*.0.*", "*.3.*"]}, {2, 8}),
+    ],
+)
+def test_every_rule_of_a_group_must_hold(rules, matching):
+    group = LayerGroup.model_validate({"name": "some", **rules})
+    order = [*NAMES[:2], *(name for at in range(2, 10, 2) for name in NAMES[at : at + 2][::-1])]
+    found = {at for at, name in enumerate(order) if group_of(name, [group]) == "some"}
+    assert found == matching
+
+
+def test_density_and_further_numbers_may_differ_by_layer():
+    method = recipe(
+        {
+            "name": "breadcrumbs",
+            "weights": {"x": 1.0, "y": [0.0, 1.0]},
+            "density": {"x": [0.2, 0.4], "y": {"early": 0.1, "default": 0.3}},
+            "gamma": [0.0, 0.1],
+        },
+        [EARLY],
+    ).method
+    numbers = coefficients_for(method, "early", 0.5)
+    assert numbers.weights == {"x": 1.0, "y": 0.5}
+    assert numbers.density == {"x": pytest.approx(0.3), "y": 0.1}
+    assert numbers.options == {"gamma": 0.05}
+    assert numbers.number("gamma") == 0.05
+
+
+def test_density_for_all_experts_may_have_anchors():
+    method = recipe(
+        {"name": "ties", "weights": {"x": 1.0, "y": 1.0}, "density": [0.2, 0.6]}
+    ).method
+    assert coefficients_for(method, "default", 0.5).density == pytest.approx({"x": 0.4, "y": 0.4})
+
+
+def test_model_stock_weighs_its_models_alike():
+    method = recipe({"name": "model_stock", "models": ["y", "x"], "lambda": 0.5}).method
+    assert coefficients_for(method) == ({"x": 1.0, "y": 1.0}, {}, 0.5, 0.0, {})
+
+
+def test_a_steps_numbers_are_read_like_a_methods():
+    steps = [
+        {
+            "name": "safe_merge",
+            "aligned": "x",
+            "safe": "x",
+            "alpha": {"early": 0.4, "default": 0.1},
+        }
+    ]
+    document = recipe({"name": "task_arithmetic", "weights": {"y": 1.0}}, [EARLY]).resolved()
+    step = MergeRecipe.model_validate({**document, "steps": steps}).steps[0]
+    assert step_numbers(step, "early") == {"threshold": 0.35, "alpha": 0.4}
+    assert step_numbers(step, "default", 0.5) == {"threshold": 0.35, "alpha": 0.1}
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    groups = [{"name": "some", "tensors": ["*.mlp.*", "*.ffn.*"]}]
+    with pytest.raises(ConfigError, match=r"layer_groups.some.tensors: every pattern .* '\*.ffn"):
+        check_groups(recipe({"name": "linear", "weights": {"x": 1.0}}, groups), NAMES)
+
+
+def test_a_kind_that_matches_nothing_is_refused():
+    groups = [{"name": "some", "kind": "mlp", "layers": "7"}]
+    with pytest.raises(
+        ConfigError, match=r"layer_groups.some: must match .* none for '7 and mlp'"
+    ):
+        check_groups(recipe({"name": "linear", "weights": {"x": 1.0}}, groups), NAMES)
+
+
+def test_anchors_without_numbered_layers_are_refused():
+    method = {"name": "linear", "weights": {"x": [0.0, 1.0]}}
+    with pytest.raises(ConfigError, match=r"method.weights.x: anchors need tensors of numbered"):
+        check_groups(recipe(method), ["a.weight", "b.weight"])
+
+
+def test_a_step_by_group_must_cover_every_tensor():
+    document = recipe({"name": "linear", "weights": {"x": 1.0}}, [EARLY]).resolved()
+    steps = [{"name": "merge_align", "aligned": "y", "alpha": {"early": 0.5}}]
+    with pytest.raises(ConfigError, match=r"steps.merge_align.alpha: must name 'default'"):
+        check_groups(MergeRecipe.model_validate({**document, "steps": steps}), NAMES)

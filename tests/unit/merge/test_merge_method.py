@@ -4,7 +4,7 @@ from pydantic import TypeAdapter
 
 from safemerge.config.recipe import LayerGroup, Method
 from safemerge.errors import MergeError
-from safemerge.merge import METHODS, ThresholdCache, kernel, merge_tensor, method_row
+from safemerge.merge import METHODS, ThresholdCache, inputs, kernel, merge_tensor, method_row
 from safemerge.merge.coefficient import Coefficients, coefficients_for
 from safemerge.merge.method import models_used
 
@@ -68,9 +68,9 @@ def test_slerp_gives_its_ends_exactly_and_reads_only_them(t, end):
 
 def test_slerp_needs_two_models():
     base, *_ = tensors(4)
-    inputs = kernel.TensorInputs(NAME, base, {}, Coefficients({}, {}), torch.float32)
+    given = inputs.TensorInputs(NAME, base, {}, Coefficients({}, {}), torch.float32)
     with pytest.raises(MergeError, match="slerp must have two models; got 0"):
-        kernel.merge_slerp(inputs)
+        kernel.merge_slerp(given)
 
 
 def test_task_arithmetic_is_its_definition():
@@ -99,7 +99,7 @@ def test_runs_of_entries_join_up(name, monkeypatch):
     weights = {"a": 0.6, "b": 0.5}
     declared = method(name, weights=weights)
     whole = merge(declared, base, {"a": a, "b": b}, seed=4)
-    monkeypatch.setattr(kernel, "_CHUNK_CPU", 10)
+    monkeypatch.setattr(inputs, "_CHUNK_CPU", 10)
     assert torch.equal(merge(declared, base, {"a": a, "b": b}, seed=4), whole)
 
 

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointError, CheckpointMismatchError, ConfigError, MergeError
-from safemerge.merge import ResidentCheckpoints, merged_tensors
+from safemerge.merge import METHODS, ResidentCheckpoints, merged_tensors
+from safemerge.testing.merge_cases import build_method
 from safemerge.weights import fingerprint
 
 
@@ -41,6 +42,47 @@ def test_other_methods_and_fewer_experts_are_served(document):
         method={"name": "linear", "weights": {"base": 0.5, "math": 0.5}},
     )
     assert len(list(resident.merged(fewer))) == 20
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_merges_a_whole_model_alike_with_and_without_what_is_kept(name, document):
+    method = build_method(name, {"math": 0.6, "safety": 0.4}, density=0.5).resolved()
+    asked = recipe(document, method=method)
+    resident = ResidentCheckpoints.open(asked)
+    first, second = (dict(resident.merged(asked)) for _ in range(2))
+    alone = dict(merged_tensors(asked, resident.checkpoints))
+    assert set(first) == set(resident.base.distinct_names)
+    for key, tensor in first.items():
+        assert tensor.dtype == resident.base.dtype(key)
+        assert torch.isfinite(tensor).all()
+        assert torch.equal(tensor, second[key])
+        assert torch.equal(tensor, alone[key])
+    assert (len(resident.spectra) > 0) is (name == "tsv_m")
+
+
+def test_anchors_and_steps_run_over_a_whole_model(document):
+    steps = [
+        {"name": "merge_align", "aligned": "safety", "alpha": {"mlp": 1.0, "default": [0, 1]}}
+    ]
+    asked = recipe(
+        document,
+        method={"name": "task_arithmetic", "weights": {"math": [1.0, 0.0]}},
+        layer_groups=[{"name": "mlp", "kind": "mlp"}],
+        steps=steps,
+    )
+    resident = ResidentCheckpoints.open(asked)
+    math, safety = (resident.checkpoints[name] for name in ("math", "safety"))
+    last = resident.base.num_layers - 1
+    merged = dict(resident.merged(asked))
+
+    def same(name, source):
+        torch.testing.assert_close(merged[name], source.tensor(name), rtol=1e-5, atol=1e-6)
+
+    same("model.layers.0.mlp.up_proj.weight", math)
+    same(f"model.layers.{last}.mlp.up_proj.weight", resident.base)
+    same("model.layers.0.self_attn.q_proj.weight", safety)
+    same(f"model.layers.{last}.self_attn.q_proj.weight", resident.base)
+    same("model.norm.weight", resident.base)
 
 
 def test_base_tensors_are_the_bases_own(document):

@@ -172,12 +172,12 @@ def test_drop_and_rescale_is_unbiased():
 def test_the_cache_holds_and_drops_the_least_recently_used():
     cache = ThresholdCache(max_entries=2)
     first, second, third = (Threshold(float(at), at) for at in range(3))
-    cache.put("e", "t", 0.1, first)
-    cache.put("e", "t", 0.2, second)
-    assert cache.get("e", "t", 0.1) == first
-    cache.put("e", "t", 0.3, third)
+    cache.put("e", "t", 1, first)
+    cache.put("e", "t", 2, second)
+    assert cache.get("e", "t", 1) == first
+    cache.put("e", "t", 3, third)
     assert len(cache) == 2
-    assert cache.get("e", "t", 0.2) is None
-    assert cache.get("e", "t", 0.1) == first
-    assert cache.get("e", "t", 0.3) == third
-    assert cache.get("f", "t", 0.3) is None
+    assert cache.get("e", "t", 2) is None
+    assert cache.get("e", "t", 1) == first
+    assert cache.get("e", "t", 3) == third
+    assert cache.get("f", "t", 3) is None

@@ -267,3 +267,14 @@ def test_a_checkpoint_that_vanishes_is_not_blamed_on_the_disk(recipe, checkpoint
     checkpoints["math"]._handles = dict.fromkeys(checkpoints["math"].files, Broken())
     with pytest.raises(CheckpointError, match="must be readable; got: gone"):
         write_merged(recipe, checkpoints, tmp_path / "out", check=False)
+
+
+def test_the_card_names_the_safety_operators(recipe, checkpoints, tmp_path):
+    document = recipe.resolved()
+    expert = document["experts"][0]["name"]
+    steps = [{"name": "merge_align", "aligned": expert, "alpha": 0.9}]
+    stepped = MergeRecipe.model_validate({**document, "steps": steps})
+    card = (write_merged(stepped, checkpoints, tmp_path / "out") / "README.md").read_text()
+    assert "With MergeAlign, on merged: Thakkar et al." in card
+    assert "https://arxiv.org/abs/2411.06824" in card
+    assert '"alpha": 0.9' in card

@@ -1,0 +1,198 @@
+"""``safemerge methods``: the table of merge methods and safety operators."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from safemerge.config.method import METHOD_SPECS
+from safemerge.config.problems import did_you_mean
+from safemerge.config.step import STEP_SPECS
+from safemerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from safemerge.config.base import StrictModel
+
+_SHARED = ("name", "on", "experts")
+"""Fields that the short table leaves out."""
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table, one method in full, or either as JSON."""
+    rows = describe()
+    if options.name is not None:
+        rows = [row for row in rows if row["name"] == options.name]
+        if not rows:
+            known = [*METHOD_SPECS, *STEP_SPECS]
+            raise ConfigError(
+                f"methods: must be a known merge method or safety operator; got "
+                f"{options.name!r}. {did_you_mean(options.name, known)}"
+            )
+    if options.json:
+        print(json.dumps(rows if options.name is None else rows[0], indent=2))
+    elif options.name is not None:
+        print(_full(rows[0]))
+    else:
+        print(_table(rows))
+
+
+def describe() -> list[dict[str, Any]]:
+    """Return every merge method, then every safety operator, as JSON-ready documents.
+
+    Returns:
+        Documents with name, kind (``method`` or ``step``), title, summary, uses_base, citation,
+        url, variant and parameters; each parameter with name, description, required, default,
+        allowed (its values by the declaration) and usual (the range worth searching, or null).
+    """
+    from safemerge.merge.step import STEPS
+    from safemerge.merge.table import METHODS
+
+    documents = []
+    for name, spec in METHOD_SPECS.items():
+        row = METHODS[name]
+        usual = {item.name: item for item in row.parameters}
+        parameters = _parameters(spec)
+        for parameter in parameters:
+            found = usual.get(parameter["name"])
+            if found is not None:
+                bracket = "[" if found.low_included else "("
+                parameter["usual"] = f"{bracket}{found.low:g}, {found.high:g}]"
+        documents.append(
+            {
+                "name": name,
+                "kind": "method",
+                "title": row.title,
+                "summary": _summary(spec),
+                "uses_base": row.uses_base,
+                "parameters": parameters,
+                "citation": row.citation,
+                "url": row.url,
+                "variant": row.variant,
+            }
+        )
+    for name, step in STEP_SPECS.items():
+        step_row = STEPS[name]
+        documents.append(
+            {
+                "name": name,
+                "kind": "step",
+                "title": step_row.title,
+                "summary": _summary(step),
+                "uses_base": True,
+                "parameters": _parameters(step),
+                "citation": step_row.citation,
+                "url": step_row.url,
+                "variant": step_row.variant,
+            }
+        )
+    return documents
+
+
+def _summary(spec: type[StrictModel]) -> str:
+    return (spec.__doc__ or "").strip().splitlines()[0]
+
+
+def _parameters(spec: type[StrictModel]) -> list[dict[str, Any]]:
+    schema = spec.model_json_schema(by_alias=True)
+    required = set(schema.get("required", ()))
+    return [
+        {
+            "name": name,
+            "description": " ".join(str(item.get("description", "")).split()),
+            "required": name in required,
+            "default": item.get("default"),
+            "allowed": _allowed(item),
+            "usual": None,
+        }
+        for name, item in schema["properties"].items()
+        if name != "name"
+    ]
+
+
+def _allowed(item: dict[str, Any]) -> str:
+    """Say in a few words what a property of a JSON schema may be."""
+    if "enum" in item:
+        return " | ".join(map(str, item["enum"]))
+    if "const" in item:
+        return str(item["const"])
+    if "oneOf" in item:
+        # Layer-wise values: a number first, then the same number as anchors and by group.
+        return f"{_allowed(item['oneOf'][0])}, layer-wise"
+    if "anyOf" in item:
+        return " | ".join(_allowed(option) for option in item["anyOf"])
+    kind = item.get("type")
+    if kind == "object":
+        inner = _allowed(item["additionalProperties"])
+        return f"by name: {inner}"
+    if kind == "array":
+        return f"list of {_allowed(item['items'])}"
+    words = {"number": "number", "integer": "whole number", "boolean": "true | false"}
+    name = words.get(str(kind), "name" if kind == "string" else str(kind))
+    return f"{name} {_interval(item)}".strip()
+
+
+def _interval(item: dict[str, Any]) -> str:
+    low = item.get("minimum", item.get("exclusiveMinimum"))
+    high = item.get("maximum", item.get("exclusiveMaximum"))
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"{'from' if 'minimum' in item else 'above'} {low:g}"
+    opening, closing = "[" if "minimum" in item else "(", "]" if "maximum" in item else ")"
+    return f"in {opening}{low:g}, {high:g}{closing}"
+
+
+def _short(row: dict[str, Any]) -> str:
+    parts = []
+    for item in row["parameters"]:
+        if item["name"] not in _SHARED:
+            limits = item["usual"] or (item["allowed"] if "|" not in item["allowed"] else "")
+            choices = "|".join(item["allowed"].split(" | "))
+            simple = item["usual"] is None and isinstance(item["default"], str)
+            parts.append(f"{item['name']} {choices if simple else limits}".strip())
+    return ", ".join(parts)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    width = max(len(row["name"]) for row in rows) + 2
+    for kind, heading in (("method", "Merge methods"), ("step", "Safety operators (steps)")):
+        lines += [heading, ""]
+        for row in rows:
+            if row["kind"] == kind:
+                base = "from the base" if row["uses_base"] else "whole weights"
+                lines.append(f"  {row['name']:<{width}}{row['summary']}")
+                indent = " " * (width + 2)
+                text = f"{_short(row)}; {base}; {row['citation']}"
+                lines += textwrap.wrap(
+                    text,
+                    98,
+                    initial_indent=indent,
+                    subsequent_indent=indent,
+                    break_on_hyphens=False,
+                )
+        lines.append("")
+    lines.append("'safemerge methods NAME' tells more: each parameter, and whose variant it is.")
+    return "\n".join(lines)
+
+
+def _full(row: dict[str, Any]) -> str:
+    kind = "merge method" if row["kind"] == "method" else "safety operator (step)"
+    base = "task vectors from the base" if row["uses_base"] else "whole weights"
+    lines = [f"{row['name']}: {row['title']}, {kind}", "", row["summary"], ""]
+    lines += [f"works on  {base}", f"source    {row['citation']}", f"          {row['url']}"]
+    wrapped = textwrap.wrap(row["variant"], 86)
+    lines += [("variant   " if not at else " " * 10) + line for at, line in enumerate(wrapped)]
+    lines += ["", "parameters"]
+    for item in row["parameters"]:
+        default = "required" if item["required"] else f"default {json.dumps(item['default'])}"
+        usual = f"; usually {item['usual']}" if item["usual"] else ""
+        lines.append(f"  {item['name']}: {item['allowed']} ({default}{usual})")
+        if item["description"]:
+            lines += textwrap.wrap(
+                item["description"], 94, initial_indent="      ", subsequent_indent="      "
+            )
+    return "\n".join(lines)

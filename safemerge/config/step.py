@@ -1,0 +1,146 @@
+"""Safety operators as a recipe declares them: steps on experts before, or on the merge after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from safemerge.config.base import StrictModel
+from safemerge.config.checkpoint import Name
+from safemerge.config.coefficient import Coefficient, Layerwise, Number, Share
+
+STEP_COEFFICIENTS = frozenset({"scale", "threshold", "alpha"})
+"""Fields of steps whose value may differ from layer to layer."""
+
+
+class StepSpec(StrictModel):
+    """What every step shares: what it changes, and which models it reads."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Fields that name models."""
+
+    on: Literal["experts", "merged"]
+    """``experts``: each expert's weights, before the method; ``merged``: the method's result."""
+    experts: list[Name] | None = Field(default=None, min_length=1)
+    """With ``on: experts``, the experts that are changed; null for all that the method merges,
+    save those the step itself reads."""
+
+    @model_validator(mode="after")
+    def _experts_only_there(self) -> Self:
+        if self.experts is not None and self.on == "merged":
+            raise ValueError("experts may be named with 'on: experts' only. Drop one of the two.")
+        return self
+
+    def models_of_fields(self, base: str) -> tuple[str, ...]:
+        """Name of the model of each field in `reads`, the base's where none is named."""
+        return tuple(getattr(self, field) or base for field in self.reads)
+
+    def models_read(self, base: str) -> frozenset[str]:
+        """Names of the models whose weights the step reads."""
+        return frozenset(self.models_of_fields(base))
+
+    def changes(self, expert: str, base: str) -> bool:
+        """Tell whether the step changes an expert before the method."""
+        if self.on == "merged":
+            return False
+        if self.experts is not None:
+            return expert in self.experts
+        return expert not in self.models_read(base)
+
+    def coefficients(self) -> Iterator[tuple[str, Number]]:
+        """Yield (field, coefficient) for every layer-wise coefficient."""
+        for field in type(self).model_fields:
+            if field in STEP_COEFFICIENTS:
+                yield field, getattr(self, field)
+
+
+class Resta(StepSpec):
+    """Add a safety vector: theta + scale (aligned - unaligned) (arXiv:2402.11746)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned")
+
+    name: Literal["resta"]
+    on: Literal["experts", "merged"] = "merged"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
+    aligned: Name
+    """The safe model."""
+    unaligned: Name
+    """The same model made unsafe: the aligned one after tuning on harmful data."""
+    scale: Coefficient = 1.0
+    """The paper's gamma; 0 changes nothing."""
+
+
+class _Projected(StepSpec):
+    reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned")
+
+    on: Literal["experts", "merged"] = "experts"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
+    aligned: Name
+    """The safe model."""
+    unaligned: Name | None = None
+    """What it was before alignment; null for the recipe's base."""
+
+
+class SafeLora(_Projected):
+    """Project unsafe updates of matrices onto the alignment's columns (arXiv:2405.16833)."""
+
+    name: Literal["safe_lora"]
+    threshold: Layerwise[Annotated[float, Field(ge=-1.0, le=1.0)]] = 0.5
+    """Cosine between an update and its projection, at or below which it is projected."""
+
+
+class SafeMerge(_Projected):
+    """Mix unsafe updates with the safe model's, tensor by tensor (arXiv:2503.17239)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned", "safe")
+
+    name: Literal["safe_merge"]
+    safe: Name
+    """Model whose update from the base is mixed in: tuned on safety data, or the aligned one."""
+    threshold: Layerwise[Annotated[float, Field(ge=-1.0, le=1.0)]] = 0.35
+    """Cosine between an update and its projection, below which it is mixed."""
+    alpha: Layerwise[Share] = 0.2
+    """Share of the safe model's update where it is mixed in."""
+
+
+class MergeAlign(StepSpec):
+    """base + alpha tau + (1 - alpha) tau_aligned (arXiv:2411.06824)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("aligned",)
+
+    name: Literal["merge_align"]
+    on: Literal["experts", "merged"] = "merged"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
+    aligned: Name
+    """The aligned model."""
+    alpha: Layerwise[Share] = 0.5
+    """Share of the merge (or of the expert); 1 changes nothing."""
+
+
+class PrePost(StepSpec):
+    """(1 - alpha) theta_before + alpha theta_after: undo part of a tuning (arXiv:2412.19512)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("before",)
+
+    name: Literal["pre_post"]
+    on: Literal["experts", "merged"] = "experts"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
+    before: Name | None = None
+    """The model before tuning; null for the recipe's base."""
+    alpha: Layerwise[Share] = 0.5
+    """Share of the tuned model, the paper's lambda; 1 changes nothing."""
+
+
+Step = Annotated[Resta | SafeLora | SafeMerge | MergeAlign | PrePost, Field(discriminator="name")]
+"""One safety operator with its parameters, told by ``name``."""
+
+STEP_SPECS: Mapping[str, type[StepSpec]] = MappingProxyType(
+    {
+        get_args(spec.model_fields["name"].annotation)[0]: spec
+        for spec in get_args(get_args(Step)[0])
+    }
+)
+"""Declaration of each safety operator by its name."""

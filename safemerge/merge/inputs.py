@@ -1,0 +1,139 @@
+"""What the merged value of one tensor depends on, and the runs of entries it is made in."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from safemerge.errors import MergeError
+from safemerge.merge.coefficient import Coefficients
+from safemerge.merge.sparsify import ThresholdCache
+from safemerge.merge.spectrum import SpectrumCache
+
+_CHUNK_CPU = 1 << 17
+_CHUNK_DEVICE = 1 << 26
+
+
+@dataclass(frozen=True)
+class TensorInputs:
+    """All that the merged value of one named tensor depends on."""
+
+    tensor: str
+    """Tensor name: seeds the masks, and is named in errors."""
+    base: Float[Tensor, "..."]
+    experts: Mapping[str, Float[Tensor, "..."]]
+    """Expert tensors by name; those that the coefficients do not use may be missing."""
+    coefficients: Coefficients
+    dtype: torch.dtype
+    """Type of the result; arithmetic is in float32 and rounded to nearest, ties to even."""
+    base_name: str = "base"
+    models: tuple[str, ...] = ()
+    """For slerp: the models at t = 0 and t = 1."""
+    normalize: bool = True
+    """For linear: whether shares are made to sum to 1; for elections, whether means are taken."""
+    seed: int = 0
+    """Seed of random masks."""
+    thresholds: ThresholdCache | None = None
+    """Where trim thresholds are kept between candidates."""
+    spectra: SpectrumCache | None = None
+    """Where singular vectors are kept between candidates."""
+
+    @property
+    def where(self) -> str:
+        """The place named first in errors."""
+        return f"tensor '{self.tensor}'"
+
+    @property
+    def active(self) -> dict[str, float]:
+        """Weight of each expert that takes part, sorted by name; none if lambda is zero."""
+        if self.coefficients.lambda_ == 0.0:
+            return {}
+        weights = self.coefficients.weights
+        return {name: weight for name, weight in sorted(weights.items()) if weight}
+
+    def model(self, name: str) -> Tensor:
+        """Return the tensor of the base or of an expert.
+
+        Raises:
+            MergeError: If the model is not given, or its shape is not the base's.
+        """
+        if name == self.base_name:
+            return self.base
+        if name not in self.experts:
+            raise MergeError(
+                f"{self.where}: every model with a weight must be given; got no '{name}'. "
+                f"Open its checkpoint."
+            )
+        found = self.experts[name]
+        if found.shape != self.base.shape:
+            raise MergeError(
+                f"{self.where}: experts must share the base shape; got base "
+                f"{tuple(self.base.shape)}, expert '{name}' {tuple(found.shape)}. "
+                f"Re-export the expert with the base tokenizer size."
+            )
+        return found
+
+    def untouched(self) -> Tensor:
+        """Return a copy of the base, in the result's dtype."""
+        return self.base.to(self.dtype, copy=True)
+
+    def plus(self, update: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return base + lambda * update, rounded once to the result's dtype."""
+        origin = self.base.to(torch.float32)
+        update = update.reshape(self.base.shape)
+        return torch.add(origin, update, alpha=self.coefficients.lambda_).to(self.dtype)
+
+
+def runs(flat: Tensor, *, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of runs of entries that fit the processor's cache.
+
+    Args:
+        flat: A flattened tensor; the runs cover it in order.
+        multiple: Length that runs are a multiple of (one at least), e.g. that of a row; the
+            last run may be shorter.
+
+    Returns:
+        Iterator of half-open ranges.
+    """
+    count = flat.numel()
+    length = _CHUNK_CPU if flat.device.type == "cpu" else _CHUNK_DEVICE
+    length = max(1, length // multiple) * multiple
+    for run in range(math.ceil(count / length)):
+        yield run * length, min((run + 1) * length, count)
+
+
+def gram(
+    tensors: Sequence[Tensor], *, origin: Tensor | None = None, where: str = "tensor"
+) -> Float64[Tensor, "models models"]:
+    """Return the inner products of flattened tensors, less an origin.
+
+    Run by run in float32, added up in float64.
+
+    Args:
+        tensors: Tensors of one shape.
+        origin: What is subtracted from each first; None for nothing.
+        where: Place named in messages.
+
+    Returns:
+        Symmetric matrix on the CPU.
+
+    Raises:
+        MergeError: If an entry is not finite.
+    """
+    flats = [tensor.flatten() for tensor in tensors]
+    start_at = None if origin is None else origin.flatten()
+    total = torch.zeros(len(flats), len(flats), dtype=torch.float64)
+    for start, stop in runs(flats[0]):
+        parts = torch.stack([flat[start:stop].to(torch.float32) for flat in flats])
+        if start_at is not None:
+            parts -= start_at[start:stop]
+        total += (parts @ parts.T).to(device="cpu", dtype=torch.float64)
+    if not bool(torch.isfinite(total).all()):
+        raise MergeError(
+            f"{where}: entries must be finite, and so their squares' sum; got NaN or infinity. "
+            f"Check the checkpoint."
+        )
+    return total

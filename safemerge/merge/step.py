@@ -1,0 +1,184 @@
+"""Safety operators: steps on an expert's weights before a method, or on its result after.
+
+Each takes and gives one named tensor in float32. They are means to be searched and measured:
+none is a guarantee (safety directions are not linearly distinct, arXiv:2505.14185).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from safemerge.config.step import Step
+from safemerge.merge.projection import alignment_projection
+from safemerge.weights.kind import module_kind
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """All that one step needs to change one tensor."""
+
+    tensor: str
+    """Tensor name."""
+    weights: Float32[Tensor, "..."]
+    """What is changed: an expert's tensor, or the merged one. Not written to."""
+    base: Float32[Tensor, "..."]
+    read: Mapping[str, Float32[Tensor, "..."]]
+    """The tensors of the models that the step reads, by the step's field."""
+    numbers: Mapping[str, float]
+    """The step's coefficients for this tensor, by field."""
+
+
+def add_safety_vector(inputs: StepInputs) -> Float32[Tensor, "..."]:
+    """Return theta + scale (aligned - unaligned), RESTA's addition.
+
+    References:
+        arXiv:2402.11746, equation 2.
+    """
+    vector = inputs.read["aligned"] - inputs.read["unaligned"]
+    return inputs.weights.add(vector, alpha=inputs.numbers["scale"])
+
+
+def project_update(inputs: StepInputs) -> Float32[Tensor, "..."]:
+    """Return base + C Delta where cos(C Delta, Delta) <= threshold, else theta (Safe LoRA).
+
+    Only matrices are projected, and no embeddings: what LoRA adapts.
+
+    References:
+        arXiv:2405.16833, equation 4; see `alignment_projection`.
+    """
+    if inputs.weights.ndim != 2 or module_kind(inputs.tensor) == "embeddings":
+        return inputs.weights
+    projection = alignment_projection(
+        inputs.weights - inputs.base, inputs.read["aligned"] - inputs.read["unaligned"]
+    )
+    if projection is None or projection.cosine > inputs.numbers["threshold"]:
+        return inputs.weights
+    return projection.update.add_(inputs.base)
+
+
+def mix_update(inputs: StepInputs) -> Float32[Tensor, "..."]:
+    """Return (1 - alpha) theta + alpha safe where the cosine is below the threshold, else theta.
+
+    The cosine is Safe LoRA's, taken for every tensor. Where nothing tells (an update or an
+    alignment of zero) theta stays.
+
+    References:
+        arXiv:2503.17239, equations 2 and 3. Departure: published for LoRA's matrices; here for
+        the whole weights of any model.
+    """
+    projection = alignment_projection(
+        inputs.weights - inputs.base, inputs.read["aligned"] - inputs.read["unaligned"]
+    )
+    if projection is None or projection.cosine >= inputs.numbers["threshold"]:
+        return inputs.weights
+    return inputs.weights.lerp(inputs.read["safe"], inputs.numbers["alpha"])
+
+
+def mix_aligned(inputs: StepInputs) -> Float32[Tensor, "..."]:
+    """Return alpha theta + (1 - alpha) aligned, MergeAlign's interpolation.
+
+    References:
+        arXiv:2411.06824, section 3: base + alpha tau_domain + (1 - alpha) tau_align, which is
+        the same, for the base cancels.
+    """
+    return inputs.weights.lerp(inputs.read["aligned"], 1.0 - inputs.numbers["alpha"])
+
+
+def mix_before(inputs: StepInputs) -> Float32[Tensor, "..."]:
+    """Return (1 - alpha) before + alpha theta: weights before and after tuning, merged.
+
+    References:
+        arXiv:2412.19512, equation 1.
+    """
+    return inputs.weights.lerp(inputs.read["before"], 1.0 - inputs.numbers["alpha"])
+
+
+class StepRow(NamedTuple):
+    """One safety operator."""
+
+    name: str
+    """Machine name, the step's discriminator."""
+    title: str
+    """Name for people."""
+    function: Callable[[StepInputs], Tensor]
+    """Pure: one tensor and its companions to the changed tensor."""
+    idle: Mapping[str, float]
+    """Coefficients at which the step changes nothing."""
+    citation: str
+    url: str
+    variant: str
+    """How it follows or departs from the paper."""
+
+
+_ROWS = (
+    StepRow(
+        name="resta",
+        title="RESTA",
+        function=add_safety_vector,
+        idle={"scale": 0.0},
+        citation="Bhardwaj et al., Language Models are Homer Simpson!, ACL 2024",
+        url="https://arxiv.org/abs/2402.11746",
+        variant="The addition alone; the paper drops and rescales the tuned update with DARE "
+        "first, which the method dare_linear does.",
+    ),
+    StepRow(
+        name="safe_lora",
+        title="Safe LoRA",
+        function=project_update,
+        idle={"threshold": -1.0},
+        citation="Hsu et al., Safe LoRA, NeurIPS 2024",
+        url="https://arxiv.org/abs/2405.16833",
+        variant="By threshold, for matrices of full weights; the paper's choice of the k lowest "
+        "layers is not offered, for it needs all layers at once.",
+    ),
+    StepRow(
+        name="safe_merge",
+        title="SafeMERGE",
+        function=mix_update,
+        idle={"alpha": 0.0},
+        citation="Djuhera et al., SafeMERGE, 2025",
+        url="https://arxiv.org/abs/2503.17239",
+        variant="Generalised from LoRA to all tensors of full weights; vectors count as one "
+        "column.",
+    ),
+    StepRow(
+        name="merge_align",
+        title="MergeAlign",
+        function=mix_aligned,
+        idle={"alpha": 1.0},
+        citation="Thakkar et al., Combining Domain and Alignment Vectors, 2024",
+        url="https://arxiv.org/abs/2411.06824",
+        variant="As the paper; on the merge by default, so that it composes with any method.",
+    ),
+    StepRow(
+        name="pre_post",
+        title="Pre- and post-tuning merge",
+        function=mix_before,
+        idle={"alpha": 1.0},
+        citation="Farn et al., Safeguard Fine-Tuned LLMs Through Pre- and Post-Tuning Model "
+        "Merging, 2024",
+        url="https://arxiv.org/abs/2412.19512",
+        variant="The paper's linear form.",
+    ),
+)
+
+STEPS: Mapping[str, StepRow] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every safety operator by machine name."""
+
+
+def is_idle(step: Step, numbers: Mapping[str, float]) -> bool:
+    """Tell whether a step changes nothing at its coefficients, and so reads nothing.
+
+    Args:
+        step: A step of a recipe.
+        numbers: Its coefficients for a tensor.
+
+    Returns:
+        Whether a coefficient is at the value that leaves the weights as they are.
+    """
+    idle = STEPS[step.name].idle
+    return any(numbers[field] == value for field, value in idle.items())

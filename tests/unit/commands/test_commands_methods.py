@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from safemerge.cli import main
+from safemerge.config.method import METHOD_SPECS
+from safemerge.config.step import STEP_SPECS
+from safemerge.merge import METHODS, STEPS
+
+
+def printed(capsys, *arguments):
+    assert main(["methods", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_row_has_a_declaration_and_the_other_way_round():
+    assert list(METHOD_SPECS) == list(METHODS)
+    assert list(STEP_SPECS) == list(STEPS)
+
+
+def test_the_table_has_every_method_and_step_with_its_source(capsys):
+    text = printed(capsys)
+    joined = " ".join(text.split())
+    for row in (*METHODS.values(), *STEPS.values()):
+        assert f"\n  {row.name} " in text
+    for row in METHODS.values():
+        assert " ".join(row.citation.split(" ")[:3]) in joined
+    assert "density (0, 1]" in joined
+    assert "variant mergekit|peft" in joined
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_one_method_is_told_in_full(capsys):
+    text = printed(capsys, "ties")
+    joined = " ".join(text.split())
+    for words in (
+        "ties: TIES, merge method",
+        "task vectors from the base",
+        "https://arxiv.org/abs/2306.01708",
+        "density: number in (0, 1], layer-wise (default 0.5; usually (0, 1])",
+        "weights: by name: number, layer-wise (required; usually [-2, 2])",
+        'variant: mergekit | peft (default "mergekit")',
+        "variant: peft elects before weighting and divides by the count",
+    ):
+        assert words in joined
+
+
+def test_a_step_is_told_in_full(capsys):
+    text = printed(capsys, "safe_lora")
+    assert "safe_lora: Safe LoRA, safety operator (step)" in text
+    assert "on: experts | merged" in text
+    assert "threshold: number in [-1, 1], layer-wise (default 0.5)" in text
+
+
+def test_the_table_is_json_for_other_programs(capsys):
+    rows = json.loads(printed(capsys, "--json"))
+    by_name = {row["name"]: row for row in rows}
+    assert set(by_name) == set(METHODS) | set(STEPS)
+    assert {row["kind"] for row in rows} == {"method", "step"}
+    assert not by_name["linear"]["uses_base"]
+    assert by_name["ties"]["uses_base"]
+    (gamma,) = [item for item in by_name["breadcrumbs"]["parameters"] if item["name"] == "gamma"]
+    assert gamma["default"] == 0.01
+    assert gamma["usual"] == "[0, 0.2]"
+    assert not gamma["required"]
+    assert json.loads(printed(capsys, "karcher", "--json"))["title"] == "Karcher mean"
+
+
+def test_every_parameter_is_described(capsys):
+    for row in json.loads(printed(capsys, "--json")):
+        for item in row["parameters"]:
+            assert item["description"], (row["name"], item["name"])
+            assert item["allowed"], (row["name"], item["name"])
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(capsys):
+    assert main(["methods", "tise"]) == 2
+    assert "got 'tise'. Did you mean 'ties'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*METHOD_SPECS, *STEP_SPECS])
+def test_the_usual_range_lies_within_what_is_allowed(name, capsys):
+    row = json.loads(printed(capsys, name, "--json"))
+    named = {item["name"] for item in row["parameters"]}
+    if name in METHODS:
+        assert {item.name for item in METHODS[name].parameters} <= named
