@@ -43,7 +43,6 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
             replace_file(folder / "metrics.jsonl", (work / "metrics.jsonl").read_bytes())
         if (work / "tensorboard").exists():
             shutil.copytree(work / "tensorboard", folder / "tensorboard", dirs_exist_ok=True)
-        replace_file(folder / "checkpoint.json", json.dumps(document, indent=2) + "
-")
+        replace_file(folder / "checkpoint.json", json.dumps(document, indent=2) + "\n")
     console.say(f"checkpoint: {checkpoint}")
     console.say(f"next: name it in a study, `{{name: {spec.name}, {kind}: {options.spec}}}`")
