@@ -20,14 +20,14 @@ def mean_kernel(first, second, bandwidth):
     total = 0.0
     for a in first:
         for b in second:
-            distance = float((a - b).square().sum())
+            distance = float((a - b).detach().square().sum())
             total += sum(math.exp(-distance / (bandwidth * f)) for f in (0.25, 0.5, 1, 2, 4))
     return total / (len(first) * len(second))
 
 
 def mmd_by_formula(first, second):
     everyone = [*first, *second]
-    apart = [float((a - b).square().sum()) for a in everyone for b in everyone]
+    apart = [float((a - b).detach().square().sum()) for a in everyone for b in everyone]
     bandwidth = sum(apart) / (len(everyone) * (len(everyone) - 1))
     within = mean_kernel(first, first, bandwidth) + mean_kernel(second, second, bandwidth)
     return within - 2 * mean_kernel(first, second, bandwidth)
