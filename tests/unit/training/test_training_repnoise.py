@@ -20,14 +20,14 @@ def mean_kernel(first, second, bandwidth):
     total = 0.0
     for a in first:
         for b in second:
-            distance = float((a - b).detach().square().sum())
+            distance = (a - b).square().sum().item()
             total += sum(math.exp(-distance / (bandwidth * f)) for f in (0.25, 0.5, 1, 2, 4))
     return total / (len(first) * len(second))
 
 
 def mmd_by_formula(first, second):
     everyone = [*first, *second]
-    apart = [float((a - b).detach().square().sum()) for a in everyone for b in everyone]
+    apart = [(a - b).square().sum().item() for a in everyone for b in everyone]
     bandwidth = sum(apart) / (len(everyone) * (len(everyone) - 1))
     within = mean_kernel(first, first, bandwidth) + mean_kernel(second, second, bandwidth)
     return within - 2 * mean_kernel(first, second, bandwidth)
@@ -109,9 +109,9 @@ def test_the_loss_is_that_of_the_formula(exact, adapted, rows):
     settings = {"ascent": 0.7, "noise": 0.3}
     found = terms(model, harmless, harmful, **settings)
     expected = terms_by_formula(model, harmless, harmful, 0.7, 0.3, seed=3)
-    assert float(found.total.detach()) == pytest.approx(float(expected.detach()), abs=1e-10)
-    assert float(found.noise_distance.detach()) > 0
-    assert float(found.harmful_loss.detach()) > 0
+    assert found.total.item() == pytest.approx(expected.item(), abs=1e-10)
+    assert found.noise_distance.item() > 0
+    assert found.harmful_loss.item() > 0
 
 
 def test_the_gradient_is_the_slope_of_the_formula(exact, adapted, rows):
@@ -125,9 +125,7 @@ def test_the_gradient_is_the_slope_of_the_formula(exact, adapted, rows):
     with torch.no_grad():
         for step in (1e-4, -2e-4):
             parameter += step * direction
-            values.append(
-                float(terms_by_formula(model, harmless, harmful, 0.7, 0.0, seed=3).detach())
-            )
+            values.append(terms_by_formula(model, harmless, harmful, 0.7, 0.0, seed=3).item())
     assert (values[0] - values[1]) / 2e-4 == pytest.approx(float(gradient.norm()), rel=1e-4)
 
 

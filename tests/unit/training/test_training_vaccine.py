@@ -46,7 +46,7 @@ def by_formula(model, batch, rho, *, per_row=False):
     norm = g.square().sum(dim=(0, 2, 3), keepdim=True).sqrt() if per_row else g.norm()
     parameters = [p for p in model.parameters() if p.requires_grad]
     loss = transformers_loss(model, batch, list(rho * g / (norm + 1e-7)))
-    return float(loss), torch.autograd.grad(loss, parameters)
+    return loss.item(), torch.autograd.grad(loss, parameters)
 
 
 @pytest.mark.parametrize("per_row", [False, True])
@@ -74,7 +74,7 @@ def test_the_perturbation_raises_the_loss_as_its_slope_says(exact, adapted, rows
     loss = transformers_loss(model, batch, zeros)
     slope = torch.stack(torch.autograd.grad(loss, zeros)).norm()
     risen, _ = gradient(model, batch, rho=1e-4)
-    assert (risen - float(loss)) / 1e-4 == pytest.approx(float(slope), rel=1e-2)
+    assert (risen - loss.item()) / 1e-4 == pytest.approx(float(slope), rel=1e-2)
 
 
 def test_layers_below_the_first_adapter_are_perturbed_too(exact, adapted, rows):
