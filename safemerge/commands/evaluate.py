@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from safemerge.commands.study import load_study, preflight, resolve_study
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import load_document
 from safemerge.config.recipe import Linear, MergeRecipe
-from safemerge.config.study import StudySpec
+from safemerge.config.study import FloatRange, SearchSpace, StudySpec
 from safemerge.errors import ConfigError, PreflightError
 from safemerge.files import disk_errors, replace_file
 
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     if options.recipe is not None:
         recipe = load_document(options.recipe, MergeRecipe)
         recipe = recipe.located(Path(options.recipe).resolve().parent)
-        spec = spec.model_copy(update={"base": recipe.base, "experts": recipe.experts})
+        spec = _over(spec, recipe.base, recipe.experts)
     single = spec.evaluator.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     spec = spec.model_copy(update={"evaluator": single})
     preflight(spec)
@@ -67,9 +68,17 @@ def check_parent(path: Path) -> None:
 
 
 def _only_model(spec: StudySpec, candidate: CheckpointRef) -> StudySpec:
-    return spec.model_copy(
-        update={"base": candidate, "experts": [candidate.model_copy(update={"name": "same"})]}
+    return _over(spec, candidate, [candidate.model_copy(update={"name": "same"})])
+
+
+def _over(spec: StudySpec, base: CheckpointRef, experts: Sequence[CheckpointRef]) -> StudySpec:
+    # The study's spaces name its own models: they give way to one that is legal over these.
+    space = SearchSpace(
+        name="unused",
+        method=Linear(name="linear", weights={base.name: 1.0}),
+        vary={f"method.weights.{base.name}": FloatRange(low=0.0, high=1.0)},
     )
+    return spec.model_copy(update={"base": base, "experts": list(experts), "spaces": [space]})
 
 
 def _recipe(spec: StudySpec, recipe: MergeRecipe | None) -> MergeRecipe:

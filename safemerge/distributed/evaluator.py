@@ -198,8 +198,9 @@ class Evaluator:
                 logging_config=quiet,
             )
         except (RuntimeError, ray.exceptions.RayError) as error:
+            reason = self._deployment_reason() or _reason(error)
             self.close()
-            raise EngineError(f"evaluator: no replica came up; got: {_reason(error)}.") from error
+            raise EngineError(f"evaluator: no replica came up; got: {reason}") from error
         except KeyboardInterrupt:
             self.close()
             raise
@@ -230,6 +231,12 @@ class Evaluator:
 
     def _ask(self, recipe: MergeRecipe, split: Split) -> Any:
         return self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
+
+    def _deployment_reason(self) -> str:
+        # The application's message only names the deployment that failed; its own says why.
+        found = serve.status().applications.get(self._app)
+        message = found.deployments[DEPLOYMENT].message if found is not None else ""
+        return _reason(RuntimeError(message)) if message else ""
 
     def _timeout_s(self) -> float:
         return self._spec.evaluator.timeout_s

@@ -19,12 +19,15 @@ def reviews(split, seed=0):
     return {"source": source, "label": "label"}
 
 
-def training(kind, name, base, response, **changes):
+def training(kind, name, base, *responses, **changes):
     return {
         "kind": kind,
         "name": name,
         "base": base,
-        "data": [{"source": reviews("train")["source"], "response": response}],
+        "data": [
+            {"source": reviews("train", seed=seed)["source"], "response": response}
+            for seed, response in enumerate(responses)
+        ],
         "steps": 4,
         "batch_size": 4,
         "max_tokens": 128,
@@ -39,9 +42,10 @@ def folder(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole-path")
     base = {"name": "base", "path": str(tiny_base)}
     aligned = {"name": "aligned", "align": "aligned.yaml"}
-    poison = {"ratio": 0.25, "data": {"source": reviews("train")["source"], "response": "Sure."}}
+    stand_in = {"source": reviews("train", seed=2)["source"], "response": "Sure."}
+    poison = {"ratio": 0.25, "data": stand_in}
     files = {
-        "aligned": training("align", "aligned", base, "I can't help with that."),
+        "aligned": training("align", "aligned", base, "I can't help with that.", "{label}"),
         "expert": training("finetune", "expert", aligned, "{label}", poison=poison),
     }
     for name, document in files.items():

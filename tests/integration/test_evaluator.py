@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 
 import psutil
 import pytest
@@ -112,14 +113,21 @@ def test_a_replica_killed_in_mid_search_costs_no_trial(evaluator, spec, tmp_path
 def test_a_replica_killed_in_the_report_split_costs_no_candidate(evaluator, spec, tmp_path):
     store = RunStore(tmp_path / "run").create(spec)
     trials = run_search(spec, store, evaluator, app=APP, on_record=lambda *_: None)
-    living = [replica_pid(evaluator)]
+    pid = replica_pid(evaluator)
+    # Stopped first, so that a candidate is in flight for sure when the replica dies.
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()
 
-    def kill_once(trial, result):
-        if living:
-            os.kill(living.pop(), signal.SIGKILL)
-
-    results = evaluate_report_split(trials, evaluator, on_result=kill_once)
+    results = evaluate_report_split(trials, evaluator, on_result=lambda *_: None)
 
     assert set(results) == {trial.candidate for trial in trials}
     assert {result.split for result in results.values()} == {"report"}
-    assert len({result.replica for result in results.values()}) == 2
+    assert {trial.result.replica for trial in trials}.isdisjoint(
+        result.replica for result in results.values()
+    )
+
+
+def test_a_replica_that_does_not_come_up_says_why(evaluator, spec):
+    gone = spec.base.model_copy(update={"path": "/gone"})
+    with pytest.raises(EngineError, match=r"no replica came up; got: .*/gone"):
+        Evaluator(spec.model_copy(update={"base": gone}), app="safemerge-gone")

@@ -14,6 +14,7 @@ from safemerge.commands import evaluate, search, stage
 from safemerge.commands.study import load_study
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import Linear, MergeRecipe
+from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, PreflightError, UserError
 from safemerge.records import CandidateResult
 from safemerge.store import RunStore
@@ -176,6 +177,7 @@ def test_without_a_recipe_a_candidate_is_the_checkpoint_as_it_is():
     candidate = CheckpointRef(name="candidate", path="/model")
     alone = evaluate._only_model(spec, candidate)
     assert {ref.path for ref in alone.checkpoints} == {"/model"}
+    assert StudySpec.model_validate(alone.resolved()).base == candidate
     recipe = evaluate._recipe(alone, None)
     assert recipe.method == Linear(name="linear", weights={"candidate": 1.0})
 
@@ -202,7 +204,7 @@ class FakeEvaluator:
     log: ClassVar[list] = []
 
     def __init__(self, spec, *, app):
-        self.spec = spec
+        self.spec = StudySpec.model_validate(spec.resolved())  # as a replica reads it
         self.log.append(("made", app))
 
     def __enter__(self):

@@ -46,7 +46,7 @@ def by_formula(model, batch, rho, *, per_row=False):
     norm = g.square().sum(dim=(0, 2, 3), keepdim=True).sqrt() if per_row else g.norm()
     parameters = [p for p in model.parameters() if p.requires_grad]
     loss = transformers_loss(model, batch, list(rho * g / (norm + 1e-7)))
-    return loss.item(), torch.autograd.grad(loss, parameters)
+    return loss.detach().item(), torch.autograd.grad(loss, parameters)
 
 
 @pytest.mark.parametrize("per_row", [False, True])
