@@ -80,11 +80,12 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
 def _search(spec: StudySpec, store: RunStore, console: Console) -> None:
     from safemerge.distributed.evaluator import Evaluator
     from safemerge.distributed.search import run_search
+    from safemerge.search import reference_recipes
 
     finished = store.trials()
     if finished:
         console.say(f"resuming: {len(finished)} finished trials kept")
-    total = spec.num_trials + (len(spec.experts) + 2 if spec.references else 0)
+    total = spec.num_trials + (len(reference_recipes(spec)) if spec.references else 0)
     app = f"safemerge-{spec.name}"
     console.say(f"starting {spec.evaluator.min_replicas} evaluator replicas (about 30 to 60 s)")
     with Evaluator(spec, app=app) as evaluator:

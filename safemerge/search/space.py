@@ -119,8 +119,9 @@ def reference_recipes(spec: StudySpec) -> list[Reference]:
     """Return what every search is compared with: each parent, and the experts' plain mean.
 
     A parent's recipe is linear with weight 1 on it alone, which gives its weights back
-    exactly; the mean is linear with equal weights on all experts. With a single expert the
-    two are the same candidate, listed once.
+    exactly; the mean is linear with equal weights on the experts that a space merges, so that a
+    model which only a step reads (a harmful one, say) is not averaged in. With a single such
+    expert the two are the same candidate, listed once.
 
     Args:
         spec: The study.
@@ -130,8 +131,10 @@ def reference_recipes(spec: StudySpec) -> list[Reference]:
         checkpoint name and ``mean``.
     """
     weights = [(item.name, {item.name: 1.0}) for item in spec.checkpoints]
-    if len(spec.experts) > 1:
-        weights.append((MEAN_LABEL, {item.name: 1.0 for item in spec.experts}))
+    named = frozenset().union(*(space.method.model_names() for space in spec.spaces))
+    merged = [item.name for item in spec.experts if item.name in named]
+    if len(merged) > 1:
+        weights.append((MEAN_LABEL, dict.fromkeys(merged, 1.0)))
     return [Reference(label, _linear(spec, by_name)) for label, by_name in weights]
 
 

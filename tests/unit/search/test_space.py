@@ -139,3 +139,12 @@ def test_the_mean_of_a_single_expert_is_that_expert_listed_once():
         ],
     )
     assert [label for label, _ in reference_recipes(spec)] == ["base", "skill"]
+
+
+def test_the_mean_leaves_out_a_model_that_no_space_merges():
+    spec = landscape_study(
+        experts=[{"name": name, "path": f"/{name}"} for name in ("skill", "safety", "harmful")]
+    )
+    references = dict(reference_recipes(spec))
+    assert "harmful" in references
+    assert references["mean"].method.weights == {"skill": 1.0, "safety": 1.0}
