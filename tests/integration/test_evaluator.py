@@ -39,6 +39,9 @@ class BreakableReplica(EvaluatorReplica):
     def break_engine(self):
         self._engine._model = None
 
+    def pid(self):
+        return os.getpid()
+
 
 @pytest.fixture(scope="module")
 def spec(study_document):
@@ -61,7 +64,7 @@ def recipe(spec, tmp_path_factory):
 
 
 def replica_pid(evaluator):
-    return evaluator.process_ids()[0]
+    return evaluator._handle.pid.remote().result(timeout_s=60 * PATIENCE)
 
 
 def break_engine(evaluator):
