@@ -1,4 +1,4 @@
-"""A hardened alignment stage on Ray Train: metrics, resume, the same on two workers."""
+"""A hardened alignment stage on Ray Train: metrics and resume."""
 
 import json
 import os
@@ -65,9 +65,7 @@ def steps_of(cache):
     return [json.loads(line) for line in lines]
 
 
-def test_a_killed_hardening_resumes_bit_for_bit_and_two_workers_agree(
-    safemerge, write_stage, tmp_path
-):
+def test_a_killed_hardening_resumes_bit_for_bit(safemerge, write_stage, tmp_path):
     straight = safemerge("align", write_stage(), SAFEMERGE_CACHE=str(tmp_path / "straight"))
     assert straight.returncode == 0, straight.stdout + straight.stderr
     expected, folder = result_of(tmp_path)
@@ -98,10 +96,3 @@ def test_a_killed_hardening_resumes_bit_for_bit_and_two_workers_agree(
     assert [s["step"] for s in steps_of(cache)].count(1) == 1, "it must go on, not begin anew"
     got, _ = result_of(tmp_path)
     assert all(got[name].equal(expected[name]) for name in expected)
-
-    workers = {"num_workers": 2, "cpus_per_worker": 0.5}
-    two = safemerge("align", write_stage(workers=workers), SAFEMERGE_CACHE=str(tmp_path / "two"))
-    assert two.returncode == 0, two.stdout + two.stderr
-    got, _ = result_of(tmp_path)
-    for name, tensor in expected.items():
-        assert (got[name] - tensor).abs().max() < 2e-4, name
