@@ -46,6 +46,11 @@ def wait_until(ready, *, within_s, every_s=0.05):
     return found
 
 
+def marked(name: str) -> str:
+    """A `SAFEMERGE_TEST_MARK` that no other run of the tests has."""
+    return f"{name}-{os.getpid()}"
+
+
 def own_processes(mark: str) -> list[int]:
     """Pids of living processes that were started with this `SAFEMERGE_TEST_MARK`."""
     wanted = f"SAFEMERGE_TEST_MARK={mark}\0".encode()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from safemerge.store import RunStore
-from tests.integration.driving import PATIENCE, own_processes, wait_until
+from tests.integration.driving import PATIENCE, marked, own_processes, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -34,7 +34,9 @@ def test_ctrl_c_keeps_finished_trials_and_says_how_to_go_on(
 ):
     study = write_study(num_trials=16)
     results = tmp_path / "my runs"
-    driver = start_safemerge("search", study, "--results", results, SAFEMERGE_TEST_MARK="ctrl-c")
+    driver = start_safemerge(
+        "search", study, "--results", results, SAFEMERGE_TEST_MARK=marked("ctrl-c")
+    )
     wait_for("[5/20]", told, driver)
 
     ctrl_c(driver)
@@ -46,7 +48,7 @@ def test_ctrl_c_keeps_finished_trials_and_says_how_to_go_on(
     again = f"safemerge search {study} --results '{results}' --resume"
     assert f"interrupted; {len(kept)} finished trials kept. Go on: {again}" in told()
     assert "Traceback" not in told()
-    wait_until(lambda: not own_processes("ctrl-c"), within_s=30)
+    wait_until(lambda: not own_processes(marked("ctrl-c")), within_s=30)
 
     done = safemerge("search", study, "--results", results, "--resume")
 
@@ -63,7 +65,7 @@ def test_ctrl_c_keeps_finished_trials_and_says_how_to_go_on(
 def test_a_second_ctrl_c_ends_a_starting_search_at_once(
     start_safemerge, write_study, tmp_path, told
 ):
-    driver = start_safemerge("search", write_study(), SAFEMERGE_TEST_MARK="twice")
+    driver = start_safemerge("search", write_study(), SAFEMERGE_TEST_MARK=marked("twice"))
     wait_for("starting 1 evaluator replicas", told, driver)
     time.sleep(2)
 
@@ -76,4 +78,4 @@ def test_a_second_ctrl_c_ends_a_starting_search_at_once(
     assert time.monotonic() - before < 30 * PATIENCE
     assert "interrupted; 0 finished trials kept. Go on: safemerge search" in told()
     assert "Traceback" not in told()
-    wait_until(lambda: not own_processes("twice"), within_s=30)
+    wait_until(lambda: not own_processes(marked("twice")), within_s=30)

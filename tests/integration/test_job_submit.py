@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from safemerge.store import RunStore
-from tests.integration.driving import PATIENCE, own_processes, wait_until
+from tests.integration.driving import PATIENCE, marked, own_processes, wait_until
 
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-MARK = "job-submit"
+MARK = marked("job-submit")
 
 
 def free_ports(count):
@@ -52,7 +52,7 @@ def head(environment, tmp_path_factory):
     # Ray's sockets lie below; a socket's path may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     cache = tmp_path_factory.mktemp("cache")
-    marked = {"SAFEMERGE_TEST_MARK": MARK, "SAFEMERGE_CACHE": str(cache)}
+    own = {"SAFEMERGE_TEST_MARK": MARK, "SAFEMERGE_CACHE": str(cache)}
     command = [
         BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}", "--num-cpus=2",
         "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", f"--port={gcs}",
@@ -62,7 +62,7 @@ def head(environment, tmp_path_factory):
     with (folder / "start.log").open("w") as log:
         process = subprocess.Popen(
             list(map(str, command)),
-            env=environment | marked,
+            env=environment | own,
             stdout=log,
             stderr=log,
             start_new_session=True,

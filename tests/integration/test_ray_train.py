@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.integration.driving import own_processes, run_safemerge, wait_until
+from tests.integration.driving import marked, own_processes, run_safemerge, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -79,13 +79,13 @@ def test_a_killed_stage_resumes_to_the_same_weights_bit_for_bit(
     stage = write_stage()
     cache = tmp_path / "killed"
     driver = start_safemerge(
-        "finetune", stage, SAFEMERGE_CACHE=str(cache), SAFEMERGE_TEST_MARK="killed-stage"
+        "finetune", stage, SAFEMERGE_CACHE=str(cache), SAFEMERGE_TEST_MARK=marked("killed-stage")
     )
     wait_until(lambda: steps_of(cache) >= 7, within_s=200, every_s=0.02)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert 7 <= steps_of(cache) < STEPS, "the stage must be killed on its way"
-    wait_until(lambda: not own_processes("killed-stage"), within_s=60)
+    wait_until(lambda: not own_processes(marked("killed-stage")), within_s=60)
 
     resumed = safemerge("finetune", stage, "--resume", SAFEMERGE_CACHE=str(cache))
 

@@ -10,6 +10,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.store import RunStore
 from safemerge.testing import pico
 from tests.integration.driving import (
+    marked,
     own_processes,
     run_safemerge,
     wait_until,
@@ -26,7 +27,7 @@ def searched(study_document, tmp_path_factory):
     study = write_study_to(folder, study_document)
     cache = str(folder / "cache")
     done = run_safemerge(
-        folder, "search", study, SAFEMERGE_TEST_MARK="whole-run", SAFEMERGE_CACHE=cache
+        folder, "search", study, SAFEMERGE_TEST_MARK=marked("whole-run"), SAFEMERGE_CACHE=cache
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout, done.stderr
@@ -51,7 +52,7 @@ def test_search_writes_a_whole_run_folder_and_leaves_no_process(searched):
         assert (run / "recipes" / f"{point.number}.yaml").is_file()
     assert "next: safemerge export" in told
     assert "(raylet)" not in told + complaints
-    wait_until(lambda: not own_processes("whole-run"), within_s=30)
+    wait_until(lambda: not own_processes(marked("whole-run")), within_s=30)
 
 
 def test_a_point_of_the_front_is_exported(searched, safemerge, tmp_path):
@@ -84,7 +85,7 @@ def test_a_killed_driver_resumes_without_losing_a_finished_trial(
 ):
     study = write_study(num_trials=10)
     trials = tmp_path / "results" / "pico" / "trials.jsonl"
-    driver = start_safemerge("search", study, SAFEMERGE_TEST_MARK="killed-driver")
+    driver = start_safemerge("search", study, SAFEMERGE_TEST_MARK=marked("killed-driver"))
 
     def on_its_way():
         assert driver.poll() is None, "the driver ended before it could be killed"
@@ -95,7 +96,7 @@ def test_a_killed_driver_resumes_without_losing_a_finished_trial(
     driver.wait()
     before = [json.loads(line) for line in trials.read_text().splitlines() if line.endswith("}")]
     assert len(before) >= 6
-    wait_until(lambda: not own_processes("killed-driver"), within_s=60)
+    wait_until(lambda: not own_processes(marked("killed-driver")), within_s=60)
 
     done = safemerge("search", study, "--resume")
 
