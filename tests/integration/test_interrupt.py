@@ -48,7 +48,7 @@ def test_ctrl_c_keeps_finished_trials_and_says_how_to_go_on(
     again = f"safemerge search {study} --results '{results}' --resume"
     assert f"interrupted; {len(kept)} finished trials kept. Go on: {again}" in told()
     assert "Traceback" not in told()
-    wait_until(lambda: not own_processes(marked("ctrl-c")), within_s=30)
+    wait_until(lambda: not own_processes(marked("ctrl-c")), within_s=60)
 
     done = safemerge("search", study, "--results", results, "--resume")
 
@@ -78,4 +78,4 @@ def test_a_second_ctrl_c_ends_a_starting_search_at_once(
     assert time.monotonic() - before < 30 * PATIENCE
     assert "interrupted; 0 finished trials kept. Go on: safemerge search" in told()
     assert "Traceback" not in told()
-    wait_until(lambda: not own_processes(marked("twice")), within_s=30)
+    wait_until(lambda: not own_processes(marked("twice")), within_s=60)

@@ -85,7 +85,7 @@ def test_a_killed_stage_resumes_to_the_same_weights_bit_for_bit(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert 7 <= steps_of(cache) < STEPS, "the stage must be killed on its way"
-    wait_until(lambda: not own_processes(marked("killed-stage")), within_s=60)
+    wait_until(lambda: not own_processes(marked("killed-stage")), within_s=180)
 
     resumed = safemerge("finetune", stage, "--resume", SAFEMERGE_CACHE=str(cache))
 

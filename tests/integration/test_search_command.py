@@ -52,7 +52,7 @@ def test_search_writes_a_whole_run_folder_and_leaves_no_process(searched):
         assert (run / "recipes" / f"{point.number}.yaml").is_file()
     assert "next: safemerge export" in told
     assert "(raylet)" not in told + complaints
-    wait_until(lambda: not own_processes(marked("whole-run")), within_s=30)
+    wait_until(lambda: not own_processes(marked("whole-run")), within_s=60)
 
 
 def test_a_point_of_the_front_is_exported(searched, safemerge, tmp_path):
@@ -96,7 +96,7 @@ def test_a_killed_driver_resumes_without_losing_a_finished_trial(
     driver.wait()
     before = [json.loads(line) for line in trials.read_text().splitlines() if line.endswith("}")]
     assert len(before) >= 6
-    wait_until(lambda: not own_processes(marked("killed-driver")), within_s=60)
+    wait_until(lambda: not own_processes(marked("killed-driver")), within_s=180)
 
     done = safemerge("search", study, "--resume")
 
