@@ -10,7 +10,7 @@ import sys
 import pytest
 
 # Its settings come before any test imports Ray: a late call of Ray's must start no new cluster.
-import safemerge.distributed  # noqa: F401
+import safemerge.distributed
 from tests.integration.driving import run_safemerge, write_study_to
 
 
