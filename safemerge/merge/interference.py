@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safemerge.errors import MergeError
 from safemerge.merge.inputs import TensorInputs
-from safemerge.merge.matrix import is_matrix, mean_update, task_vector
+from safemerge.merge.matrix import is_matrix, mean_update, weighted_updates
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
@@ -34,11 +34,7 @@ def merge_wudi(inputs: TensorInputs) -> Float[Tensor, "..."]:
         return inputs.untouched()
     if not is_matrix(inputs):
         return inputs.plus(mean_update(inputs, weights))
-    updates = [
-        update
-        for name, weight in weights.items()
-        if bool((update := task_vector(inputs, name).mul_(weight)).any())
-    ]
+    updates = weighted_updates(inputs, weights)
     if not updates:
         return inputs.untouched()
     stacked = torch.stack(updates)

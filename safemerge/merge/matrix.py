@@ -5,7 +5,7 @@ References:
     Marczak et al., No Task Left Behind: Isotropic Model Merging, arXiv:2502.04959.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Float32
@@ -104,11 +104,7 @@ def merge_iso_cts(inputs: TensorInputs) -> Float[Tensor, "..."]:
         return inputs.untouched()
     if not is_matrix(inputs):
         return inputs.plus(mean_update(inputs, weights))
-    updates = [
-        update
-        for name, weight in weights.items()
-        if bool((update := task_vector(inputs, name).mul_(weight)).any())
-    ]
+    updates = weighted_updates(inputs, weights)
     if not updates:
         return inputs.untouched()
     rank, share = min(inputs.base.shape), inputs.coefficients.number("common_share")
@@ -144,6 +140,14 @@ def is_matrix(inputs: TensorInputs) -> bool:
 def task_vector(inputs: TensorInputs, name: str) -> Float32[Tensor, "..."]:
     """Return an expert's task vector, new memory, float32."""
     return torch.sub(inputs.model(name), inputs.base.to(torch.float32))
+
+
+def weighted_updates(
+    inputs: TensorInputs, weights: Mapping[str, float]
+) -> list[Float32[Tensor, "..."]]:
+    """Return w_i tau_i of each expert given, without those that are zero everywhere."""
+    found = (task_vector(inputs, name).mul_(weight) for name, weight in weights.items())
+    return [update for update in found if bool(update.any())]
 
 
 def mean_update(inputs: TensorInputs, weights: dict[str, float]) -> Float32[Tensor, "..."]:
