@@ -7,12 +7,12 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from safemerge.config.judge import ClassifierJudge
-from safemerge.errors import CheckpointError, ConfigError
+from safemerge.errors import ConfigError
 from safemerge.scoring.coherence import is_incoherent
 from safemerge.scoring.judge import Exchange, Judgement, unscored
+from safemerge.scoring.judge_model import load_judge
 
 
 class SequenceClassifierJudge:
@@ -30,19 +30,10 @@ class SequenceClassifierJudge:
 
     def __init__(self, spec: ClassifierJudge) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._spec = spec
         self._torch = torch
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.source)
-            self._model: Any = AutoModelForSequenceClassification.from_pretrained(spec.source)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"judge '{spec.name}': {spec.source} must hold a sequence classifier and its "
-                f"tokenizer; got: {str(error).splitlines()[0]}. Check judge.path."
-            ) from None
-        self._model.to(spec.device).eval()
+        self._tokenizer, self._model = load_judge(spec, "sequence classifier")
         id2label = self._model.config.id2label
         self._labels = [str(id2label[index]) for index in range(self._model.config.num_labels)]
         unknown = sorted(set(spec.unsafe or []) - set(self._labels))

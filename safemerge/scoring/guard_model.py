@@ -8,6 +8,7 @@ from typing import Any
 from safemerge.config.judge import GuardJudge
 from safemerge.errors import CheckpointError
 from safemerge.scoring.guard import GuardAsk, GuardReply
+from safemerge.scoring.judge_model import load_judge
 
 NUM_LIKELIEST = 20
 """Tokens whose log-probabilities are given at each step."""
@@ -26,24 +27,15 @@ class TransformersGuardModel:
 
     def __init__(self, spec: GuardJudge) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._spec = spec
         self._torch = torch
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.source)
-            self._model: Any = AutoModelForCausalLM.from_pretrained(spec.source)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"judge '{spec.name}': {spec.source} must hold a language model and its "
-                f"tokenizer; got: {str(error).splitlines()[0]}. Check judge.path."
-            ) from None
+        self._tokenizer, self._model = load_judge(spec, "language model")
         if spec.family != "wildguard" and not getattr(self._tokenizer, "chat_template", None):
             raise CheckpointError(
                 f"judge '{spec.name}': the tokenizer must have a chat template; got none. "
                 "Add chat_template.jinja to the judge's folder."
             )
-        self._model.to(spec.device).eval()
 
     def reply(self, asks: Sequence[GuardAsk]) -> list[GuardReply]:
         """Answer greedily, one question after the other."""
