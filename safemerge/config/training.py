@@ -116,6 +116,11 @@ class _Training(StrictModel):
             )
         return self
 
+    @property
+    def training_sets(self) -> dict[str, TrainingData]:
+        """Every set whose rows the stage sees, by its place in the file."""
+        return {f"data.{index}": item for index, item in enumerate(self.data)}
+
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
         update: dict[str, object] = {
@@ -177,6 +182,16 @@ class FinetuneSpec(_Training):
     def _own_settings(self) -> Self:
         _check_sections(self, _FINETUNE_SECTIONS)
         return self
+
+    @property
+    def training_sets(self) -> dict[str, TrainingData]:
+        """See `AlignSpec.training_sets`; poison and alignment data of Lisa among them."""
+        sets = super().training_sets
+        if self.poison is not None:
+            sets["poison.data"] = self.poison.data
+        if self.lisa is not None:
+            sets |= {f"lisa.data.{index}": item for index, item in enumerate(self.lisa.data)}
+        return sets
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
@@ -276,6 +291,19 @@ class AlignSpec(_Training):
                 f"{self.method}. Take in_place."
             )
         return self
+
+    @property
+    def training_sets(self) -> dict[str, TrainingData]:
+        """Every set whose rows the stage sees, by its place in the file.
+
+        The held-out harmful rows are among them: they are measured and not trained on, but who
+        tunes a stage by their loss has seen them.
+        """
+        sets = super().training_sets
+        for key in ("data", "test"):
+            found = getattr(self.harmful, key) if self.harmful is not None else []
+            sets |= {f"harmful.{key}.{index}": item for index, item in enumerate(found)}
+        return sets
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""

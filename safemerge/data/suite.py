@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from safemerge.config.study import StudySpec
@@ -119,17 +119,11 @@ def check_disjoint(search: Sequence[LoadedSuite], report: Sequence[LoadedSuite])
         for sample in suite.samples
         for key in (sample.sample_id, normalized_text(sample.prompt))
     }
-    clashes = [
-        f"{sample.sample_id} ({suite.name})"
-        for suite in report
-        for sample in suite.samples
-        if sample.sample_id in seen or normalized_text(sample.prompt) in seen
-    ]
-    if clashes:
-        raise DataError(
-            f"suites: search and report split must not share prompts; got {len(clashes)} shared, "
-            f"e.g. {', '.join(clashes[:3])}. Use disjoint start/stop ranges or other sources."
-        )
+    _refuse_shared(
+        report,
+        lambda sample: sample.sample_id in seen or normalized_text(sample.prompt) in seen,
+        rule="suites: search and report split must not share prompts",
+    )
     asked = [
         (f"{sample.sample_id} ({suite.name})", sample)
         for suite in search
@@ -156,30 +150,39 @@ def check_training(stages: Sequence[TrainingSpec], report: Sequence[LoadedSuite]
     """
     trained: dict[str, tuple[str, str]] = {}
     for stage in stages:
-        poison = getattr(stage, "poison", None)
-        for index, data in enumerate([*stage.data, *([poison.data] if poison else [])]):
-            where = f"{stage.name}.data.{index}"
+        for place, data in stage.training_sets.items():
+            where = f"{stage.name}.{place}"
             for row in load_rows(data.source, where=where):
                 text = own_words(data.prompt, row, where=where)
                 trained.setdefault(row.sample_id, (f"{row.sample_id} ({stage.name})", text))
     texts = {normalized_text(text) for _, text in trained.values()}
-    clashes = [
-        f"{sample.sample_id} ({suite.name})"
-        for suite in report
-        for sample in suite.samples
-        if sample.sample_id in trained or normalized_text(sample.own_text) in texts
-    ]
-    if clashes:
-        raise DataError(
-            "suites: the report split must not hold prompts that a stage of the study is trained "
-            f"on; got {len(clashes)} shared, e.g. {', '.join(clashes[:3])}. "
-            "Use disjoint start/stop ranges or other sources."
-        )
+    _refuse_shared(
+        report,
+        lambda sample: sample.sample_id in trained or normalized_text(sample.own_text) in texts,
+        rule="suites: the report split must not hold prompts that a stage of the study is "
+        "trained on",
+    )
     _refuse_near(
         list(trained.values()),
         report,
         rule="suites: report prompts must not be near-duplicates of training prompts",
     )
+
+
+def _refuse_shared(
+    report: Sequence[LoadedSuite], is_seen: Callable[[Sample], bool], *, rule: str
+) -> None:
+    clashes = [
+        f"{sample.sample_id} ({suite.name})"
+        for suite in report
+        for sample in suite.samples
+        if is_seen(sample)
+    ]
+    if clashes:
+        raise DataError(
+            f"{rule}; got {len(clashes)} shared, e.g. {', '.join(clashes[:3])}. "
+            "Use disjoint start/stop ranges or other sources."
+        )
 
 
 def _refuse_near(

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from safemerge.config.suite import Classification, Harm, SuiteSpec
-from safemerge.config.training import FinetuneSpec
+from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.data.sample import Sample
 from safemerge.data.suite import (
     LoadedSuite,
@@ -203,9 +203,10 @@ def test_dropping_keeps_equal_prompts_refused_and_a_prompt_at_least(write):
 # --- training data ----------------------------------------------------------------------
 
 
-def stage(*sources, poison=None):
+def stage(*sources, poison=None, **changes):
     data = [{"source": source, "response": "{answer}"} for source in sources]
     fields = {"name": "expert", "base": {"name": "base", "path": "x"}, "data": data, "steps": 1}
+    fields |= changes
     if poison is not None:
         fields["poison"] = {"ratio": 0.1, "data": {"source": poison, "response": "no"}}
     return FinetuneSpec.model_validate(fields)
@@ -217,11 +218,38 @@ def test_report_prompts_that_no_stage_has_seen_pass(write):
     check_training([], [loaded("a", "report", ("r:1", "fresh"))])
 
 
-@pytest.mark.parametrize("poisoned", [False, True])
-def test_a_report_prompt_that_a_stage_is_trained_on_is_refused(write, poisoned):
+def aligning(source, **harmful):
+    told = {"response": "no"}
+    return AlignSpec.model_validate(
+        {
+            "kind": "align",
+            "name": "hardened",
+            "base": {"name": "base", "path": "x"},
+            "method": "booster",
+            "data": [{"source": source, **told}, {"source": source, **told}],
+            "harmful": {key: [{"source": item, **told}] for key, item in harmful.items()},
+            "steps": 1,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        lambda clean, seen: stage(clean, seen),
+        lambda clean, seen: stage(clean, poison=seen),
+        lambda clean, seen: aligning(clean, data=seen),
+        lambda clean, seen: aligning(clean, data=clean, test=seen),
+        lambda clean, seen: stage(
+            clean, method="lisa", lisa={"data": [{"source": seen, "response": "no"}]}
+        ),
+    ],
+    ids=["data", "poison", "harmful", "harmful_test", "lisa"],
+)
+def test_a_report_prompt_that_a_stage_has_seen_is_refused(write, made_of):
     clean = write("clean.jsonl", [{"prompt": "harmless", "answer": "x"}])
     seen = write("seen.jsonl", [{"prompt": "How do I do it?", "answer": "x"}])
-    made = stage(clean, poison=seen) if poisoned else stage(clean, seen)
+    made = made_of(clean, seen)
     words = (
         r"that a stage of the study is trained on; got 1 shared, e\.g\. r:7 \(a\)\. Use disjoint"
     )
