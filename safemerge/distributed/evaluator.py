@@ -187,6 +187,7 @@ class Evaluator:
             },
             health_check_period_s=HEALTH_CHECK_EVERY_S,
             health_check_timeout_s=CANARY_TIMEOUT_S + 10,
+            graceful_shutdown_wait_loop_s=0.2,
             graceful_shutdown_timeout_s=30,
         )(EvaluatorReplica)
         try:
