@@ -17,6 +17,7 @@ from safemerge.reports.wording import (
     difference_text,
     estimate_text,
     markdown,
+    p_value_text,
 )
 
 LIMITS = (
@@ -117,13 +118,16 @@ def _differences(run: Run, point: Point) -> str:
         "## Against the reference points",
         "",
         f"Paired difference on the same prompts, {versus[0].split} split, "
-        "with 95 % interval (bootstrap).",
+        "with 95 % interval; p of no difference, Holm-corrected over this table.",
         "",
         _row(heads),
         _row(["---"] * len(heads)),
     ]
     for item in versus:
-        cells = [f"{difference_text(found)}: {found.verdict}" for found in item.differences]
+        cells = [
+            f"{difference_text(found)}, {p_value_text(found.p_value)}: {found.verdict}"
+            for found in item.differences
+        ]
         lines.append(_row([item.reference.name, *cells]))
     return "\n".join(lines)
 

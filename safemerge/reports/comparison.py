@@ -1,6 +1,7 @@
 """Paired comparisons of candidates on the same prompts: differences with 95 % intervals.
 
 References:
+    `safemerge.statistics.paired` for intervals of shares and for the tests.
     Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13 (percentile
     interval).
 """
@@ -16,6 +17,7 @@ import numpy as np
 from safemerge.config.suite import Direction
 from safemerge.errors import StudyError
 from safemerge.records import CandidateResult, Front, FrontPoint, Split
+from safemerge.statistics import mcnemar_p_value, paired_share_interval, sign_flip_p_value
 
 MIN_PAIRS = 10
 """Fewer paired samples than this never tell two candidates apart: a percentile interval over
@@ -46,6 +48,9 @@ class PairedDifference:
     """Paired samples; of an aggregate, those of its smallest suite."""
     left_out: int
     """Samples without a verdict on one side or the other, over all suites compared."""
+    p_value: float | None = None
+    """Two-sided, of no difference: McNemar's exact test for verdicts of 0 and 1 of one suite,
+    else by random sign flips. Not corrected for the number of comparisons; None without pairs."""
 
     @property
     def is_distinguishable(self) -> bool:
@@ -83,13 +88,15 @@ def paired_difference(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> PairedDifference:
-    """Compare two candidates on one metric, by a paired bootstrap over prompts.
+    """Compare two candidates on one metric, over the prompts that both answered.
 
-    The statistic is the mean over suites of the mean over samples of (left - right). Samples
-    are drawn with replacement within each suite; the interval holds the 2.5th to the 97.5th
-    percentile. A sample counts only if both candidates have a verdict on every metric that
-    is read from its suite; the others are left out and counted, never taken as 0. The same
-    seed gives the same interval, whatever else is compared.
+    The statistic is the mean over suites of the mean over samples of (left - right). Verdicts
+    of 0 and 1 of one suite get the interval of `paired_share_interval`, which has a width even
+    where no verdict differs. Else samples are drawn with replacement within each suite, and
+    the interval holds the 2.5th to the 97.5th percentile. A sample counts only if both
+    candidates have a verdict on every metric that is read from its suite; the others are left
+    out and counted, never taken as 0. The same seed gives the same interval, whatever else is
+    compared.
 
     Args:
         left: One candidate, with per-sample scores.
@@ -139,6 +146,8 @@ def _paired_difference(
     num_metrics = sum(len(leaves) for leaves in by_suite.values())
     generator = np.random.default_rng(seed)
     total = 0.0
+    strata: list[_Array] = []
+    weights: list[float] = []
     resampled = np.zeros(num_resamples)
     counts: list[int] = []
     left_out = 0
@@ -149,14 +158,20 @@ def _paired_difference(
         if len(differences) == 0:
             continue
         share = len(leaves) / num_metrics
+        strata.append(differences)
+        weights.append(share)
         total += share * float(differences.mean())
         resampled += share * _resampled_means(differences, generator, num_resamples)
     if min(counts) == 0:
         return PairedDifference(metric, direction, None, None, None, 0, left_out)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return PairedDifference(
-        metric, direction, total, float(low), float(high), min(counts), left_out
-    )
+    if num_metrics == 1 and set(strata[0].tolist()) <= {-1.0, 0.0, 1.0}:
+        left_only, right_only = int((strata[0] > 0).sum()), int((strata[0] < 0).sum())
+        low, high = paired_share_interval(left_only, right_only, counts[0])
+        p_value = mcnemar_p_value(left_only, right_only)
+    else:
+        low, high = (float(end) for end in np.percentile(resampled, [2.5, 97.5]))
+        p_value = sign_flip_p_value(strata, weights=weights, seed=seed, num_flips=num_resamples)
+    return PairedDifference(metric, direction, total, low, high, min(counts), left_out, p_value)
 
 
 def indistinguishable_pairs(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference
-from safemerge.reports.wording import NO_VALUE, interval, percent, points
+from safemerge.reports.wording import NO_VALUE, interval, p_value_text, percent, points
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,16 @@ def difference_cell(difference: PairedDifference, *, reach: float | None = None)
     word = difference.verdict
     mark = {"better": "\u25b2", "worse": "\u25bc"}.get(word, "\u2248")
     left_out = f", {difference.left_out} left out" if difference.left_out else ""
-    bar = ""
+    bar = tested = ""
+    if difference.p_value is not None:
+        tested = f"{escape(p_value_text(difference.p_value))}, "
     if reach is not None:
         bar = _bar(difference.low, difference.value, difference.high, reach, word)
     return Cell(
         f'<span class="verdict {word.split()[0]}"><span aria-hidden="true">{mark}</span> '
         f"{word}</span> <b>{points(difference.value)}</b>"
         f'<span class="ci">[{points(difference.low)}, {points(difference.high)}]</span> '
-        f'<span class="ci">n\u00a0{difference.n}{left_out}</span>'
+        f'<span class="ci">{tested}n\u00a0{difference.n}{left_out}</span>'
         f"{bar}",
         difference.value,
     )

@@ -196,7 +196,7 @@ def _safety_lost(run: Run, metric: Metric) -> str:
     caption = (
         f"Safety lost against each parent: {code(metric.name)} of the point minus the parent's, "
         "in percentage points on the same prompts. Above 0, the merge is less safe than that "
-        "parent."
+        "parent. p: of no difference, Holm-corrected over the row."
     )
     return table(caption, heads, rows, css="versus")
 

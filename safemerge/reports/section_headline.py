@@ -200,8 +200,10 @@ def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Met
         rows.append([head, *cells])
     caption = (
         f"{escape(knee.name)} minus each reference point, on the same {versus[0].split}-split "
-        "prompts: paired difference in percentage points with 95 % interval (bootstrap). "
-        "n: prompts scored on both sides; of an aggregate, those of its smallest suite."
+        "prompts: paired difference in percentage points with 95 % interval. p: of no difference, "
+        "two-sided, Holm-corrected over this table (McNemar's exact test; for means of suites, "
+        "random sign flips). n: prompts scored on both sides; of an aggregate, those of its "
+        "smallest suite."
     )
     heads = [f"{metric.name} ({DIRECTION_WORDS[metric.direction]})" for metric in metrics]
     return table(caption, ["minus", *heads], rows, css="versus", sortable=False)

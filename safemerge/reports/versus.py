@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safemerge.records import Split
 from safemerge.reports.comparison import PairedDifference, paired_difference
 from safemerge.reports.metric import Metric
 from safemerge.reports.run import Point, Run
+from safemerge.statistics import holm_adjusted
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def compare_with_references(
 
     Returns:
         One entry a reference point, other than the point itself and its duplicates, on the
-        report split where both have it, else on the search split.
+        report split where both have it, else on the search split. All p-values are
+        Holm-corrected together; the intervals are not.
     """
     found = []
     for reference in run.references:
@@ -55,7 +57,24 @@ def compare_with_references(
             for metric in metrics
         )
         found.append(Versus(reference, split, differences))
-    return found
+    return _corrected(found)
+
+
+def _corrected(found: Sequence[Versus]) -> list[Versus]:
+    known = [
+        item.p_value for versus in found for item in versus.differences if item.p_value is not None
+    ]
+    adjusted = iter(holm_adjusted(known) if known else [])
+    return [
+        replace(
+            versus,
+            differences=tuple(
+                item if item.p_value is None else replace(item, p_value=next(adjusted))
+                for item in versus.differences
+            ),
+        )
+        for versus in found
+    ]
 
 
 def is_parent(run: Run, point: Point) -> bool:

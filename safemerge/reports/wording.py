@@ -64,6 +64,13 @@ def difference_text(difference: PairedDifference) -> str:
     )
 
 
+def p_value_text(p_value: float | None) -> str:
+    """Return a p-value to two digits, e.g. ``p = 0.034``."""
+    if p_value is None:
+        return "no p"
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
 def coefficients(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Flatten a recipe's method into (dotted name, value) pairs, the method's name first.
 

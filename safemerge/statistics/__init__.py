@@ -8,6 +8,7 @@ from safemerge.statistics.paired import (
     holm_adjusted,
     mcnemar_p_value,
     paired_share_interval,
+    sign_flip_p_value,
 )
 from safemerge.statistics.sample_size import (
     MAX_PROMPTS,
@@ -43,6 +44,7 @@ __all__ = [
     "paired_prompts",
     "paired_share_interval",
     "second_share",
+    "sign_flip_p_value",
     "smallest_difference",
     "student_quantile",
     "unpaired_prompts",

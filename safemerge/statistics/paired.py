@@ -151,6 +151,55 @@ def paired_share_interval(left_only: int, right_only: int, n: int) -> tuple[floa
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
+def sign_flip_p_value(
+    strata: Sequence[Sequence[float]],
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    num_flips: int = NUM_RESAMPLES,
+) -> float:
+    """Return the two-sided p-value of a paired randomisation test.
+
+    If the two sides were alike, each difference could as well have the other sign. The
+    statistic is the weighted sum over strata of their mean differences; the p-value is
+    (1 + flips at least as far from 0) / (1 + flips), so that it is never 0. For verdicts of
+    0 and 1 in one stratum it estimates `mcnemar_p_value`.
+
+    Args:
+        strata: Differences, left minus right, by stratum (e.g. suite); each at least one.
+        weights: Weight of each stratum's mean; equal if left out.
+        seed: Seed of the flips; the same seed gives the same p-value.
+        num_flips: Random flips, at least 1.
+
+    Returns:
+        p-value in (0, 1].
+
+    Raises:
+        ScoringError: If there is no stratum, one is empty, or the lengths differ.
+
+    References:
+        Edgington and Onghena, *Randomization Tests*, 2007; Phipson and Smyth,
+        arXiv:1603.05766 (the added 1).
+    """
+    if not strata or not all(map(len, strata)) or (weights and len(weights) != len(strata)):
+        raise ScoringError(
+            "sign flips: need strata of at least one difference and one weight each; got sizes "
+            f"{[len(item) for item in strata]}."
+        )
+    generator = np.random.default_rng(seed)
+    observed, flipped = 0.0, np.zeros(num_flips)
+    for differences, weight in zip(strata, weights or [1.0] * len(strata), strict=True):
+        values = np.asarray(differences, dtype=np.float64)
+        observed += weight * float(values.mean())
+        sizes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
+        for size, count in zip(sizes, counts, strict=True):
+            positive = generator.binomial(count, 0.5, size=num_flips)
+            flipped += weight * size * (2 * positive - count) / len(values)
+    # NOTE: sums of the same values in another order may differ in the last bits.
+    as_far = int((np.abs(flipped) >= abs(observed) - 1e-12).sum())
+    return (1 + as_far) / (1 + num_flips)
+
+
 def bootstrap_interval(
     differences: Sequence[float],
     *,

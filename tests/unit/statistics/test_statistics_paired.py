@@ -12,6 +12,7 @@ from safemerge.statistics import (
     holm_adjusted,
     mcnemar_p_value,
     paired_share_interval,
+    sign_flip_p_value,
 )
 
 
@@ -172,3 +173,31 @@ def test_holm_rejects_as_the_stepwise_procedure_does(p_values, alpha):
 def test_holm_refuses_what_is_no_p_value():
     with pytest.raises(ScoringError, match=r"got 1\.5"):
         holm_adjusted([0.1, 1.5])
+
+
+# --- sign flips -------------------------------------------------------------------------
+
+
+def test_sign_flips_of_verdicts_estimate_mcnemars_exact_test():
+    differences = [1.0] * 9 + [-1.0] * 3 + [0.0] * 30
+    found = sign_flip_p_value([differences], num_flips=40_000)
+    assert found == pytest.approx(mcnemar_p_value(9, 3), abs=0.006)
+
+
+def test_every_sign_flip_of_a_few_graded_scores_is_as_likely():
+    values = [[0.5, 0.25], [1.0]]
+    # |+-0.375 +- 1| over the signs: the observed 1.375 and its mirror are the farthest of 8.
+    found = sign_flip_p_value(values, num_flips=40_000)
+    assert found == pytest.approx(2 / 8, abs=0.01)
+
+
+def test_strata_count_by_their_weight():
+    up, down = [0.3] * 20, [-0.3] * 20
+    assert sign_flip_p_value([up, down], weights=[1.0, 0.0]) < 0.001
+    assert sign_flip_p_value([up, down]) == 1.0
+
+
+@pytest.mark.parametrize(("strata", "weights"), [([], None), ([[]], None), ([[1.0]], [1.0, 2.0])])
+def test_sign_flips_refuse_what_has_no_mean(strata, weights):
+    with pytest.raises(ScoringError, match="sign flips: need strata"):
+        sign_flip_p_value(strata, weights=weights)
