@@ -152,7 +152,7 @@ def paired_share_interval(left_only: int, right_only: int, n: int) -> tuple[floa
 
 
 def sign_flip_p_value(
-    strata: Sequence[Sequence[float]],
+    strata: Sequence[Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]],
     *,
     weights: Sequence[float] | None = None,
     seed: int = 0,
