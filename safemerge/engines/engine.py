@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import DataError
@@ -72,6 +72,7 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(found)] if found else text
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Holds one candidate at a time; greedy decoding, so answers are a function of weights."""
 
