@@ -52,6 +52,9 @@ class VllmEngine:
         }
         if device == "cpu":
             environment["VLLM_CPU_OMP_THREADS_BIND"] = cpu_ids or "nobind"
+            # Models run eagerly; a few helpers would still be compiled, for which a machine
+            # may have no compiler.
+            environment["TORCH_COMPILE_DISABLE"] = "1"
         os.environ.update(environment)
         try:
             from vllm import LLM, SamplingParams
