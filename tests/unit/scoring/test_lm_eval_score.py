@@ -50,7 +50,7 @@ def test_a_mean_of_shares_has_scores_and_our_interval():
     assert [item.values for item in scores] == [{"acc": value} for value in (1.0, 0.0, 1.0, 1.0)]
     assert [item.sample_id for item in scores] == ["t:0", "t:1", "t:2", "t:3"]
     assert (accuracy.metric, accuracy.value, accuracy.n) == ("mood.acc", 0.75, 4)
-    assert (accuracy.low, accuracy.high) == pytest.approx(wilson_interval(3, 4))
+    assert (accuracy.low, accuracy.high) == pytest.approx(wilson_interval(0.75, 4))
 
 
 def test_another_aggregate_is_the_tasks_own_with_a_bootstrap_interval():
