@@ -202,7 +202,7 @@ def _ask(
     endings = [ending for suite in prepared.continuations for ending in suite]
     responses = engine.generate(prompts) if prompts else []
     likelihoods = engine.loglikelihoods(endings) if endings else []
-    found = [*responses, *likelihoods]
+    found: list[Response | Likelihood] = [*responses, *likelihoods]
     stale = {item.candidate for item in found} - {recipe.digest}
     if stale or (len(responses), len(likelihoods)) != (len(prompts), len(endings)):
         raise EngineError(

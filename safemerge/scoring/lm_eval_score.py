@@ -85,7 +85,8 @@ def _is_share(value: Any) -> bool:
     """Numbers in [0, 1], and those that are none: they are left unscored."""
     if not isinstance(value, bool | int | float | np.number):
         return False
-    return math.isnan(value) or 0.0 <= value <= 1.0
+    number = float(value)
+    return math.isnan(number) or 0.0 <= number <= 1.0
 
 
 def _score(name: str, values: Sequence[float], shares: Sequence[str]) -> Score:
