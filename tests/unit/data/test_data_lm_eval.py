@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from safemerge.config.source import LmEvalSource
+from safemerge.config.study import StudySpec
 from safemerge.config.suite import LmEval
 from safemerge.data.lm_eval_task import LmEvalTask
 from safemerge.data.suite import load_suites
@@ -83,7 +84,9 @@ def study(tasks, search, report, **changes):
 
 
 def test_a_study_takes_disjoint_ranges_and_refuses_shared_documents(tasks):
-    loaded = load_suites(study(tasks, {"stop": 4}, {"start": 4, "stop": 10}))
+    spec = study(tasks, {"stop": 4}, {"start": 4, "stop": 10})
+    assert StudySpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+    loaded = load_suites(spec)
     assert [len(suite.samples) for split in loaded.values() for suite in split] == [4, 6]
     assert loaded["search"][0].harness is loaded["report"][0].harness
     with pytest.raises(
