@@ -307,7 +307,12 @@ class SuiteSpec(StrictModel):
         """Fill in what ``use: NAME`` stands for; the file's own keys come before it."""
         if isinstance(document, dict) and "lm_eval" in document and "task" not in document:
             told = document["lm_eval"]
-            task = {"kind": "lm_eval", **(told if isinstance(told, dict) else {"task": told})}
+            if not isinstance(told, dict):
+                raise ValueError(
+                    f"lm_eval: must name a task and its metrics; got {told!r}. "
+                    "Write e.g. {task: gsm8k, metrics: {exact_match: maximize}}."
+                )
+            task = {"kind": "lm_eval", **told}
             rest = {key: value for key, value in document.items() if key != "lm_eval"}
             return {**rest, "task": task}
         return with_ready_made(document)

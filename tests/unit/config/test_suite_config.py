@@ -37,12 +37,12 @@ def test_task_files_are_taken_from_the_studys_folder(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lm_eval": "gsm8k"}, r"s: task\.metrics"),
-        ({"lm_eval": {**TOLD, "metrics": {}}}, r"task\.metrics: must have at least 1 item"),
-        ({"lm_eval": {**TOLD, "limit": 5}}, r"task\.limit"),
+        ({"lm_eval": "gsm8k"}, "lm_eval: must name a task and its metrics; got 'gsm8k'"),
+        ({"lm_eval": {**TOLD, "metrics": {}}}, r"s: lm_eval\.metrics: must have at least 1 item"),
+        ({"lm_eval": {**TOLD, "limit": 5}}, r"lm_eval\.limit: unknown key; got 5\. Known: chat"),
         (
             {"search": {"source": {"kind": "file", "path": "x.jsonl"}}},
-            r"search\.source\.kind must be lm_eval for an lm_eval task, and for no other; got file",
+            "kind must be lm_eval for an lm_eval task, and for no other; got file for a lm_eval",
         ),
         ({"report": {**RANGE, "prompt": "Say: {x}"}}, "prompts of its own; got prompt. Drop it"),
         ({"group": "topic", "search": {**RANGE, "system": "s"}}, "of its own; got group, system"),
