@@ -96,6 +96,12 @@ class _Place:
             if tagged and isinstance(here, dict) and part in here.values():
                 models = tagged
                 continue
+            if tagged and isinstance(here, dict) and isinstance(here.get(part), dict):
+                # A short form, e.g. `lm_eval: {...}` for a task of that kind.
+                models = tagged
+                parts.append(str(part))
+                here = here[part]
+                continue
             last = index == len(location) - 1
             if isinstance(here, dict) and (part in here or (last and item["type"] == "missing")):
                 self.models = models
@@ -106,7 +112,8 @@ class _Place:
                 parts.append(_member_name(here, part))
                 here = here[part]
             else:
-                models = [m for m in models if m.__name__ == part] or models
+                named = [m for m in models if m.__name__ == part]
+                models = named or list(_children(models, part)) or models
         if item["type"] != "extra_forbidden":
             self.models = models
         self.parts = parts

@@ -1,0 +1,60 @@
+import pytest
+
+from safemerge.config.document import parse_document
+from safemerge.config.suite import LmEval, SuiteSpec, task_metrics
+from safemerge.errors import ConfigError
+
+RANGE = {"source": {"kind": "lm_eval", "stop": 5}}
+TOLD = {"task": "gsm8k", "metrics": {"exact_match": "maximize", "perplexity": "minimize"}}
+SUITE = {"name": "maths", "lm_eval": TOLD, "search": RANGE, "report": RANGE}
+
+
+def suite(**changes):
+    return parse_document({**SUITE, **changes}, SuiteSpec, where="s")
+
+
+def test_lm_eval_stands_for_a_task_of_that_kind():
+    made = suite()
+    plain = {key: value for key, value in SUITE.items() if key != "lm_eval"}
+    task = {"kind": "lm_eval", **TOLD}
+    assert parse_document({**plain, "task": task}, SuiteSpec, where="s") == made
+    assert isinstance(made.task, LmEval)
+    assert made.metric_names() == ["maths.exact_match", "maths.perplexity"]
+    assert task_metrics(made.task) == TOLD["metrics"]
+
+
+def test_a_suite_that_was_written_out_is_read_again():
+    made = suite()
+    assert SuiteSpec.model_validate_json(made.model_dump_json()) == made
+
+
+def test_task_files_are_taken_from_the_studys_folder(tmp_path):
+    made = suite(lm_eval={**TOLD, "include_path": "tasks"}).located(tmp_path)
+    assert made.task.include_path == str(tmp_path / "tasks")
+    assert suite().located(tmp_path) == suite()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lm_eval": "gsm8k"}, "lm_eval: must name a task and its metrics; got 'gsm8k'"),
+        ({"lm_eval": {**TOLD, "metrics": {}}}, r"s: lm_eval\.metrics: must have at least 1 item"),
+        ({"lm_eval": {**TOLD, "limit": 5}}, r"lm_eval\.limit: unknown key; got 5\. Known: chat"),
+        (
+            {"search": {"source": {"kind": "file", "path": "x.jsonl"}}},
+            "kind must be lm_eval for an lm_eval task, and for no other; got file for a lm_eval",
+        ),
+        ({"report": {**RANGE, "prompt": "Say: {x}"}}, "prompts of its own; got prompt. Drop it"),
+        ({"group": "topic", "search": {**RANGE, "system": "s"}}, "of its own; got group, system"),
+    ],
+)
+def test_what_an_lm_eval_suite_cannot_have_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        suite(**changes)
+
+
+def test_another_task_takes_no_documents_of_the_harness():
+    rest = {key: value for key, value in SUITE.items() if key != "lm_eval"}
+    task = {"kind": "over_refusal"}
+    with pytest.raises(ConfigError, match="for no other; got lm_eval for a over_refusal"):
+        parse_document({**rest, "task": task}, SuiteSpec, where="s")
