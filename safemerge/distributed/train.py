@@ -52,6 +52,8 @@ class StageRun:
     """Where the finished checkpoint goes."""
     provenance: dict[str, Any]
     """Written into the finished folder's marker file."""
+    label: str
+    """Name for people; unique among stages that run together."""
 
     @property
     def work(self) -> Path:
@@ -85,18 +87,18 @@ def run_stages(
         ): stage
         for stage in stages
     }
-    seen = {stage.spec.name: 0 for stage in stages}
+    seen = {stage.label: 0 for stage in stages}
     failures = []
     while pending:
         done, _ = ray.wait(list(pending), timeout=POLL_S)
         for stage in stages:
-            seen[stage.spec.name] = _follow(stage, seen[stage.spec.name], on_progress)
+            seen[stage.label] = _follow(stage, seen[stage.label], on_progress)
         for reference in done:
             stage = pending.pop(reference)
             try:
                 ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                failures.append(f"{stage.spec.name}: {_cause(error)}")
+                failures.append(f"{stage.label}: {_cause(error)}")
     if failures:
         raise TrainingError(
             f"training failed: {'; '.join(failures)}. Checkpoints are kept: the same command "
@@ -116,7 +118,7 @@ def _follow(
             if not line.endswith("\n"):
                 break
             offset += len(line.encode())
-            on_progress(stage.spec.name, StepMetrics(**json.loads(line)), stage.spec.steps)
+            on_progress(stage.label, StepMetrics(**json.loads(line)), stage.spec.steps)
     return offset
 
 

@@ -5,6 +5,7 @@ from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.distributed.ingredient import (
     Ingredients,
+    Stage,
     load_training_spec,
     stage_file,
     training_plan,
@@ -51,16 +52,16 @@ def test_stages_that_others_start_from_come_in_an_earlier_wave(write):
     plain = write("plain.yaml", "finetune", path="/base")
     refs = [ref("late", finetune=late), ref("code", finetune=code), ref("plain", finetune=plain)]
     assert [sorted(wave) for wave in training_plan(refs)] == [
-        sorted([(aligned, "align"), (plain, "finetune")]),
-        sorted([(math, "finetune"), (code, "finetune")]),
-        [(late, "finetune")],
+        sorted([Stage(aligned, "align"), Stage(plain, "finetune")]),
+        sorted([Stage(math, "finetune"), Stage(code, "finetune")]),
+        [Stage(late, "finetune")],
     ]
 
 
 def test_a_stage_that_several_need_is_trained_once(write):
     aligned = write("aligned.yaml", "align", path="/base")
     refs = [ref("one", align=aligned), ref("two", align=aligned)]
-    assert training_plan(refs) == [[(aligned, "align")]]
+    assert training_plan(refs) == [[Stage(aligned, "align")]]
 
 
 @pytest.mark.parametrize(
