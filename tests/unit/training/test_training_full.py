@@ -53,7 +53,7 @@ def stage(case, **fields):
     return AlignSpec.model_validate({**given, **full, **CASES[case], **fields})
 
 
-def mixture():
+def mixture(spec):
     def rows(seed):
         drawn = torch.Generator().manual_seed(seed)
 
@@ -65,7 +65,8 @@ def mixture():
             for _ in range(20)
         )
 
-    return Mixture((rows(1),), (1.0,), (20,), Mixture((rows(2),), (1.0,), (20,)), rows(3)[:3])
+    second = Mixture((rows(2),), (1.0,), (20,)) if spec.harmful is not None else None
+    return Mixture((rows(1),), (1.0,), (20,), second, rows(3)[:3])
 
 
 def make_exact():
@@ -103,13 +104,13 @@ def run(spec, base, *, rank=0, world_size=1, folder=None, stop=None, resume=Fals
     state = {"model": model, "optimizer": optimizer, "method": method}
     first = load_state(folder, **state) if resume else 0
     seen = []
-    stream = method_batches(mixture(), spec, rank=rank, world_size=world_size)
+    stream = method_batches(mixture(spec), spec, rank=rank, world_size=world_size)
     if stop is not None:
         stream = (batch for _, batch in zip(range(stop), stream, strict=False))
     train(model, optimizer, stream, spec, first_step=first, method=method, on_step=seen.append)
     if stop is not None:
         save_state(folder, step=stop, **state)
-    held_out = held_out_loss(model, mixture(), batch_size=2, device="cpu", loss=loss)
+    held_out = held_out_loss(model, mixture(spec), batch_size=2, device="cpu", loss=loss)
     return [m.known() for m in seen], whole_weights(model), held_out, sums
 
 
