@@ -43,7 +43,7 @@ def test_a_half_output_layer_is_rounded_as_without_chunks():
     _, whole = gradients(*made_half, None)
     _, parts = gradients(*made_half, 4)
     assert {gradient.dtype for gradient in parts} == {torch.bfloat16}
-    torch.testing.assert_close(parts, whole, rtol=0.02, atol=2e-3)
+    torch.testing.assert_close(parts, whole, rtol=0.05, atol=6e-3)
 
 
 @pytest.mark.parametrize("chunk", [None, 4])
