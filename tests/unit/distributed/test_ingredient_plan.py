@@ -113,3 +113,32 @@ def test_weights_that_changed_since_the_recipe_are_refused(tiny_base):
     words = rf"checkpoint 'base': weights must have fingerprint {'0' * 16}; got {found} in "
     with pytest.raises(ConfigError, match=words):
         ingredients().resolve([ref("base", path=str(tiny_base), digest="0" * 16)])
+
+
+def test_settings_replace_those_of_the_file_and_make_a_stage_of_their_own(write):
+    path = write("safe.yaml", "align", path="/base")
+    refs = [
+        ref("plain", align=path),
+        ref("slow", align=path, settings={"learning_rate": 1e-5}),
+        ref("again", align=path, settings={"learning_rate": 1e-5}),
+    ]
+    (wave,) = training_plan(refs)
+    assert [stage.load().learning_rate for stage in wave] == [5e-4, 1e-5]
+    assert wave[1].label == f"align {path} learning_rate=1e-05"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"learning_rate": -1.0},
+            r"safe\.yaml, with learning_rate=-1\.0: learning_rate: must be a",
+        ),
+        ({"lerning_rate": 1.0}, r"no such path .* wrong at 'lerning_rate'. Did you mean 'learni"),
+        ({"booster.lambda": 1.0}, r"wrong at 'lambda'"),
+    ],
+)
+def test_a_setting_that_the_file_cannot_take_is_refused(write, settings, words):
+    path = write("safe.yaml", "align", path="/base")
+    with pytest.raises(ConfigError, match=words):
+        load_training_spec(path, "align", settings=settings)
