@@ -35,6 +35,7 @@ def save_state(
     if isinstance(model, ShardedModel):
         weights, moments = get_state_dict(model, optimizer)
         sharded = {"weights": weights, "optimizer": moments}
+        (folder / _SHARDS).mkdir(exist_ok=True)
         torch.distributed.checkpoint.save(sharded, checkpoint_id=folder / _SHARDS)
         if torch.distributed.get_rank() > 0:
             return

@@ -5,6 +5,7 @@ import yaml
 
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.errors import ConfigError
 
 
 def rows(path="rows.jsonl", **changes):
