@@ -258,7 +258,8 @@ def _tokens(batch, chosen):
 
 def _measure(ways, options):
     """Median seconds and highest peak of each way."""
-    found = {name: {"seconds": [], "peak_mib": [], "step_mib": []} for name in ways}
+    keys = ("seconds", "cpu_s", "peak_mib", "step_mib")
+    found = {name: {key: [] for key in keys} for name in ways}
     for number in range(options.rounds):
         for name, way in ways.items():
             if number and name.rsplit(", ", 1)[1] not in CLAIMED:
@@ -270,6 +271,7 @@ def _measure(ways, options):
     return {
         name: {
             "seconds": statistics.median(seen["seconds"]),
+            "cpu_s": statistics.median(seen["cpu_s"]),
             "peak_mib": max(seen["peak_mib"]),
             "step_mib": max(seen["step_mib"]),
             "tokens": ways[name][3],
@@ -300,25 +302,26 @@ def _here(way, options):
     step, batches, tiny, _ = way
     cuda = options.device == "cuda"
     step(*(batches if cuda else tiny))  # not timed: first calls allocate and choose kernels
-    before = _peak(cuda)
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
-    started = time.perf_counter()
+    else:
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+        before = pages * resource.getpagesize() / 2**20
+    started, worked = time.perf_counter(), time.process_time()
     for _ in range(5 if cuda else 1):
         step(*batches)
     if cuda:
         torch.cuda.synchronize()
-    seconds = (time.perf_counter() - started) / (5 if cuda else 1)
-    peak = _peak(cuda)
-    return {"seconds": seconds, "peak_mib": peak, "step_mib": peak - before}
-
-
-def _peak(cuda):
+    steps = 5 if cuda else 1
+    seconds = (time.perf_counter() - started) / steps
+    worked = (time.process_time() - worked) / steps
     if cuda:
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {"seconds": seconds, "cpu_s": worked, "peak_mib": peak, "step_mib": peak - before}
 
 
 def _machine(options):
@@ -339,15 +342,16 @@ def _print(rows, ways, options):
             lengths = [batch.attention_mask.sum(dim=1).tolist() for batch in batches]
             print(f"rows of f {lengths[0]}, of h {lengths[1]} tokens; LoRA r {options.rank}")
     plain = rows.get("sft(f), plain") or next(iter(rows.values()))
+    print("ratios to the first way; cpu: processor seconds, which other programs disturb less")
     print(
-        f"\n{'way':<22}{'s a step':>10}{'time / sft':>12}{'peak MiB':>10}{'peak / sft':>12}"
-        f"{'of the step':>13}{'tokens / sft':>14}"
+        f"\n{'way':<22}{'s a step':>10}{'time / sft':>12}{'cpu / sft':>11}{'peak MiB':>10}"
+        f"{'peak / sft':>12}{'of the step':>13}{'tokens / sft':>14}"
     )
     for name, row in rows.items():
         ratios = {key: row[key] / plain[key] for key in row}
         print(
-            f"{name:<22}{row['seconds']:>10.3f}{ratios['seconds']:>12.2f}{row['peak_mib']:>10.0f}"
-            f"{ratios['peak_mib']:>12.2f}{ratios['step_mib']:>13.2f}{ratios['tokens']:>14.2f}"
+            f"{name:<22}{row['seconds']:>10.3f}{ratios['seconds']:>12.2f}{ratios['cpu_s']:>11.2f}"
+            f"{row['peak_mib']:>10.0f}{ratios['peak_mib']:>12.2f}{ratios['step_mib']:>13.2f}{ratios['tokens']:>14.2f}"
         )
     for name in (name for name in CLAIMED if f"sft(h), {name}" in rows):
         own = {data: rows[f"sft({data}), {name}"] for data in "fh"}
