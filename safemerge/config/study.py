@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,10 +17,10 @@ from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.suite import Direction, SuiteSpec
 from safemerge.config.variant import (
-    MAX_VARIANTS,
     ExpertVariant,
     declared_variants,
     training_path,
+    training_problems,
 )
 
 
@@ -253,7 +252,9 @@ class StudySpec(StrictModel):
             template = self.template(space)
         except ValidationError as error:
             return [f"{where}: {line}" for line in problem_lines(error, MergeRecipe, None)]
-        problems = list(self._training_problems(space))
+        problems = list(
+            training_problems(where, self.experts, space.vary, resolved=bool(self.trained))
+        )
         for path, values in space.vary.items():
             if training_path(path) is not None:
                 continue
@@ -268,35 +269,6 @@ class StudySpec(StrictModel):
             except KeyError as error:
                 problems.append(f"{where}.vary.{path}: {error.args[0]}")
         return problems
-
-    def _training_problems(self, space: SearchSpace) -> Iterator[str]:
-        counts = dict.fromkeys((item.name for item in self.experts), 1)
-        trained = {item.name for item in self.experts if item.align or item.finetune}
-        for path, values in space.vary.items():
-            place = training_path(path)
-            if place is None:
-                continue
-            where, grid = f"spaces.{space.name}.vary.{path}", values.grid()
-            if place.expert not in counts:
-                yield f"{where}: no such expert. {did_you_mean(place.expert, list(counts))}"
-                continue
-            if place.expert not in trained and not self.trained:
-                yield (
-                    f"{where}: only a trained expert (align, finetune) has settings to vary; got "
-                    f"'{place.expert}', which exists. Vary its weight, or give its training file."
-                )
-            if grid is None:
-                yield (
-                    f"{where}: each value is a model to train, so there must be choices or a "
-                    f"step; got every number from {values.ends()[0]} to {values.ends()[1]}."
-                )
-            counts[place.expert] *= len(grid or ())
-        for expert, count in counts.items():
-            if count > MAX_VARIANTS:
-                yield (
-                    f"spaces.{space.name}.vary: at most {MAX_VARIANTS} variants of an expert are "
-                    f"trained; got {count} of '{expert}'. Take fewer values."
-                )
 
     def template(self, space: SearchSpace) -> dict[str, Any]:
         """Return a space's template recipe as a plain document, validated."""

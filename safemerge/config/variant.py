@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from safemerge.config.checkpoint import CheckpointRef, Setting
+from safemerge.config.problems import did_you_mean
 
 EXPERTS = "experts"
 """First part of a path into an expert: ``experts.<name>.<path in its training file>``."""
@@ -17,6 +18,16 @@ MAX_VARIANTS = 64
 
 Settings = Mapping[str, Setting]
 """Value by dotted path in a training file."""
+
+
+class Varied(Protocol):
+    """What a space says of a path: a range, or choices."""
+
+    def grid(self) -> Sequence[Setting] | None:
+        """Every value; None for a continuum."""
+
+    def ends(self) -> Sequence[Setting]:
+        """The extreme values."""
 
 
 class TrainingPath(NamedTuple):
@@ -91,6 +102,51 @@ def declared_variants(
                 merged = {**expert.settings, **settings}
                 changed = {"name": name, "settings": merged}
                 yield ExpertVariant(expert.name, settings, expert.model_copy(update=changed))
+
+
+def training_problems(
+    where: str,
+    experts: Sequence[CheckpointRef],
+    vary: Mapping[str, Varied],
+    *,
+    resolved: bool,
+) -> Iterator[str]:
+    """Yield what is wrong with a space's paths into training files, without reading those.
+
+    Args:
+        where: Place of the space, for messages.
+        experts: The study's experts.
+        vary: The space's values by path.
+        resolved: Whether the variants were trained, and the experts are folders by now.
+    """
+    counts = dict.fromkeys((item.name for item in experts), 1)
+    trained = {item.name for item in experts if item.align or item.finetune}
+    for path, values in vary.items():
+        place = training_path(path)
+        if place is None:
+            continue
+        here, grid = f"{where}.vary.{path}", values.grid()
+        if place.expert not in counts:
+            yield f"{here}: no such expert. {did_you_mean(place.expert, list(counts))}"
+            continue
+        if place.expert not in trained and not resolved:
+            yield (
+                f"{here}: only a trained expert (align, finetune) has settings to vary; got "
+                f"'{place.expert}', which exists. Vary its weight, or give its training file."
+            )
+        if grid is None:
+            low, high = values.ends()
+            yield (
+                f"{here}: each value is a model to train, so there must be choices or a step; "
+                f"got every number from {low} to {high}."
+            )
+        counts[place.expert] *= len(grid or ())
+    for expert, count in counts.items():
+        if count > MAX_VARIANTS:
+            yield (
+                f"{where}.vary: at most {MAX_VARIANTS} variants of an expert are trained; got "
+                f"{count} of '{expert}'. Take fewer values."
+            )
 
 
 def same_settings(first: Settings, second: Settings) -> bool:
