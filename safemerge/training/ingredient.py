@@ -19,11 +19,17 @@ NEUTRAL: dict[str, dict[str, object]] = {
     "finetune": {
         "schedule": "linear",
         "micro_batches": 1,
+        "parameters": "lora",
+        "packing": False,
+        "loss_chunk": None,
         "adapter": None,
         "method": "sft",
         "lisa": None,
     },
     "align": {
+        "parameters": "lora",
+        "packing": False,
+        "loss_chunk": None,
         "adapter": None,
         "schedule": "linear",
         "micro_batches": 1,
