@@ -54,6 +54,10 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
         del document["evaluator"][field]
     known = {item.name for item in (other or spec).checkpoints if item.digest is not None}
     for item in (document["base"], *document["experts"]):
+        if item["statistics"] is None:
+            del item["statistics"]  # so that runs from before there were any can be resumed
+        elif item["statistics"]["digest"] is not None:
+            item["statistics"] = {"digest": item["statistics"]["digest"]}
         if item["digest"] is not None and item["name"] in known:
             for source in CHECKPOINT_SOURCES:
                 del item[source]
