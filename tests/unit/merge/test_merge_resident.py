@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from safemerge.config.models import models_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointError, CheckpointMismatchError, ConfigError, MergeError
 from safemerge.merge import METHODS, ResidentCheckpoints, merged_tensors
@@ -202,6 +203,13 @@ def test_weights_of_measured_models_vary_without_opening_anything_anew(document,
     math = resident.checkpoints["math"].tensor("model.layers.0.mlp.up_proj.weight")
     assert torch.equal(found[0], math)
     assert (found[1] - math).norm() < (found[2] - math).norm()
+
+
+def test_an_evaluators_models_are_opened_with_their_statistics(document, measured):
+    asked = recipe(document, method=FISHER, experts=measured)
+    resident = ResidentCheckpoints.open(models_recipe(asked.base, asked.experts), check=False)
+    expected = dict(ResidentCheckpoints.open(asked).merged(asked))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resident.merged(asked))
 
 
 def test_led_keeps_part_of_each_expert(document, measured):
