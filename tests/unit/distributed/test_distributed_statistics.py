@@ -16,7 +16,7 @@ from safemerge.distributed.statistics import (
 )
 from safemerge.errors import ConfigError, DataError
 from safemerge.testing.statistics import write_statistics
-from safemerge.weights import fingerprint, open_checkpoint
+from safemerge.weights import ModelStatistics, fingerprint, open_checkpoint
 
 
 @pytest.fixture
@@ -119,6 +119,57 @@ def test_a_file_that_lacks_what_a_recipe_reads_is_refused(write, tiny_base, tiny
         check_quantities([asked])
     write("gram", "fisher")
     check_quantities([asked])
+
+
+class Alone:
+    """The context of a single worker."""
+
+    def get_world_rank(self):
+        return 0
+
+    def get_world_size(self):
+        return 1
+
+
+@pytest.mark.parametrize("expert", ["tiny_expert", "tiny_adapter"])
+def test_a_worker_writes_statistics_that_fit_the_model(
+    write, gathering, tiny_base, expert, request, monkeypatch
+):
+    folder = request.getfixturevalue(expert)
+    file = write("fisher", "gram", "importance", workers={"cpus_per_worker": 1})
+    found = resolve_statistics(
+        [ref("base", tiny_base), ref("math", folder, gather=file)], say=print
+    )["math"].statistics
+    (run,) = gathering
+    monkeypatch.setattr("ray.train.get_context", Alone)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    statistics._gather_worker(
+        {
+            "spec": run.spec.model_dump_json(by_alias=True),
+            "model": str(run.model),
+            "base": str(run.base),
+            "folder": str(run.folder),
+            "provenance": json.dumps(run.provenance),
+        }
+    )
+    base = open_checkpoint(tiny_base)
+    opened = ModelStatistics(found.path)
+    opened.check(base, opened.quantities, "test")
+    assert (opened.digest, opened.model) == (found.digest, fingerprint(folder))
+    assert opened.document["base"] == fingerprint(tiny_base)
+    assert opened.document["num_rows"] == 3
+    twins = opened.document["gram"]["twins"]
+    assert twins["model.layers.1.self_attn.v_proj.weight"].endswith(
+        "layers.1.self_attn.q_proj.weight"
+    )
+    at = opened.at("model.layers.1.mlp.up_proj.weight", opened.quantities)
+    assert not torch.equal(at.importance, at.base_importance)
+    assert not list(opened.folder.parent.glob("*.partial"))
+    again = []
+    resolve_statistics(
+        [ref("base", tiny_base), ref("math", folder, gather=file)], say=again.append
+    )
+    assert again == [f"toy of 'math': cached ({opened.folder.name})"]
 
 
 def test_an_adapter_is_measured_as_the_model_it_makes(tiny_base, tiny_adapter):
