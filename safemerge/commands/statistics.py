@@ -26,8 +26,12 @@ def run(options: argparse.Namespace) -> None:
             f"{path}: must be a recipe or a study, for its models are measured; got {kind}. Name "
             f"the file in a model of a recipe: 'statistics: {{gather: {path.name}}}'."
         )
-    model: type[MergeRecipe] | type[StudySpec] = MergeRecipe if kind == "recipe" else StudySpec
-    spec = parse_document(document, model, where=str(path)).located(path.resolve().parent)
+    spec: MergeRecipe | StudySpec
+    if kind == "recipe":
+        spec = parse_document(document, MergeRecipe, where=str(path))
+    else:
+        spec = parse_document(document, StudySpec, where=str(path))
+    spec = spec.located(path.resolve().parent)
     if all(ref.statistics is None for ref in spec.checkpoints):
         raise ConfigError(
             f"{path}: some model must name statistics; got none. Add "

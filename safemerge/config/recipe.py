@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel, digest
-from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.checkpoint import CheckpointRef, Quantity
 from safemerge.config.coefficient import DEFAULT_GROUP, Coefficient, LayerGroup, Number
 from safemerge.config.method import (
     DareLinear,
@@ -88,17 +88,16 @@ class MergeRecipe(StrictModel):
         yield from self._step_problems(names)
         yield from self._statistics_problems()
 
-    def statistics_read(self) -> dict[str, frozenset[str]]:
+    def statistics_read(self) -> dict[str, frozenset[Quantity]]:
         """What the method and the steps read of each model's statistics, by model name."""
-        read: dict[str, set[str]] = {}
+        read: dict[str, set[Quantity]] = {}
         names = self.method.model_names()
-        for spec, models in (
-            (self.method, names),
-            *((step, names - {self.base.name}) for step in self.steps),
-        ):
-            if spec.statistic is not None:
+        readers: list[tuple[Quantity | None, frozenset[str]]] = [(self.method.statistic, names)]
+        readers += [(step.statistic, names - {self.base.name}) for step in self.steps]
+        for statistic, models in readers:
+            if statistic is not None:
                 for name in models:
-                    read.setdefault(name, set()).add(spec.statistic)
+                    read.setdefault(name, set()).add(statistic)
         return {name: frozenset(found) for name, found in sorted(read.items())}
 
     def _statistics_problems(self) -> Iterator[str]:

@@ -89,7 +89,8 @@ def resolve_statistics(
         UserError: If a statistics file, its data, or a folder of statistics is wrong.
         TrainingError: If gathering failed.
     """
-    base, runs = refs[0], []
+    base = refs[0]
+    runs: list[GatherRun] = []
     resolved: dict[str, CheckpointRef] = {}
     for ref in refs:
         if ref.statistics is None:

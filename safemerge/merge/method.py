@@ -108,7 +108,7 @@ def statistics_read(
     }
     read: dict[str, frozenset[Quantity]] = {}
     for name in used:
-        wanted = set() if name == base_name else set(of_steps)
+        wanted: set[Quantity] = set() if name == base_name else set(of_steps)
         if method.statistic is not None:
             wanted.add(method.statistic)
         if wanted:

@@ -112,7 +112,7 @@ class Gathering:
 
     def __init__(self, model: Any, spec: StatisticsSpec, quantities: Collection[Quantity]) -> None:
         self._model, self._spec, self._quantities = model.eval(), spec, quantities
-        self._parameters: dict[str, Tensor] = dict(model.named_parameters())
+        self._parameters: dict[str, Any] = dict(model.named_parameters())
         head = model.get_output_embeddings()
         self._layers = {
             f"{name}.weight": module

@@ -48,9 +48,12 @@ class TensorStatistics(NamedTuple):
 
     def to(self, device: torch.device) -> "TensorStatistics":
         """Return the statistics on a device."""
-        return TensorStatistics(
-            *(item.to(device) if isinstance(item, Tensor) else item for item in self)
-        )
+        moved: dict[str, Any] = {
+            name: item.to(device)
+            for name, item in self._asdict().items()
+            if isinstance(item, Tensor)
+        }
+        return self._replace(**moved)
 
 
 def save_statistics(
