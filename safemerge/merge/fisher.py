@@ -27,9 +27,9 @@ def merge_fisher(inputs: TensorInputs) -> Float[Tensor, "..."]:
             Fisher is zero everywhere; or no model has information about some entry.
 
     References:
-        arXiv:2111.09832, equation 4; normalisation and floor (1e-6, on all models or on a
-        target) as in the authors' code. Departure: the floor may be relative, for the Fisher of
-        large models is small.
+        arXiv:2111.09832, Fisher merging with a diagonal; normalisation and floor (1e-6, on all
+        models or on a target) as in the authors' code, model_merging/merging.py. Departure: the
+        floor may be relative, for the Fisher of large models is small.
     """
     weights = inputs.weighted_models()
     flats = [inputs.model(name).flatten() for name in weights]

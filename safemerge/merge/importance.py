@@ -24,7 +24,7 @@ def most_important(scores: Float[Tensor, "*shape"], *, density: float) -> Bool[T
         True where an entry is important.
 
     References:
-        arXiv:2502.16770, section 3 (location): the top r of a layer's scores. Departure: entries
+        arXiv:2502.16770, location: the top share of a tensor's scores. Departure: entries
         without gradient, such as tokens that the data lack, are not important.
     """
     if scores.numel() == 0:

@@ -28,8 +28,8 @@ def merge_regmean(inputs: TensorInputs) -> Float[Tensor, "..."]:
             missing, of another shape or not finite, or their sum is singular.
 
     References:
-        arXiv:2212.09849, equation 2 and section 3.3; see `least_squares_mean`. Embeddings and
-        output head count as other tensors.
+        arXiv:2212.09849, RegMean's closed form; see `least_squares_mean`. Embeddings and output
+        head count as other tensors.
     """
     weights = inputs.weighted_models()
     models = [inputs.model(name) for name in weights]
@@ -78,7 +78,7 @@ def least_squares_mean(
             one length, reach what rounding to float32 leaves.
 
     References:
-        arXiv:2212.09849, equation 2. The paper has no weights and no ridge; it takes 0.9 (0.1 for
+        arXiv:2212.09849, RegMean's closed form. The paper has no weights and no ridge; it takes 0.9 (0.1 for
         T5) off the diagonal, alpha there.
     """
     share = sum(weights)

@@ -118,8 +118,8 @@ def keep_own_important(inputs: StepInputs) -> Float32[Tensor, "..."]:
         MergeError: If a merged expert's importance is missing, of another shape or not finite.
 
     References:
-        arXiv:2502.16770, section 3, equations 2 to 5; thresholds per tensor as in the authors'
-        code.
+        arXiv:2502.16770, location, election and disjoint merging; thresholds per tensor as in
+        the authors' code.
     """
     kept = _elected(inputs, inputs.expert)
     for name in inputs.merged:

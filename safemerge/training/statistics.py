@@ -4,9 +4,9 @@ Rows are computed one at a time, without padding: each row's gradient is needed 
 nothing depends on which rows share a batch or a worker.
 
 References:
-    Matena and Raffel, arXiv:2111.09832, section 3.2 (diagonal Fisher).
-    Jin et al., RegMean, arXiv:2212.09849, section 3 (Gram matrices of inputs).
-    Ma et al., LED-Merging, arXiv:2502.16770, equation 1 (SNIP scores).
+    Matena and Raffel, arXiv:2111.09832 (diagonal Fisher).
+    Jin et al., RegMean, arXiv:2212.09849 (Gram matrices of inputs).
+    Ma et al., LED-Merging, arXiv:2502.16770 (SNIP scores, its location).
 """
 
 from __future__ import annotations
