@@ -78,8 +78,8 @@ def least_squares_mean(
             one length, reach what rounding to float32 leaves.
 
     References:
-        arXiv:2212.09849, RegMean's closed form. The paper has no weights and no ridge; it takes 0.9 (0.1 for
-        T5) off the diagonal, alpha there.
+        arXiv:2212.09849, RegMean's closed form. The paper has no weights and no ridge; it takes
+        0.9 (0.1 for T5) off the diagonal, alpha there.
     """
     share = sum(weights)
     mean = torch.stack(
