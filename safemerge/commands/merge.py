@@ -42,11 +42,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def resolve_recipe(recipe: MergeRecipe, console: Console) -> MergeRecipe:
-    """Return the recipe with every checkpoint on disk; a cluster starts only to train one."""
-    from safemerge.distributed.ingredient import Ingredients, stage_file
+    """Return the recipe with every checkpoint on disk; a cluster starts only if one is made."""
+    from safemerge.distributed.ingredient import Ingredients, needs_cluster
+    from safemerge.distributed.statistics import check_quantities
 
+    check_quantities([recipe])
     ingredients = Ingredients(say=console.say, on_step=console.training_step)
-    if any(stage_file(ref) is not None for ref in recipe.checkpoints):
+    if any(map(needs_cluster, recipe.checkpoints)):
         from safemerge.distributed.cluster import ray_cluster
 
         with ray_cluster():
@@ -92,5 +94,12 @@ def write(
             tenths.add(tenth)
             console.say(f"merging: {10 * tenth} % of {total} tensors")
 
-    write_merged(recipe, resident.checkpoints, out, progress=progress, card=card)
+    write_merged(
+        recipe,
+        resident.checkpoints,
+        out,
+        progress=progress,
+        statistics=resident.statistics,
+        card=card,
+    )
     console.say(f"merged checkpoint: {out} (candidate {recipe.digest})")

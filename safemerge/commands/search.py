@@ -171,12 +171,15 @@ def check_disk(folder: Path) -> None:
 def _dry_run(spec: StudySpec, console: Console) -> None:
     from safemerge.distributed.ingredient import training_plan
     from safemerge.distributed.search import check_suites
+    from safemerge.distributed.statistics import gathered_files
     from safemerge.weights.adapter import open_checkpoint
 
     console.say(f"study '{spec.name}': {check_suites(spec)} search prompts, splits disjoint")
     for wave in training_plan(spec.all_checkpoints):
         for stage in wave:
             console.say(f"would train unless cached: {stage.label}")
+    for file in gathered_files(spec.all_checkpoints):
+        console.say(f"would gather unless cached: statistics {file}")
     base = None
     for ref in spec.checkpoints:
         if ref.path is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safemerge.commands.console import Console
 from safemerge.config.document import load_document
+from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.errors import PreflightError
 
@@ -64,8 +65,10 @@ def resolve_study(spec: StudySpec, console: Console) -> StudySpec:
     """
     from safemerge.distributed.ingredient import Ingredients
     from safemerge.distributed.search import check_models
+    from safemerge.distributed.statistics import check_quantities
 
     check_engine(spec)
+    check_quantities(MergeRecipe.model_validate(spec.template(space)) for space in spec.spaces)
     ingredients = Ingredients(say=console.say, on_step=console.training_step)
     resolved = spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
     check_models(resolved)

@@ -17,6 +17,31 @@ Setting = float | int | bool | str
 
 CHECKPOINT_SOURCES = ("path", "package", "align", "finetune")
 
+Quantity = Literal["fisher", "gram", "importance"]
+"""What can be measured of a model on data; see `StatisticsSpec`."""
+
+
+class StatisticsRef(StrictModel):
+    """What was measured of a model on data, given by exactly one of `gather` and `path`."""
+
+    gather: str | None = None
+    """A statistics file: gathered once on Ray Train, cached by content digest."""
+    path: str | None = None
+    """Folder of gathered statistics."""
+    digest: str | None = None
+    """Digest of what they were gathered from; written by safemerge into resolved recipes."""
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> Self:
+        if (self.gather is None) == (self.path is None):
+            got = "none" if self.path is None else "both"
+            raise ValueError(f"exactly one of gather, path must be given; got {got}. Keep one.")
+        return self
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        return self.model_copy(update=_located(self, ("gather", "path"), folder))
+
 
 class CheckpointRef(StrictModel):
     """A named checkpoint, given by exactly one of `path`, `package`, `align`, `finetune`."""
@@ -37,6 +62,8 @@ class CheckpointRef(StrictModel):
     ``booster.lambda: 20``."""
     digest: str | None = None
     """Fingerprint the weights must have; written by safemerge into resolved recipes."""
+    statistics: StatisticsRef | None = None
+    """What data-aware methods and steps read of this model (fisher, regmean, led)."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> Self:
@@ -55,11 +82,9 @@ class CheckpointRef(StrictModel):
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
-        changes = {
-            key: str((folder / Path(value).expanduser()).resolve())
-            for key in ("path", "align", "finetune")
-            if (value := getattr(self, key)) is not None
-        }
+        changes: dict[str, object] = _located(self, ("path", "align", "finetune"), folder)
+        if self.statistics is not None:
+            changes["statistics"] = self.statistics.located(folder)
         return self.model_copy(update=changes)
 
     def resolved_to(self, path: Path, *, fingerprint: str) -> Self:
@@ -74,3 +99,11 @@ class CheckpointRef(StrictModel):
                 "settings": {},
             }
         )
+
+
+def _located(ref: StrictModel, keys: tuple[str, ...], folder: Path) -> dict[str, object]:
+    return {
+        key: str((folder / Path(value).expanduser()).resolve())
+        for key in keys
+        if (value := getattr(ref, key)) is not None
+    }

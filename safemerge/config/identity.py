@@ -58,6 +58,10 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
     for item in (document["base"], *document["experts"], *document.get("trained", ())):
         if not item["settings"]:
             del item["settings"]
+        if item["statistics"] is None:
+            del item["statistics"]  # so that runs from before there were any can be resumed
+        elif item["statistics"]["digest"] is not None:
+            item["statistics"] = {"digest": item["statistics"]["digest"]}
         if item["digest"] is not None and item["name"] in known:
             for source in CHECKPOINT_SOURCES:
                 del item[source]

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 from pydantic import Field, Tag, model_validator
 
 from safemerge.config.base import StrictModel
-from safemerge.config.checkpoint import Name
+from safemerge.config.checkpoint import Name, Quantity
 from safemerge.config.coefficient import (
     FORM,
     Coefficient,
@@ -29,6 +29,8 @@ class MethodSpec(StrictModel):
 
     takes_base: ClassVar[bool] = False
     """Whether the base may be one of the merged models."""
+    statistic: ClassVar[Quantity | None] = None
+    """What must have been measured of every model that is merged."""
 
     def coefficients(self) -> Iterator[tuple[str, Number]]:
         """Yield (dotted field, coefficient) for every layer-wise coefficient.
@@ -49,7 +51,9 @@ class MethodSpec(StrictModel):
         return frozenset(getattr(self, "weights", {}) if models is None else models)
 
 
-LAYERWISE = frozenset({"t", "lambda_", "density", "epsilon", "gamma", "mask_threshold"})
+LAYERWISE = frozenset(
+    {"t", "lambda_", "density", "epsilon", "gamma", "mask_threshold", "off_diagonal"}
+)
 """Fields, weights aside, whose value may differ from layer to layer."""
 
 
@@ -289,6 +293,59 @@ class Wudi(_Matrix):
     """Adam's step, in units of the weights."""
 
 
+Positive = Annotated[float, Field(ge=0.0)]
+
+
+class _Measured(MethodSpec):
+    takes_base: ClassVar[bool] = True
+
+    weights: dict[str, Layerwise[Positive]] = Field(min_length=1)
+    """Weight by model name, at least 0, ``base`` model included by its own name; only ratios
+    count. The papers' is 1 for each. Every model named needs statistics."""
+
+
+class Fisher(_Measured):
+    """Mean weighted, entry by entry, by diagonal Fisher information (arXiv:2111.09832)."""
+
+    statistic: ClassVar[Quantity | None] = "fisher"
+
+    name: Literal["fisher"]
+    normalize: bool = True
+    """Divide each model's weight by the Euclidean norm of its whole Fisher diagonal, so that a
+    model with larger gradients everywhere does not count for more."""
+    floor: Annotated[float, Field(ge=0.0)] = 1e-6
+    """Least Fisher entry, before it is divided by the norm."""
+    floor_unit: Literal["absolute", "mean"] = "absolute"
+    """``absolute``: as the authors'; ``mean``: times the mean entry of the model's Fisher. The
+    entries of a large model are far below 1e-6: there, an absolute floor gives the plain mean."""
+    target: Name | None = None
+    """The model that alone gets the floor, so that entries of which no model knows anything stay
+    near its own (the authors' ``favor_target_model``); null floors them all."""
+
+    @model_validator(mode="after")
+    def _known_target(self) -> Self:
+        if self.target is not None and self.target not in self.weights:
+            raise ValueError(
+                f"target must be one of the merged models; got {self.target!r} with weights of "
+                f"{sorted(self.weights)}."
+            )
+        return self
+
+
+class RegMean(_Measured):
+    """Per linear layer, the least-squares fit of all models' outputs (arXiv:2212.09849)."""
+
+    statistic: ClassVar[Quantity | None] = "gram"
+
+    name: Literal["regmean"]
+    off_diagonal: Layerwise[Share] = 0.9
+    """Factor of the Gram matrices' off-diagonal entries, in [0, 1]; usually 0.1 to 1. At 1 the
+    fit is exact and may be singular; at 0 each input counts by itself."""
+    ridge: Annotated[float, Field(ge=0.0)] = 0.0
+    """Added to every Gram matrix's diagonal, times its mean diagonal entry: inputs that no
+    model's data reached get the mean weights. 0 refuses singular layers."""
+
+
 Method = Annotated[
     Linear
     | Slerp
@@ -307,7 +364,9 @@ Method = Annotated[
     | TsvM
     | IsoC
     | IsoCts
-    | Wudi,
+    | Wudi
+    | Fisher
+    | RegMean,
     Field(discriminator="name"),
 ]
 """One merge method with its parameters, told by ``name``."""

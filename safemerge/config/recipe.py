@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel, digest
-from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.checkpoint import CheckpointRef, Quantity
 from safemerge.config.coefficient import DEFAULT_GROUP, Coefficient, LayerGroup, Number
 from safemerge.config.method import (
     DareLinear,
@@ -86,6 +86,37 @@ class MergeRecipe(StrictModel):
                 f"{sorted(self.method.model_names())}; got {sorted(density)}."
             )
         yield from self._step_problems(names)
+        yield from self._statistics_problems()
+
+    def statistics_read(self) -> dict[str, frozenset[Quantity]]:
+        """What the method and the steps read of each model's statistics, by model name."""
+        read: dict[str, set[Quantity]] = {}
+        names = self.method.model_names()
+        readers: list[tuple[Quantity | None, frozenset[str]]] = [(self.method.statistic, names)]
+        readers += [(step.statistic, names - {self.base.name}) for step in self.steps]
+        for statistic, models in readers:
+            if statistic is not None:
+                for name in models:
+                    read.setdefault(name, set()).add(statistic)
+        return {name: frozenset(found) for name, found in sorted(read.items())}
+
+    def _statistics_problems(self) -> Iterator[str]:
+        given = {ref.name for ref in self.checkpoints if ref.statistics is not None}
+        for name, quantities in self.statistics_read().items():
+            if name not in given:
+                yield (
+                    f"statistics: method or steps need {', '.join(sorted(quantities))} of every "
+                    f"model that is merged; got none of {name!r}. Give the model "
+                    f"'statistics: {{gather: FILE.yaml}}'."
+                )
+        merged = sorted(self.method.model_names() - {self.base.name})
+        for step in self.steps:
+            density = getattr(step, "density", None)
+            if isinstance(density, dict) and sorted(density) != merged:
+                yield (
+                    f"steps.{step.name}.density: must name the experts that the method merges, "
+                    f"{merged}; got {sorted(density)}."
+                )
 
     def _step_problems(self, known: list[str]) -> Iterator[str]:
         steps = [step.name for step in self.steps]
@@ -153,12 +184,17 @@ class MergeRecipe(StrictModel):
         """The candidate's digest: everything its weights depend on, and nothing else.
 
         Checkpoints count by fingerprint where known (so a moved folder is the same candidate),
-        else by their reference.
+        else by their reference; statistics likewise, and only those that are read.
         """
         document: dict[str, Any] = self.resolved()
+        read = self.statistics_read()
         for item in (document["base"], *document["experts"]):
             if not item["settings"]:
                 del item["settings"]  # as before there were any
+            if item["name"] not in read:
+                del item["statistics"]
+            elif item["statistics"]["digest"] is not None:
+                item["statistics"] = {"digest": item["statistics"]["digest"]}
             if item["digest"] is not None:
                 for key in ("path", "package", "align", "finetune"):
                     del item[key]

@@ -9,6 +9,7 @@ from typing import Any
 from safemerge.config.base import StrictModel
 from safemerge.config.problems import did_you_mean
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.errors import ConfigError
@@ -19,6 +20,7 @@ KINDS: Mapping[str, type[StrictModel]] = MappingProxyType(
         "recipe": MergeRecipe,
         "finetune": FinetuneSpec,
         "align": AlignSpec,
+        "statistics": StatisticsSpec,
     }
 )
 """Model by kind of file."""
@@ -29,6 +31,7 @@ _MARKS: Mapping[str, frozenset[str]] = MappingProxyType(
         "recipe": frozenset({"method", "experts"}),
         "finetune": frozenset({"poison"}),
         "align": frozenset(),
+        "statistics": frozenset({"quantities"}),
     }
 )
 """Keys that no other kind has; any of a study's, all of a recipe's."""
@@ -78,7 +81,7 @@ def detect_kind(document: object, *, where: str = "document") -> str:
     """Tell which kind of file a document is, by the keys that only this kind has.
 
     A file may say so itself with ``kind``; else a study has spaces, suites or objectives, a
-    recipe has a method and experts, and a fine-tuning has a poison.
+    recipe has a method and experts, a fine-tuning has a poison, statistics have quantities.
 
     Args:
         document: What `read_yaml` returned.
@@ -103,8 +106,9 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         return "study"
     if keys >= _MARKS["recipe"]:
         return "recipe"
-    if keys & _MARKS["finetune"]:
-        return "finetune"
+    for kind in ("finetune", "statistics"):
+        if keys & _MARKS[kind]:
+            return kind
     if {"data", "steps"} & keys:
         raise ConfigError(
             f"{where}: kind: required key is missing. Add 'kind: finetune' or 'kind: align'."

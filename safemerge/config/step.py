@@ -6,11 +6,18 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
 from safemerge.config.base import StrictModel
-from safemerge.config.checkpoint import Name
-from safemerge.config.coefficient import Coefficient, Layerwise, Number, Share
+from safemerge.config.checkpoint import Name, Quantity
+from safemerge.config.coefficient import (
+    FORM,
+    Coefficient,
+    Density,
+    Layerwise,
+    Number,
+    Share,
+)
 
 STEP_COEFFICIENTS = frozenset({"scale", "threshold", "alpha"})
 """Fields of steps whose value may differ from layer to layer."""
@@ -21,6 +28,8 @@ class StepSpec(StrictModel):
 
     reads: ClassVar[tuple[str, ...]] = ()
     """Fields that name models."""
+    statistic: ClassVar[Quantity | None] = None
+    """What must have been measured of every expert that the method merges."""
 
     on: Literal["experts", "merged"]
     """``experts``: each expert's weights, before the method; ``merged``: the method's result."""
@@ -134,7 +143,34 @@ class PrePost(StepSpec):
     """Share of the tuned model, the paper's lambda; 1 changes nothing."""
 
 
-Step = Annotated[Resta | SafeLora | SafeMerge | MergeAlign | PrePost, Field(discriminator="name")]
+class Led(StepSpec):
+    """Keep of each expert what is important to it and the base, and to it alone (2502.16770)."""
+
+    statistic: ClassVar[Quantity | None] = "importance"
+
+    name: Literal["led"]
+    on: Literal["experts"] = "experts"
+    """``experts``: each expert's weights, before the method; the only place it has."""
+    density: Annotated[
+        Annotated[Density, Tag("number")]
+        | Annotated[list[Density], Tag("anchors"), Field(min_length=2)]
+        | Annotated[dict[str, Layerwise[Density]], Tag("mapping")],
+        FORM,
+    ] = 0.3
+    """Fraction of a tensor's entries that counts as important, in (0, 1]: for all experts, or by
+    expert. The paper takes 0.1 for safety, 0.4 and 0.5 for skills."""
+
+    def coefficients(self) -> Iterator[tuple[str, Number]]:
+        """Yield (field, coefficient) for every layer-wise coefficient."""
+        if isinstance(self.density, dict):
+            yield from ((f"density.{name}", item) for name, item in self.density.items())
+        else:
+            yield "density", self.density
+
+
+Step = Annotated[
+    Resta | SafeLora | SafeMerge | MergeAlign | PrePost | Led, Field(discriminator="name")
+]
 """One safety operator with its parameters, told by ``name``."""
 
 STEP_SPECS: Mapping[str, type[StepSpec]] = MappingProxyType(

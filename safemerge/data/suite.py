@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.suite import Choice, Classification, LmEval, SuiteSpec, Task
 from safemerge.config.training import TrainingSpec
@@ -179,11 +180,13 @@ def check_disjoint(search: Sequence[LoadedSuite], report: Sequence[LoadedSuite])
     )
 
 
-def check_training(stages: Sequence[TrainingSpec], report: Sequence[LoadedSuite]) -> None:
-    """Refuse report prompts that a declared training stage has seen.
+def check_training(
+    stages: Sequence[TrainingSpec | StatisticsSpec], report: Sequence[LoadedSuite]
+) -> None:
+    """Refuse report prompts that a declared training stage has seen, or a model was measured on.
 
     Args:
-        stages: Training files of the study's checkpoints, with paths resolved.
+        stages: Training and statistics files of the study's checkpoints, with paths resolved.
         report: The report split.
 
     Raises:

@@ -12,6 +12,11 @@ from safemerge.config.checkpoint import CheckpointRef, Setting
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.study import set_path
 from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.distributed.statistics import (
+    gathered_files,
+    load_statistics_spec,
+    resolve_statistics,
+)
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import ConfigError
 from safemerge.training.batch import load_mixture
@@ -111,8 +116,14 @@ def training_plan(refs: Sequence[CheckpointRef]) -> list[list[Stage]]:
     return waves
 
 
+def needs_cluster(ref: CheckpointRef) -> bool:
+    """Tell whether a checkpoint is trained or measured, unless that was done before."""
+    gathered = ref.statistics is not None and ref.statistics.gather is not None
+    return stage_file(ref) is not None or gathered
+
+
 class Ingredients:
-    """Makes declared checkpoints exist, each once.
+    """Makes declared checkpoints and their statistics exist, each once.
 
     Args:
         say: Called with one line of progress.
@@ -135,10 +146,16 @@ class Ingredients:
     def resolve(self, refs: Sequence[CheckpointRef]) -> dict[str, CheckpointRef]:
         """Return every reference as a fingerprinted path, by name; train what is missing.
 
+        Args:
+            refs: References with unique names. The first is the base that statistics are
+                gathered on: it gives the chat format, and what adapters are adapters of.
+
         Raises:
-            UserError: If a path, package or training file is wrong.
-            TrainingError: If a stage failed.
+            UserError: If a path, package, training or statistics file is wrong.
+            TrainingError: If a stage or the gathering of statistics failed.
         """
+        for file in gathered_files(refs):
+            load_statistics_spec(file)  # a wrong file is told before anything is trained
         for wave in training_plan(refs):
             self._train_wave(wave)
         resolved = {}
@@ -151,7 +168,7 @@ class Ingredients:
                     f"{found} in {folder}. The files changed since the recipe was written."
                 )
             resolved[ref.name] = ref.resolved_to(folder, fingerprint=found)
-        return resolved
+        return resolve_statistics(list(resolved.values()), say=self._say)
 
     def _folder(self, ref: CheckpointRef) -> Path:
         if ref.package is not None:

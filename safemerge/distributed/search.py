@@ -15,6 +15,7 @@ from safemerge.data.suite import check_training, load_suites
 from safemerge.distributed.evaluator import Evaluator
 from safemerge.distributed.ingredient import training_plan
 from safemerge.distributed.searcher import StudySearcher
+from safemerge.distributed.statistics import gathered_files, load_statistics_spec
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
 from safemerge.merge.resident import ResidentCheckpoints
@@ -47,7 +48,8 @@ def check_suites(spec: StudySpec) -> int:
     suites = load_suites(spec)
     waves = training_plan(spec.all_checkpoints)
     stages = [stage.load() for wave in waves for stage in wave]
-    check_training(stages, suites["report"])
+    measured = [load_statistics_spec(file) for file in gathered_files(spec.all_checkpoints)]
+    check_training([*stages, *measured], suites["report"])
     return sum(len(suite.samples) for suite in suites["search"])
 
 

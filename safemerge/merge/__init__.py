@@ -1,6 +1,6 @@
 """Merging: methods as rows of a table, recipes as streams of named tensors."""
 
-from safemerge.merge.method import merge_tensor, models_read
+from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
@@ -23,5 +23,6 @@ __all__ = [
     "merged_tensors",
     "method_row",
     "models_read",
+    "statistics_read",
     "write_merged",
 ]

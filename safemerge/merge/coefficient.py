@@ -8,7 +8,7 @@ from typing import NamedTuple
 from safemerge.config.coefficient import DEFAULT_GROUP, LayerGroup, Number, has_anchors
 from safemerge.config.method import LAYERWISE, MethodSpec
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.step import STEP_COEFFICIENTS, StepSpec
+from safemerge.config.step import StepSpec
 from safemerge.errors import ConfigError
 from safemerge.weights.checkpoint import layer_of
 from safemerge.weights.kind import module_kind
@@ -164,12 +164,11 @@ def step_numbers(
         depth: Position among the layers, in [0, 1]; see `depth_of`.
 
     Returns:
-        Number by field name: those of ``scale``, ``threshold`` and ``alpha`` that it has.
+        Number by field name, ``field.expert`` for one that is given by expert.
     """
     return {
-        field: coefficient_at(getattr(step, field), group, depth)
-        for field in type(step).model_fields
-        if field in STEP_COEFFICIENTS
+        field: coefficient_at(coefficient, group, depth)
+        for field, coefficient in step.coefficients()
     }
 
 

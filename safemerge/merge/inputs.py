@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Float64
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from safemerge.errors import MergeError
 from safemerge.merge.coefficient import Coefficients
+from safemerge.merge.measured import measured_tensor
 from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
+from safemerge.weights.statistics import TensorStatistics
 
 _CHUNK_CPU = 1 << 17
 _CHUNK_DEVICE = 1 << 26
@@ -40,6 +42,8 @@ class TensorInputs:
     """Where trim thresholds are kept between candidates."""
     spectra: SpectrumCache | None = None
     """Where singular vectors are kept between candidates."""
+    statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    """What was measured of the models for this tensor, for methods that need it."""
 
     @property
     def where(self) -> str:
@@ -75,6 +79,37 @@ class TensorInputs:
                 f"Re-export the expert with the base tokenizer size."
             )
         return found
+
+    def weighted_models(self) -> dict[str, float]:
+        """Return the weight of each model that takes part, sorted by name.
+
+        Raises:
+            MergeError: If there is none.
+        """
+        weights = {name: at for name, at in sorted(self.coefficients.weights.items()) if at}
+        if not weights:
+            raise MergeError(
+                f"{self.where}: some weight must not be zero; got {self.coefficients.weights}. "
+                f"A merge of nothing has no weights: give a model a weight."
+            )
+        return weights
+
+    def require_statistics(self, name: str) -> None:
+        """Refuse a model of which nothing was measured.
+
+        Raises:
+            MergeError: If the model's statistics are not given.
+        """
+        if name not in self.statistics:
+            raise MergeError(
+                f"{self.where}: statistics of every merged model must be given; got none of "
+                f"'{name}'. Gather them."
+            )
+
+    def measured(self, name: str, quantity: str, shape: tuple[int, ...]) -> Tensor:
+        """Return what was measured of a model for this tensor; see `measured_tensor`."""
+        self.require_statistics(name)
+        return measured_tensor(self.statistics, name, quantity, shape=shape, where=self.where)
 
     def untouched(self) -> Tensor:
         """Return a copy of the base, in the result's dtype."""

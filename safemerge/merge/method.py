@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safemerge.config.checkpoint import Quantity
 from safemerge.config.recipe import LayerGroup, Method, Step
 from safemerge.errors import MergeError
 from safemerge.merge.coefficient import (
@@ -22,6 +24,9 @@ from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.step import STEPS, StepInputs, is_idle
 from safemerge.merge.table import method_row
 from safemerge.weights.agreement import is_finite
+from safemerge.weights.statistics import TensorStatistics
+
+_NOTHING_MEASURED: Mapping[str, TensorStatistics] = MappingProxyType({})
 
 
 def models_used(method: Method, coefficients: Coefficients) -> tuple[str, ...]:
@@ -74,6 +79,43 @@ def models_read(
     return tuple(sorted(names - {base_name}))
 
 
+def statistics_read(
+    method: Method,
+    *,
+    tensor: str,
+    base_name: str = "base",
+    groups: Sequence[LayerGroup] = (),
+    num_layers: int | None = None,
+    steps: Sequence[Step] = (),
+) -> dict[str, frozenset[Quantity]]:
+    """Return what `merge_tensor` reads of models' statistics for a tensor, by model.
+
+    Args:
+        method: A recipe's method.
+        tensor: Tensor name.
+        base_name: The base's name.
+        groups: The recipe's layer groups.
+        num_layers: Decoder layers of the model, for coefficients with anchors.
+        steps: The recipe's steps.
+
+    Returns:
+        Quantities by model name, sorted; empty for most methods.
+    """
+    group, depth = group_of(tensor, groups), depth_of(tensor, num_layers)
+    used = models_used(method, coefficients_for(method, group, depth))
+    of_steps = {
+        step.statistic for step, _ in _active(steps, group, depth) if step.statistic is not None
+    }
+    read: dict[str, frozenset[Quantity]] = {}
+    for name in used:
+        wanted: set[Quantity] = set() if name == base_name else set(of_steps)
+        if method.statistic is not None:
+            wanted.add(method.statistic)
+        if wanted:
+            read[name] = frozenset(wanted)
+    return read
+
+
 def merge_tensor(
     method: Method,
     *,
@@ -88,6 +130,7 @@ def merge_tensor(
     dtype: torch.dtype | None = None,
     thresholds: ThresholdCache | None = None,
     spectra: SpectrumCache | None = None,
+    statistics: Mapping[str, TensorStatistics] = _NOTHING_MEASURED,
 ) -> Float[Tensor, "..."]:
     """Merge one named tensor: the pure heart of every merge.
 
@@ -108,6 +151,8 @@ def merge_tensor(
         dtype: Type of the result; None for the base's.
         thresholds: Where trim thresholds are kept between candidates; None for nowhere.
         spectra: Where singular vectors are kept between candidates; None for nowhere.
+        statistics: What was measured of models for this tensor; `statistics_read` names what
+            is needed.
 
     Returns:
         The merged tensor, of the base's shape and device.
@@ -132,6 +177,7 @@ def merge_tensor(
         seed=seed,
         thresholds=thresholds,
         spectra=spectra,
+        statistics=statistics,
     )
     inputs = _with_steps_on_experts(given, models_used(method, coefficients), active)
     after = [(step, numbers) for step, numbers in active if step.on == "merged"]
@@ -160,7 +206,8 @@ def _with_steps_on_experts(
         for name in used:
             if name != given.base_name and step.changes(name, given.base_name):
                 weights = changed.get(name, given.model(name))
-                changed[name] = _stepped(given, step, numbers, weights)
+                merged = tuple(other for other in used if other != given.base_name)
+                changed[name] = _stepped(given, step, numbers, weights, name, merged)
     if not changed:
         return given
     # NOTE: thresholds and singular vectors are kept by name, for the experts as they are.
@@ -168,7 +215,12 @@ def _with_steps_on_experts(
 
 
 def _stepped(
-    given: TensorInputs, step: Step, numbers: Mapping[str, float], weights: Tensor
+    given: TensorInputs,
+    step: Step,
+    numbers: Mapping[str, float],
+    weights: Tensor,
+    expert: str = "",
+    merged: tuple[str, ...] = (),
 ) -> Tensor:
     fields = zip(step.reads, step.models_of_fields(given.base_name), strict=True)
     return STEPS[step.name].function(
@@ -178,6 +230,9 @@ def _stepped(
             base=given.base.to(torch.float32),
             read={field: given.model(name).to(torch.float32) for field, name in fields},
             numbers=numbers,
+            expert=expert,
+            merged=merged,
+            statistics=given.statistics,
         )
     )
 

@@ -19,6 +19,7 @@ from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.statistics import ModelStatistics
 
 
 class ResidentCheckpoints:
@@ -30,6 +31,7 @@ class ResidentCheckpoints:
         refs: References by model name.
         checkpoints: Open checkpoints by model name.
         base_name: Which of them is the base.
+        statistics: Open statistics by model name, of those models that have any.
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class ResidentCheckpoints:
         refs: Mapping[str, CheckpointRef],
         checkpoints: Mapping[str, Checkpoint],
         base_name: str,
+        statistics: Mapping[str, ModelStatistics] = MappingProxyType({}),
     ) -> None:
         self.base_name = base_name
         self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(dict(checkpoints))
+        self.statistics: Mapping[str, ModelStatistics] = MappingProxyType(dict(statistics))
         self.thresholds = ThresholdCache()
         self.spectra = SpectrumCache()
         self._refs = dict(refs)
@@ -75,7 +79,12 @@ class ResidentCheckpoints:
             check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
         check_groups(recipe, base.distinct_names)
         refs = {ref.name: ref for ref in recipe.checkpoints}
-        return cls(refs, checkpoints, recipe.base.name)
+        statistics = {
+            ref.name: _open_statistics(f"{where}, model '{ref.name}'", ref, base, check=check)
+            for ref in recipe.checkpoints
+            if ref.statistics is not None
+        }
+        return cls(refs, checkpoints, recipe.base.name, statistics)
 
     @property
     def base(self) -> Checkpoint:
@@ -101,6 +110,8 @@ class ResidentCheckpoints:
             MergeError: If the recipe is over other checkpoints, or cannot be merged.
         """
         held = {ref.name: self._held(recipe, ref) for ref in recipe.checkpoints}
+        for name in recipe.statistics_read():
+            self._check_measured(recipe, name, held[name])
         if recipe.base.name != self.base_name:
             raise MergeError(
                 f"recipe {recipe.digest[:4]}: the base must be the one held, "
@@ -117,6 +128,11 @@ class ResidentCheckpoints:
             {name: self.checkpoints[own] for name, own in held.items()},
             thresholds=thresholds,
             spectra=None if others else self.spectra,
+            statistics={
+                name: self.statistics[own]
+                for name, own in held.items()
+                if own in self.statistics
+            },
             device=device,
         )
 
@@ -145,6 +161,43 @@ class ResidentCheckpoints:
             f"recipe {recipe.digest[:4]}: model '{ref.name}' must be the one held; got "
             f"'{ref.path}' ({ref.digest}), held is {got}. Open checkpoints for this recipe."
         )
+
+    def _check_measured(self, recipe: MergeRecipe, name: str, own: str) -> None:
+        asked = next(ref.statistics for ref in recipe.checkpoints if ref.name == name)
+        held = self.statistics.get(own)
+        assert asked is not None, "checked by the recipe"
+        if held is None or asked.digest not in (None, held.digest):
+            got = "none" if held is None else held.digest
+            raise MergeError(
+                f"recipe {recipe.digest[:4]}: statistics of '{name}' must be those held; got "
+                f"{asked.digest or asked.path}, held is {got}. Open them for this recipe."
+            )
+
+
+def _open_statistics(
+    where: str, ref: CheckpointRef, base: Checkpoint, *, check: bool
+) -> ModelStatistics:
+    assert ref.statistics is not None, "asked only of models with statistics"
+    if ref.statistics.path is None:
+        raise MergeError(
+            f"{where}: statistics must be a folder by now; got '{ref.statistics.gather}'. Gather "
+            f"them first."
+        )
+    found = ModelStatistics(ref.statistics.path)
+    if ref.statistics.digest not in (None, found.digest):
+        raise CheckpointMismatchError(
+            f"{where}: statistics must have the recipe's digest, {ref.statistics.digest}; got "
+            f"{found.digest} in '{found.folder}'. Use those the recipe was made with."
+        )
+    if check:
+        of = fingerprint(_path(where, ref))
+        if found.model != of:
+            raise CheckpointMismatchError(
+                f"{where}: statistics must be of this model, {of}; got some of {found.model} in "
+                f"'{found.folder}'. Gather them of this model."
+            )
+        found.check(base, found.quantities, where)
+    return found
 
 
 def _same_path(first: CheckpointRef, second: CheckpointRef) -> bool:

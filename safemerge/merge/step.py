@@ -5,16 +5,20 @@ none is a guarantee (safety directions are not linearly distinct, arXiv:2505.141
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-from jaxtyping import Float32
+import torch
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from safemerge.config.step import Step
+from safemerge.merge.importance import most_important
+from safemerge.merge.measured import measured_tensor
 from safemerge.merge.projection import alignment_projection
 from safemerge.weights.kind import module_kind
+from safemerge.weights.statistics import TensorStatistics
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,13 @@ class StepInputs:
     read: Mapping[str, Float32[Tensor, "..."]]
     """The tensors of the models that the step reads, by the step's field."""
     numbers: Mapping[str, float]
-    """The step's coefficients for this tensor, by field."""
+    """The step's coefficients for this tensor, by field (``field.expert`` if by expert)."""
+    expert: str = ""
+    """The expert that is changed; empty for the merged tensor."""
+    merged: tuple[str, ...] = ()
+    """Every expert that the method merges."""
+    statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    """What was measured of them for this tensor, for steps that need it."""
 
 
 def add_safety_vector(inputs: StepInputs) -> Float32[Tensor, "..."]:
@@ -95,6 +105,46 @@ def mix_before(inputs: StepInputs) -> Float32[Tensor, "..."]:
         arXiv:2412.19512, equation 1.
     """
     return inputs.weights.lerp(inputs.read["before"], 1.0 - inputs.numbers["alpha"])
+
+
+def keep_own_important(inputs: StepInputs) -> Float32[Tensor, "..."]:
+    """Return theta where an entry is important to this expert alone, else the base (LED).
+
+    An entry is elected for an expert if it is among the most important ones of the expert and,
+    on the expert's rows, of the base; entries elected for another merged expert are left to
+    neither.
+
+    Raises:
+        MergeError: If a merged expert's importance is missing, of another shape or not finite.
+
+    References:
+        arXiv:2502.16770, location, election and disjoint merging; thresholds per tensor as in
+        the authors' code.
+    """
+    kept = _elected(inputs, inputs.expert)
+    for name in inputs.merged:
+        if name != inputs.expert:
+            kept &= ~_elected(inputs, name)
+    return torch.where(kept, inputs.weights, inputs.base)
+
+
+def _elected(inputs: StepInputs, name: str) -> Bool[Tensor, "..."]:
+    numbers = inputs.numbers
+    density = numbers["density"] if "density" in numbers else numbers[f"density.{name}"]
+    of_expert, of_base = (
+        most_important(
+            measured_tensor(
+                inputs.statistics,
+                name,
+                scores,
+                shape=tuple(inputs.weights.shape),
+                where=f"tensor '{inputs.tensor}'",
+            ),
+            density=density,
+        )
+        for scores in ("importance", "base_importance")
+    )
+    return of_expert & of_base
 
 
 class StepRow(NamedTuple):
@@ -163,6 +213,17 @@ _ROWS = (
         "Merging, 2024",
         url="https://arxiv.org/abs/2412.19512",
         variant="The paper's linear form.",
+    ),
+    StepRow(
+        name="led",
+        title="LED",
+        function=keep_own_important,
+        idle={},
+        citation="Ma et al., LED-Merging, ACL 2025",
+        url="https://arxiv.org/abs/2502.16770",
+        variant="Location, election and disjointing on the experts, so that any method merges "
+        "them (task_arithmetic gives the paper's); per tensor, as the authors' code; entries "
+        "without gradient are never important.",
     ),
 )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,10 +11,12 @@ from torch import Tensor
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import MergeError
 from safemerge.merge.coefficient import check_groups
-from safemerge.merge.method import merge_tensor, models_read
+from safemerge.merge.measured import check_statistics
+from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
+from safemerge.weights.statistics import ModelStatistics
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -61,6 +64,7 @@ def merged_tensors(
     *,
     thresholds: ThresholdCache | None = None,
     spectra: SpectrumCache | None = None,
+    statistics: Mapping[str, ModelStatistics] | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
     """Yield every tensor of the candidate, in checkpoint names, one after the other.
@@ -75,14 +79,16 @@ def merged_tensors(
         checkpoints: Base and experts by the names of the recipe.
         thresholds: Trim thresholds kept between candidates; None for nowhere.
         spectra: Singular vectors kept between candidates; None for nowhere.
+        statistics: Open statistics by model name, for recipes that read them; of each, one
+            tensor at a time is in memory.
         device: Where tensors are merged and given.
 
     Returns:
         Iterator of (name, merged tensor).
 
     Raises:
-        MergeError: If a checkpoint of the recipe is not given (at the call), or a tensor
-            cannot be merged or is not finite (while iterating).
+        MergeError: If a checkpoint or its statistics are not given, or cannot suffice (at the
+            call), or a tensor cannot be merged or is not finite (while iterating).
         ConfigError: If a layer group matches no tensor (at the call).
     """
     missing = [ref.name for ref in recipe.checkpoints if ref.name not in checkpoints]
@@ -92,7 +98,10 @@ def merged_tensors(
             f"{', '.join(sorted(checkpoints))}. Open its checkpoint."
         )
     check_groups(recipe, checkpoints[recipe.base.name].distinct_names)
-    return _stream(recipe, checkpoints, thresholds, spectra, torch.device(device))
+    check_statistics(recipe, statistics or {})
+    return _stream(
+        recipe, checkpoints, thresholds, spectra, statistics or {}, torch.device(device)
+    )
 
 
 def _stream(
@@ -100,33 +109,35 @@ def _stream(
     checkpoints: Mapping[str, Checkpoint],
     thresholds: ThresholdCache | None,
     spectra: SpectrumCache | None,
+    statistics: Mapping[str, ModelStatistics],
     device: torch.device,
 ) -> Iterator[tuple[str, Tensor]]:
     base = checkpoints[recipe.base.name]
     num_layers = base.num_layers or None
     for name in merge_order(base.distinct_names):
-        used = models_read(
-            recipe.method,
-            tensor=name,
-            base_name=recipe.base.name,
-            groups=recipe.layer_groups,
-            num_layers=num_layers,
-            steps=recipe.steps,
-        )
+        place: dict[str, Any] = {
+            "tensor": name,
+            "base_name": recipe.base.name,
+            "groups": recipe.layer_groups,
+            "num_layers": num_layers,
+            "steps": recipe.steps,
+        }
+        used = models_read(recipe.method, **place)
+        measured = statistics_read(recipe.method, **place)
         yield (
             name,
             merge_tensor(
                 recipe.method,
-                tensor=name,
                 base=base.tensor(name).to(device),
                 experts={expert: checkpoints[expert].tensor(name).to(device) for expert in used},
-                base_name=recipe.base.name,
-                groups=recipe.layer_groups,
-                num_layers=num_layers,
-                steps=recipe.steps,
                 seed=recipe.seed,
                 dtype=merged_dtype(recipe, base, name),
                 thresholds=thresholds,
                 spectra=spectra,
+                statistics={
+                    model: statistics[model].at(name, quantities).to(device)
+                    for model, quantities in measured.items()
+                },
+                **place,
             ),
         )

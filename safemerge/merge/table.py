@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from safemerge.errors import MergeError
+from safemerge.merge.fisher import merge_fisher
 from safemerge.merge.inputs import TensorInputs
 from safemerge.merge.interference import merge_wudi
 from safemerge.merge.kernel import (
@@ -18,6 +19,7 @@ from safemerge.merge.kernel import (
     merge_task_vectors,
 )
 from safemerge.merge.matrix import merge_iso_c, merge_iso_cts, merge_tsv
+from safemerge.merge.regmean import merge_regmean
 
 
 class ParameterRange(NamedTuple):
@@ -49,6 +51,7 @@ class MethodRow(NamedTuple):
     """Which library's variant it equals, and how it departs from the paper."""
 
 
+_SHARES = ParameterRange("weights", 0.0, 1.0, low_included=False, per_expert=True)
 _WEIGHTS = ParameterRange("weights", -2.0, 2.0, per_expert=True)
 _LAMBDA = ParameterRange("lambda", 0.0, 2.0)
 _DENSITY = ParameterRange("density", 0.0, 1.0, low_included=False, per_expert=True)
@@ -265,6 +268,32 @@ _ROWS = (
         variant="As the paper (Adam from the sum, 300 steps, 1e-5), with a weight for each "
         "expert; vectors, embeddings and output head are averaged; solver: exact jumps to the "
         "minimum.",
+    ),
+    MethodRow(
+        name="fisher",
+        title="Fisher merging",
+        function=merge_fisher,
+        parameters=(_SHARES, ParameterRange("floor", 0.0, 1e-3)),
+        uses_base=False,
+        citation="Matena and Raffel, Merging Models with Fisher-Weighted Averaging, NeurIPS 2022",
+        url="https://arxiv.org/abs/2111.09832",
+        variant="As the authors' code: Fishers normalised, floor 1e-6 on all (target: on one, its "
+        "favor_target_model). Of language models: the gradient is of a whole answer's "
+        "log-probability, answers are the data's or (fisher: sampled) drawn token by token; "
+        "floor_unit: mean for a floor that suits any size.",
+    ),
+    MethodRow(
+        name="regmean",
+        title="RegMean",
+        function=merge_regmean,
+        parameters=(_SHARES, ParameterRange("off_diagonal", 0.1, 1.0)),
+        uses_base=False,
+        citation="Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models, "
+        "ICLR 2023",
+        url="https://arxiv.org/abs/2212.09849",
+        variant="As the paper, with a weight for each model; Gram matrices are means over real "
+        "tokens (the authors' over padding too), in float64; tensors of other layers, embeddings "
+        "and output head are averaged; ridge is an addition.",
     ),
 )
 

@@ -23,6 +23,7 @@ from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.stream import merge_order, merged_dtype, merged_tensors
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
+from safemerge.weights.statistics import ModelStatistics
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest weight file, 5 GB, as the Hub's libraries write."""
@@ -78,6 +79,7 @@ def write_merged(
     *,
     progress: Progress | None = None,
     thresholds: ThresholdCache | None = None,
+    statistics: Mapping[str, ModelStatistics] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     check: bool = True,
     card: str | None = None,
@@ -96,6 +98,7 @@ def write_merged(
         out_dir: Folder to write; missing, or empty.
         progress: Called after each tensor with tensors done and tensors in all.
         thresholds: Trim thresholds kept between candidates; None for nowhere.
+        statistics: Open statistics by model name, for recipes that read them.
         max_shard_bytes: Largest weight file; a larger tensor gets a file of its own.
         check: Whether to check first that the checkpoints agree and are finite.
         card: Text of README.md; None for a card that says what was merged.
@@ -113,7 +116,7 @@ def write_merged(
     """
     out = Path(out_dir).expanduser().absolute()
     _check_free_place(out)
-    stream = merged_tensors(recipe, checkpoints, thresholds=thresholds)
+    stream = merged_tensors(recipe, checkpoints, thresholds=thresholds, statistics=statistics)
     base = checkpoints[recipe.base.name]
     if check:
         experts = {ref.name: checkpoints[ref.name] for ref in recipe.experts}

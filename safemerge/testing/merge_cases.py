@@ -5,6 +5,7 @@ measures task vectors from the base, gives the one fixture `method_name`, and in
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from safemerge.config.recipe import MergeRecipe, Method
 from safemerge.errors import MergeError
 from safemerge.merge import merge_tensor, merged_tensors, method_row
-from safemerge.weights import open_checkpoint
+from safemerge.testing.statistics import random_statistics, write_statistics
+from safemerge.weights import ModelStatistics, open_checkpoint
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 
 _METHOD: TypeAdapter[Method] = TypeAdapter(Method)
@@ -73,6 +75,33 @@ def random_tensor(
     return torch.randn(shape, generator=generator).to(dtype)
 
 
+def merge_measured(
+    method: Method,
+    *,
+    tensor: str,
+    base: torch.Tensor,
+    experts: Mapping[str, torch.Tensor],
+    **options: Any,
+) -> torch.Tensor:
+    """Merge one tensor; a method that needs statistics of its models gets stand-ins for them.
+
+    Args:
+        method: A method's declaration.
+        tensor: Tensor name.
+        base: The base's tensor.
+        experts: The experts' tensors by name.
+        **options: Further arguments of `merge_tensor`.
+
+    Returns:
+        The merged tensor.
+    """
+    needed = method.model_names() if method.statistic is not None else ()
+    statistics = random_statistics(tensor, tuple(base.shape), needed)
+    return merge_tensor(
+        method, tensor=tensor, base=base, experts=experts, statistics=statistics, **options
+    )
+
+
 class MergeMethodCases:
     """Cases for every merge method."""
 
@@ -94,19 +123,19 @@ class MergeMethodCases:
         base = random_tensor((16, 8), seed=0, dtype=dtype)
         expert = base + random_tensor((16, 8), seed=1, dtype=dtype) * 0.1
         method = build_method(method_name, {"a": 1.0}, density=1.0)
-        merged = merge_tensor(method, tensor=_NAMES[0], base=base, experts={"a": expert})
+        merged = merge_measured(method, tensor=_NAMES[0], base=base, experts={"a": expert})
         torch.testing.assert_close(merged, expert, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
     def test_order_of_experts_changes_nothing(self, method_name: str) -> None:
         """Equal weights, listed either way, give the same bits."""
         base, first, second = (random_tensor((33, 5), seed=seed) for seed in range(3))
-        forth = merge_tensor(
+        forth = merge_measured(
             build_method(method_name, {"a": 0.5, "b": 0.5}, density=0.5),
             tensor=_NAMES[0],
             base=base,
             experts={"a": first, "b": second},
         )
-        back = merge_tensor(
+        back = merge_measured(
             build_method(method_name, {"b": 0.5, "a": 0.5}, density=0.5),
             tensor=_NAMES[0],
             base=base,
@@ -118,7 +147,7 @@ class MergeMethodCases:
         """The result is new memory and writing to it leaves the inputs alone."""
         tensors = [random_tensor((9, 4), seed=seed) for seed in range(3)]
         copies = [tensor.clone() for tensor in tensors]
-        merged = merge_tensor(
+        merged = merge_measured(
             build_method(method_name, {"a": 0.5, "b": 0.5}, density=0.5),
             tensor=_NAMES[0],
             base=tensors[0],
@@ -135,7 +164,7 @@ class MergeMethodCases:
     ) -> None:
         """Whatever the shape, scalars and empty tensors included."""
         base, first, second = (random_tensor(shape, seed=seed, dtype=dtype) for seed in range(3))
-        merged = merge_tensor(
+        merged = merge_measured(
             build_method(method_name, {"a": 0.5, "b": 0.5}, density=0.5),
             tensor=_NAMES[0],
             base=base,
@@ -151,7 +180,7 @@ class MergeMethodCases:
         def merged(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
             experts = {"a": first, "b": second}
             return {
-                name: merge_tensor(method, tensor=name, base=base, experts=experts, seed=3)
+                name: merge_measured(method, tensor=name, base=base, experts=experts, seed=3)
                 for name in names
             }
 
@@ -165,11 +194,18 @@ class MergeMethodCases:
         """Which file a tensor lies in changes nothing."""
         whole = [_write_checkpoint(tmp_path / name, seed=at) for at, name in enumerate("xab")]
         shards = [_sharded_copy(folder, tmp_path / f"{folder.name}-shards") for folder in whole]
+        method = build_method(method_name, {"a": 0.7, "b": 0.4}, density=0.5)
+        measured = {
+            name: write_statistics(tmp_path / f"{name}-measured", folder, model=name)
+            for name, folder in zip("ab", whole[1:], strict=True)
+            if method.statistic is not None
+        }
+        statistics = {name: ModelStatistics(folder) for name, folder in measured.items()}
         results = []
         for folders in (whole, shards):
-            recipe = _recipe(build_method(method_name, {"a": 0.7, "b": 0.4}, density=0.5), folders)
+            recipe = _recipe(method, folders, measured)
             checkpoints = {ref.name: open_checkpoint(ref.path or "") for ref in recipe.checkpoints}
-            results.append(dict(merged_tensors(recipe, checkpoints)))
+            results.append(dict(merged_tensors(recipe, checkpoints, statistics=statistics)))
         assert results[0].keys() == results[1].keys()
         for name, tensor in results[0].items():
             assert torch.equal(tensor, results[1][name])
@@ -181,7 +217,7 @@ class MergeMethodCases:
         second[2, 3] = value
         method = build_method(method_name, {"a": 0.5, "b": 0.5}, density=0.5)
         with pytest.raises(MergeError, match="must be finite"):
-            merge_tensor(method, tensor=_NAMES[0], base=base, experts={"a": first, "b": second})
+            merge_measured(method, tensor=_NAMES[0], base=base, experts={"a": first, "b": second})
 
     def test_an_expert_of_another_shape_raises(self, method_name: str) -> None:
         """Shapes are never broadcast."""
@@ -189,22 +225,22 @@ class MergeMethodCases:
         experts = {"a": random_tensor((6, 6), seed=1), "b": random_tensor((1, 6), seed=2)}
         method = build_method(method_name, {"a": 0.5, "b": 0.5}, density=0.5)
         with pytest.raises(MergeError, match=r"base \(6, 6\), expert 'b' \(1, 6\)"):
-            merge_tensor(method, tensor=_NAMES[0], base=base, experts=experts)
+            merge_measured(method, tensor=_NAMES[0], base=base, experts=experts)
 
     def test_a_missing_expert_raises(self, method_name: str) -> None:
         """An expert with weight is never skipped."""
         base = random_tensor((6, 6), seed=0)
         method = build_method(method_name, {"a": 0.5, "b": 0.5}, density=0.5)
         with pytest.raises(MergeError, match="got no 'b'"):
-            merge_tensor(method, tensor=_NAMES[0], base=base, experts={"a": base.clone()})
+            merge_measured(method, tensor=_NAMES[0], base=base, experts={"a": base.clone()})
 
     def test_result_takes_the_asked_dtype(self, method_name: str) -> None:
         """Rounded once, to nearest, from the float32 result."""
         base, first, second = (random_tensor((12, 6), seed=seed) for seed in range(3))
         method = build_method(method_name, {"a": 0.5, "b": 0.5}, density=0.5)
         experts = {"a": first, "b": second}
-        full = merge_tensor(method, tensor=_NAMES[0], base=base, experts=experts)
-        rounded = merge_tensor(
+        full = merge_measured(method, tensor=_NAMES[0], base=base, experts=experts)
+        rounded = merge_measured(
             method, tensor=_NAMES[0], base=base, experts=experts, dtype=torch.bfloat16
         )
         assert torch.equal(rounded, full.to(torch.bfloat16))
@@ -222,10 +258,10 @@ class TaskVectorMethodCases(MergeMethodCases):
         base[0, 0] = -0.0
         method = build_method(method_name, {"a": 0.5, "b": 0.9}, density=0.5, **{"lambda": 0.0})
         experts = {"a": first, "b": second}
-        merged = merge_tensor(method, tensor=_NAMES[0], base=base, experts=experts)
+        merged = merge_measured(method, tensor=_NAMES[0], base=base, experts=experts)
         assert torch.equal(merged, base)
         assert torch.equal(merged.signbit(), base.signbit())
-        unread = merge_tensor(method, tensor=_NAMES[0], base=base, experts={})
+        unread = merge_measured(method, tensor=_NAMES[0], base=base, experts={})
         assert torch.equal(unread, base)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -234,7 +270,7 @@ class TaskVectorMethodCases(MergeMethodCases):
         base = random_tensor((8, 8), seed=0, dtype=dtype)
         method = build_method(method_name, {"a": 0.3, "b": -1.7}, density=0.5, **{"lambda": 1.3})
         experts = {"a": base.clone(), "b": base.clone()}
-        merged = merge_tensor(method, tensor=_NAMES[0], base=base, experts=experts)
+        merged = merge_measured(method, tensor=_NAMES[0], base=base, experts=experts)
         assert torch.equal(merged, base)
 
     def test_an_expert_of_weight_zero_may_be_missing(self, method_name: str) -> None:
@@ -244,8 +280,8 @@ class TaskVectorMethodCases(MergeMethodCases):
         alone = build_method(method_name, {"a": 0.5}, density=0.5)
         if "weights" not in type(both).model_fields:
             pytest.skip("the method has no weights")
-        with_zero = merge_tensor(both, tensor=_NAMES[0], base=base, experts={"a": first})
-        without = merge_tensor(alone, tensor=_NAMES[0], base=base, experts={"a": first})
+        with_zero = merge_measured(both, tensor=_NAMES[0], base=base, experts={"a": first})
+        without = merge_measured(alone, tensor=_NAMES[0], base=base, experts={"a": first})
         assert torch.equal(with_zero, without)
 
     def test_a_negative_weight_negates(self, method_name: str) -> None:
@@ -254,7 +290,7 @@ class TaskVectorMethodCases(MergeMethodCases):
             pytest.skip("the method has no weights")
         base, expert = (random_tensor((8, 8), seed=seed) for seed in range(2))
         towards, away = (
-            merge_tensor(
+            merge_measured(
                 build_method(method_name, {"a": weight}, density=0.5),
                 tensor=_NAMES[0],
                 base=base,
@@ -292,10 +328,13 @@ def _sharded_copy(source: Path, folder: Path) -> Path:
     return folder
 
 
-def _recipe(method: Method, folders: list[Path]) -> MergeRecipe:
-    refs = [
+def _recipe(method: Method, folders: list[Path], measured: Mapping[str, Path]) -> MergeRecipe:
+    refs: list[dict[str, Any]] = [
         {"name": name, "path": str(folder)}
         for name, folder in zip(("base", "a", "b"), folders, strict=True)
     ]
+    for ref in refs:
+        if ref["name"] in measured:
+            ref["statistics"] = {"path": str(measured[ref["name"]])}
     document = {"base": refs[0], "experts": refs[1:], "method": method.resolved()}
     return MergeRecipe.model_validate(document)

@@ -5,12 +5,15 @@ from safemerge.weights.adapter import AdapterCheckpoint, is_adapter, open_checkp
 from safemerge.weights.agreement import check_agreement, check_finite, dtype_name, is_finite
 from safemerge.weights.checkpoint import Checkpoint, DenseCheckpoint, layer_of
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.statistics import ModelStatistics, TensorStatistics
 from safemerge.weights.vocabulary import vocabulary
 
 __all__ = [
     "AdapterCheckpoint",
     "Checkpoint",
     "DenseCheckpoint",
+    "ModelStatistics",
+    "TensorStatistics",
     "cache_dir",
     "check_agreement",
     "check_finite",

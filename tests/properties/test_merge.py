@@ -16,6 +16,7 @@ from safemerge.merge.consensus import disjoint_mean, elect_sign
 from safemerge.merge.interpolate import slerp, slerp_shares
 from safemerge.merge.mask import keep_mask
 from safemerge.merge.sparsify import sparsify_by_magnitude
+from safemerge.weights import TensorStatistics
 
 METHOD = TypeAdapter(Method)
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -190,3 +191,20 @@ def test_equal_anchors_are_one_number(stack, weight, num_anchors, layer):
         for method in methods
     )
     torch.testing.assert_close(one, many, rtol=1e-6, atol=1e-6)
+
+
+@given(stacks(min_count=2), st.integers(0, 2**31), st.floats(0.0, 10.0))
+def test_fisher_stays_between_its_models_entry_by_entry(stack, seed, weight):
+    generator = torch.Generator().manual_seed(seed)
+    experts = {f"e{at}": tensor for at, tensor in enumerate(stack)}
+    measured = {
+        name: TensorStatistics(fisher=torch.rand(tensor.shape, generator=generator))
+        for name, tensor in experts.items()
+    }
+    method = METHOD.validate_python(
+        {"name": "fisher", "weights": {**dict.fromkeys(experts, 1.0), "e0": weight}}
+    )
+    merged = merge_tensor(method, tensor=NAME, base=stack[0], experts=experts, statistics=measured)
+    together = torch.stack(stack)
+    assert (merged >= together.amin(0) - 1e-5).all()
+    assert (merged <= together.amax(0) + 1e-5).all()

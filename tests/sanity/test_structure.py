@@ -182,8 +182,11 @@ def test_every_shipped_file_is_valid(file):
     kind = detect_kind(document, where=str(file))
     spec = parse_document(document, KINDS[kind], where=str(file))
     located = spec.located((ROOT / file).parent)
+    if kind == "statistics":
+        return
     for ref in getattr(located, "checkpoints", None) or [located.base]:
-        for needed in (ref.align, ref.finetune):
+        gather = None if ref.statistics is None else ref.statistics.gather
+        for needed in (ref.align, ref.finetune, gather):
             assert needed is None or Path(needed).is_file()
 
 

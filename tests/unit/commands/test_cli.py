@@ -17,6 +17,7 @@ OPTIONS = {
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
     "merge": ["recipe", "out", "--mergekit"],
     "methods": ["name", "--json"],
+    "statistics": ["file"],
     "align": ["spec", "--results", "--resume"],
     "finetune": ["spec", "--results", "--resume"],
     "report": ["run"],

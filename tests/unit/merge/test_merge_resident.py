@@ -4,10 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from safemerge.config.models import models_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointError, CheckpointMismatchError, ConfigError, MergeError
 from safemerge.merge import METHODS, ResidentCheckpoints, merged_tensors
 from safemerge.testing.merge_cases import build_method
+from safemerge.testing.statistics import write_statistics
 from safemerge.weights import fingerprint
 
 
@@ -18,6 +20,17 @@ def document(tiny_base, tiny_experts):
         "experts": [{"name": name, "path": str(path)} for name, path in tiny_experts.items()],
         "method": {"name": "ties", "weights": {"math": 0.5, "safety": 0.7}, "density": 0.5},
     }
+
+
+@pytest.fixture
+def measured(document, tmp_path):
+    """The experts with statistics of each."""
+    return [
+        {**ref, "statistics": {"path": str(write_statistics(
+            tmp_path / ref["name"], ref["path"], model=ref["name"]
+        ))}}
+        for ref in document["experts"]
+    ]  # fmt: skip
 
 
 def recipe(document, **fields):
@@ -45,12 +58,14 @@ def test_other_methods_and_fewer_experts_are_served(document):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_merges_a_whole_model_alike_with_and_without_what_is_kept(name, document):
+def test_every_method_merges_a_whole_model_alike_with_and_without_what_is_kept(
+    name, document, measured
+):
     method = build_method(name, {"math": 0.6, "safety": 0.4}, density=0.5).resolved()
-    asked = recipe(document, method=method)
+    asked = recipe(document, method=method, experts=measured)
     resident = ResidentCheckpoints.open(asked)
     first, second = (dict(resident.merged(asked)) for _ in range(2))
-    alone = dict(merged_tensors(asked, resident.checkpoints))
+    alone = dict(merged_tensors(asked, resident.checkpoints, statistics=resident.statistics))
     assert set(first) == set(resident.base.distinct_names)
     for key, tensor in first.items():
         assert tensor.dtype == resident.base.dtype(key)
@@ -196,3 +211,57 @@ def test_several_weights_under_one_name_are_told_by_their_digest(
         expected = dict(alone.merged(asked))
         got = dict(resident.merged(asked))
         assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+FISHER = {"name": "fisher", "weights": {"math": 1.0, "safety": 0.5}}
+
+
+def test_weights_of_measured_models_vary_without_opening_anything_anew(document, measured):
+    resident = ResidentCheckpoints.open(recipe(document, method=FISHER, experts=measured))
+    found = []
+    for weight in (0.0, 0.5, 5.0):
+        method = {**FISHER, "weights": {"math": 1.0, "safety": weight}}
+        merged = resident.merged(recipe(document, method=method, experts=measured))
+        found.append(dict(merged)["model.layers.0.mlp.up_proj.weight"])
+    math = resident.checkpoints["math"].tensor("model.layers.0.mlp.up_proj.weight")
+    assert torch.equal(found[0], math)
+    assert (found[1] - math).norm() < (found[2] - math).norm()
+
+
+def test_an_evaluators_models_are_opened_with_their_statistics(document, measured):
+    asked = recipe(document, method=FISHER, experts=measured)
+    resident = ResidentCheckpoints.open(models_recipe(asked.base, asked.experts), check=False)
+    expected = dict(ResidentCheckpoints.open(asked).merged(asked))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resident.merged(asked))
+
+
+def test_led_keeps_part_of_each_expert(document, measured):
+    method = {"name": "task_arithmetic", "weights": {"math": 1.0, "safety": 1.0}}
+    asked = recipe(document, method=method, experts=measured, steps=[{"name": "led"}])
+    resident = ResidentCheckpoints.open(asked)
+    for key, tensor in resident.merged(asked):
+        same = float((tensor == resident.base.tensor(key)).float().mean())
+        assert 0.3 < same < 1.0, key
+
+
+def test_statistics_of_another_model_are_refused(document, measured, tiny_experts, tmp_path):
+    wrong = str(write_statistics(tmp_path / "w", tiny_experts["safety"], model="safety"))
+    changed = [{**measured[0], "statistics": {"path": wrong}}, measured[1]]
+    words = "model 'math': statistics must be of this model"
+    with pytest.raises(CheckpointMismatchError, match=words):
+        ResidentCheckpoints.open(recipe(document, experts=changed))
+
+
+def test_statistics_of_another_digest_are_refused(document, measured):
+    path = measured[0]["statistics"]["path"]
+    other = [{**measured[0], "statistics": {"path": path, "digest": "abcd"}}, measured[1]]
+    with pytest.raises(CheckpointMismatchError, match="the recipe's digest, abcd; got stand-in"):
+        ResidentCheckpoints.open(recipe(document, experts=other))
+    resident = ResidentCheckpoints.open(recipe(document, experts=measured))
+    with pytest.raises(MergeError, match="statistics of 'math' must be those held; got abcd"):
+        resident.merged(recipe(document, experts=other, method=FISHER))
+    resident.merged(recipe(document, experts=other))  # not read, so not asked for
+
+
+def test_statistics_that_are_not_gathered_yet_are_refused(document, measured):
+    later = [{**measured[0], "statistics": {"gather": "x.yaml"}}, measured[1]]
+    with pytest.raises(MergeError, match=r"must be a folder by now; got 'x\.yaml'"):
+        ResidentCheckpoints.open(recipe(document, experts=later))

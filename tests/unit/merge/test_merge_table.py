@@ -37,4 +37,4 @@ def test_methods_that_use_the_base_have_a_lambda():
 
 def test_there_is_no_method_of_another_name():
     with pytest.raises(MergeError, match="Known: linear, slerp"):
-        table.method_row("fisher")
+        table.method_row("ensemble")
