@@ -246,10 +246,7 @@ class _HarnessBackend:
 
         self.task = spec.suites[0].task
         (suite,) = load_suites(spec)["search"]
-        # "task/INDEX:hash", see LmEvalTask.
-        self.documents = [
-            int(sample.sample_id.partition(":")[0].rpartition("/")[2]) for sample in suite.samples
-        ]
+        self.documents = suite.harness.positions(suite.samples)
         self.manager = TaskManager(include_path=self.task.include_path, include_defaults=False)
         self.kind = kind
         settings = _engine_settings(spec)

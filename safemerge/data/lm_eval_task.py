@@ -63,10 +63,14 @@ class LmEvalTask:
             _set_shots(self._task, spec, where)
             self._check()
             self._documents: list[Any] = list(self._task.eval_docs)
-        self._index = {
-            sample_id(f"{spec.task}/{index}", _key(document)): index
-            for index, document in enumerate(self._documents)
-        }
+        # By content alone, so that tasks over the same documents cut them alike.
+        self._first: dict[str, int] = {}
+        for index, document in enumerate(self._documents):
+            self._first.setdefault(sample_id("lm_eval", _key(document)), index)
+        self._index = {self._identity(index): index for index in self._first.values()}
+
+    def _identity(self, index: int) -> str:
+        return sample_id(self.spec.task, _key(self._documents[index]))
 
     @property
     def filter_name(self) -> str:
@@ -119,6 +123,8 @@ class LmEvalTask:
     def samples(self, source: Source, *, where: str) -> tuple[Sample, ...]:
         """Return the documents of a range, in the task's order, to be compared between splits.
 
+        Equal documents count once. Tasks over the same documents have the same ones in a range.
+
         Args:
             source: Which range; see `safemerge.data.rows.taken_ids`.
             where: Place for messages.
@@ -127,8 +133,9 @@ class LmEvalTask:
             DataError: If the range is empty, or worked examples come from the documents that
                 are asked.
         """
-        taken = set(taken_ids(source, list(self._index), name=self.spec.task, where=where))
-        chosen = [(identity, at) for identity, at in self._index.items() if identity in taken]
+        taken = taken_ids(source, list(self._first), name=self.spec.task, where=where)
+        places = sorted(self._first[identity] for identity in taken)
+        chosen = [(self._identity(at), at) for at in places]
         shown = self._shown()
         clash = [identity for identity, at in chosen if _key(self._documents[at]) in shown]
         if clash:
@@ -158,6 +165,10 @@ class LmEvalTask:
             text = "\n".join(map(str, self._task.doc_to_choice(document)))
         return text if text.strip() else str(self._task.doc_to_target(document))
 
+    def positions(self, samples: Sequence[Sample]) -> list[int]:
+        """Return where samples stand among the task's documents, as the harness counts them."""
+        return [self._index[sample.sample_id] for sample in samples]
+
     def asked(
         self, samples: Sequence[Sample], chat_template: Callable[..., str]
     ) -> LmEvalQuestions:
@@ -171,7 +182,7 @@ class LmEvalTask:
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
         with quiet_harness():
             task.build_all_requests(
-                samples=[self._index[sample.sample_id] for sample in samples],
+                samples=self.positions(samples),
                 system_instruction=self.spec.system,
                 apply_chat_template=self.spec.chat_template,
                 fewshot_as_multiturn=True,
