@@ -145,12 +145,14 @@ def reference_recipes(spec: StudySpec) -> list[Reference]:
     if len(merged) > 1:
         weights.append((MEAN_LABEL, dict.fromkeys(merged, 1.0)))
     references = [Reference(label, _linear(spec, by_name)) for label, by_name in weights]
-    known = {expert.digest for expert in spec.experts if expert.digest is not None}
+    known = {expert.digest for expert in spec.experts}
     for variant in spec.variants:
-        if variant.checkpoint.digest not in known:
-            recipe = _linear(spec, {variant.expert: 1.0}, variant)
-            references.append(Reference(variant.label, recipe))
-            known |= {variant.checkpoint.digest} - {None}
+        found = variant.checkpoint.digest
+        if found is not None and found in known:
+            continue
+        known.add(found)
+        recipe = _linear(spec, {variant.expert: 1.0}, variant)
+        references.append(Reference(variant.label, recipe))
     return references
 
 

@@ -74,7 +74,7 @@ def _packed_parts(
     route.dim, route.first = 1, len(first.packed.input_ids)
     hidden = packed_hidden(core, rows)[rows.targets]
     cut = [len(first.packed.targets), len(second.packed.targets)]
-    one, other = zip(hidden.split(cut), rows.labels.split(cut), strict=True)
+    one, other = zip(torch.split(hidden, cut), torch.split(rows.labels, cut), strict=True)
     return one, other
 
 
@@ -156,7 +156,9 @@ def _forward(module: Any, replaced: dict[int, Tensor], route: _Route) -> Any:
         cut = [route.first, rows.shape[route.dim] - route.first]
         moved = [
             linear(linear(part, a), b)
-            for part, (a, b) in zip(rows.split(cut, route.dim), ((down, up), second), strict=True)
+            for part, (a, b) in zip(
+                torch.split(rows, cut, route.dim), ((down, up), second), strict=True
+            )
         ]
         total: Tensor = result + torch.cat(moved, route.dim) * scaling
         return total.to(result.dtype)

@@ -233,7 +233,8 @@ def _outcome(
         inputs.all_reduce(sums)
         *losses, square = sums
         apart = square.sqrt()
-    return BoosterOutcome(*losses, norm, apart)
+    alignment, harmful, perturbed = losses
+    return BoosterOutcome(alignment, harmful, perturbed, norm, apart)
 
 
 def _reduced(inputs: BoosterInputs, batch: LogicalBatch | None) -> tuple[Tensor, list[Tensor]]:

@@ -35,12 +35,13 @@ def target_entropy(hidden: Tensor, labels: Tensor, head: Any, *, chunk: int | No
         return nothing + hidden.sum().to(nothing.dtype) * 0.0
     if chunk is None:
         return cross_entropy(head(hidden).float(), labels)
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+    if not issubclass(type(head), torch.nn.Linear) or head.bias is not None:
         raise ConfigError(
             f"loss_chunk: the output layer must be a linear map without bias; got "
             f"{type(head).__name__}. Leave loss_chunk out."
         )
-    total: Tensor = _ChunkedEntropy.apply(hidden, head.weight, labels, chunk)
+    chunked: Any = _ChunkedEntropy.apply
+    total: Tensor = chunked(hidden, head.weight, labels, chunk)
     return total
 
 
@@ -52,7 +53,9 @@ class _ChunkedEntropy(torch.autograd.Function):
         of_hidden: list[Tensor] = []
         wide = torch.promote_types(weight.dtype, torch.float32)
         of_weight = torch.zeros_like(weight, dtype=wide) if wanted_weight else None
-        for part, label in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+        for part, label in zip(
+            torch.split(hidden, chunk), torch.split(labels, chunk), strict=True
+        ):
             logits = linear(part, weight).float()
             norm = logits.logsumexp(dim=-1, keepdim=True)
             loss = (norm - logits.gather(1, label[:, None])).sum()

@@ -170,12 +170,14 @@ def _attention(
             f"packing: the model's attention must be causal and nothing more; got {more[0]} with "
             f"rows of {longest} tokens. Set packing: false."
         )
+    to_grid: Any = _ToGrid.apply
+    from_grid: Any = _FromGrid.apply
     grid = [
-        _ToGrid.apply(tensor[0].transpose(0, 1), packed_rows).transpose(1, 2)
+        to_grid(tensor[0].transpose(0, 1), packed_rows).transpose(1, 2)
         for tensor in (query, key, value)
     ]
     found, _ = sdpa_attention_forward(module, *grid, None, dropout=dropout, scaling=scaling)
-    return _FromGrid.apply(found, packed_rows)[None], None
+    return from_grid(found, packed_rows)[None], None
 
 
 class _ToGrid(torch.autograd.Function):
@@ -184,7 +186,8 @@ class _ToGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, rows: PackedRows) -> Tensor:
         ctx.rows = rows
-        return tokens.index_select(0, rows.grid.flatten()).unflatten(0, rows.grid.shape)
+        shape = (*rows.grid.shape, *tokens.shape[1:])
+        return tokens.index_select(0, rows.grid.flatten()).view(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -205,7 +208,7 @@ class _FromGrid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        shape = ctx.rows.grid.shape
-        found = grad.new_zeros((shape.numel(), *grad.shape[1:]))
+        rows, longest = ctx.rows.grid.shape
+        found = grad.new_zeros((rows * longest, *grad.shape[1:]))
         found.index_copy_(0, ctx.rows.places, grad)
-        return found.unflatten(0, shape), None
+        return found.view(rows, longest, *grad.shape[1:]), None

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from safemerge.training.full import ShardedModel
 from safemerge.training.method import Method
@@ -34,9 +35,9 @@ def save_state(
     state: dict[str, Any] = {"step": step, "method": method.state_dict()}
     if isinstance(model, ShardedModel):
         weights, moments = get_state_dict(model, optimizer)
-        sharded = {"weights": weights, "optimizer": moments}
+        sharded: dict[str, Any] = {"weights": weights, "optimizer": moments}
         (folder / _SHARDS).mkdir(exist_ok=True)
-        torch.distributed.checkpoint.save(sharded, checkpoint_id=folder / _SHARDS)
+        save(sharded, checkpoint_id=folder / _SHARDS)
         if torch.distributed.get_rank() > 0:
             return
     else:
@@ -57,8 +58,8 @@ def load_state(
     state = torch.load(folder / _FILE, weights_only=True)
     if isinstance(model, ShardedModel):
         weights, moments = get_state_dict(model, optimizer)
-        sharded = {"weights": weights, "optimizer": moments}
-        torch.distributed.checkpoint.load(sharded, checkpoint_id=folder / _SHARDS)
+        sharded: dict[str, Any] = {"weights": weights, "optimizer": moments}
+        load(sharded, checkpoint_id=folder / _SHARDS)
         set_state_dict(
             model,
             optimizer,
