@@ -12,6 +12,9 @@ from safemerge.config.base import StrictModel
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """A name used in dotted paths: letters, digits, ``_`` and ``-``."""
 
+Vocabulary = Literal["refuse", "base", "union"]
+"""What happens where tokenizers of a merge differ."""
+
 CHECKPOINT_SOURCES = ("path", "package", "align", "finetune")
 
 

@@ -41,7 +41,12 @@ class EvaluatorReplica:
 
     def __init__(self, study: str) -> None:
         self._spec = StudySpec.model_validate_json(study)
-        self._models = models_recipe(self._spec.base, self._spec.experts, dtype=self._spec.dtype)
+        self._models = models_recipe(
+            self._spec.base,
+            self._spec.experts,
+            dtype=self._spec.dtype,
+            vocabulary=self._spec.vocabulary,
+        )
         self._chat = ChatFormat(str(self._spec.base.path))
         evaluator = self._spec.evaluator
         self._prepared = {

@@ -32,7 +32,8 @@ def check_models(spec: StudySpec) -> None:
     Raises:
         CheckpointError, CheckpointMismatchError: See `ResidentCheckpoints.open`.
     """
-    ResidentCheckpoints.open(models_recipe(spec.base, spec.experts, dtype=spec.dtype))
+    models = models_recipe(spec.base, spec.experts, dtype=spec.dtype, vocabulary=spec.vocabulary)
+    ResidentCheckpoints.open(models, for_engine=True)
 
 
 def check_suites(spec: StudySpec) -> int:

@@ -8,17 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.checkpoint import CheckpointRef, Vocabulary
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointMismatchError, MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
-from safemerge.merge.stream import merged_tensors
+from safemerge.merge.stream import in_one_vocabulary, merged_tensors
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.shared_vocabulary import stored_checkpoint
 
 
 class ResidentCheckpoints:
@@ -30,6 +31,7 @@ class ResidentCheckpoints:
         refs: References by model name.
         checkpoints: Open checkpoints by model name.
         base_name: Which of them is the base.
+        vocabulary: The vocabulary they are shown in, as in recipes.
     """
 
     def __init__(
@@ -37,21 +39,28 @@ class ResidentCheckpoints:
         refs: Mapping[str, CheckpointRef],
         checkpoints: Mapping[str, Checkpoint],
         base_name: str,
+        *,
+        vocabulary: Vocabulary = "refuse",
     ) -> None:
         self.base_name = base_name
+        self.vocabulary = vocabulary
         self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(dict(checkpoints))
         self.thresholds = ThresholdCache()
         self.spectra = SpectrumCache()
         self._refs = dict(refs)
 
     @classmethod
-    def open(cls, recipe: MergeRecipe, *, check: bool = True) -> "ResidentCheckpoints":
+    def open(
+        cls, recipe: MergeRecipe, *, check: bool = True, for_engine: bool = False
+    ) -> "ResidentCheckpoints":
         """Open the base and experts of a recipe; all of them, whatever their weights.
 
         Args:
             recipe: Recipe whose checkpoints are given by `path`.
             check: Whether to compare fingerprints with the recipe's digests and to check that
                 the checkpoints agree and are finite. Both are cached, see `check_agreement`.
+            for_engine: Whether merges go to an engine, whose model has the base's shape: a
+                union of vocabularies with more rows is then refused.
 
         Returns:
             Open checkpoints, good for every recipe over the same models.
@@ -67,6 +76,10 @@ class ResidentCheckpoints:
         checkpoints = {recipe.base.name: base}
         for ref in recipe.experts:
             checkpoints[ref.name] = open_checkpoint(_path(where, ref), base)
+        checkpoints = dict(in_one_vocabulary(recipe, checkpoints))
+        base = checkpoints[recipe.base.name]
+        if for_engine:
+            _check_shape(where, base)
         if check:
             for ref in recipe.checkpoints:
                 _check_digest(where, ref)
@@ -74,7 +87,7 @@ class ResidentCheckpoints:
             check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
         check_groups(recipe, base.distinct_names)
         refs = {ref.name: ref for ref in recipe.checkpoints}
-        return cls(refs, checkpoints, recipe.base.name)
+        return cls(refs, checkpoints, recipe.base.name, vocabulary=recipe.vocabulary)
 
     @property
     def base(self) -> Checkpoint:
@@ -102,6 +115,11 @@ class ResidentCheckpoints:
             raise MergeError(
                 f"recipe {recipe.digest[:4]}: the base must be the one held, "
                 f"'{self.base_name}'; got '{recipe.base.name}'. Open checkpoints for this recipe."
+            )
+        if recipe.vocabulary != self.vocabulary:
+            raise MergeError(
+                f"recipe {recipe.digest[:4]}: vocabulary must be that of the checkpoints held, "
+                f"'{self.vocabulary}'; got '{recipe.vocabulary}'. Open them for this recipe."
             )
         return merged_tensors(
             recipe,
@@ -139,6 +157,17 @@ def _same_path(first: CheckpointRef, second: CheckpointRef) -> bool:
     if first.path is None or second.path is None:
         return False
     return Path(first.path).expanduser().resolve() == Path(second.path).expanduser().resolve()
+
+
+def _check_shape(where: str, base: Checkpoint) -> None:
+    name = base.input_embedding
+    stored = stored_checkpoint(base)
+    if name is not None and base.shape(name) != stored.shape(name):
+        raise CheckpointMismatchError(
+            f"{where}, tensor '{name}': an engine's model keeps the base's shape "
+            f"{stored.shape(name)}; got {base.shape(name)} from vocabulary: union. Use "
+            f"vocabulary: base, or write the merge and score its folder."
+        )
 
 
 def _path(where: str, ref: CheckpointRef) -> Path:

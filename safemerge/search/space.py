@@ -198,5 +198,6 @@ def _linear(spec: StudySpec, weights: dict[str, float]) -> MergeRecipe:
         "method": {"name": "linear", "weights": weights, "normalize": True},
         "dtype": spec.dtype,
         "seed": spec.seed,
+        "vocabulary": spec.vocabulary,
     }
     return parse_document(document, MergeRecipe, where=f"study '{spec.name}', reference")

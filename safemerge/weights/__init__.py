@@ -5,12 +5,14 @@ from safemerge.weights.adapter import AdapterCheckpoint, is_adapter, open_checkp
 from safemerge.weights.agreement import check_agreement, check_finite, dtype_name, is_finite
 from safemerge.weights.checkpoint import Checkpoint, DenseCheckpoint, layer_of
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary
 from safemerge.weights.vocabulary import vocabulary
 
 __all__ = [
     "AdapterCheckpoint",
     "Checkpoint",
     "DenseCheckpoint",
+    "VocabularyView",
     "cache_dir",
     "check_agreement",
     "check_finite",
@@ -20,5 +22,6 @@ __all__ = [
     "is_finite",
     "layer_of",
     "open_checkpoint",
+    "share_vocabulary",
     "vocabulary",
 ]
