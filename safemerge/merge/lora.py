@@ -101,7 +101,8 @@ def merge_adapters(
 
     Adapters may differ in rank, scale (rsLoRA among them) and targets; coefficients may differ by
     layer group and layer, and those that are zero leave an adapter's factors out of a weight. A
-    module that some adapter stores whole (modules_to_save) is merged densely and stored whole.
+    module that some adapter stores whole (modules_to_save) is merged densely and stored whole,
+    unless it is a mere copy of the base's.
     Factors are float32, or of the recipe's dtype.
 
     Args:
@@ -126,7 +127,13 @@ def merge_adapters(
     base = stored_checkpoint(checkpoints[recipe.base.name])
     check_groups(recipe, base.distinct_names)
     dtype = DTYPES.get(recipe.dtype, torch.float32)
-    saved = {_module(name) for adapter in adapters.values() for name in adapter.replaced_names}
+    saved = {
+        _module(name)
+        for adapter in adapters.values()
+        for name in adapter.adapted_names
+        if (stored := adapter.whole(name)) is not None
+        and not torch.equal(stored.float(), base.tensor(name).float())
+    }
     products: dict[str, Product] = {}
     whole: dict[str, Tensor] = {}
     losses: dict[str, Reduced] = {}

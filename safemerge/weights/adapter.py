@@ -123,10 +123,8 @@ class AdapterCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """Return a dense tensor; those the adapter does not change are the base's views."""
-        if name in self._replaced:
-            weight = self._stored(self._replaced[name])
-        else:
-            weight = self.base.tensor(name)
+        whole = self.whole(name)
+        weight = self.base.tensor(name) if whole is None else whole
         update = self.low_rank(name)
         if update is None:
             return weight
@@ -143,10 +141,14 @@ class AdapterCheckpoint(Checkpoint):
             lora_a, lora_b = lora_b.T, lora_a.T
         return LowRank(lora_b, lora_a, factors.scale, factors.embedding)
 
-    @property
-    def replaced_names(self) -> tuple[str, ...]:
-        """Names of the tensors that are stored whole (modules_to_save, biases), sorted."""
-        return tuple(sorted(self._replaced))
+    def whole(self, name: str) -> Shaped[Tensor, "..."] | None:
+        """Return a tensor that the adapter stores whole, before factors; None if it does not.
+
+        Those are modules_to_save and biases, and the copies of the base's embeddings that peft
+        keeps beside their factors.
+        """
+        key = self._replaced.get(name)
+        return None if key is None else self._stored(key)
 
     @property
     def adapted_names(self) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ def test_an_engine_takes_the_bases_vocabulary_and_no_more_rows(added):
 
 def test_candidates_must_be_of_the_vocabulary_held(added):
     resident = ResidentCheckpoints.open(make_recipe(added, vocabulary="base"))
-    with pytest.raises(MergeError, match="vocabulary must be that of the .* held, 'base'"):
+    with pytest.raises(MergeError, match=r"vocabulary must be that of the .* held, 'base'"):
         resident.merged(make_recipe(added, vocabulary="union"))
 
 
