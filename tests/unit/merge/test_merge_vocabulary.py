@@ -59,7 +59,7 @@ def opened(folders):
 
 @pytest.mark.parametrize("how", ["base", "union"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
-def test_permuting_an_experts_tokens_changes_no_bit(folders, tmp_path, method, how):
+def test_permuting_an_experts_tokens_changes_nothing(folders, tmp_path, method, how):
     permuted = {
         **folders,
         "math": pico.pico_permuted(folders["math"], tmp_path / "permuted", seed=5),
@@ -68,7 +68,12 @@ def test_permuting_an_experts_tokens_changes_no_bit(folders, tmp_path, method, h
     recipe = make_recipe(permuted, method, vocabulary=how)
     merged = dict(ResidentCheckpoints.open(recipe).merged(recipe))
     assert merged.keys() == plain.keys()
-    assert all(torch.equal(merged[name], plain[name]) for name in plain)
+    for name, tensor in plain.items():
+        # Slerp's angle is a sum in BLAS, whose rounding depends on the memory's alignment.
+        if method["name"] == "slerp" and name == EMBEDDING:
+            torch.testing.assert_close(merged[name], tensor, rtol=1e-6, atol=1e-7)
+        else:
+            assert torch.equal(merged[name], tensor)
 
 
 def test_other_vocabularies_are_refused_by_default(folders, added, tmp_path):
