@@ -18,8 +18,8 @@ from safemerge.merge import (
     check_adapter_recipe,
     merge_adapters,
     merged_tensors,
-    write_adapter,
 )
+from safemerge.merge.adapter import write_adapter
 from safemerge.merge.lora import Product, reduce_rank
 from safemerge.testing import pico
 from safemerge.weights import open_checkpoint
