@@ -80,6 +80,19 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "--mergekit", metavar="FILE", help="also write the recipe as a mergekit file"
     )
+    merge.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write one LoRA adapter instead of a whole model: the exact merge of LoRA experts "
+        "by task_arithmetic or linear, its rank the sum of theirs",
+    )
+    merge.add_argument(
+        "--rank",
+        type=int,
+        metavar="N",
+        help="with --adapter, reduce each module to the nearest update of rank N, and say what "
+        "that loses",
+    )
 
     methods = add("methods", "list merge methods and safety operators, or tell all of one")
     methods.add_argument(

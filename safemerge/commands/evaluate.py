@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
         recipe = load_document(options.recipe, MergeRecipe)
         recipe = recipe.located(Path(options.recipe).resolve().parent)
         spec = _over(spec, recipe.base, recipe.experts)
+        spec = spec.model_copy(update={"vocabulary": recipe.vocabulary})
     single = spec.evaluator.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     spec = spec.model_copy(update={"evaluator": single})
     preflight(spec)
@@ -89,6 +90,7 @@ def _recipe(spec: StudySpec, recipe: MergeRecipe | None) -> MergeRecipe:
             experts=spec.experts,
             method=Linear(name="linear", weights={spec.base.name: 1.0}),
             dtype=spec.dtype,
+            vocabulary=spec.vocabulary,
         )
     missing = [ref.name for ref in recipe.checkpoints if ref.name not in by_name]
     if missing:

@@ -13,11 +13,13 @@ from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import is_mergekit, recipe_of_mergekit
 from safemerge.config.mergekit_export import mergekit_of_recipe
 from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import ConfigError
+from safemerge.errors import ConfigError, UserError
 from safemerge.files import disk_errors, replace_file
 
 if TYPE_CHECKING:
     import argparse
+
+    from safemerge.merge.resident import ResidentCheckpoints
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,15 +32,31 @@ def run(options: argparse.Namespace) -> None:
         console.say(f"{path} is a mergekit file; merging what it asks for")
     recipe = parse_document(document, MergeRecipe, where=str(path))
     recipe = recipe.located(path.resolve().parent)
+    _check_form(options, recipe)
     recipe = resolve_recipe(recipe, console)
     exported = mergekit_of_recipe(recipe) if options.mergekit is not None else None
-    write(recipe, Path(options.out), console, num_layers=num_layers)
+    out = Path(options.out)
+    if options.adapter:
+        write_as_adapter(recipe, out, console, num_layers=num_layers, rank=options.rank)
+    else:
+        write(recipe, out, console, num_layers=num_layers)
     if exported is not None:
         text = yaml.safe_dump(exported, sort_keys=False, allow_unicode=True)
         target = Path(options.mergekit).absolute()
         with disk_errors(target.parent):
             replace_file(target, text)
         console.say(f"mergekit file: {options.mergekit}")
+
+
+def _check_form(options: argparse.Namespace, recipe: MergeRecipe) -> None:
+    if options.rank is not None and not options.adapter:
+        raise UserError(f"--rank: needs --adapter; got {options.rank} without it. Add --adapter.")
+    if options.rank is not None and options.rank < 1:
+        raise UserError(f"--rank: must be at least 1; got {options.rank}. Make it larger.")
+    if options.adapter:
+        from safemerge.merge.lora import check_adapter_recipe
+
+        check_adapter_recipe(recipe)
 
 
 def resolve_recipe(recipe: MergeRecipe, console: Console) -> MergeRecipe:
@@ -75,17 +93,9 @@ def write(
         card: Model card to write instead of the merge's own.
         num_layers: Layers that the base must have, because the recipe's source said so.
     """
-    from safemerge.merge.resident import ResidentCheckpoints
     from safemerge.merge.writer import write_merged
 
-    console.say(f"checking {len(recipe.checkpoints)} checkpoints")
-    resident = ResidentCheckpoints.open(recipe)
-    if num_layers is not None and resident.base.num_layers != num_layers:
-        raise ConfigError(
-            f"recipe {recipe.digest[:4]}: layer_range must cover all "
-            f"{resident.base.num_layers} layers of the models; got {num_layers}. Parts of a "
-            f"model cannot be merged: use models instead of slices."
-        )
+    resident = _open(recipe, console, num_layers)
     tenths: set[int] = set()
 
     def progress(done: int, total: int) -> None:
@@ -103,3 +113,47 @@ def write(
         card=card,
     )
     console.say(f"merged checkpoint: {out} (candidate {recipe.digest})")
+
+
+def write_as_adapter(
+    recipe: MergeRecipe,
+    out: Path,
+    console: Console,
+    *,
+    num_layers: int | None = None,
+    rank: int | None = None,
+) -> None:
+    """Write a resolved recipe over LoRA adapters as one adapter, and say what was lost.
+
+    Args:
+        recipe: The recipe, every checkpoint given by path.
+        out: Folder to write.
+        console: Where progress is told.
+        num_layers: Layers that the base must have, because the recipe's source said so.
+        rank: Largest rank of a module; None for the sum of ranks.
+    """
+    from safemerge.merge.adapter import write_adapter
+
+    merged = write_adapter(recipe, _open(recipe, console, num_layers).checkpoints, out, rank=rank)
+    largest = max(product.rank for product in merged.products.values())
+    console.say(f"merged adapter: {out} (candidate {recipe.digest}), rank {largest}")
+    name, worst = merged.worst
+    if rank is not None:
+        console.say(
+            f"lost by rank {rank}: {merged.lost:.3e} of the update's Frobenius norm, "
+            f"{worst:.3e} at most in one weight ({name})"
+        )
+
+
+def _open(recipe: MergeRecipe, console: Console, num_layers: int | None) -> ResidentCheckpoints:
+    from safemerge.merge.resident import ResidentCheckpoints
+
+    console.say(f"checking {len(recipe.checkpoints)} checkpoints")
+    resident = ResidentCheckpoints.open(recipe)
+    if num_layers is not None and resident.base.num_layers != num_layers:
+        raise ConfigError(
+            f"recipe {recipe.digest[:4]}: layer_range must cover all "
+            f"{resident.base.num_layers} layers of the models; got {num_layers}. Parts of a "
+            f"model cannot be merged: use models instead of slices."
+        )
+    return resident

@@ -15,6 +15,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=6
 Setting = float | int | bool | str
 """A value in a training file."""
 
+Vocabulary = Literal["refuse", "base", "union"]
+"""What happens where tokenizers of a merge differ."""
+
 CHECKPOINT_SOURCES = ("path", "package", "align", "finetune")
 
 Quantity = Literal["fisher", "gram", "importance"]

@@ -101,6 +101,8 @@ class _Translation:
             if dtype not in _DTYPES:
                 raise self._error("dtype", f"must be one of {', '.join(_DTYPES)}", dtype, "Change")
             document["dtype"] = dtype
+        if self.document.get("tokenizer_source") is not None:
+            document["vocabulary"] = self.document["tokenizer_source"]
         return MergekitRecipe(document, self.num_layers)
 
     def _check_top(self) -> None:
@@ -119,10 +121,8 @@ class _Translation:
                     key, "is not supported: the base's is kept", self.document[key], "Drop"
                 )
         source = self.document.get("tokenizer_source")
-        if source not in (None, "base"):
-            raise self._error(
-                "tokenizer_source", "must be 'base': vocabularies are not merged", source, "Change"
-            )
+        if source not in (None, "base", "union"):
+            raise self._error("tokenizer_source", "must be base or union", source, "Change")
 
     def _models(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (path, parameters) of every model listed."""

@@ -79,6 +79,8 @@ def mergekit_of_recipe(recipe: MergeRecipe) -> dict[str, Any]:
         document["parameters"] = _parameters(recipe, filters)
     if recipe.dtype != "base":
         document["dtype"] = recipe.dtype
+    if recipe.vocabulary != "refuse":
+        document["tokenizer_source"] = recipe.vocabulary
     return document
 
 

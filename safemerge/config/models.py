@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.checkpoint import CheckpointRef, Vocabulary
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.study import StudySpec
 
 
 def models_recipe(
-    base: CheckpointRef, experts: Sequence[CheckpointRef], *, dtype: str = "base"
+    base: CheckpointRef,
+    experts: Sequence[CheckpointRef],
+    *,
+    dtype: str = "base",
+    vocabulary: Vocabulary = "refuse",
 ) -> MergeRecipe:
     """Return a recipe over every model that reproduces the base.
 
@@ -18,12 +22,14 @@ def models_recipe(
         base: The base.
         experts: Every expert that other recipes may name.
         dtype: The study's dtype.
+        vocabulary: The study's vocabulary.
     """
     return MergeRecipe(
         base=base,
         experts=list(experts),
         method=Linear(name="linear", weights={base.name: 1.0}),
         dtype=dtype,  # type: ignore[arg-type]
+        vocabulary=vocabulary,
     )
 
 
@@ -34,4 +40,4 @@ def study_models(spec: StudySpec) -> MergeRecipe:
     tells the variant by its digest.
     """
     experts = spec.all_checkpoints[1:]
-    return models_recipe(spec.base, experts, dtype=spec.dtype)
+    return models_recipe(spec.base, experts, dtype=spec.dtype, vocabulary=spec.vocabulary)

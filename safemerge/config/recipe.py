@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel, digest
-from safemerge.config.checkpoint import CheckpointRef, Quantity
+from safemerge.config.checkpoint import CheckpointRef, Quantity, Vocabulary
 from safemerge.config.coefficient import DEFAULT_GROUP, Coefficient, LayerGroup, Number
 from safemerge.config.method import (
     DareLinear,
@@ -55,6 +55,12 @@ class MergeRecipe(StrictModel):
     """Type of the merged weights; arithmetic is always in float32."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the random masks (DARE, DELLA)."""
+    vocabulary: Vocabulary = "refuse"
+    """Tokenizers that differ: ``refuse`` them; keep the ``base``'s, rows of embeddings and output
+    head matched by token, an expert's other tokens left out; or the ``union``, the base's tokens
+    and after them the experts' added ones in order. In a model that lacks a token its row is the
+    base's, else the mean of the rows of the experts that have it, so that its task vector there
+    is zero. Tokenizers are no part of digests."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -184,10 +190,14 @@ class MergeRecipe(StrictModel):
         """The candidate's digest: everything its weights depend on, and nothing else.
 
         Checkpoints count by fingerprint where known (so a moved folder is the same candidate),
-        else by their reference; statistics likewise, and only those that are read.
+        else by their reference; statistics likewise, and only those that are read. A default
+        that came later counts only where it is changed, so that older candidates keep their
+        digest.
         """
         document: dict[str, Any] = self.resolved()
         read = self.statistics_read()
+        if document["vocabulary"] == "refuse":
+            del document["vocabulary"]
         for item in (document["base"], *document["experts"]):
             if not item["settings"]:
                 del item["settings"]  # as before there were any

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from safemerge.config.base import StrictModel
-from safemerge.config.checkpoint import CheckpointRef, Name, Setting
+from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.suite import Direction, SuiteSpec
@@ -205,6 +205,8 @@ class StudySpec(StrictModel):
     experts: list[CheckpointRef] = Field(min_length=1)
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
     """Type that merged weights are rounded to, so that the scored weights are the exported."""
+    vocabulary: Vocabulary = "refuse"
+    """As in a recipe; an engine keeps the base's shape, so that a ``union`` must fit into it."""
     spaces: list[SearchSpace] = Field(min_length=1)
     suites: list[SuiteSpec] = Field(min_length=1)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
@@ -281,6 +283,7 @@ class StudySpec(StrictModel):
                     "steps": [step.resolved() for step in space.steps],
                     "layer_groups": [group.resolved() for group in space.layer_groups],
                     "dtype": self.dtype,
+                    "vocabulary": self.vocabulary,
                     "seed": self.seed,
                 }
             )

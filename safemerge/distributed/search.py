@@ -33,7 +33,7 @@ def check_models(spec: StudySpec) -> None:
     Raises:
         CheckpointError, CheckpointMismatchError: See `ResidentCheckpoints.open`.
     """
-    ResidentCheckpoints.open(study_models(spec))
+    ResidentCheckpoints.open(study_models(spec), for_engine=True)
 
 
 def check_suites(spec: StudySpec) -> int:

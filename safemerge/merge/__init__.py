@@ -1,5 +1,7 @@
 """Merging: methods as rows of a table, recipes as streams of named tensors."""
 
+from safemerge.merge.adapter import write_adapter
+from safemerge.merge.lora import MergedAdapter, check_adapter_recipe, merge_adapters
 from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.sparsify import ThresholdCache
@@ -12,11 +14,14 @@ from safemerge.merge.writer import write_merged
 __all__ = [
     "METHODS",
     "STEPS",
+    "MergedAdapter",
     "MethodRow",
     "ResidentCheckpoints",
     "SpectrumCache",
     "StepRow",
     "ThresholdCache",
+    "check_adapter_recipe",
+    "merge_adapters",
     "merge_order",
     "merge_tensor",
     "merged_dtype",
@@ -24,5 +29,6 @@ __all__ = [
     "method_row",
     "models_read",
     "statistics_read",
+    "write_adapter",
     "write_merged",
 ]

@@ -8,11 +8,12 @@ from safemerge.merge.step import STEPS
 from safemerge.merge.table import method_row
 
 
-def model_card(recipe: MergeRecipe) -> str:
+def model_card(recipe: MergeRecipe, *, adapter: str | None = None) -> str:
     """Return a README.md with front matter, provenance, recipe and citation.
 
     Args:
         recipe: The recipe of the checkpoint, with digests where they are known.
+        adapter: What is said of a merge written as a LoRA adapter; None for a whole model.
 
     Returns:
         Markdown text. Folders are named by their last part only, so that a published card
@@ -26,18 +27,21 @@ def model_card(recipe: MergeRecipe) -> str:
         for ref in recipe.checkpoints
     )
     resolved = recipe.resolved()
-    keys = ("method", "steps", "layer_groups", "dtype", "seed")
+    keys = ("method", "steps", "layer_groups", "dtype", "seed", "vocabulary")
     settings = json.dumps({key: resolved[key] for key in keys}, indent=2)
     operators = "".join(
         f"\nWith {STEPS[step.name].title}, on {step.on}: "
         f"{STEPS[step.name].citation}, <{STEPS[step.name].url}>.\n"
         for step in recipe.steps
     )
+    library = "transformers" if adapter is None else "peft"
+    form = "" if adapter is None else f"\n## Form\n\n{adapter}\n"
+    tag = "" if adapter is None else "\n- lora"
     return f"""---
-library_name: transformers
+library_name: {library}
 tags:
 - merge
-- safemerge
+- safemerge{tag}
 ---
 
 # {row.title} merge of {", ".join(ref.name for ref in recipe.experts)}
@@ -58,7 +62,7 @@ Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe
 ## Method
 
 {row.title}: {row.citation}, <{row.url}>. {row.variant}
-{operators}
+{operators}{form}
 ## Before use
 
 A merge can lose safety training that its parts had. Measure this model before it meets users;

@@ -8,17 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.checkpoint import CheckpointRef, Vocabulary
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointMismatchError, MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
-from safemerge.merge.stream import merged_tensors
+from safemerge.merge.stream import in_one_vocabulary, merged_tensors
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.shared_vocabulary import stored_checkpoint
 from safemerge.weights.statistics import ModelStatistics
 
 
@@ -32,6 +33,7 @@ class ResidentCheckpoints:
         checkpoints: Open checkpoints by model name.
         base_name: Which of them is the base.
         statistics: Open statistics by model name, of those models that have any.
+        vocabulary: The vocabulary they are shown in, as in recipes.
     """
 
     def __init__(
@@ -40,8 +42,11 @@ class ResidentCheckpoints:
         checkpoints: Mapping[str, Checkpoint],
         base_name: str,
         statistics: Mapping[str, ModelStatistics] = MappingProxyType({}),
+        *,
+        vocabulary: Vocabulary = "refuse",
     ) -> None:
         self.base_name = base_name
+        self.vocabulary = vocabulary
         self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(dict(checkpoints))
         self.statistics: Mapping[str, ModelStatistics] = MappingProxyType(dict(statistics))
         self.thresholds = ThresholdCache()
@@ -50,13 +55,17 @@ class ResidentCheckpoints:
         self._other_thresholds: dict[tuple[tuple[str, str], ...], ThresholdCache] = {}
 
     @classmethod
-    def open(cls, recipe: MergeRecipe, *, check: bool = True) -> "ResidentCheckpoints":
+    def open(
+        cls, recipe: MergeRecipe, *, check: bool = True, for_engine: bool = False
+    ) -> "ResidentCheckpoints":
         """Open the base and experts of a recipe; all of them, whatever their weights.
 
         Args:
             recipe: Recipe whose checkpoints are given by `path`.
             check: Whether to compare fingerprints with the recipe's digests and to check that
                 the checkpoints agree and are finite. Both are cached, see `check_agreement`.
+            for_engine: Whether merges go to an engine, whose model has the base's shape: a
+                union of vocabularies with more rows is then refused.
 
         Returns:
             Open checkpoints, good for every recipe over the same models.
@@ -72,6 +81,10 @@ class ResidentCheckpoints:
         checkpoints = {recipe.base.name: base}
         for ref in recipe.experts:
             checkpoints[ref.name] = open_checkpoint(_path(where, ref), base)
+        checkpoints = dict(in_one_vocabulary(recipe, checkpoints))
+        base = checkpoints[recipe.base.name]
+        if for_engine:
+            _check_shape(where, base)
         if check:
             for ref in recipe.checkpoints:
                 _check_digest(where, ref)
@@ -84,7 +97,7 @@ class ResidentCheckpoints:
             for ref in recipe.checkpoints
             if ref.statistics is not None
         }
-        return cls(refs, checkpoints, recipe.base.name, statistics)
+        return cls(refs, checkpoints, recipe.base.name, statistics, vocabulary=recipe.vocabulary)
 
     @property
     def base(self) -> Checkpoint:
@@ -117,6 +130,11 @@ class ResidentCheckpoints:
                 f"recipe {recipe.digest[:4]}: the base must be the one held, "
                 f"'{self.base_name}'; got '{recipe.base.name}'. Open checkpoints for this recipe."
             )
+        if recipe.vocabulary != self.vocabulary:
+            raise MergeError(
+                f"recipe {recipe.digest[:4]}: vocabulary must be that of the checkpoints held, "
+                f"'{self.vocabulary}'; got '{recipe.vocabulary}'. Open them for this recipe."
+            )
         # Thresholds and spectra are kept by the recipe's names, so each set of weights under
         # them has its own; spectra are large, and kept for the set of plain names alone.
         others = tuple(sorted((name, own) for name, own in held.items() if name != own))
@@ -129,9 +147,7 @@ class ResidentCheckpoints:
             thresholds=thresholds,
             spectra=None if others else self.spectra,
             statistics={
-                name: self.statistics[own]
-                for name, own in held.items()
-                if own in self.statistics
+                name: self.statistics[own] for name, own in held.items() if own in self.statistics
             },
             device=device,
         )
@@ -204,6 +220,17 @@ def _same_path(first: CheckpointRef, second: CheckpointRef) -> bool:
     if first.path is None or second.path is None:
         return False
     return Path(first.path).expanduser().resolve() == Path(second.path).expanduser().resolve()
+
+
+def _check_shape(where: str, base: Checkpoint) -> None:
+    name = base.input_embedding
+    stored = stored_checkpoint(base)
+    if name is not None and base.shape(name) != stored.shape(name):
+        raise CheckpointMismatchError(
+            f"{where}, tensor '{name}': an engine's model keeps the base's shape "
+            f"{stored.shape(name)}; got {base.shape(name)} from vocabulary: union. Use "
+            f"vocabulary: base, or write the merge and score its folder."
+        )
 
 
 def _path(where: str, ref: CheckpointRef) -> Path:

@@ -16,6 +16,7 @@ from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
+from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary
 from safemerge.weights.statistics import ModelStatistics
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -42,6 +43,35 @@ def merge_order(names: Iterable[str]) -> tuple[str, ...]:
         return (-1.0 if "embed" in name or ".wte." in f".{name}" else math.inf), name
 
     return tuple(sorted(names, key=key))
+
+
+def in_one_vocabulary(
+    recipe: MergeRecipe, checkpoints: Mapping[str, Checkpoint]
+) -> Mapping[str, Checkpoint]:
+    """Return the checkpoints as the recipe's vocabulary shows them; see `share_vocabulary`.
+
+    Args:
+        recipe: Recipe; with ``vocabulary: refuse`` nothing changes.
+        checkpoints: Base and experts by name, stored or shown in that vocabulary already.
+
+    Returns:
+        The recipe's checkpoints by name.
+
+    Raises:
+        CheckpointMismatchError: If they cannot be shown in one vocabulary.
+        CheckpointError: If a tokenizer cannot be read.
+    """
+    if recipe.vocabulary == "refuse" or any(
+        isinstance(checkpoint, VocabularyView) for checkpoint in checkpoints.values()
+    ):
+        return checkpoints
+    base, experts = share_vocabulary(
+        checkpoints[recipe.base.name],
+        {ref.name: checkpoints[ref.name] for ref in recipe.experts},
+        how=recipe.vocabulary,
+        where=f"recipe {recipe.digest[:4]}",
+    )
+    return {recipe.base.name: base, **experts}
 
 
 def merged_dtype(recipe: MergeRecipe, base: Checkpoint, name: str) -> torch.dtype:
@@ -97,6 +127,7 @@ def merged_tensors(
             f"recipe {recipe.digest[:4]}: every model must be open; got no '{missing[0]}' among "
             f"{', '.join(sorted(checkpoints))}. Open its checkpoint."
         )
+    checkpoints = in_one_vocabulary(recipe, checkpoints)
     check_groups(recipe, checkpoints[recipe.base.name].distinct_names)
     check_statistics(recipe, statistics or {})
     return _stream(

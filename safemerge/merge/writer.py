@@ -1,35 +1,31 @@
 """Write a candidate to disk as a checkpoint that any library loads."""
 
-import errno
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import PreflightError, UserError
 from safemerge.merge.card import model_card
+from safemerge.merge.folder import free_place, whole_folder
 from safemerge.merge.sparsify import ThresholdCache
-from safemerge.merge.stream import merge_order, merged_dtype, merged_tensors
+from safemerge.merge.stream import in_one_vocabulary, merge_order, merged_dtype, merged_tensors
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
+from safemerge.weights.shared_vocabulary import VocabularyView
 from safemerge.weights.statistics import ModelStatistics
+from safemerge.weights.tokenizer import add_tokens
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest weight file, 5 GB, as the Hub's libraries write."""
 
 RECIPE_FILE = "safemerge_recipe.json"
-_SPARE_BYTES = 64 * 2**20
 _COPIED = (
     # generation
     "generation_config.json",
@@ -88,9 +84,10 @@ def write_merged(
 
     Weights are safetensors, in several files with an index if they exceed a shard. config.json
     is the base's with the merged dtype; generation config, tokenizer, chat templates, processor
-    and licence are the base's files. Everything is written into a temporary folder beside
-    `out_dir` that is renamed at the end, so `out_dir` is whole or absent; after an error the
-    temporary folder is removed. Peak memory is a shard and a few tensors.
+    and licence are the base's files, with the tokens that a union of vocabularies adds.
+    Everything is written into a temporary folder beside `out_dir` that is renamed at the end, so
+    `out_dir` is whole or absent; after an error the temporary folder is removed. Peak memory is
+    a shard and a few tensors.
 
     Args:
         recipe: What to merge.
@@ -114,8 +111,8 @@ def write_merged(
         CheckpointError: If a checkpoint cannot be read or is not finite.
         MergeError: If the merge cannot be computed.
     """
-    out = Path(out_dir).expanduser().absolute()
-    _check_free_place(out)
+    out = free_place(out_dir)
+    checkpoints = in_one_vocabulary(recipe, checkpoints)
     stream = merged_tensors(recipe, checkpoints, thresholds=thresholds, statistics=statistics)
     base = checkpoints[recipe.base.name]
     if check:
@@ -123,59 +120,10 @@ def write_merged(
         where = f"recipe {recipe.digest[:4]}"
         check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
     plan = _plan(recipe, base, max_shard_bytes)
-    needed = plan.num_bytes + _SPARE_BYTES
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    with _disk_errors(out, needed):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(out, needed)
-        partial.mkdir()
-    try:
-        with _disk_errors(out, needed):
-            _write_documents(recipe, base, partial, card=card)
-            _write_weights(stream, plan, partial, progress)
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(out, num_bytes=plan.num_bytes) as partial:
+        _write_documents(recipe, base, partial, card=card)
+        _write_weights(stream, plan, partial, progress)
     return out
-
-
-def _check_free_place(out: Path) -> None:
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise UserError(
-                f"{out}: the output folder must be missing or empty; got a folder with files. "
-                f"Choose another folder."
-            )
-    elif out.exists():
-        raise UserError(f"{out}: the output must be a folder; got a file. Choose another folder.")
-
-
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise PreflightError(_no_space(out, needed, f"{free / 2**30:.2f} GiB free"))
-
-
-def _no_space(out: Path, needed: int, got: str) -> str:
-    return (
-        f"{out}: the merged checkpoint needs {needed / 2**30:.2f} GiB of disk space; got {got}. "
-        f"Free space or choose another disk."
-    )
-
-
-@contextmanager
-def _disk_errors(out: Path, needed: int) -> Iterator[None]:
-    """Turn a full or unwritable disk into a PreflightError that says what was needed."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        # NOTE: safetensors reports the operating system's error by text only.
-        if full or re.search(r"[Nn]o space left|[Qq]uota exceeded", str(error)):
-            raise PreflightError(_no_space(out, needed, "a full disk while writing")) from error
-        raise PreflightError(
-            f"{out}: must be a place that can be written; got: {error}. Choose another folder."
-        ) from error
 
 
 def _plan(recipe: MergeRecipe, base: Checkpoint, max_shard_bytes: int) -> _Plan:
@@ -235,6 +183,8 @@ def _write_documents(
             copy = folder / source.relative_to(base.folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, copy)
+    if isinstance(base, VocabularyView):
+        add_tokens(folder, base.added)
 
 
 def _merged_config(recipe: MergeRecipe, base: Checkpoint) -> dict[str, Any]:

@@ -217,6 +217,7 @@ def _linear(
         "method": {"name": "linear", "weights": weights, "normalize": True},
         "dtype": spec.dtype,
         "seed": spec.seed,
+        "vocabulary": spec.vocabulary,
     }
     if variant is not None:
         _put(document, variant)

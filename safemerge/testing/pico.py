@@ -6,13 +6,16 @@ Width 64, two heads of 32 (the smallest vLLM runs on CPUs), vocabulary 512.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from safemerge.weights.checkpoint import CONFIG_FILE, SINGLE_FILE
+from safemerge.weights.checkpoint import CONFIG_FILE, OUTPUT_HEAD, SINGLE_FILE
+from safemerge.weights.vocabulary import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,6 +38,7 @@ CHAT_TEMPLATE = (
 )
 """ChatML."""
 
+_TOKEN_SETTINGS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _FIRST_LETTERS = "etaoinshrdlucm"
 _SECOND_LETTERS = "etaoinshrdlucmfwyp"
 _STANDARD_DEVIATION = 0.05
@@ -206,3 +210,76 @@ def change_config(folder: Path | str, **settings: object) -> None:
     path = Path(folder) / CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, **settings}), encoding="utf-8")
+
+
+def pico_permuted(source_dir: Path | str, out: Path | str, *, seed: int) -> Path:
+    """Write a copy of a checkpoint whose tokens have other ids, its rows moved with them.
+
+    Tokens that were added to the pico vocabulary keep their ids.
+
+    Args:
+        source_dir: Folder of a single-file checkpoint with one row a token.
+        out: Folder to write.
+        seed: Seed of the permutation.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(shutil.copytree(source_dir, out))
+    tokenizer = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(vocab), generator=generator)
+    moved_to = order.tolist()
+    tokenizer["model"]["vocab"] = {token: moved_to[at] for token, at in vocab.items()}
+    for entry in tokenizer["added_tokens"]:
+        if entry["id"] < len(vocab):
+            entry["id"] = moved_to[entry["id"]]
+    (folder / TOKENIZER_FILE).write_text(json.dumps(tokenizer), encoding="utf-8")
+    for file in (CONFIG_FILE, "generation_config.json"):
+        settings = json.loads((folder / file).read_text(encoding="utf-8"))
+        for key in _TOKEN_SETTINGS:
+            if settings.get(key) is not None:
+                settings[key] = moved_to[settings[key]]
+        (folder / file).write_text(json.dumps(settings), encoding="utf-8")
+    _change_rows(folder, lambda rows: rows.index_copy(0, order, rows[: len(vocab)]))
+    return folder
+
+
+def pico_with_tokens(
+    source_dir: Path | str, out: Path | str, tokens: Sequence[str], *, seed: int
+) -> Path:
+    """Write a copy of a checkpoint with special tokens added, their rows random.
+
+    Args:
+        source_dir: Folder of a single-file checkpoint with one row a token.
+        out: Folder to write.
+        tokens: Tokens to add, in order.
+        seed: Seed of the rows.
+
+    Returns:
+        The folder.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(source_dir, out))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    tokenizer.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(seed)
+
+    def longer(rows: torch.Tensor) -> torch.Tensor:
+        added = torch.randn(len(tokens), rows.shape[1], generator=generator)
+        return torch.cat([rows, (added * _STANDARD_DEVIATION).to(rows.dtype)])
+
+    num_rows = _change_rows(folder, longer)
+    change_config(folder, vocab_size=num_rows)
+    return folder
+
+
+def _change_rows(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> int:
+    tensors = load_file(folder / SINGLE_FILE)
+    names = [name for name in tensors if "embed_tokens" in name or name == OUTPUT_HEAD]
+    tensors.update({name: change(tensors[name]) for name in sorted(names)})
+    save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
+    return len(tensors[names[0]])

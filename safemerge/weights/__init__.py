@@ -5,6 +5,7 @@ from safemerge.weights.adapter import AdapterCheckpoint, is_adapter, open_checkp
 from safemerge.weights.agreement import check_agreement, check_finite, dtype_name, is_finite
 from safemerge.weights.checkpoint import Checkpoint, DenseCheckpoint, layer_of
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary
 from safemerge.weights.statistics import ModelStatistics, TensorStatistics
 from safemerge.weights.vocabulary import vocabulary
 
@@ -14,6 +15,7 @@ __all__ = [
     "DenseCheckpoint",
     "ModelStatistics",
     "TensorStatistics",
+    "VocabularyView",
     "cache_dir",
     "check_agreement",
     "check_finite",
@@ -23,5 +25,6 @@ __all__ = [
     "is_finite",
     "layer_of",
     "open_checkpoint",
+    "share_vocabulary",
     "vocabulary",
 ]

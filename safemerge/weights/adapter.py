@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from safemerge.errors import CheckpointError
@@ -58,7 +58,18 @@ class _Factors(NamedTuple):
     key_a: str
     key_b: str
     scale: float
+    embedding: bool
     transposed: bool
+
+
+class LowRank(NamedTuple):
+    """The update of one weight as a product: scale * up down, in the weight's own orientation."""
+
+    up: Float32[Tensor, "rows rank"]
+    down: Float32[Tensor, "rank columns"]
+    scale: float
+    embedding: bool
+    """Whether peft keeps the factors as those of an embedding."""
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -112,18 +123,32 @@ class AdapterCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """Return a dense tensor; those the adapter does not change are the base's views."""
-        if name in self._replaced:
-            weight = self._stored(self._replaced[name])
-        else:
-            weight = self.base.tensor(name)
+        whole = self.whole(name)
+        weight = self.base.tensor(name) if whole is None else whole
+        update = self.low_rank(name)
+        if update is None:
+            return weight
+        return torch.addmm(weight.float(), update.up, update.down, alpha=update.scale)
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return the factors of a tensor's update, None where the adapter has none."""
         factors = self._factors.get(name)
         if factors is None:
-            return weight
+            return None
         lora_a = self._stored(factors.key_a).float()
         lora_b = self._stored(factors.key_b).float()
         if factors.transposed:
             lora_a, lora_b = lora_b.T, lora_a.T
-        return torch.addmm(weight.float(), lora_b, lora_a, alpha=factors.scale)
+        return LowRank(lora_b, lora_a, factors.scale, factors.embedding)
+
+    def whole(self, name: str) -> Shaped[Tensor, "..."] | None:
+        """Return a tensor that the adapter stores whole, before factors; None if it does not.
+
+        Those are modules_to_save and biases, and the copies of the base's embeddings that peft
+        keeps beside their factors.
+        """
+        key = self._replaced.get(name)
+        return None if key is None else self._stored(key)
 
     @property
     def adapted_names(self) -> tuple[str, ...]:
@@ -192,7 +217,8 @@ class AdapterCheckpoint(Checkpoint):
                 f"{where}: B A must have the base weight's shape {wanted}; got A {shape_a}, "
                 f"B {shape_b}. Use the base that the adapter was trained on."
             )
-        return _Factors(keys["A"], keys["B"], self._scale(where, module, shape_a[0]), transposed)
+        scale = self._scale(where, module, shape_a[0])
+        return _Factors(keys["A"], keys["B"], scale, embedding, transposed)
 
     def _scale(self, where: str, module: str, rank: int) -> float:
         declared = _by_pattern(self.adapter_config, "rank_pattern", module, "r", 8.0)

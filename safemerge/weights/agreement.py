@@ -11,10 +11,12 @@ from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.weights.adapter import AdapterCheckpoint
 from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.shared_vocabulary import VocabularyView, stored_checkpoint
 from safemerge.weights.vocabulary import vocabulary_difference
 
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NUM_EXAMPLES = 3
+_OR_SHARE = ", or set vocabulary: base or union"
 _ARCHITECTURE_KEYS = (
     "model_type",
     "hidden_size",
@@ -48,9 +50,11 @@ def check_agreement(
     Compared are tensor names, shapes, dtypes, architecture (config.json), tied embeddings and
     vocabulary; every tensor is scanned for NaN and infinities. All weights must be float32,
     bfloat16 or float16. A tied output head that is stored redundantly and equals the input
-    embedding is accepted. Differing float dtypes are refused unless `mixed_dtypes`: which one
+    embedding is accepted, also of an expert whose config does not say that it ties. Differing
+    float dtypes are refused unless `mixed_dtypes`: which one
     the result gets, and what was lost before, must be said, so callers pass
     ``recipe.dtype != "base"``. LoRA experts are dense in float32 and are exempt from that rule.
+    Vocabularies are not compared where `share_vocabulary` has put rows in order.
 
     Args:
         base: Checkpoint that task vectors are measured from.
@@ -71,12 +75,13 @@ def check_agreement(
         _check_architecture(where, base, name, expert)
         _check_names(where, base, name, expert)
         _check_shapes(where, base, name, expert)
-        if not mixed_dtypes and not isinstance(expert, AdapterCheckpoint):
+        if not mixed_dtypes and not isinstance(stored_checkpoint(expert), AdapterCheckpoint):
             _check_same_dtypes(where, base, name, expert)
-        _check_vocabulary(where, base, name, expert)
+        if not isinstance(expert, VocabularyView):
+            _check_vocabulary(where, base, name, expert)
     if finite:
         for checkpoint in (base, *experts.values()):
-            check_finite(checkpoint)
+            check_finite(stored_checkpoint(checkpoint))
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
@@ -172,21 +177,36 @@ def _check_architecture(where: str, base: Checkpoint, name: str, expert: Checkpo
         if base.setting(key) != expert.setting(key)
     ]
     if differences:
+        rows_only = len(differences) == 1 and differences[0].startswith("vocab_size")
         raise _mismatch(
             where,
             name,
             "experts must share the base architecture",
             differences,
-            "Use experts fine-tuned from this base.",
+            f"Use experts fine-tuned from this base{_OR_SHARE if rows_only else ''}.",
         )
-    if base.tied_embeddings != expert.tied_embeddings:
+    if base.tied_embeddings != expert.tied_embeddings and not _stores_tied_head(base, expert):
         tied = [f"base {base.tied_embeddings}, expert {expert.tied_embeddings}"]
         rule = "experts must tie embeddings as the base does"
         raise _mismatch(where, name, rule, tied, "Export both models the same way.")
 
 
+def _stores_tied_head(base: Checkpoint, expert: Checkpoint) -> bool:
+    """Whether an expert whose config says nothing of it ties as the base does, head stored."""
+    embedding = expert.input_embedding
+    return (
+        base.tied_embeddings
+        and expert.setting("tie_word_embeddings") is None
+        and OUTPUT_HEAD in expert
+        and embedding is not None
+        and torch.equal(expert.tensor(OUTPUT_HEAD), expert.tensor(embedding))
+    )
+
+
 def _check_names(where: str, base: Checkpoint, name: str, expert: Checkpoint) -> None:
     base_names, expert_names = set(base.distinct_names), set(expert.distinct_names)
+    if _stores_tied_head(base, expert):
+        expert_names.discard(OUTPUT_HEAD)
     differences = [f"'{tensor}' only in the base" for tensor in sorted(base_names - expert_names)]
     differences += [
         f"'{tensor}' only in the expert" for tensor in sorted(expert_names - base_names)
@@ -212,11 +232,12 @@ def _check_shapes(where: str, base: Checkpoint, name: str, expert: Checkpoint) -
         for tensor in different[1:_NUM_EXAMPLES]
     )
     more = len(different) - _NUM_EXAMPLES
+    rows_only = set(different) <= {base.input_embedding, OUTPUT_HEAD}
     raise CheckpointMismatchError(
         f"{where}, tensor '{different[0]}': experts must share the base shape; got base "
         f"{base.shape(different[0])}, expert '{name}' {expert.shape(different[0])}{others}"
         f"{f', and {more} more' if more > 0 else ''}. "
-        f"Re-export the expert with the base tokenizer size."
+        f"Re-export the expert with the base tokenizer size{_OR_SHARE if rows_only else ''}."
     )
 
 
@@ -237,7 +258,8 @@ def _check_vocabulary(where: str, base: Checkpoint, name: str, expert: Checkpoin
     differences = vocabulary_difference(base.folder, expert.folder)
     if differences:
         rule = "experts must map every token to the base's id"
-        raise _mismatch(where, name, rule, differences, "Use the base's tokenizer for training.")
+        remedy = f"Use the base's tokenizer for training{_OR_SHARE}."
+        raise _mismatch(where, name, rule, differences, remedy)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -3,13 +3,55 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safemerge.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 _NUM_EXAMPLES = 3
+
+
+class Tokens(NamedTuple):
+    """What a tokenizer.json says of tokens."""
+
+    ids: dict[str, int]
+    """Id by token, added tokens included."""
+    added: dict[str, dict[str, Any]]
+    """Entries of ``added_tokens`` by token, in the order of their ids."""
+
+
+def read_tokens(folder: Path) -> Tokens | None:
+    """Return the tokens of a folder's tokenizer.json.
+
+    Args:
+        folder: A checkpoint's folder.
+
+    Returns:
+        Ids and added tokens, or None if the folder has no tokenizer.json.
+
+    Raises:
+        CheckpointError: If tokenizer.json cannot be read or has no vocabulary.
+    """
+    path = folder / TOKENIZER_FILE
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        stored = document["model"]["vocab"]
+        if isinstance(stored, dict):
+            ids = {str(token): int(index) for token, index in stored.items()}
+        else:
+            ids = {str(entry[0]): index for index, entry in enumerate(stored)}
+        entries = sorted(document.get("added_tokens") or [], key=lambda item: int(item["id"]))
+        added = {str(item["content"]): dict(item) for item in entries}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"{path}: must be a tokenizers file with a vocabulary; got: {error!r}. "
+            f"Save the tokenizer again."
+        ) from error
+    ids.update({token: int(item["id"]) for token, item in added.items()})
+    return Tokens(ids, added)
 
 
 def vocabulary(folder: Path) -> dict[str, int] | None:
@@ -24,23 +66,8 @@ def vocabulary(folder: Path) -> dict[str, int] | None:
     Raises:
         CheckpointError: If tokenizer.json cannot be read or has no vocabulary.
     """
-    path = folder / TOKENIZER_FILE
-    try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-        stored = document["model"]["vocab"]
-        if isinstance(stored, dict):
-            ids = {str(token): int(index) for token, index in stored.items()}
-        else:
-            ids = {str(entry[0]): index for index, entry in enumerate(stored)}
-        ids.update({item["content"]: item["id"] for item in document.get("added_tokens") or []})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(
-            f"{path}: must be a tokenizers file with a vocabulary; got: {error!r}. "
-            f"Save the tokenizer again."
-        ) from error
-    return ids
+    found = read_tokens(folder)
+    return None if found is None else found.ids
 
 
 def vocabulary_difference(base: Path, expert: Path) -> list[str]:

@@ -15,7 +15,7 @@ CONTRACT = (
 OPTIONS = {
     "search": ["study", "--results", "--resume", "--dry-run"],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
-    "merge": ["recipe", "out", "--mergekit"],
+    "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
     "methods": ["name", "--json"],
     "statistics": ["file"],
     "align": ["spec", "--results", "--resume"],

@@ -197,3 +197,70 @@ def test_a_mergekit_file_with_something_unsupported_is_refused(tmp_path, capsys)
     path.write_text("merge_method: passthrough\nmodels: [{model: a}]\n", encoding="utf-8")
     assert main(["merge", str(path), str(tmp_path / "merged")]) == 2
     assert "mergekit's merge_method: must be one of linear" in capsys.readouterr().err
+
+
+@pytest.fixture
+def adapters_file(tmp_path, tiny_base, tiny_adapter):
+    from safemerge.testing.pico import pico_adapter
+
+    other = pico_adapter(tiny_base, tmp_path / "other", seed=4, rank=2)
+    experts = {"lora": tiny_adapter, "other": other}
+    document = {
+        "base": {"name": "base", "path": str(tiny_base)},
+        "experts": [{"name": name, "path": str(path)} for name, path in experts.items()],
+        "method": {"name": "task_arithmetic", "weights": {"lora": 0.5, "other": 1.0}},
+    }
+    path = tmp_path / "adapters.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def test_adapters_are_merged_into_one(adapters_file, tmp_path, no_cluster, capsys):
+    out = tmp_path / "merged"
+    assert main(["merge", str(adapters_file), str(out), "--adapter"]) == 0
+    assert (out / "adapter_config.json").is_file()
+    assert not (out / "model.safetensors").exists()
+    text = capsys.readouterr().out
+    assert f"merged adapter: {out} (candidate " in text
+    assert "rank 6" in text
+    assert "lost" not in text
+
+
+def test_what_a_lower_rank_loses_is_said(adapters_file, tmp_path, no_cluster, capsys):
+    out = tmp_path / "merged"
+    assert main(["merge", str(adapters_file), str(out), "--adapter", "--rank", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "rank 2" in text
+    assert "lost by rank 2: " in text
+    assert "of the update's Frobenius norm" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rank", "2"], "--rank: needs --adapter; got 2 without it"),
+        (["--adapter", "--rank", "0"], "--rank: must be at least 1; got 0"),
+    ],
+)
+def test_a_rank_that_means_nothing_is_refused(adapters_file, tmp_path, options, words, capsys):
+    assert main(["merge", str(adapters_file), str(tmp_path / "merged"), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_whole_models_are_not_written_as_an_adapter(recipe_file, tmp_path, no_cluster, capsys):
+    out = tmp_path / "merged"
+    assert main(["merge", str(recipe_file), str(out), "--adapter"]) == 2
+    assert "expert 'math': must be a LoRA adapter" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_method_that_is_not_linear_is_refused_before_checkpoints_are_made(
+    adapters_file, tmp_path, monkeypatch, capsys
+):
+    from safemerge.commands import merge
+
+    monkeypatch.setattr(merge, "resolve_recipe", lambda *_: pytest.fail("resolved"))
+    text = adapters_file.read_text().replace("task_arithmetic", "ties")
+    adapters_file.write_text(text)
+    assert main(["merge", str(adapters_file), str(tmp_path / "merged"), "--adapter"]) == 2
+    assert "task_arithmetic and linear only" in capsys.readouterr().err

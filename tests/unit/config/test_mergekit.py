@@ -46,6 +46,12 @@ def test_ties_keeps_values_and_mergekits_defaults():
     }
 
 
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_the_tokenizers_source_is_the_vocabulary(source):
+    assert translated({**TIES, "tokenizer_source": source})[0].vocabulary == source
+    assert translated(TIES)[0].vocabulary == "refuse"
+
+
 def test_global_parameters_hold_where_a_model_has_none():
     document = {**TIES, "parameters": {"density": 0.7, "lambda": 0.9, "normalize": False}}
     found = method({**document, "parameters": {**document["parameters"], "int8_mask": True}})
@@ -141,7 +147,7 @@ def test_methods_by_angles_are_translated(name, expected):
     [
         ({"merge_method": "sce"}, "merge_method: must be one of linear, .*; got 'sce'"),
         ({"base_model": None}, "base_model: is needed by ties"),
-        ({"tokenizer_source": "union"}, "tokenizer_source: must be 'base'.*; got 'union'"),
+        ({"tokenizer_source": "m/a"}, "tokenizer_source: must be base or union; got 'm/a'"),
         ({"chat_template": "chatml"}, "chat_template: is not supported: the base's is kept"),
         ({"models": None, "slices": [{}, {}]}, "slices: layers cannot be rearranged"),
         ({"dtype": "float64"}, "dtype: must be one of float32, bfloat16, float16; got 'float64'"),

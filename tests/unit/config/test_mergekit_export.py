@@ -48,7 +48,7 @@ def test_a_file_made_from_a_recipe_is_read_as_the_same_recipe(method):
     if "filter-2" in str(method):
         method["weights"]["math"]["default"] = 0.5
     used = GROUPS if "filter-2" in str(method) else GROUPS[: "filter-1" in str(method)]
-    given = recipe(method, layer_groups=used, dtype="bfloat16")
+    given = recipe(method, layer_groups=used, dtype="bfloat16", vocabulary="union")
     document = mergekit_of_recipe(given)
     back = parse_document(
         recipe_of_mergekit(document, where="m.yml").document, MergeRecipe, where="m.yml"
@@ -58,6 +58,7 @@ def test_a_file_made_from_a_recipe_is_read_as_the_same_recipe(method):
         before["density"] = dict.fromkeys(WEIGHTS, before["density"])
     assert after == before
     assert back.dtype == given.dtype
+    assert back.vocabulary == given.vocabulary
     assert [group.tensors for group in back.layer_groups] == [group["tensors"] for group in used]
 
 

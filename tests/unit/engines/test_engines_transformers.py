@@ -11,7 +11,7 @@ from safemerge.engines import transformers_engine
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Continuation, TokenizedPrompt
 from safemerge.engines.transformers_engine import TransformersEngine
-from safemerge.errors import DataError, EngineError, MergeError
+from safemerge.errors import CheckpointMismatchError, DataError, EngineError, MergeError
 from safemerge.testing.pico import pico_base, pico_expert
 
 TEXTS = ("Hi", "What is the meaning of this?", "One two three four five six", "A b", "zzz " * 9)
@@ -257,3 +257,22 @@ def test_a_stop_text_ends_the_answer_and_is_cut_off(engine, folders, prompts):
     assert (first.text, first.finished) == (cut, True)
     assert first.num_tokens < whole.num_tokens
     assert second == whole
+
+
+def test_an_expert_of_other_ids_answers_as_before_in_the_bases_vocabulary(
+    folders, models, engine, prompts, tmp_path
+):
+    from safemerge.testing.pico import pico_permuted, pico_with_tokens
+
+    engine.load(models)
+    expected = [response.text for response in engine.generate(prompts)]
+    moved = pico_permuted(folders["a"], tmp_path / "moved", seed=1)
+    other = recipe({**folders, "a": moved}, a=1.0)
+    by_token = other.model_copy(update={"vocabulary": "base"})
+    engine_of_base = TransformersEngine(by_token, EvaluatorSpec(dtype="float32"))
+    engine_of_base.load(by_token)
+    assert [response.text for response in engine_of_base.generate(prompts)] == expected
+    more = pico_with_tokens(folders["a"], tmp_path / "more", ["<|a|>"], seed=1)
+    union = recipe({**folders, "a": more}, a=1.0).model_copy(update={"vocabulary": "union"})
+    with pytest.raises(CheckpointMismatchError, match="an engine's model keeps the base's shape"):
+        TransformersEngine(union, EvaluatorSpec(dtype="float32"))

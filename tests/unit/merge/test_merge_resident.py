@@ -211,6 +211,8 @@ def test_several_weights_under_one_name_are_told_by_their_digest(
         expected = dict(alone.merged(asked))
         got = dict(resident.merged(asked))
         assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
 FISHER = {"name": "fisher", "weights": {"math": 1.0, "safety": 0.5}}
 
 

@@ -223,7 +223,7 @@ def test_too_little_space_is_told_before_anything_is_written(
     recipe, checkpoints, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("safemerge.merge.folder.shutil.disk_usage", lambda _: usage)
     with pytest.raises(PreflightError, match=r"needs 0\.06 GiB of disk space; got 0\.00 GiB free"):
         write_merged(recipe, checkpoints, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

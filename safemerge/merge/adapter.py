@@ -1,0 +1,154 @@
+"""Write a merge of LoRA adapters as one adapter that peft and vLLM load."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.merge.card import model_card
+from safemerge.merge.folder import free_place, whole_folder
+from safemerge.merge.lora import MergedAdapter, merge_adapters
+from safemerge.merge.writer import RECIPE_FILE
+from safemerge.weights.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterCheckpoint
+from safemerge.weights.checkpoint import Checkpoint
+from safemerge.weights.shared_vocabulary import stored_checkpoint
+
+_PREFIX = "base_model.model."
+
+
+def write_adapter(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    out_dir: Path | str,
+    *,
+    rank: int | None = None,
+    card: str | None = None,
+) -> MergedAdapter:
+    """Merge LoRA adapters into the folder of one: config, factors, model card and recipe.
+
+    Every factor pair has scale 1: ``lora_alpha`` equals the rank, module by module where ranks
+    differ (``rank_pattern``, ``alpha_pattern``), and ``r`` is the largest, as vLLM needs. The
+    folder appears whole or not at all. Tokenizer and config are the base's and not copied.
+
+    Args:
+        recipe: What to merge; see `check_adapter_recipe`.
+        checkpoints: Base and experts by the names of the recipe, checked already.
+        out_dir: Folder to write; missing, or empty.
+        rank: Largest rank of a module, at least 1; None for the sum of the adapters' ranks,
+            which is exact.
+        card: Text of README.md; None for a card that says what was merged and what was lost.
+
+    Returns:
+        What was written, with what reducing the rank lost.
+
+    Raises:
+        UserError: If `out_dir` is a file or a folder that is not empty.
+        PreflightError: If the disk has too little space or the folder cannot be written.
+        ConfigError, CheckpointMismatchError, MergeError: See `merge_adapters`.
+    """
+    out = free_place(out_dir)
+    merged = merge_adapters(recipe, checkpoints, rank=rank)
+    tensors = _tensors(merged)
+    config = _config(recipe, checkpoints, merged)
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    text = card or model_card(recipe, adapter=_said(merged, config))
+    with whole_folder(out, num_bytes=num_bytes) as folder:
+        _write_json(folder / ADAPTER_CONFIG, config)
+        _write_json(folder / RECIPE_FILE, recipe.resolved())
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        save_file(tensors, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)
+    return merged
+
+
+def _tensors(merged: MergedAdapter) -> dict[str, Tensor]:
+    found = {f"{_PREFIX}{name}": tensor for name, tensor in merged.whole.items()}
+    for name, product in merged.products.items():
+        kind = "lora_embedding_{}" if product.embedding else "lora_{}.weight"
+        key = f"{_PREFIX}{name.removesuffix('weight')}{kind}"
+        lora_a, lora_b = product.down, product.up
+        if product.embedding or merged.fan_in_fan_out:
+            lora_a, lora_b = product.up.T, product.down.T
+        found[key.format("A")], found[key.format("B")] = lora_a, lora_b
+    return {key: tensor.contiguous() for key, tensor in found.items()}
+
+
+def _config(
+    recipe: MergeRecipe, checkpoints: Mapping[str, Checkpoint], merged: MergedAdapter
+) -> dict[str, Any]:
+    base = stored_checkpoint(checkpoints[recipe.base.name])
+    configs = [
+        checkpoint.adapter_config
+        for name in sorted(recipe.method.model_names())
+        if isinstance(checkpoint := stored_checkpoint(checkpoints[name]), AdapterCheckpoint)
+    ]
+    ranks = {
+        name.removesuffix(".weight"): product.rank for name, product in merged.products.items()
+    }
+    largest = max(ranks.values())
+    pattern = {
+        module: rank for module, rank in _shortened(ranks, ranks).items() if rank != largest
+    }
+    every = [name.removesuffix(".weight") for name in base.names if name.endswith(".weight")]
+    targets = _shortened(dict.fromkeys(ranks, True), every)
+    saved = sorted({name.rpartition(".")[0] for name in merged.whole})
+    return {
+        "peft_type": "LORA",
+        "task_type": _agreed([config.get("task_type") for config in configs]),
+        "base_model_name_or_path": _agreed(
+            [config.get("base_model_name_or_path") for config in configs]
+        ),
+        "r": largest,
+        "lora_alpha": largest,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": merged.fan_in_fan_out,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": saved or None,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": sorted(targets),
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _shortened(values: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Any]:
+    """Name modules by their last part where all modules of that name are in, with one value."""
+    found: dict[str, Any] = {}
+    by_part: dict[str, list[str]] = {}
+    for module in modules:
+        by_part.setdefault(module.rpartition(".")[2], []).append(module)
+    for part, named in by_part.items():
+        inside = {module: values[module] for module in named if module in values}
+        whole = len(inside) == len(named) and len(set(inside.values())) == 1
+        found.update({part: inside[named[0]]} if whole else inside)
+    return found
+
+
+def _agreed(values: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def _said(merged: MergedAdapter, config: Mapping[str, Any]) -> str:
+    said = (
+        f"A LoRA adapter of rank {config['r']} at most, on {len(merged.products)} weights; "
+        f"`peft.PeftModel.from_pretrained` loads it on the base. "
+    )
+    if merged.lost == 0.0:
+        return said + "It is the merge itself: factors side by side, nothing approximated."
+    name, worst = merged.worst
+    return said + (
+        f"It is the nearest of that rank: {merged.lost:.3e} of the update's Frobenius norm is "
+        f"lost, {worst:.3e} at most in one weight (`{name}`)."
+    )
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

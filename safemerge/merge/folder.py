@@ -1,0 +1,94 @@
+"""A checkpoint's folder that is whole or absent, on a disk with enough space."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from safemerge.errors import PreflightError, UserError
+
+_SPARE_BYTES = 64 * 2**20
+
+
+def free_place(out_dir: Path | str) -> Path:
+    """Return the absolute path of a folder to write.
+
+    Args:
+        out_dir: Folder that is missing, or empty.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        UserError: If it is a file or a folder that is not empty.
+    """
+    out = Path(out_dir).expanduser().absolute()
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise UserError(
+                f"{out}: the output folder must be missing or empty; got a folder with files. "
+                f"Choose another folder."
+            )
+    elif out.exists():
+        raise UserError(f"{out}: the output must be a folder; got a file. Choose another folder.")
+    return out
+
+
+@contextmanager
+def whole_folder(out: Path, *, num_bytes: int) -> Iterator[Path]:
+    """Give a temporary folder beside `out` that is renamed to it at the end.
+
+    After an error, an interrupt included, the temporary folder is removed.
+
+    Args:
+        out: What `free_place` returned; parents are made.
+        num_bytes: Bytes that will be written, to about 64 MiB.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        PreflightError: If the disk has too little space, before or while writing, or the
+            folder cannot be written.
+    """
+    needed = num_bytes + _SPARE_BYTES
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    with _disk_errors(out, needed):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < needed:
+            raise PreflightError(_no_space(out, needed, f"{free / 2**30:.2f} GiB free"))
+        partial.mkdir()
+    try:
+        with _disk_errors(out, needed):
+            yield partial
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _no_space(out: Path, needed: int, got: str) -> str:
+    return (
+        f"{out}: the merged checkpoint needs {needed / 2**30:.2f} GiB of disk space; got {got}. "
+        f"Free space or choose another disk."
+    )
+
+
+@contextmanager
+def _disk_errors(out: Path, needed: int) -> Iterator[None]:
+    """Turn a full or unwritable disk into a PreflightError that says what was needed."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # NOTE: safetensors reports the operating system's error by text only.
+        if full or re.search(r"[Nn]o space left|[Qq]uota exceeded", str(error)):
+            raise PreflightError(_no_space(out, needed, "a full disk while writing")) from error
+        raise PreflightError(
+            f"{out}: must be a place that can be written; got: {error}. Choose another folder."
+        ) from error

@@ -1,0 +1,331 @@
+"""Models with different vocabularies seen in one: embedding rows go by token, not by id."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from safemerge.errors import CheckpointError, CheckpointMismatchError
+from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
+from safemerge.weights.kind import module_kind
+from safemerge.weights.vocabulary import (
+    SENTENCEPIECE_FILE,
+    TOKENIZER_FILE,
+    Tokens,
+    read_tokens,
+    vocabulary_difference,
+)
+
+Sharing = Literal["base", "union"]
+
+_HEAD_BIAS = "lm_head.bias"
+_NUM_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint and what its tokenizer says."""
+
+    checkpoint: Checkpoint
+    tokens: Tokens
+    embedding: str
+    num_rows: int
+
+    def row(self, token: str) -> int | None:
+        """Row of a token; None if the model lacks it, or its id is beyond the rows."""
+        index = self.tokens.ids.get(token)
+        return index if index is not None and index < self.num_rows else None
+
+
+class VocabularyView(Checkpoint):
+    """A checkpoint with the embedding rows of another vocabulary; see `share_vocabulary`.
+
+    Input embedding and output head have one row for each id of the shared vocabulary; all other
+    tensors are the source's. A model whose rows are in place already gives its own tensors.
+
+    Args:
+        source: The checkpoint as stored.
+        rows: Row of the source for each shared id, -1 where the source has none.
+        missing: Gives the rows of a tensor where the source has none.
+        fallback: Checkpoint whose dtype those rows have.
+        added: Entries of tokenizer.json for tokens that the base's tokenizer lacks, by id.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        rows: Int64[Tensor, "rows"],
+        missing: Callable[[str, Int64[Tensor, "missing"]], Tensor],
+        *,
+        fallback: Checkpoint,
+        added: tuple[dict[str, Any], ...] = (),
+    ) -> None:
+        self.source = source
+        self.folder = source.folder
+        self.added = added
+        self.config = _with_vocab_size(source.config, rows.numel())
+        self._rows = rows
+        self._missing = missing
+        self._fallback = fallback
+        self._absent = torch.nonzero(rows < 0).flatten()
+        self.by_token = frozenset(_names_by_token(source))
+        """Names of the tensors that have a row for each token."""
+        same_number = source.shape(source.input_embedding or "")[0] == rows.numel()
+        moved = (rows >= 0) & (rows != torch.arange(rows.numel()))
+        self.in_order = same_number and not bool(moved.any())
+        """Whether no row is elsewhere than in the source; some may be another model's."""
+        self.in_place = self.in_order and not self._absent.numel()
+        """Whether every row is the source's own, where it was."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every stored tensor name, sorted."""
+        return self.source.names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape in the shared vocabulary."""
+        stored = self.source.shape(name)
+        return (self._rows.numel(), *stored[1:]) if name in self.by_token else stored
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the source's dtype; where rows of another model enter, one that holds both."""
+        stored = self.source.dtype(name)
+        if name not in self.by_token or not self._absent.numel():
+            return stored
+        return torch.promote_types(stored, self._fallback.dtype(_held(self._fallback, name)))
+
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
+        """Return a tensor, its rows by shared id."""
+        stored = self.source.tensor(name)
+        if name not in self.by_token or self.in_place:
+            return stored
+        gathered = stored.index_select(0, self._rows.clamp(min=0)).to(self.dtype(name))
+        if self._absent.numel():
+            gathered[self._absent] = self._missing(name, self._absent).to(gathered.dtype)
+        return gathered
+
+
+def stored_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint as it is on disk: a view's source, or the checkpoint itself."""
+    return checkpoint.source if isinstance(checkpoint, VocabularyView) else checkpoint
+
+
+def share_vocabulary(
+    base: Checkpoint, experts: Mapping[str, Checkpoint], *, how: Sharing, where: str = "merge"
+) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+    """Show base and experts in one vocabulary, so that they merge row by row.
+
+    The shared vocabulary has the base's tokens at the base's ids. ``union`` adds after them the
+    experts' added tokens that the base lacks, expert by expert as given, each in the order of
+    its ids. A token is had by a model whose tokenizer names it and whose embedding has a row at
+    that id. In input embedding and output head (weight and bias), the row of a token in a model
+    is
+
+    - the model's own row, where the model has the token;
+    - else the base's row, where the base has it: the expert's task vector is zero there;
+    - else the mean, in float32, rounded to the base's dtype, of the rows of the experts that
+      have it, whatever their weights. Base and experts that lack the token are all taken to
+      have that mean, so that their task vectors are zero there; a token of one expert thus has
+      that expert's row in every model.
+
+    Rows that no token of the shared vocabulary names (padding) are the base's in every model.
+    Tokens of experts outside the shared vocabulary are left out with their rows. Without a
+    tokenizer.json an expert has the base's ids. Order of ids in an expert's own tokenizer
+    changes nothing.
+
+    Args:
+        base: Checkpoint that task vectors are measured from, as stored.
+        experts: Experts by name, as stored; the order counts for ``union``.
+        how: ``base``: the base's vocabulary alone; ``union``: with the experts' added tokens.
+        where: Place named first in messages.
+
+    Returns:
+        The base and the experts by name; each a `VocabularyView`, save the base where nothing
+        is added.
+
+    Raises:
+        CheckpointMismatchError: If the base has no tokenizer.json, tokenizers can only be
+            compared as SentencePiece files and differ, an expert shares no token with the base,
+            a union would take in tokens of an expert's own segmentation, or no model has a row
+            for a token.
+        CheckpointError: If embeddings of an unknown kind depend on the vocabulary, or
+            tokenizer.json cannot be read.
+    """
+    own = _model(f"{where}, base", base, None)
+    models = {
+        name: _model(f"{where}, expert '{name}'", checkpoint, own)
+        for name, checkpoint in experts.items()
+    }
+    for name, model in models.items():
+        if not any(model.row(token) is not None for token in own.tokens.ids):
+            raise CheckpointMismatchError(
+                f"{where}, expert '{name}': must share tokens with the base; got none of "
+                f"{len(own.tokens.ids)}. Use an expert of the base's tokenizer."
+            )
+    ids, added = dict(own.tokens.ids), []
+    if how == "union":
+        for name, model in models.items():
+            entries = _new_tokens(f"{where}, expert '{name}'", model, ids)
+            ids.update({entry["content"]: entry["id"] for entry in entries})
+            added += entries
+    num_rows = _num_rows(own, models, ids) if how == "union" else own.num_rows
+    ids = {token: index for token, index in ids.items() if index < num_rows}
+    donors = _donors(where, own, models, ids, num_rows)
+    if num_rows == own.num_rows and not donors:
+        shared: Checkpoint = base
+    else:
+        shared = _base_view(own, models, num_rows, donors, tuple(added))
+    return shared, {
+        name: _expert_view(model, ids, num_rows, shared) for name, model in models.items()
+    }
+
+
+def _model(where: str, checkpoint: Checkpoint, base: _Model | None) -> _Model:
+    embedding = checkpoint.input_embedding
+    if embedding is None:
+        raise CheckpointError(
+            f"{where} ({checkpoint.folder}): rows by token need an input embedding of a usual "
+            f"name; got none. Use vocabulary: refuse."
+        )
+    num_rows = checkpoint.shape(embedding)[0]
+    by_token = _names_by_token(checkpoint)
+    for name in checkpoint.names:
+        shape = checkpoint.shape(name)
+        unknown = module_kind(name) == "embeddings" and num_rows in shape
+        if shape[0] != num_rows if name in by_token else unknown:
+            raise CheckpointError(
+                f"{where}, tensor '{name}': rows must go by token as those of '{embedding}', "
+                f"{checkpoint.shape(embedding)}; got {shape}. Use vocabulary: refuse."
+            )
+    return _Model(checkpoint, _tokens(where, checkpoint, base), embedding, num_rows)
+
+
+def _names_by_token(checkpoint: Checkpoint) -> tuple[str, ...]:
+    wanted = (checkpoint.input_embedding, OUTPUT_HEAD, _HEAD_BIAS)
+    return tuple(name for name in wanted if name is not None and name in checkpoint)
+
+
+def _tokens(where: str, checkpoint: Checkpoint, base: _Model | None) -> Tokens:
+    found = read_tokens(checkpoint.folder)
+    if found is not None:
+        return found
+    if base is None:
+        raise CheckpointMismatchError(
+            f"{where} ({checkpoint.folder}): rows by token need the base's {TOKENIZER_FILE}; got "
+            f"no such file. Save its tokenizer with transformers, or use vocabulary: refuse."
+        )
+    if vocabulary_difference(base.checkpoint.folder, checkpoint.folder):
+        raise CheckpointMismatchError(
+            f"{where} ({checkpoint.folder}): rows by token need a {TOKENIZER_FILE}; got a "
+            f"{SENTENCEPIECE_FILE} that differs from the base's. Save its tokenizer with "
+            f"transformers."
+        )
+    return base.tokens
+
+
+def _new_tokens(where: str, model: _Model, ids: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Entries of an expert's added tokens that have no id yet, with their new ids."""
+    strange = [token for token in model.tokens.ids if token not in ids]
+    strange = sorted(token for token in strange if token not in model.tokens.added)
+    if strange:
+        raise CheckpointMismatchError(
+            f"{where}: a union takes in added tokens only; got {len(strange)} tokens of another "
+            f"segmentation, e.g. {', '.join(map(repr, strange[:_NUM_EXAMPLES]))}. "
+            f"Use vocabulary: base."
+        )
+    wanted = [
+        entry
+        for token, entry in model.tokens.added.items()
+        if token not in ids and model.row(token) is not None
+    ]
+    first = max(ids.values()) + 1
+    return [{**entry, "id": first + at} for at, entry in enumerate(wanted)]
+
+
+def _num_rows(own: _Model, models: Mapping[str, _Model], ids: Mapping[str, int]) -> int:
+    everyone = (own, *models.values())
+    had = (at for token, at in ids.items() if any(m.row(token) is not None for m in everyone))
+    return max(own.num_rows, *(at + 1 for at in had))
+
+
+def _donors(
+    where: str,
+    own: _Model,
+    models: Mapping[str, _Model],
+    ids: Mapping[str, int],
+    num_rows: int,
+) -> dict[int, list[tuple[str, int]]]:
+    """Experts and their rows, by the shared id of each token that the base lacks."""
+    found: dict[int, list[tuple[str, int]]] = {}
+    for token, index in ids.items():
+        if own.row(token) is None:
+            rows = [(name, model.row(token)) for name, model in sorted(models.items())]
+            found[index] = [(name, row) for name, row in rows if row is not None]
+    for index in range(own.num_rows, num_rows):
+        if not found.get(index):
+            raise CheckpointMismatchError(
+                f"{where}: every id of a union must be a token with a row in some model; got "
+                f"id {index} of the base's tokenizer without one (the base has {own.num_rows} "
+                f"rows). Resize the base's embedding to its tokenizer."
+            )
+    return found
+
+
+def _base_view(
+    own: _Model,
+    models: Mapping[str, _Model],
+    num_rows: int,
+    donors: Mapping[int, list[tuple[str, int]]],
+    added: tuple[dict[str, Any], ...],
+) -> VocabularyView:
+    rows = torch.arange(num_rows)
+    rows[own.num_rows :] = -1
+    rows[list(donors)] = -1
+
+    def mean(name: str, absent: Tensor) -> Tensor:
+        having = {donor: models[donor].checkpoint for at in donors.values() for donor, _ in at}
+        tensors = {donor: model.tensor(_held(model, name)) for donor, model in having.items()}
+        return torch.stack(
+            [
+                torch.stack([tensors[donor][row].float() for donor, row in donors[at]]).mean(0)
+                for at in absent.tolist()
+            ]
+        )
+
+    source = own.checkpoint
+    return VocabularyView(source, rows, mean, fallback=source, added=added)
+
+
+def _expert_view(
+    model: _Model, ids: Mapping[str, int], num_rows: int, base: Checkpoint
+) -> VocabularyView:
+    rows = torch.full((num_rows,), -1, dtype=torch.int64)
+    for token, index in ids.items():
+        row = model.row(token)
+        if row is not None:
+            rows[index] = row
+
+    def of_base(name: str, absent: Tensor) -> Tensor:
+        return base.tensor(_held(base, name)).index_select(0, absent)
+
+    return VocabularyView(model.checkpoint, rows, of_base, fallback=base)
+
+
+def _held(checkpoint: Checkpoint, name: str) -> str:
+    """A tensor's name; the input embedding's for a tied output head that is not stored."""
+    return name if name in checkpoint else checkpoint.input_embedding or name
+
+
+def _with_vocab_size(config: dict[str, Any], num_rows: int) -> dict[str, Any]:
+    changed = dict(config)
+    if isinstance(changed.get("text_config"), dict):
+        changed["text_config"] = _with_vocab_size(changed["text_config"], num_rows)
+    if "vocab_size" in changed:
+        changed["vocab_size"] = num_rows
+    return changed
