@@ -92,5 +92,13 @@ def write(
             tenths.add(tenth)
             console.say(f"merging: {10 * tenth} % of {total} tensors")
 
-    write_merged(recipe, resident.checkpoints, out, progress=progress, card=card)
+    write_merged(
+        recipe,
+        resident.checkpoints,
+        out,
+        progress=progress,
+        thresholds=resident.thresholds,
+        spectra=resident.spectra,
+        card=card,
+    )
     console.say(f"merged checkpoint: {out} (candidate {recipe.digest})")

@@ -12,9 +12,10 @@ from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointMismatchError, MergeError
 from safemerge.merge.coefficient import check_groups
-from safemerge.merge.sparsify import ThresholdCache
+from safemerge.merge.derived import DerivedData
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import merged_tensors
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
@@ -24,7 +25,8 @@ from safemerge.weights.fingerprint import fingerprint
 class ResidentCheckpoints:
     """Memory-mapped base and experts, with what past candidates derived of them.
 
-    Replicas of a node share the pages. Use `open`; the constructor takes what is open already.
+    Replicas of a node share the pages, and derived data in the cache where every reference has
+    a digest. Use `open`; the constructor takes what is open already.
 
     Args:
         refs: References by model name.
@@ -40,8 +42,10 @@ class ResidentCheckpoints:
     ) -> None:
         self.base_name = base_name
         self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(dict(checkpoints))
-        self.thresholds = ThresholdCache()
-        self.spectra = SpectrumCache()
+        digests = {name: ref.digest for name, ref in refs.items()}
+        derived = DerivedData.of(digests, base_name)
+        self.thresholds = ThresholdCache(kept=derived)
+        self.spectra = SpectrumCache(kept=derived)
         self._refs = dict(refs)
 
     @classmethod

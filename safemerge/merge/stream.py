@@ -1,7 +1,9 @@
 """A recipe and its checkpoints as a stream of named tensors: one path to disk and to engines."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
@@ -11,8 +13,8 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.method import merge_tensor, models_read
-from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -20,6 +22,10 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+Destination = Callable[[str, torch.dtype, tuple[int, ...]], Tensor | None]
+"""Gives memory for a merged tensor, by name, dtype and shape; None for new memory."""
 
 
 def merge_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -62,6 +68,8 @@ def merged_tensors(
     thresholds: ThresholdCache | None = None,
     spectra: SpectrumCache | None = None,
     device: torch.device | str = "cpu",
+    destination: Destination | None = None,
+    keep_pages: bool = True,
 ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
     """Yield every tensor of the candidate, in checkpoint names, one after the other.
 
@@ -76,6 +84,10 @@ def merged_tensors(
         thresholds: Trim thresholds kept between candidates; None for nowhere.
         spectra: Singular vectors kept between candidates; None for nowhere.
         device: Where tensors are merged and given.
+        destination: Asked for each tensor, by name, dtype and shape, before it is merged; what
+            it gives is written to and yielded. None for new memory.
+        keep_pages: Whether inputs stay in this process's memory for the next candidate. If
+            not, they are fetched one tensor ahead and let go after use.
 
     Returns:
         Iterator of (name, merged tensor).
@@ -91,42 +103,90 @@ def merged_tensors(
             f"recipe {recipe.digest[:4]}: every model must be open; got no '{missing[0]}' among "
             f"{', '.join(sorted(checkpoints))}. Open its checkpoint."
         )
-    check_groups(recipe, checkpoints[recipe.base.name].distinct_names)
-    return _stream(recipe, checkpoints, thresholds, spectra, torch.device(device))
+    base = checkpoints[recipe.base.name]
+    check_groups(recipe, base.distinct_names)
+    names = merge_order(base.distinct_names)
+    reads = {name: _models_read(recipe, base, name) for name in names}
+    pages = nullcontext() if keep_pages else _Pages(checkpoints, reads)
+
+    def merged(name: str) -> Tensor:
+        dtype, place = merged_dtype(recipe, base, name), torch.device(device)
+        out = destination(name, dtype, base.shape(name)) if destination is not None else None
+        tensors = {model: checkpoints[model].tensor(name).to(place) for model in reads[name]}
+        return merge_tensor(
+            recipe.method,
+            tensor=name,
+            base=tensors[recipe.base.name],
+            experts=tensors,
+            base_name=recipe.base.name,
+            groups=recipe.layer_groups,
+            num_layers=base.num_layers or None,
+            steps=recipe.steps,
+            seed=recipe.seed,
+            dtype=dtype,
+            thresholds=thresholds,
+            spectra=spectra,
+            out=out,
+        )
+
+    return _stream(names, merged, pages)
 
 
 def _stream(
-    recipe: MergeRecipe,
-    checkpoints: Mapping[str, Checkpoint],
-    thresholds: ThresholdCache | None,
-    spectra: SpectrumCache | None,
-    device: torch.device,
+    names: Sequence[str],
+    merged: Callable[[str], Tensor],
+    pages: "_Pages | nullcontext[None]",
 ) -> Iterator[tuple[str, Tensor]]:
-    base = checkpoints[recipe.base.name]
-    num_layers = base.num_layers or None
-    for name in merge_order(base.distinct_names):
-        used = models_read(
-            recipe.method,
-            tensor=name,
-            base_name=recipe.base.name,
-            groups=recipe.layer_groups,
-            num_layers=num_layers,
-            steps=recipe.steps,
-        )
-        yield (
-            name,
-            merge_tensor(
-                recipe.method,
-                tensor=name,
-                base=base.tensor(name).to(device),
-                experts={expert: checkpoints[expert].tensor(name).to(device) for expert in used},
-                base_name=recipe.base.name,
-                groups=recipe.layer_groups,
-                num_layers=num_layers,
-                steps=recipe.steps,
-                seed=recipe.seed,
-                dtype=merged_dtype(recipe, base, name),
-                thresholds=thresholds,
-                spectra=spectra,
-            ),
-        )
+    with pages as held:
+        for at, name in enumerate(names):
+            if held is not None:
+                held.fetch(names[at : at + 2])
+            yield name, merged(name)
+            if held is not None:
+                held.let_go(name)
+
+
+class _Pages:
+    """Fetches inputs in the background, one tensor ahead, and lets them go after use."""
+
+    def __init__(
+        self, checkpoints: Mapping[str, Checkpoint], reads: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._reads = reads
+        self._fetched: dict[str, Future[None]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="safemerge-fetch")
+
+    def __enter__(self) -> "_Pages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Begin to fetch some tensors; those begun before are not fetched again."""
+        for name in names:
+            if name not in self._fetched:
+                self._fetched[name] = self._thread.submit(self._fetch, name)
+
+    def let_go(self, name: str) -> None:
+        """Let a tensor's inputs go."""
+        self._fetched[name].result()
+        for model in self._reads[name]:
+            self._checkpoints[model].let_go(name)
+
+    def _fetch(self, name: str) -> None:
+        for model in self._reads[name]:
+            self._checkpoints[model].fetch(name)
+
+
+def _models_read(recipe: MergeRecipe, base: Checkpoint, name: str) -> tuple[str, ...]:
+    experts = models_read(
+        recipe.method,
+        tensor=name,
+        base_name=recipe.base.name,
+        groups=recipe.layer_groups,
+        num_layers=base.num_layers or None,
+        steps=recipe.steps,
+    )
+    return (recipe.base.name, *experts)

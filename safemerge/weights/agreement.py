@@ -100,7 +100,11 @@ def check_finite(checkpoint: Checkpoint) -> None:
     cached = read_entry("finite", key)
     if cached is not None and cached.get("finite") is True:
         return
-    bad = [name for name in names if not is_finite(checkpoint.tensor(name))]
+    bad = []
+    for name in names:
+        if not is_finite(checkpoint.tensor(name)):
+            bad.append(name)
+        checkpoint.let_go(name)
     if bad:
         tensor = checkpoint.tensor(bad[0])
         count = int(tensor.numel() - torch.isfinite(tensor).sum().item())
