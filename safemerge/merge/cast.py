@@ -13,9 +13,6 @@ from numba.extending import intrinsic
 from safemerge.merge.code import BFLOAT16, FLOAT32
 from safemerge.merge.mask import ROUNDS
 
-EXPONENT = np.int32(0x7F800000)
-"""Bits that are all set in infinities and NaN."""
-
 _INT32, _FLOAT = ir.IntType(32), ir.FloatType()
 
 
@@ -85,7 +82,7 @@ def bits_of(_, value):
 @intrinsic
 @no_type_check
 def multiply_add(_, factor, other, addend):
-    """factor * other + addend, rounded once."""
+    """Multiply and add, rounded once."""
 
     def generate(context, builder, signature, arguments):
         return builder.fma(*arguments)
@@ -128,26 +125,89 @@ def load(address, kind, at, count, out):
             out[i] = _of_float16(half[i])
 
 
+@intrinsic
+@no_type_check
+def seen_broken(_, seen, value):
+    """Whether this float32, or one before it, is not finite: bits that are set once."""
+
+    def generate(context, builder, signature, arguments):
+        seen, value = arguments
+        exponent = ir.Constant(_INT32, 0x7F800000)
+        bits = builder.and_(builder.bitcast(value, _INT32), exponent)
+        broken = builder.sext(builder.icmp_unsigned("==", bits, exponent), _INT32)
+        return builder.or_(seen, broken)
+
+    return types.int32(types.int32, types.float32), generate
+
+
+@intrinsic
+@no_type_check
+def _seen_broken_half(_, seen, bits, exponent):
+    def generate(context, builder, signature, arguments):
+        seen, bits, exponent = arguments
+        same = builder.icmp_unsigned("==", builder.and_(bits, exponent), exponent)
+        return builder.or_(seen, builder.sext(same, ir.IntType(16)))
+
+    return types.uint16(types.uint16, types.uint16, types.uint16), generate
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 @no_type_check
 def store(address, kind, at, count, values):
     """Round and write; return whether an entry is not finite."""
-    broken = np.int32(0)
     if kind == FLOAT32:
         wide = carray(_pointer(address + 4 * at), (count,), np.float32)
+        broken = np.int32(0)
         for i in range(count):
             wide[i] = values[i]
-            broken |= np.int32((bits_of(values[i]) & EXPONENT) == EXPONENT)
-    elif kind == BFLOAT16:
-        half = carray(_pointer(address + 2 * at), (count,), np.uint16)
+            broken = seen_broken(broken, values[i])
+        return broken != 0
+    half = carray(_pointer(address + 2 * at), (count,), np.uint16)
+    seen = np.uint16(0)
+    if kind == BFLOAT16:
         for i in range(count):
             rounded = _to_bfloat16(values[i])
             half[i] = rounded
-            broken |= np.int32((rounded & np.uint16(0x7F80)) == np.uint16(0x7F80))
+            seen = _seen_broken_half(seen, rounded, np.uint16(0x7F80))
     else:
-        half = carray(_pointer(address + 2 * at), (count,), np.uint16)
         for i in range(count):
             rounded = _to_float16(values[i])
             half[i] = rounded
-            broken |= np.int32((rounded & np.uint16(0x7C00)) == np.uint16(0x7C00))
-    return broken != 0
+            seen = _seen_broken_half(seen, rounded, np.uint16(0x7C00))
+    return seen != 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+@no_type_check
+def subtract(address, kind, at, count, origin, out):
+    """Write floats of any kind less an origin."""
+    if kind == BFLOAT16:
+        half = carray(_pointer(address + 2 * at), (count,), np.uint16)
+        for i in range(count):
+            out[i] = _of_bfloat16(half[i]) - origin[i]
+        return
+    load(address, kind, at, count, out)
+    for i in range(count):
+        out[i] -= origin[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+@no_type_check
+def accumulate(address, kind, at, count, origin, weight, first, total, scratch):
+    """Add a weight times floats of any kind less an origin to a total; the first begins it."""
+    if kind != BFLOAT16:
+        subtract(address, kind, at, count, origin, scratch)
+        if first:
+            for i in range(count):
+                total[i] = scratch[i] * weight
+        else:
+            for i in range(count):
+                total[i] = multiply_add(scratch[i], weight, total[i])
+        return
+    half = carray(_pointer(address + 2 * at), (count,), np.uint16)
+    if first:
+        for i in range(count):
+            total[i] = (_of_bfloat16(half[i]) - origin[i]) * weight
+    else:
+        for i in range(count):
+            total[i] = multiply_add(_of_bfloat16(half[i]) - origin[i], weight, total[i])

@@ -14,7 +14,7 @@ from safemerge.errors import CheckpointMismatchError, MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.derived import DerivedData
 from safemerge.merge.spectrum import SpectrumCache
-from safemerge.merge.stream import merged_tensors
+from safemerge.merge.stream import Destination, merged_tensors
 from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
@@ -86,13 +86,18 @@ class ResidentCheckpoints:
         return self.checkpoints[self.base_name]
 
     def merged(
-        self, recipe: MergeRecipe, *, device: torch.device | str = "cpu"
+        self,
+        recipe: MergeRecipe,
+        *,
+        device: torch.device | str = "cpu",
+        destination: Destination | None = None,
     ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
         """Yield every tensor of a candidate; see `merged_tensors`.
 
         Args:
             recipe: A recipe over the models held here, or some of them.
             device: Where tensors are merged and given.
+            destination: Gives memory for merged tensors; None for new memory.
 
         Returns:
             Iterator of (name, merged tensor).
@@ -113,6 +118,7 @@ class ResidentCheckpoints:
             thresholds=self.thresholds,
             spectra=self.spectra,
             device=device,
+            destination=destination,
         )
 
     def base_tensors(self) -> Iterator[tuple[str, Float[Tensor, "..."]]]:

@@ -64,6 +64,17 @@ def test_compiled_merges_are_those_of_torch(name, dtype, in_torch):
     close(compiled, in_torch(merged, name, [dtype] * 3), dtype)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["ties", "task_arithmetic", "consensus_ta"])
+def test_any_number_of_experts_is_merged_as_in_torch(name, count, in_torch):
+    base, *rest = (random_tensor((4000,), seed=seed) for seed in range(count + 1))
+    experts = {f"e{at}": tensor for at, tensor in enumerate(rest)}
+    weights = {expert: 0.5 - 0.3 * at for at, expert in enumerate(experts)}
+    method = build_method(name, weights, density=0.7)
+    call = {"tensor": NAME, "base": base, "experts": experts}
+    close(merge_tensor(method, **call), in_torch(merge_tensor, method, **call), torch.float32)
+
+
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
 @pytest.mark.parametrize("fields", [{"variant": "peft"}, {"normalize": False}])
 def test_compiled_variants_are_those_of_torch(name, fields, in_torch):
