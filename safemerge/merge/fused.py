@@ -68,6 +68,22 @@ def is_compiled(*tensors: Tensor) -> bool:
     return known and _loops() is not None
 
 
+def prepare() -> bool:
+    """Compile the loops now, into numba's cache on disk, so that no merge waits for it.
+
+    Returns:
+        Whether there are loops: False without numba.
+    """
+    base, model, out = torch.zeros(2), torch.ones(2), torch.empty(2)
+    if not is_compiled(base):
+        return False
+    merge_compiled([Operand(model, 1.0, "a")], Rule(code.SUM), base=base, out=out)
+    counts = compiled_counts(base, model, where="preparing")
+    find_compiled(base, model, int(counts.bins[0]))
+    compiled_norms(base, model, density=0.5, seed=0, tensor="t", expert="a")
+    return True
+
+
 def merge_compiled(
     operands: Sequence[Operand],
     rule: Rule,

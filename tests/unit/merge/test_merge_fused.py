@@ -175,7 +175,9 @@ def test_what_is_not_known_is_not_compiled():
 
 def test_without_numba_torch_does_the_work(monkeypatch):
     expected = merged("ties", [torch.float32] * 3)
+    assert fused.prepare()
     monkeypatch.setattr(fused, "_loops", lambda: None)
+    assert not fused.prepare()
     close(merged("ties", [torch.float32] * 3), expected, torch.float32)
 
 
