@@ -152,8 +152,8 @@ def merge_compiled(
 
     found = over_parts(merge_part, out.numel())
     for expert in found:
-        if expert >= 0 and base is not None:
-            update = torch.sub(operands[expert].tensor, base.to(torch.float32))
+        if expert >= 0 and origin is not None:
+            update = torch.sub(flats[expert], origin.to(torch.float32))
             where = f"tensor '{tensor}', expert '{operands[expert].name}'"
             check_finite_entries(update, where)
     return all(answer == code.FINE for answer in found)
