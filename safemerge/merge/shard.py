@@ -108,7 +108,7 @@ class ShardWriter:
         """
         buffer = torch.empty(0, dtype=torch.uint8) if self._taken is None else self._taken
         self._taken = None
-        content = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        content = tensor.reshape(-1).view(torch.uint8).numpy().data
         place = self._places[name]
         future = self._thread.submit(_write_at, place.handle, content, place.offset)
         self._writing.append((future, buffer))

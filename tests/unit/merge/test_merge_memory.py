@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-TENSOR_BYTES = 2 << 20
+TENSOR_BYTES = 4 << 20
 SHARD_BYTES = 4 * TENSOR_BYTES
-NUM_TENSORS = 40
+NUM_TENSORS = 24
 
 RUN = """
 import sys
@@ -52,7 +52,7 @@ def write(folder, *, num_tensors):
         weight_map = {}
         for at in range(num_tensors):
             name = f"model.layers.{at}.mlp.up_proj.weight"
-            tensor = torch.empty(1024, 1024, dtype=torch.bfloat16).normal_(generator=generator)
+            tensor = torch.empty(2048, 1024, dtype=torch.bfloat16).normal_(generator=generator)
             file = f"model-{at + 1:05d}-of-{num_tensors:05d}.safetensors"
             save_file({name: tensor}, path / file)
             weight_map[name] = file

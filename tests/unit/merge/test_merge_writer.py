@@ -17,7 +17,7 @@ from safemerge.errors import (
     PreflightError,
     UserError,
 )
-from safemerge.merge import merged_tensors, shard, write_merged
+from safemerge.merge import merged_tensors, shard, write_merged, writer
 from safemerge.testing.pico import change_config
 from safemerge.weights import check_agreement, open_checkpoint
 
