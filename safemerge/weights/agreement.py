@@ -35,6 +35,9 @@ _ARCHITECTURE_KEYS = (
 """Config keys that must be equal: with them different, equal shapes mean different things."""
 
 
+_PART_ENTRIES = 1 << 17
+
+
 def check_agreement(
     base: Checkpoint,
     experts: Mapping[str, Checkpoint],
@@ -130,9 +133,11 @@ def is_finite(tensor: Shaped[Tensor, "..."]) -> bool:
     """
     if not tensor.is_floating_point():
         return True
-    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-        return True
-    return bool(torch.isfinite(tensor).all())
+    # NOTE: in parts, for torch sums halves from a float32 copy of the whole.
+    return all(
+        bool(torch.isfinite(part.sum(dtype=torch.float32))) or bool(torch.isfinite(part).all())
+        for part in tensor.reshape(-1).split(_PART_ENTRIES)
+    )
 
 
 def _mismatch(
