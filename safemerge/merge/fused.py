@@ -125,7 +125,7 @@ def merge_compiled(
     )
     rest = (
         _floats(operand.weight for operand in operands),
-        np.float32(rule.lambda_),
+        _floats([rule.lambda_])[0],
         sparsify,
         _floats(threshold.magnitude for threshold in lower),
         np.array([threshold.last_equal for threshold in lower], dtype=np.int64),
@@ -273,4 +273,6 @@ def _place(flat: Tensor) -> tuple[int, int]:
 
 
 def _floats(values: Any) -> Any:
-    return np.array(list(values), dtype=np.float32)
+    # NOTE: a weight beyond float32 is infinite, and then refused as what it makes of the result.
+    with np.errstate(over="ignore"):
+        return np.array(list(values), dtype=np.float32)

@@ -132,6 +132,14 @@ def test_a_result_that_overflows_is_told():
         assert merge_compiled(operands, Rule(code.SUM), base=None, out=out) is fine
 
 
+@pytest.mark.parametrize("fields", [{"lambda": 1e39}, {"weights": {"a": 1e39}}], ids=str)
+def test_a_number_beyond_float32_is_refused_by_its_result(fields):
+    base, expert = (random_tensor((50,), seed=seed) for seed in range(2))
+    method = build_method("task_arithmetic", {"a": 1.0}, **fields)
+    with pytest.raises(MergeError, match="merged weights must be finite"):
+        merge_tensor(method, tensor=NAME, base=base, experts={"a": expert})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["ties", "dare_ties", "breadcrumbs", "task_arithmetic"])
 def test_one_broken_entry_of_many_is_found(name, value):
