@@ -23,6 +23,8 @@ PARALLEL := $(patsubst %,tests/%,conformance properties reference sanity unit)
 NONE_CHOSEN := [ $$? -eq 5 ]
 
 BIN := $(VENV)/bin
+# Other projects' tools, each in its own environment.
+PEERS := benchmarks/.peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.safemerge-setup
 PINS := constraints/$(DEVICE).txt
@@ -32,7 +34,7 @@ TORCH := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' $(PINS) 2>/dev/null)
 PROGRESS := awk '/^Collecting /{if (++n % 25 == 0) {print "  found " n " packages"; fflush()}} \
   /^Installing collected/{print "  unpacking"; fflush()}'
 
-.PHONY: help setup demo test check format test-fast e2e bench report clean distclean FORCE
+.PHONY: help setup demo test check format test-fast e2e bench bench-merge bench-peers report clean distclean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,7 +76,7 @@ endif
 	  2> >(grep -v '^WARNING: ' >&2) | $(PROGRESS)
 	@echo "Installing safemerge"
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'import safemerge'
+	@$(BIN)/python -c 'from safemerge.merge.fused import prepare; prepare()'
 	@echo $(DEVICE) > $(STAMP)
 	@echo "Ready: $(BIN)/safemerge, for $(DEVICE)"
 
@@ -101,6 +103,15 @@ test-fast: setup ## Run the tests that need no Ray and take seconds
 
 e2e: setup ## Run the whole path, from data to report
 	$(BIN)/python -m pytest tests -m e2e $(PYTEST_ARGS)
+
+bench-peers: ## Install mergekit beside, to time against
+	$(PYTHON) -m venv $(PEERS)/mergekit
+	$(PEERS)/mergekit/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r benchmarks/peers.txt
+	$(PEERS)/mergekit/bin/mergekit-yaml --help >/dev/null
+
+bench-merge: setup ## Time merges, against a plain copy and against mergekit
+	$(BIN)/python benchmarks/merge_speed.py --mergekit $(PEERS)/mergekit
 
 bench: setup ## Time a candidate: merge, load, answer
 	$(BIN)/python benchmarks/candidate_turnaround.py

@@ -13,14 +13,14 @@ generate, score and teardown; the ratios printed at the end are the claim, not t
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+from machine import machine, save
 
 CORE = "0"
 PROMPTS = 64
@@ -41,8 +41,8 @@ def main() -> None:
         ways["default"] = [_fresh(spec, prepared, recipe, eager=False) for recipe in recipes[:1]]
     _print(ways, prepared.num_prompts)
     if options.json:
-        told = {"machine": _machine(), "prompts": prepared.num_prompts, "seconds": ways}
-        Path(options.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        told = {"machine": machine() | {"engine_cores": 1}, "prompts": prepared.num_prompts}
+        save(options.json, told | {"seconds": ways})
 
 
 def _demo():
@@ -185,18 +185,9 @@ def _row(**parts):
     return row | {"total": sum(row.values())}
 
 
-def _machine():
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "engine_cores": 1}
-
-
 def _print(ways, num_prompts):
     parts = list(ways["swap"][0])
-    print(f"\n{num_prompts} prompts, median seconds a candidate ({_machine()['cpu']})")
+    print(f"\n{num_prompts} prompts, median seconds a candidate ({machine()['cpu']})")
     print(f"{'way':<9}" + "".join(f"{part:>10}" for part in parts))
     median = {
         way: {part: statistics.median(row[part] for row in rows) for part in parts}

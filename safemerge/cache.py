@@ -1,15 +1,20 @@
 """Where safemerge keeps what it can compute again: fingerprints, scans, unpacked models."""
 
+import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from safemerge.errors import PreflightError
 
 CACHE_VARIABLE = "SAFEMERGE_CACHE"
 """Environment variable that names the cache folder."""
+
+_BLOB_SUFFIX = ".blob"
+_DIGEST_BYTES = 32
 
 
 def cache_dir() -> Path:
@@ -77,14 +82,95 @@ def write_entry(kind: str, key: str, entry: dict[str, Any]) -> None:
     """
     folder = cache_dir() / kind
     try:
-        folder.mkdir(exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{key}.", dir=folder)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(entry, file)
-            Path(partial).replace(folder / f"{key}.json")
-        except OSError:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        _write(folder, key, f"{key}.json", json.dumps(entry).encode())
     except OSError as error:
         raise PreflightError(_unwritable(folder, error.strerror or str(error))) from error
+
+
+class BlobCache:
+    """Bytes by key in a sub-folder of the cache, up to a size; safe to share among threads.
+
+    Each entry carries its SHA-256, so that a damaged one counts as missing, and is removed.
+    Beyond `max_bytes` the entries longest unused are removed. The cache only saves time: where
+    it cannot be written, nothing is kept and nothing is said.
+
+    Args:
+        kind: Sub-folder of the cache.
+        max_bytes: Size that the entries may have together; it may be passed by an eighth
+            between two times of tidying up.
+    """
+
+    def __init__(self, kind: str, max_bytes: int) -> None:
+        self._kind = kind
+        self._max_bytes = max_bytes
+        self._unchecked_bytes = max_bytes
+        self._lock = Lock()
+
+    def get(self, key: str) -> bytes | None:
+        """Return an entry's bytes, None if there is none or it is damaged.
+
+        Args:
+            key: File name without suffix; letters, digits, ``-`` and ``_``.
+        """
+        path = cache_dir() / self._kind / f"{key}{_BLOB_SUFFIX}"
+        try:
+            stored = path.read_bytes()
+            content = stored[_DIGEST_BYTES:]
+            if hashlib.sha256(content).digest() != stored[:_DIGEST_BYTES]:
+                path.unlink(missing_ok=True)
+                return None
+            os.utime(path)
+        except OSError:
+            return None
+        return content
+
+    def put(self, key: str, content: bytes) -> None:
+        """Keep an entry, whole or not at all; what is larger than an eighth of all is not kept.
+
+        Args:
+            key: File name without suffix.
+            content: Any bytes.
+        """
+        size = len(content) + _DIGEST_BYTES
+        if size > self._max_bytes // 8:
+            return
+        folder = cache_dir() / self._kind
+        try:
+            digest = hashlib.sha256(content).digest()
+            _write(folder, key, f"{key}{_BLOB_SUFFIX}", digest + content)
+            with self._lock:
+                self._unchecked_bytes += size
+                if self._unchecked_bytes > self._max_bytes // 8:
+                    self._unchecked_bytes = 0
+                    _tidy(folder, self._max_bytes)
+        except OSError:
+            return
+
+
+def _tidy(folder: Path, max_bytes: int) -> None:
+    """Remove the blobs longest unused until the rest has at most `max_bytes`."""
+    found = []
+    for path in folder.glob(f"*{_BLOB_SUFFIX}"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        found.append((status.st_mtime_ns, status.st_size, path))
+    excess = sum(size for _, size, _ in found) - max_bytes
+    for _, size, path in sorted(found):
+        if excess <= 0:
+            return
+        path.unlink(missing_ok=True)
+        excess -= size
+
+
+def _write(folder: Path, key: str, name: str, content: bytes) -> None:
+    folder.mkdir(exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{key}.", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(partial).replace(folder / name)
+    except OSError:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -109,6 +109,8 @@ def write(
         resident.checkpoints,
         out,
         progress=progress,
+        thresholds=resident.thresholds,
+        spectra=resident.spectra,
         statistics=resident.statistics,
         card=card,
     )

@@ -74,12 +74,19 @@ class TransformersEngine:
         self._candidate: str | None = None
 
     def load(self, recipe: MergeRecipe) -> None:
-        """Copy the merge into the model's parameters; see `Engine.load`."""
+        """Merge into the model's parameters; see `Engine.load`."""
         self._candidate = None
         parameters = self._model.state_dict()
+
+        def place(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor | None:
+            found: torch.Tensor | None = parameters.get(name)
+            if found is None or found.device.type != "cpu" or not found.is_contiguous():
+                return None
+            return found if (found.dtype, tuple(found.shape)) == (dtype, shape) else None
+
         with torch.no_grad():
-            for name, tensor in self._resident.merged(recipe):
-                if name in parameters:
+            for name, tensor in self._resident.merged(recipe, destination=place):
+                if name in parameters and tensor is not parameters[name]:
                     parameters[name].copy_(tensor)
         self._candidate = recipe.digest
 

@@ -4,11 +4,11 @@ from safemerge.merge.adapter import write_adapter
 from safemerge.merge.lora import MergedAdapter, check_adapter_recipe, merge_adapters
 from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.resident import ResidentCheckpoints
-from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.step import STEPS, StepRow
 from safemerge.merge.stream import merge_order, merged_dtype, merged_tensors
 from safemerge.merge.table import METHODS, MethodRow, method_row
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.merge.writer import write_merged
 
 __all__ = [

@@ -11,11 +11,11 @@ from torch import Tensor
 from safemerge.errors import MergeError
 from safemerge.merge.coefficient import Coefficients
 from safemerge.merge.measured import measured_tensor
-from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.statistics import TensorStatistics
 
-_CHUNK_CPU = 1 << 17
+_CHUNK_CPU = 1 << 16
 _CHUNK_DEVICE = 1 << 26
 
 
@@ -44,6 +44,10 @@ class TensorInputs:
     """Where singular vectors are kept between candidates."""
     statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
     """What was measured of the models for this tensor, for methods that need it."""
+    out: Float[Tensor, "..."] | None = None
+    """Where the result is written; None for new memory."""
+    found_finite: set[str] = field(default_factory=set)
+    """Names of tensors whose result was seen to be finite while it was written."""
 
     @property
     def where(self) -> str:
@@ -111,15 +115,30 @@ class TensorInputs:
         self.require_statistics(name)
         return measured_tensor(self.statistics, name, quantity, shape=shape, where=self.where)
 
+    def destination(self) -> Float[Tensor, "..."]:
+        """Return memory for the result, contiguous: `out`, or new."""
+        if self.out is not None:
+            return self.out
+        return torch.empty(self.base.shape, dtype=self.dtype, device=self.base.device)
+
+    def note_finite(self, finite: bool) -> None:
+        """Note whether every entry of the result is finite, so that none need look again."""
+        if finite:
+            self.found_finite.add(self.tensor)
+
+    def rounded(self, merged: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return a result in its dtype, in `out` or new memory."""
+        return self.destination().copy_(merged)
+
     def untouched(self) -> Tensor:
         """Return a copy of the base, in the result's dtype."""
-        return self.base.to(self.dtype, copy=True)
+        return self.rounded(self.base)
 
     def plus(self, update: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return base + lambda * update, rounded once to the result's dtype."""
         origin = self.base.to(torch.float32)
         update = update.reshape(self.base.shape)
-        return torch.add(origin, update, alpha=self.coefficients.lambda_).to(self.dtype)
+        return self.rounded(torch.add(origin, update, alpha=self.coefficients.lambda_))
 
 
 def runs(flat: Tensor, *, multiple: int = 1) -> Iterator[tuple[int, int]]:

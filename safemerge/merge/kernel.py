@@ -1,11 +1,11 @@
 """Element-wise merging of a named tensor: shares of whole weights, and task vectors.
 
-Both walk over a tensor in runs of entries that fit the processor's cache, so that float32
-intermediates never reach main memory and peak memory is the result and little more.
+Both go over a tensor once, in blocks of entries that fit the processor's cache, so that float32
+intermediates never reach main memory and peak memory is the result and little more: compiled
+where that can be (`fused`), else run by run in torch.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,34 +13,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safemerge.errors import MergeError
+from safemerge.merge import code
 from safemerge.merge.consensus import (
     consensus_of_masks,
     disjoint_mean_,
     disjoint_mean_by_count_,
     weighted_sum,
 )
+from safemerge.merge.fused import Operand, Rule, is_compiled, merge_compiled
 from safemerge.merge.inputs import TensorInputs, gram, runs
 from safemerge.merge.interpolate import linear_shares, slerp_shares
-from safemerge.merge.magprune import prune_rows_
-from safemerge.merge.sparsify import (
-    Threshold,
-    drop_and_rescale_,
-    num_kept,
-    threshold_of_magnitudes,
-    trim_,
+from safemerge.merge.sparsifier import (
+    Drop,
+    RankedDrop,
+    Sparsifier,
+    Sparsify,
+    Trim,
+    num_columns,
+    sparsifier_of,
+    sparsify_run_,
 )
 from safemerge.merge.sphere import karcher_shares, multi_slerp_shares
 from safemerge.merge.stock import stock_ratio
 
-Sparsify = Literal["none", "magnitude", "random", "rank", "outliers"]
 Consensus = Literal["sum", "disjoint_mean", "agreement"]
 Sphere = Literal["multi_slerp", "karcher"]
-
-_SMALL_NORM = 1e-7
-"""L1 norms below this are not rescaled to or from, as in mergekit."""
-
-_Sparsifier = Callable[[Tensor, int], None]
-"""Changes a run of a task vector in place, given its first flat index."""
 
 
 def merge_linear(inputs: TensorInputs) -> Float[Tensor, "..."]:
@@ -143,34 +140,76 @@ def merge_task_vectors(
     sparsifiers = {
         name: sparsifier
         for name in weights
-        if (sparsifier := _sparsifier(inputs, name, sparsify)) is not None
+        if (sparsifier := sparsifier_of(inputs, name, sparsify)) is not None
     }
-    multiple = _num_columns(inputs.base) if sparsify == "rank" else 1
-    return _walk(inputs, weights, sparsifiers, consensus=consensus, multiple=multiple)
+    return _walk(inputs, weights, sparsifiers, consensus=consensus)
 
 
 def _walk(
     inputs: TensorInputs,
     weights: Mapping[str, float],
-    sparsifiers: Mapping[str, _Sparsifier],
+    sparsifiers: Mapping[str, Sparsifier],
     *,
     consensus: Consensus,
-    multiple: int = 1,
 ) -> Tensor:
+    merged = inputs.destination()
     flats = {name: inputs.model(name).flatten() for name in weights}
-    base = inputs.base.flatten()
-    merged = torch.empty(base.shape, dtype=inputs.dtype, device=base.device)
-    for start, stop in runs(base, multiple=multiple):
+    ranked = any(isinstance(sparsifier, RankedDrop) for sparsifier in sparsifiers.values())
+    if not ranked and is_compiled(merged, inputs.base, *flats.values()):
+        operands = [
+            _operand(flats[name], weight, name, sparsifiers.get(name))
+            for name, weight in weights.items()
+        ]
+        inputs.note_finite(
+            merge_compiled(
+                operands,
+                _rule(inputs, consensus),
+                base=inputs.base,
+                out=merged,
+                seed=inputs.seed,
+                tensor=inputs.tensor,
+            )
+        )
+        return merged
+    base, out = inputs.base.flatten(), merged.view(-1)
+
+    def merge_run(start: int, stop: int) -> None:
         origin = base[start:stop].to(torch.float32)
         task_vectors = []
         for name, flat in flats.items():
             task_vector = torch.sub(flat[start:stop], origin)
             if name in sparsifiers:
-                sparsifiers[name](task_vector, start)
+                sparsify_run_(
+                    task_vector, sparsifiers[name], inputs=inputs, name=name, start=start
+                )
             task_vectors.append(task_vector)
         total = _consensus(inputs, task_vectors, list(weights.values()), consensus)
-        merged[start:stop] = torch.add(origin, total, alpha=inputs.coefficients.lambda_)
-    return merged.reshape(inputs.base.shape)
+        out[start:stop] = torch.add(origin, total, alpha=inputs.coefficients.lambda_)
+
+    for run in runs(base, multiple=num_columns(inputs.base) if ranked else 1):
+        merge_run(*run)
+    return merged
+
+
+def _operand(tensor: Tensor, weight: float, name: str, sparsifier: Sparsifier | None) -> Operand:
+    if isinstance(sparsifier, Trim):
+        return Operand(tensor, weight, name, lower=sparsifier.lower, upper=sparsifier.upper)
+    if isinstance(sparsifier, Drop):
+        density, scale = sparsifier
+        return Operand(tensor, weight, name, density=density, scale=scale)
+    return Operand(tensor, weight, name)
+
+
+def _rule(inputs: TensorInputs, consensus: Consensus) -> Rule:
+    lambda_, options = inputs.coefficients.lambda_, inputs.coefficients.options
+    if consensus == "agreement":
+        number = inputs.coefficients.number
+        return Rule(code.AGREEMENT, lambda_, number("mask_threshold"), int(number("min_agreeing")))
+    if consensus == "sum":
+        return Rule(code.SUM, lambda_)
+    if options.get("variant") == "peft":
+        return Rule(code.COUNTED_MEAN if inputs.normalize else code.COUNTED_SUM, lambda_)
+    return Rule(code.DISJOINT_MEAN if inputs.normalize else code.DISJOINT_SUM, lambda_)
 
 
 def _consensus(
@@ -193,135 +232,6 @@ def _consensus(
     )
 
 
-def _sparsifier(inputs: TensorInputs, name: str, sparsify: Sparsify) -> _Sparsifier | None:
-    if sparsify == "none" or inputs.base.numel() == 0:
-        return None
-    if sparsify == "magnitude":
-        return _trimmer(inputs, name)
-    if sparsify == "outliers":
-        return _outlier_trimmer(inputs, name)
-    rescale = inputs.coefficients.options.get("rescale", "probability")
-    drop = _ranked(inputs, name) if sparsify == "rank" else _dropper(inputs, name)
-    if rescale != "l1" or inputs.coefficients.density[name] == 1.0:
-        return drop
-    ratio = _norm_ratio(inputs, name, drop)
-
-    def drop_to_norm(task_vector: Tensor, start: int) -> None:
-        drop(task_vector, start)
-        task_vector.mul_(ratio)
-
-    return drop_to_norm
-
-
-def _trimmer(inputs: TensorInputs, name: str) -> _Sparsifier | None:
-    density = inputs.coefficients.density[name]
-    kept = num_kept(density, inputs.base.numel())
-    if density == 1.0:
-        return None
-    threshold = _threshold(inputs, name, kept)
-    return lambda task_vector, start: trim_(task_vector, threshold, start=start)
-
-
-def _outlier_trimmer(inputs: TensorInputs, name: str) -> _Sparsifier | None:
-    count = inputs.base.numel()
-    kept = num_kept(inputs.coefficients.density[name], count)
-    num_top = min(math.floor(inputs.coefficients.number("gamma") * count), count - kept)
-    if inputs.coefficients.density[name] == 1.0:
-        return None
-    lower = _threshold(inputs, name, kept + num_top)
-    if num_top == 0:
-        return lambda task_vector, start: trim_(task_vector, lower, start=start)
-    upper = _threshold(inputs, name, num_top)
-
-    def trim_both_ends(task_vector: Tensor, start: int) -> None:
-        top = task_vector.clone()
-        trim_(top, upper, start=start)
-        trim_(task_vector, lower, start=start)
-        task_vector.sub_(top)
-
-    return trim_both_ends
-
-
-def _dropper(inputs: TensorInputs, name: str) -> _Sparsifier:
-    density = inputs.coefficients.density[name]
-    rescale = inputs.coefficients.options.get("rescale", "probability") == "probability"
-
-    def drop(task_vector: Tensor, start: int) -> None:
-        drop_and_rescale_(
-            task_vector,
-            density=density,
-            seed=inputs.seed,
-            tensor=inputs.tensor,
-            expert=name,
-            start=start,
-            rescale=rescale,
-        )
-
-    return drop
-
-
-def _ranked(inputs: TensorInputs, name: str) -> _Sparsifier:
-    num_columns = _num_columns(inputs.base)
-
-    def drop(task_vector: Tensor, start: int) -> None:
-        prune_rows_(
-            task_vector.view(-1, num_columns),
-            density=inputs.coefficients.density[name],
-            epsilon=inputs.coefficients.number("epsilon"),
-            rescale=inputs.coefficients.options["rescale"] == "probability",
-            seed=inputs.seed,
-            tensor=inputs.tensor,
-            expert=name,
-            start=start,
-        )
-
-    return drop
-
-
-def _num_columns(tensor: Tensor) -> int:
-    """Entries of a row, along the last dimension; a vector is one row."""
-    return max(1, tensor.shape[-1] if tensor.ndim else 1)
-
-
-def _norm_ratio(inputs: TensorInputs, name: str, drop: _Sparsifier) -> float:
-    """L1 norm of a task vector over that of what is kept of it; 1 where either is tiny."""
-    flat, base = inputs.model(name).flatten(), inputs.base.flatten()
-    before = after = 0.0
-    for start, stop in runs(base, multiple=_num_columns(inputs.base)):
-        part = torch.sub(flat[start:stop], base[start:stop].to(torch.float32))
-        before += float(part.abs().sum(dtype=torch.float64))
-        drop(part, start)
-        after += float(part.abs().sum(dtype=torch.float64))
-    return before / after if min(before, after) >= _SMALL_NORM else 1.0
-
-
-def _threshold(inputs: TensorInputs, name: str, kept: int) -> Threshold:
-    if inputs.thresholds is not None:
-        held = inputs.thresholds.get(name, inputs.tensor, kept)
-        if held is not None:
-            return held
-    threshold = _computed_threshold(
-        inputs.model(name).flatten(),
-        inputs.base.flatten(),
-        kept=kept,
-        where=f"{inputs.where}, expert '{name}'",
-    )
-    if inputs.thresholds is not None:
-        inputs.thresholds.put(name, inputs.tensor, kept, threshold)
-    return threshold
-
-
-def _computed_threshold(flat: Tensor, base: Tensor, *, kept: int, where: str) -> Threshold:
-    if flat.dtype == base.dtype and torch.equal(flat, base):
-        # NOTE: weights that were frozen in training are common; there is nothing to sort.
-        return Threshold(0.0, base.numel() - 1)
-    magnitudes = torch.empty(base.shape, dtype=torch.float32, device=base.device)
-    for start, stop in runs(base):
-        part = magnitudes[start:stop]
-        torch.sub(flat[start:stop], base[start:stop].to(torch.float32), out=part).abs_()
-    return threshold_of_magnitudes(magnitudes, kept=kept, where=where)
-
-
 def _sum_of_shares(inputs: TensorInputs, shares: Mapping[str, float]) -> Tensor:
     used = {name: share for name, share in sorted(shares.items()) if share}
     if not used:
@@ -329,9 +239,17 @@ def _sum_of_shares(inputs: TensorInputs, shares: Mapping[str, float]) -> Tensor:
             f"{inputs.where}: some weight must not be zero; got {dict(shares)}. "
             f"A merge of nothing has no weights: give the base a weight."
         )
+    merged = inputs.destination()
     flats = [inputs.model(name).flatten() for name in used]
-    merged = torch.empty(inputs.base.numel(), dtype=inputs.dtype, device=inputs.base.device)
-    for start, stop in runs(merged):
+    if is_compiled(merged, *flats):
+        operands = [
+            Operand(flat, share, name)
+            for flat, (name, share) in zip(flats, used.items(), strict=True)
+        ]
+        inputs.note_finite(merge_compiled(operands, Rule(code.SUM), base=None, out=merged))
+        return merged
+    out = merged.view(-1)
+    for start, stop in runs(out):
         parts = [flat[start:stop] for flat in flats]
-        merged[start:stop] = weighted_sum(parts, list(used.values()))
-    return merged.reshape(inputs.base.shape)
+        out[start:stop] = weighted_sum(parts, list(used.values()))
+    return merged

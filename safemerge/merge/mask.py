@@ -22,10 +22,12 @@ from torch import Tensor
 
 from safemerge.errors import MergeError
 
-_BLOCK = 1 << 32
-_FIRST_ROUND = (0xED5AD4BB, 17)
-_SECOND_ROUND = (0xAC4C1B51, 11)
-_LAST_ROUND = (0x31848BAB, 15)
+ROUNDS = ((0xED5AD4BB, 17), (0xAC4C1B51, 11), (0x31848BAB, 15))
+"""Multiplier and shift of each round; the key's second word is added before the second."""
+
+KEY_RUN = 1 << 32
+"""Flat indices that share a key."""
+
 _RESOLUTION = 1 << 31
 
 
@@ -122,14 +124,30 @@ def keep_bits(
             f"{where}: 0 <= start <= stop must hold; got start={start}, stop={stop}. "
             f"Give a range of flat indices."
         )
+    limit = keep_limit(density, where=where)
+    words = _words_of_range(seed, tensor, expert, start, stop, device)
+    # NOTE: halved words keep the subtraction within 32 bits; its sign is the comparison.
+    return words.bitwise_right_shift_(1).sub_(limit).bitwise_right_shift_(31)
+
+
+def keep_limit(density: float, *, where: str = "mask") -> int:
+    """Return the limit that halved random words of kept entries are below.
+
+    Args:
+        density: Probability of keeping an entry, in (0, 1].
+        where: Place named in messages.
+
+    Returns:
+        An integer in [-2**30 + 1, 2**30].
+
+    Raises:
+        MergeError: If density is outside (0, 1].
+    """
     if not 0.0 < density <= 1.0:
         raise MergeError(
             f"{where}: density must be in (0, 1]; got {density}. Drop an expert by weight 0."
         )
-    limit = max(1, round(density * _RESOLUTION)) - (_RESOLUTION >> 1)
-    words = _words_of_range(seed, tensor, expert, start, stop, device)
-    # NOTE: halved words keep the subtraction within 32 bits; its sign is the comparison.
-    return words.bitwise_right_shift_(1).sub_(limit).bitwise_right_shift_(31)
+    return max(1, round(density * _RESOLUTION)) - (_RESOLUTION >> 1)
 
 
 def keep_limits(probabilities: Float64[Tensor, "entries"]) -> Int32[Tensor, "entries"]:
@@ -178,8 +196,8 @@ def _words_of_range(
 ) -> Int32[Tensor, "entries"]:
     parts: list[Tensor] = []
     while start < stop or not parts:
-        block, first = divmod(start, _BLOCK)
-        end = min(stop, (block + 1) * _BLOCK)
+        block, first = divmod(start, KEY_RUN)
+        end = min(stop, (block + 1) * KEY_RUN)
         key = mask_key(seed, tensor, expert, block=block)
         parts.append(_random_words(key, first, end - start, device))
         start = end
@@ -192,7 +210,7 @@ def _random_words(
     words = torch.arange(count, dtype=torch.int32, device=device)
     words.add_(_signed(key.first + first))
     scratch = torch.empty_like(words)
-    for at, (multiplier, shift) in enumerate((_FIRST_ROUND, _SECOND_ROUND, _LAST_ROUND)):
+    for at, (multiplier, shift) in enumerate(ROUNDS):
         if at == 1:
             words.add_(key.second)
         torch.bitwise_right_shift(words, shift, out=scratch)

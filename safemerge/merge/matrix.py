@@ -43,7 +43,9 @@ def merge_tsv(inputs: TensorInputs) -> Float[Tensor, "..."]:
     if not is_matrix(inputs):
         return inputs.plus(mean_update(inputs, weights))
     experts = tuple(weights)
-    spectra = inputs.spectra.get(("tsv_m", *experts), inputs.tensor) if inputs.spectra else None
+    spectra = None
+    if inputs.spectra is not None:
+        spectra = inputs.spectra.get(("tsv_m", *experts), inputs.tensor)
     if spectra is None:
         spectra = _orthogonalised(inputs, experts)
         if inputs.spectra is not None:

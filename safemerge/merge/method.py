@@ -19,10 +19,10 @@ from safemerge.merge.coefficient import (
     step_numbers,
 )
 from safemerge.merge.inputs import TensorInputs
-from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.step import STEPS, StepInputs, is_idle
 from safemerge.merge.table import method_row
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.agreement import is_finite
 from safemerge.weights.statistics import TensorStatistics
 
@@ -131,11 +131,13 @@ def merge_tensor(
     thresholds: ThresholdCache | None = None,
     spectra: SpectrumCache | None = None,
     statistics: Mapping[str, TensorStatistics] = _NOTHING_MEASURED,
+    out: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."]:
     """Merge one named tensor: the pure heart of every merge.
 
     Arithmetic is in float32 on the base's device; the result is rounded to nearest, once, after
-    the last step. Inputs are not changed and the result shares no memory with them.
+    the last step. Inputs are not changed and the result shares no memory with them. After an
+    error `out` may hold anything.
 
     Args:
         method: Method and its parameters, from a recipe.
@@ -153,9 +155,11 @@ def merge_tensor(
         spectra: Where singular vectors are kept between candidates; None for nowhere.
         statistics: What was measured of models for this tensor; `statistics_read` names what
             is needed.
+        out: Where the result is written: contiguous, of the base's shape and device and of the
+            dtype asked for; None for new memory.
 
     Returns:
-        The merged tensor, of the base's shape and device.
+        The merged tensor, of the base's shape and device; `out` where that is given.
 
     Raises:
         MergeError: If a tensor is missing, of another shape, or not finite; if a parameter
@@ -178,15 +182,31 @@ def merge_tensor(
         thresholds=thresholds,
         spectra=spectra,
         statistics=statistics,
+        out=out,
     )
+    if out is not None:
+        _check_destination(given, out)
     inputs = _with_steps_on_experts(given, models_used(method, coefficients), active)
     after = [(step, numbers) for step, numbers in active if step.on == "merged"]
     if not after:
-        return _checked(method_row(method.name).function(inputs), tensor)
-    merged = method_row(method.name).function(replace(inputs, dtype=torch.float32))
+        merged = method_row(method.name).function(inputs)
+        merged = merged if out is None or merged is out else out.copy_(merged)
+        return merged if tensor in inputs.found_finite else _checked(merged, tensor)
+    merged = method_row(method.name).function(replace(inputs, dtype=torch.float32, out=None))
     for step, numbers in after:
         merged = _stepped(given, step, numbers, merged)
-    return _checked(merged.to(given.dtype, copy=True), tensor)
+    return _checked(given.rounded(merged), tensor)
+
+
+def _check_destination(given: TensorInputs, out: Tensor) -> None:
+    base = given.base
+    fits = (out.shape, out.dtype, out.device) == (base.shape, given.dtype, base.device)
+    if not fits or not out.is_contiguous():
+        raise MergeError(
+            f"{given.where}: the destination must be contiguous, {tuple(base.shape)} of "
+            f"{given.dtype} on {base.device}; got {tuple(out.shape)} of {out.dtype} on "
+            f"{out.device}. Give none, for new memory."
+        )
 
 
 def _active(

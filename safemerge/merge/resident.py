@@ -12,9 +12,10 @@ from safemerge.config.checkpoint import CheckpointRef, Vocabulary
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointMismatchError, MergeError
 from safemerge.merge.coefficient import check_groups
-from safemerge.merge.sparsify import ThresholdCache
+from safemerge.merge.derived import DerivedData
 from safemerge.merge.spectrum import SpectrumCache
-from safemerge.merge.stream import in_one_vocabulary, merged_tensors
+from safemerge.merge.stream import Destination, in_one_vocabulary, merged_tensors
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
@@ -26,7 +27,8 @@ from safemerge.weights.statistics import ModelStatistics
 class ResidentCheckpoints:
     """Memory-mapped base and experts, with what past candidates derived of them.
 
-    Replicas of a node share the pages. Use `open`; the constructor takes what is open already.
+    Replicas of a node share the pages, and derived data in the cache where every reference has
+    a digest. Use `open`; the constructor takes what is open already.
 
     Args:
         refs: References by model name.
@@ -49,8 +51,9 @@ class ResidentCheckpoints:
         self.vocabulary = vocabulary
         self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(dict(checkpoints))
         self.statistics: Mapping[str, ModelStatistics] = MappingProxyType(dict(statistics))
-        self.thresholds = ThresholdCache()
-        self.spectra = SpectrumCache()
+        derived = _derived(refs, base_name, vocabulary)
+        self.thresholds = ThresholdCache(kept=derived)
+        self.spectra = SpectrumCache(kept=derived)
         self._refs = dict(refs)
         self._other_thresholds: dict[tuple[tuple[str, str], ...], ThresholdCache] = {}
 
@@ -105,7 +108,11 @@ class ResidentCheckpoints:
         return self.checkpoints[self.base_name]
 
     def merged(
-        self, recipe: MergeRecipe, *, device: torch.device | str = "cpu"
+        self,
+        recipe: MergeRecipe,
+        *,
+        device: torch.device | str = "cpu",
+        destination: Destination | None = None,
     ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
         """Yield every tensor of a candidate; see `merged_tensors`.
 
@@ -115,6 +122,7 @@ class ResidentCheckpoints:
         Args:
             recipe: A recipe over the models held here, or some of them.
             device: Where tensors are merged and given.
+            destination: Gives memory for merged tensors; None for new memory.
 
         Returns:
             Iterator of (name, merged tensor).
@@ -140,7 +148,11 @@ class ResidentCheckpoints:
         others = tuple(sorted((name, own) for name, own in held.items() if name != own))
         thresholds = self.thresholds
         if others:
-            thresholds = self._other_thresholds.setdefault(others, ThresholdCache())
+            if others not in self._other_thresholds:
+                refs = {name: self._refs[own] for name, own in held.items()}
+                derived = _derived(refs, self.base_name, self.vocabulary)
+                self._other_thresholds[others] = ThresholdCache(kept=derived)
+            thresholds = self._other_thresholds[others]
         return merged_tensors(
             recipe,
             {name: self.checkpoints[own] for name, own in held.items()},
@@ -150,6 +162,7 @@ class ResidentCheckpoints:
                 name: self.statistics[own] for name, own in held.items() if own in self.statistics
             },
             device=device,
+            destination=destination,
         )
 
     def base_tensors(self) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
@@ -214,6 +227,15 @@ def _open_statistics(
             )
         found.check(base, found.quantities, where)
     return found
+
+
+def _derived(
+    refs: Mapping[str, CheckpointRef], base_name: str, vocabulary: Vocabulary
+) -> DerivedData | None:
+    """What is kept on disk of these weights; nothing where rows are moved to other ids."""
+    if vocabulary != "refuse":
+        return None
+    return DerivedData.of({name: ref.digest for name, ref in refs.items()}, base_name)
 
 
 def _same_path(first: CheckpointRef, second: CheckpointRef) -> bool:

@@ -6,66 +6,15 @@ References:
 """
 
 import math
-from collections import OrderedDict
-from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from safemerge.errors import MergeError
 from safemerge.merge.mask import keep_bits
-
-_SAMPLE_SIZE = 4096
-
-
-class Threshold(NamedTuple):
-    """Which entries of one task vector a trim keeps, in two numbers.
-
-    Kept are entries of magnitude above `magnitude`, and those equal to it up to flat index
-    `last_equal`. At magnitude 0 the index is any: a kept zero is as good as a dropped one.
-    """
-
-    magnitude: float
-    last_equal: int
-
-
-class ThresholdCache:
-    """Trim thresholds by (expert, tensor, entries kept): the next candidate need not sort.
-
-    A cache belongs to one set of checkpoints: names must mean the same weights throughout. The
-    least recently used entries are dropped beyond `max_entries`. Safe to share among threads.
-
-    Args:
-        max_entries: Entries held; one takes about 300 bytes.
-    """
-
-    def __init__(self, max_entries: int = 100_000) -> None:
-        self._max_entries = max_entries
-        self._entries: OrderedDict[tuple[str, str, int], Threshold] = OrderedDict()
-        self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, expert: str, tensor: str, kept: int) -> Threshold | None:
-        """Return a threshold, None if it is not held."""
-        with self._lock:
-            found = self._entries.get((expert, tensor, kept))
-            if found is not None:
-                self._entries.move_to_end((expert, tensor, kept))
-            return found
-
-    def put(self, expert: str, tensor: str, kept: int, threshold: Threshold) -> None:
-        """Hold a threshold, dropping the least recently used one if full."""
-        with self._lock:
-            self._entries[expert, tensor, kept] = threshold
-            self._entries.move_to_end((expert, tensor, kept))
-            while len(self._entries) > self._max_entries:
-                self._entries.popitem(last=False)
+from safemerge.merge.threshold import Threshold, threshold_of_magnitudes
 
 
 def sparsify_by_magnitude(
@@ -94,7 +43,7 @@ def sparsify_by_magnitude(
     _check_density(density)
     flat = task_vector.detach().to(torch.float32, copy=True).flatten()
     if flat.numel() == 0 or density == 1.0:
-        _check_finite_entries(flat)
+        check_finite_entries(flat)
         return task_vector.clone()
     trim_(flat, magnitude_threshold(flat, density=density))
     return flat.to(task_vector.dtype).reshape(task_vector.shape)
@@ -158,33 +107,6 @@ def magnitude_threshold(
     return threshold_of_magnitudes(flat.abs(), kept=num_kept(density, flat.numel()), where=where)
 
 
-def threshold_of_magnitudes(
-    magnitudes: Float32[Tensor, "entries"], *, kept: int, where: str = "task vector"
-) -> Threshold:
-    """Return the threshold that keeps exactly `kept` entries.
-
-    Args:
-        magnitudes: Absolute values of a flattened task vector, not empty; not changed.
-        kept: Entries kept, from 1 to their number.
-        where: Place named in messages.
-
-    Returns:
-        The smallest kept magnitude and the flat index of the last kept entry equal to it.
-
-    Raises:
-        MergeError: If there is no entry or `kept` exceeds their number, or one is not finite.
-    """
-    if not 1 <= kept <= magnitudes.numel():
-        raise MergeError(
-            f"{where}: must keep between 1 entry and all {magnitudes.numel()}; got {kept}. "
-            f"Skip empty tensors."
-        )
-    _check_finite_entries(magnitudes, where)
-    if magnitudes.device.type == "cpu":
-        return _threshold_on_cpu(magnitudes.numpy(), kept)
-    return _threshold_on_device(magnitudes, kept)
-
-
 def num_kept(density: float, num_entries: int) -> int:
     """Return how many entries a density keeps: ``max(1, floor(density * n))``.
 
@@ -235,7 +157,7 @@ def drop_and_rescale_(
     Raises:
         MergeError: If an entry is not finite, dropped or not.
     """
-    _check_finite_entries(flat, f"tensor '{tensor}', expert '{expert}'")
+    check_finite_entries(flat, f"tensor '{tensor}', expert '{expert}'")
     if density == 1.0:
         return
     bits = keep_bits(
@@ -246,37 +168,12 @@ def drop_and_rescale_(
         flat.mul_(1.0 / density)
 
 
-def _threshold_on_cpu(magnitudes: npt.NDArray[np.float32], kept: int) -> Threshold:
-    # NOTE: numpy's vectorised selection is some fifteen times faster than torch.kthvalue on one
-    # core; but slow on many ties (differences of bfloat16 weights), where its sort is fast.
-    sample = np.sort(magnitudes[:: max(1, magnitudes.size // _SAMPLE_SIZE)])
-    num_ties = np.count_nonzero(sample[1:] == sample[:-1])
-    many_ties = 4 * num_ties > sample.size
-    place = magnitudes.size - kept
-    ordered = np.sort(magnitudes) if many_ties else np.partition(magnitudes, place)
-    value = ordered[place]
-    if value == 0.0:
-        return Threshold(0.0, magnitudes.size - 1)
-    num_spare = kept - np.count_nonzero(magnitudes > value)
-    equal = np.flatnonzero(magnitudes == value)
-    return Threshold(float(value), int(equal[num_spare - 1]))
+def check_finite_entries(flat: Float32[Tensor, "*shape"], where: str = "task vector") -> None:
+    """Raise the error for entries that are not finite.
 
-
-def _threshold_on_device(magnitudes: Float32[Tensor, "entries"], kept: int) -> Threshold:
-    value = float(magnitudes.kthvalue(magnitudes.numel() - kept + 1).values)
-    num_spare = kept - int((magnitudes > value).sum())
-    equal = (magnitudes == value).nonzero().flatten()
-    return Threshold(value, int(equal[num_spare - 1]))
-
-
-def _check_density(density: float) -> None:
-    if not 0.0 < density <= 1.0:
-        raise MergeError(
-            f"density: must be in (0, 1]; got {density}. Drop an expert by weight 0 instead."
-        )
-
-
-def _check_finite_entries(flat: Float32[Tensor, "entries"], where: str = "task vector") -> None:
+    Raises:
+        MergeError: If there is one.
+    """
     if bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all()):
         return
     count = int(flat.numel() - torch.isfinite(flat).sum())
@@ -284,3 +181,10 @@ def _check_finite_entries(flat: Float32[Tensor, "entries"], where: str = "task v
         f"{where}: entries must be finite; got {count} NaN or infinite of {flat.numel()}. "
         f"Check the checkpoint."
     )
+
+
+def _check_density(density: float) -> None:
+    if not 0.0 < density <= 1.0:
+        raise MergeError(
+            f"density: must be in (0, 1]; got {density}. Drop an expert by weight 0 instead."
+        )

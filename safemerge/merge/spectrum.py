@@ -5,7 +5,7 @@ References:
 """
 
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32
@@ -34,6 +34,21 @@ class Spectrum(NamedTuple):
         return sum(part.numel() * part.element_size() for part in self)
 
 
+@runtime_checkable
+class KeptSpectra(Protocol):
+    """Singular triplets on disk; see `derived`."""
+
+    def spectra(self, what: tuple[str, ...], tensor: str) -> tuple[Spectrum, ...] | None:
+        """Return triplets by method and experts, None if there are none."""
+        ...
+
+    def put_spectra(
+        self, what: tuple[str, ...], tensor: str, spectra: tuple[Spectrum, ...]
+    ) -> None:
+        """Keep triplets."""
+        ...
+
+
 class SpectrumCache:
     """Singular triplets by (what, tensor), so that the next candidate need not decompose.
 
@@ -44,10 +59,14 @@ class SpectrumCache:
 
     Args:
         max_bytes: Memory that the entries may take.
+        kept: Where entries are kept for other processes; None for nowhere.
     """
 
-    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+    def __init__(
+        self, max_bytes: int = DEFAULT_CACHE_BYTES, *, kept: KeptSpectra | None = None
+    ) -> None:
         self._max_bytes = max_bytes
+        self._kept = kept
         self._num_bytes = 0
         self._entries: dict[tuple[tuple[str, ...], str], tuple[Spectrum, ...]] = {}
         self._lock = Lock()
@@ -66,10 +85,20 @@ class SpectrumCache:
         `what` is the method's name and then the experts' names.
         """
         with self._lock:
-            return self._entries.get((what, tensor))
+            held = self._entries.get((what, tensor))
+        if held is None and self._kept is not None:
+            held = self._kept.spectra(what, tensor)
+            if held is not None:
+                self._hold(what, tensor, held)
+        return held
 
     def put(self, what: tuple[str, ...], tensor: str, spectra: tuple[Spectrum, ...]) -> None:
-        """Hold spectra, if there is room."""
+        """Hold spectra, if there is room, and keep them for other processes."""
+        self._hold(what, tensor, spectra)
+        if self._kept is not None:
+            self._kept.put_spectra(what, tensor, spectra)
+
+    def _hold(self, what: tuple[str, ...], tensor: str, spectra: tuple[Spectrum, ...]) -> None:
         size = sum(spectrum.num_bytes for spectrum in spectra)
         with self._lock:
             if (what, tensor) not in self._entries and self._num_bytes + size <= self._max_bytes:

@@ -1,7 +1,9 @@
 """A recipe and its checkpoints as a stream of named tensors: one path to disk and to engines."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from safemerge.errors import MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.measured import check_statistics
 from safemerge.merge.method import merge_tensor, models_read, statistics_read
-from safemerge.merge.sparsify import ThresholdCache
 from safemerge.merge.spectrum import SpectrumCache
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
 from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary
 from safemerge.weights.statistics import ModelStatistics
@@ -24,6 +26,10 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+Destination = Callable[[str, torch.dtype, tuple[int, ...]], Tensor | None]
+"""Gives memory for a merged tensor, by name, dtype and shape; None for new memory."""
 
 
 def merge_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -96,6 +102,8 @@ def merged_tensors(
     spectra: SpectrumCache | None = None,
     statistics: Mapping[str, ModelStatistics] | None = None,
     device: torch.device | str = "cpu",
+    destination: Destination | None = None,
+    keep_pages: bool = True,
 ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
     """Yield every tensor of the candidate, in checkpoint names, one after the other.
 
@@ -112,6 +120,10 @@ def merged_tensors(
         statistics: Open statistics by model name, for recipes that read them; of each, one
             tensor at a time is in memory.
         device: Where tensors are merged and given.
+        destination: Asked for each tensor, by name, dtype and shape, before it is merged; what
+            it gives is written to and yielded. None for new memory.
+        keep_pages: Whether inputs stay in this process's memory for the next candidate. If
+            not, they are fetched one tensor ahead and let go after use.
 
     Returns:
         Iterator of (name, merged tensor).
@@ -128,47 +140,97 @@ def merged_tensors(
             f"{', '.join(sorted(checkpoints))}. Open its checkpoint."
         )
     checkpoints = in_one_vocabulary(recipe, checkpoints)
-    check_groups(recipe, checkpoints[recipe.base.name].distinct_names)
-    check_statistics(recipe, statistics or {})
-    return _stream(
-        recipe, checkpoints, thresholds, spectra, statistics or {}, torch.device(device)
-    )
+    base = checkpoints[recipe.base.name]
+    check_groups(recipe, base.distinct_names)
+    measured = statistics or {}
+    check_statistics(recipe, measured)
+    names = merge_order(base.distinct_names)
+    places = {name: _place(recipe, base, name) for name in names}
+    reads = {
+        name: (recipe.base.name, *models_read(recipe.method, **place))
+        for name, place in places.items()
+    }
+    pages = nullcontext() if keep_pages else _Pages(checkpoints, reads)
+    there = torch.device(device)
+
+    def merged(name: str) -> Tensor:
+        dtype = merged_dtype(recipe, base, name)
+        out = destination(name, dtype, base.shape(name)) if destination is not None else None
+        tensors = {model: checkpoints[model].tensor(name).to(there) for model in reads[name]}
+        wanted = statistics_read(recipe.method, **places[name])
+        return merge_tensor(
+            recipe.method,
+            base=tensors[recipe.base.name],
+            experts=tensors,
+            seed=recipe.seed,
+            dtype=dtype,
+            thresholds=thresholds,
+            spectra=spectra,
+            statistics={
+                model: measured[model].at(name, quantities).to(there)
+                for model, quantities in wanted.items()
+            },
+            out=out,
+            **places[name],
+        )
+
+    return _stream(names, merged, pages)
+
+
+def _place(recipe: MergeRecipe, base: Checkpoint, name: str) -> dict[str, Any]:
+    """Where a tensor is in a recipe's model, as `merge_tensor` takes it."""
+    return {
+        "tensor": name,
+        "base_name": recipe.base.name,
+        "groups": recipe.layer_groups,
+        "num_layers": base.num_layers or None,
+        "steps": recipe.steps,
+    }
 
 
 def _stream(
-    recipe: MergeRecipe,
-    checkpoints: Mapping[str, Checkpoint],
-    thresholds: ThresholdCache | None,
-    spectra: SpectrumCache | None,
-    statistics: Mapping[str, ModelStatistics],
-    device: torch.device,
+    names: Sequence[str],
+    merged: Callable[[str], Tensor],
+    pages: "_Pages | nullcontext[None]",
 ) -> Iterator[tuple[str, Tensor]]:
-    base = checkpoints[recipe.base.name]
-    num_layers = base.num_layers or None
-    for name in merge_order(base.distinct_names):
-        place: dict[str, Any] = {
-            "tensor": name,
-            "base_name": recipe.base.name,
-            "groups": recipe.layer_groups,
-            "num_layers": num_layers,
-            "steps": recipe.steps,
-        }
-        used = models_read(recipe.method, **place)
-        measured = statistics_read(recipe.method, **place)
-        yield (
-            name,
-            merge_tensor(
-                recipe.method,
-                base=base.tensor(name).to(device),
-                experts={expert: checkpoints[expert].tensor(name).to(device) for expert in used},
-                seed=recipe.seed,
-                dtype=merged_dtype(recipe, base, name),
-                thresholds=thresholds,
-                spectra=spectra,
-                statistics={
-                    model: statistics[model].at(name, quantities).to(device)
-                    for model, quantities in measured.items()
-                },
-                **place,
-            ),
-        )
+    with pages as held:
+        for at, name in enumerate(names):
+            if held is not None:
+                held.fetch(names[at : at + 2])
+            yield name, merged(name)
+            if held is not None:
+                held.let_go(name)
+
+
+class _Pages:
+    """Fetches inputs in the background, one tensor ahead, and lets them go after use."""
+
+    def __init__(
+        self, checkpoints: Mapping[str, Checkpoint], reads: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._reads = reads
+        self._fetched: dict[str, Future[None]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="safemerge-fetch")
+
+    def __enter__(self) -> "_Pages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Begin to fetch some tensors; those begun before are not fetched again."""
+        for name in names:
+            if name not in self._fetched:
+                self._fetched[name] = self._thread.submit(self._fetch, name)
+
+    def let_go(self, name: str) -> None:
+        """Let a tensor's inputs go."""
+        self._fetched[name].result()
+        for model in self._reads[name]:
+            self._checkpoints[model].let_go(name)
+
+    def _fetch(self, name: str) -> None:
+        for model in self._reads[name]:
+            self._checkpoints[model].fetch(name)

@@ -2,20 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.card import model_card
 from safemerge.merge.folder import free_place, whole_folder
-from safemerge.merge.sparsify import ThresholdCache
+from safemerge.merge.shard import ShardWriter
+from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import in_one_vocabulary, merge_order, merged_dtype, merged_tensors
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
 from safemerge.weights.shared_vocabulary import VocabularyView
@@ -75,6 +74,7 @@ def write_merged(
     *,
     progress: Progress | None = None,
     thresholds: ThresholdCache | None = None,
+    spectra: SpectrumCache | None = None,
     statistics: Mapping[str, ModelStatistics] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     check: bool = True,
@@ -86,8 +86,9 @@ def write_merged(
     is the base's with the merged dtype; generation config, tokenizer, chat templates, processor
     and licence are the base's files, with the tokens that a union of vocabularies adds.
     Everything is written into a temporary folder beside `out_dir` that is renamed at the end, so
-    `out_dir` is whole or absent; after an error the temporary folder is removed. Peak memory is
-    a shard and a few tensors.
+    `out_dir` is whole or absent; after an error the temporary folder is removed. Reading, merging
+    and writing overlap; peak memory is two tensors of the result and two of each model, whatever
+    the size of model and shards.
 
     Args:
         recipe: What to merge.
@@ -95,6 +96,7 @@ def write_merged(
         out_dir: Folder to write; missing, or empty.
         progress: Called after each tensor with tensors done and tensors in all.
         thresholds: Trim thresholds kept between candidates; None for nowhere.
+        spectra: Singular vectors kept between candidates; None for nowhere.
         statistics: Open statistics by model name, for recipes that read them.
         max_shard_bytes: Largest weight file; a larger tensor gets a file of its own.
         check: Whether to check first that the checkpoints agree and are finite.
@@ -113,7 +115,8 @@ def write_merged(
     """
     out = free_place(out_dir)
     checkpoints = in_one_vocabulary(recipe, checkpoints)
-    stream = merged_tensors(recipe, checkpoints, thresholds=thresholds, statistics=statistics)
+    # NOTE: refuses what cannot be merged; merges nothing.
+    merged_tensors(recipe, checkpoints, statistics=statistics)
     base = checkpoints[recipe.base.name]
     if check:
         experts = {ref.name: checkpoints[ref.name] for ref in recipe.experts}
@@ -122,7 +125,16 @@ def write_merged(
     plan = _plan(recipe, base, max_shard_bytes)
     with whole_folder(out, num_bytes=plan.num_bytes) as partial:
         _write_documents(recipe, base, partial, card=card)
-        _write_weights(stream, plan, partial, progress)
+        _write_weights(
+            recipe,
+            checkpoints,
+            plan,
+            partial,
+            progress=progress,
+            thresholds=thresholds,
+            spectra=spectra,
+            statistics=statistics,
+        )
     return out
 
 
@@ -151,21 +163,36 @@ def _plan(recipe: MergeRecipe, base: Checkpoint, max_shard_bytes: int) -> _Plan:
 
 
 def _write_weights(
-    stream: Iterator[tuple[str, Tensor]], plan: _Plan, folder: Path, progress: Progress | None
+    recipe: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    plan: _Plan,
+    folder: Path,
+    *,
+    progress: Progress | None,
+    thresholds: ThresholdCache | None,
+    spectra: SpectrumCache | None,
+    statistics: Mapping[str, ModelStatistics] | None,
 ) -> None:
+    base = checkpoints[recipe.base.name]
+    files = {
+        file: {name: (merged_dtype(recipe, base, name), base.shape(name)) for name in names}
+        for file, names in plan.names_by_file.items()
+    }
     total = sum(len(names) for names in plan.names_by_file.values())
-    done = 0
-    for file, names in plan.names_by_file.items():
-        shard: dict[str, Tensor] = {}
-        for name, tensor in islice(stream, len(names)):
-            shard[name] = tensor
-            done += 1
+    with ShardWriter(folder, files) as shards:
+        stream = merged_tensors(
+            recipe,
+            checkpoints,
+            thresholds=thresholds,
+            spectra=spectra,
+            statistics=statistics,
+            destination=shards.buffer,
+            keep_pages=False,
+        )
+        for done, (name, tensor) in enumerate(stream, start=1):
+            shards.put(name, tensor)
             if progress is not None:
                 progress(done, total)
-        # NOTE: merge and plan share merge_order, so a shard gets the names planned for it.
-        assert tuple(shard) == names
-        save_file(shard, str(folder / file), metadata={"format": "pt"})
-        shutil.copymode(folder / CONFIG_FILE, folder / file)
     if len(plan.names_by_file) > 1:
         weight_map = {name: file for file, names in plan.names_by_file.items() for name in names}
         index = {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map}

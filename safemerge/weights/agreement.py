@@ -37,6 +37,9 @@ _ARCHITECTURE_KEYS = (
 """Config keys that must be equal: with them different, equal shapes mean different things."""
 
 
+_PART_ENTRIES = 1 << 17
+
+
 def check_agreement(
     base: Checkpoint,
     experts: Mapping[str, Checkpoint],
@@ -105,7 +108,11 @@ def check_finite(checkpoint: Checkpoint) -> None:
     cached = read_entry("finite", key)
     if cached is not None and cached.get("finite") is True:
         return
-    bad = [name for name in names if not is_finite(checkpoint.tensor(name))]
+    bad = []
+    for name in names:
+        if not is_finite(checkpoint.tensor(name)):
+            bad.append(name)
+        checkpoint.let_go(name)
     if bad:
         tensor = checkpoint.tensor(bad[0])
         count = int(tensor.numel() - torch.isfinite(tensor).sum().item())
@@ -131,9 +138,11 @@ def is_finite(tensor: Shaped[Tensor, "..."]) -> bool:
     """
     if not tensor.is_floating_point():
         return True
-    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-        return True
-    return bool(torch.isfinite(tensor).all())
+    # NOTE: in parts, for torch sums halves from a float32 copy of the whole.
+    return all(
+        bool(torch.isfinite(part.sum(dtype=torch.float32))) or bool(torch.isfinite(part).all())
+        for part in tensor.reshape(-1).split(_PART_ENTRIES)
+    )
 
 
 def _mismatch(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safemerge.errors import CheckpointError
+from safemerge.weights import pages
 from safemerge.weights.header import TensorEntry, read_header
 
 SINGLE_FILE = "model.safetensors"
@@ -61,6 +62,12 @@ class Checkpoint(ABC):
     @abstractmethod
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """Return a tensor; raises CheckpointError for an unknown name."""
+
+    def fetch(self, name: str) -> None:  # noqa: B027
+        """Bring a tensor into memory, so that reading it later does not wait."""
+
+    def let_go(self, name: str) -> None:  # noqa: B027
+        """Let a tensor's memory go until it is read again; views of it stay valid."""
 
     def __contains__(self, name: object) -> bool:
         """Tell whether a tensor of that name is stored."""
@@ -151,6 +158,7 @@ class DenseCheckpoint(Checkpoint):
             )
         _check_index(self.folder, self._file_by_name)
         self._handles = {file: open_safetensors(file) for file in self.files}
+        self._mappings: dict[Path, tuple[pages.Mapping, ...]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,6 +181,17 @@ class DenseCheckpoint(Checkpoint):
         self._entry(name)
         file = self._file_by_name[name]
         return read_tensor(self._handles[file], file, name)
+
+    def fetch(self, name: str) -> None:
+        """Bring a tensor's pages into memory, so that reading it later does not wait."""
+        pages.fetch(self.tensor(name))
+
+    def let_go(self, name: str) -> None:
+        """Let a tensor's pages go from this process until it is read again."""
+        file = self._file_by_name[name]
+        if file not in self._mappings:
+            self._mappings[file] = pages.mappings_of(file)
+        pages.let_go(self.tensor(name), self._mappings[file])
 
     def _entry(self, name: str) -> TensorEntry:
         if name not in self._entries:

@@ -9,8 +9,6 @@ from safemerge.config.base import DIGEST_LENGTH, digest
 from safemerge.weights.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from safemerge.weights.checkpoint import CONFIG_FILE, existing_folder, read_json, weight_files
 
-_BLOCK_BYTES = 1 << 22
-
 
 def fingerprint(path: Path | str) -> str:
     """Return the fingerprint of a checkpoint's or an adapter's folder.
@@ -58,9 +56,7 @@ def _content_digest(file: Path) -> str:
     cached = read_entry("fingerprints", key)
     if cached is not None and cached.get("file") == identity:
         return str(cached["sha256"])
-    content = hashlib.sha256()
     with resolved.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            content.update(block)
+        content = hashlib.file_digest(stream, "sha256")
     write_entry("fingerprints", key, {"file": identity, "sha256": content.hexdigest()})
     return content.hexdigest()

@@ -7,6 +7,7 @@ and the remedy, where the library's own errors name neither.
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,37 @@ class TensorEntry(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     num_bytes: int
+
+
+def header_bytes(
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+) -> tuple[bytes, dict[str, int]]:
+    """Return a file's beginning, up to its first tensor, and where each tensor goes.
+
+    Wider dtypes come first, so that every tensor lies at a multiple of its dtype's size.
+
+    Args:
+        shapes: Dtype and shape by tensor name.
+
+    Returns:
+        Length and header, padded to eight bytes; offset of each tensor's bytes in the file.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    places: dict[str, int] = {}
+    end = 0
+    for name in sorted(shapes, key=lambda name: -shapes[name][0].itemsize):
+        dtype, shape = shapes[name]
+        places[name], end = end, end + math.prod(shape) * dtype.itemsize
+        described[name] = {
+            "dtype": names[dtype],
+            "shape": list(shape),
+            "data_offsets": [places[name], end],
+        }
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    head = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    return head, {name: len(head) + place for name, place in places.items()}
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:

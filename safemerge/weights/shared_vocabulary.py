@@ -100,6 +100,14 @@ class VocabularyView(Checkpoint):
             return stored
         return torch.promote_types(stored, self._fallback.dtype(_held(self._fallback, name)))
 
+    def fetch(self, name: str) -> None:
+        """Bring the source's tensor into memory."""
+        self.source.fetch(name)
+
+    def let_go(self, name: str) -> None:
+        """Let the source's tensor go."""
+        self.source.let_go(name)
+
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """Return a tensor, its rows by shared id."""
         stored = self.source.tensor(name)

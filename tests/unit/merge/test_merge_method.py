@@ -134,7 +134,7 @@ def test_thresholds_are_kept_by_expert_tensor_and_density(monkeypatch):
     declared = method("ties", weights={"a": 0.5, "b": 0.7}, density={"a": 0.5, "b": 0.2})
     first = merge(declared, base, {"a": a, "b": b}, thresholds=cache)
     assert len(cache) == 2
-    monkeypatch.setattr(kernel, "threshold_of_magnitudes", None)
+    monkeypatch.setattr("safemerge.merge.sparsifier.threshold_of_counts", None)
     other = method("ties", weights={"a": -1.5, "b": 0.7}, density={"a": 0.5, "b": 0.2})
     assert torch.equal(merge(declared, base, {"a": a, "b": b}, thresholds=cache), first)
     assert not torch.equal(merge(other, base, {"a": a, "b": b}, thresholds=cache), first)

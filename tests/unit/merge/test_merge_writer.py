@@ -17,7 +17,7 @@ from safemerge.errors import (
     PreflightError,
     UserError,
 )
-from safemerge.merge import merged_tensors, write_merged, writer
+from safemerge.merge import merged_tensors, shard, write_merged
 from safemerge.testing.pico import change_config
 from safemerge.weights import check_agreement, open_checkpoint
 
@@ -244,7 +244,7 @@ def test_a_disk_that_fails_while_writing_is_a_preflight_error_and_leaves_nothing
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(writer, "save_file", fail)
+    monkeypatch.setattr(shard.os, "pwrite", fail)
     with pytest.raises(PreflightError, match=words):
         write_merged(recipe, checkpoints, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

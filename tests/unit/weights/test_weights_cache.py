@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from safemerge.cache import cache_dir, read_entry, write_entry
+from safemerge.cache import BlobCache, cache_dir, read_entry, write_entry
 from safemerge.errors import PreflightError
 
 
@@ -50,3 +50,54 @@ def test_entries_come_back_and_missing_or_damaged_ones_count_as_none():
         path.write_bytes(damaged.encode("latin-1"))
         assert read_entry("kind", "key") is None
     assert [entry.name for entry in path.parent.iterdir()] == ["key.json"]
+
+
+def test_blobs_are_read_by_other_caches_of_the_kind():
+    BlobCache("kind", 8000).put("key", b"content")
+    assert BlobCache("kind", 8000).get("key") == b"content"
+    assert BlobCache("other", 8000).get("key") is None
+    assert BlobCache("kind", 8000).get("no-key") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", None])
+def test_a_damaged_blob_counts_as_missing_and_goes(damage):
+    cache = BlobCache("kind", 8000)
+    cache.put("key", b"content")
+    path = cache_dir() / "kind" / "key.blob"
+    path.write_bytes(path.read_bytes()[:-1] + b"T" if damage is None else damage)
+    assert cache.get("key") is None
+    assert not path.exists()
+    cache.put("key", b"anew")
+    assert cache.get("key") == b"anew"
+
+
+def test_blobs_longest_unused_go_first():
+    cache = BlobCache("kind", 8000)
+    folder = cache_dir() / "kind"
+    for at in range(40):
+        cache.put(f"key{at}", bytes(900))
+        os.utime(folder / f"key{at}.blob", ns=(at, at))
+        if at > 3:
+            assert cache.get("key3") == bytes(900)
+            os.utime(folder / "key3.blob", ns=(at, at))
+    names = {path.stem for path in folder.iterdir()}
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 9000
+    assert {"key3", "key39"} <= names
+    assert "key4" not in names
+
+
+def test_a_blob_too_large_for_the_cache_is_not_kept():
+    cache = BlobCache("kind", 8000)
+    cache.put("key", bytes(1001))
+    assert cache.get("key") is None
+
+
+def test_a_cache_that_cannot_be_written_keeps_nothing_and_says_nothing(monkeypatch):
+    cache = BlobCache("kind", 8000)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safemerge.cache.tempfile.mkstemp", full)
+    cache.put("key", b"content")
+    assert cache.get("key") is None

@@ -1,0 +1,19 @@
+"""Numbers by which compiled loops are told what to do; nothing is imported to read them."""
+
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+"""Kinds of floats at an address."""
+
+NO_BASE = -1
+"""Kind of a base that takes no part: whole weights are merged, not task vectors."""
+
+PLAIN, TRIM, RANDOM = 0, 1, 2
+"""How a task vector is sparsified."""
+
+SUM, DISJOINT_MEAN, DISJOINT_SUM, COUNTED_MEAN, COUNTED_SUM, AGREEMENT = range(6)
+"""How task vectors become one; the counted ones are peft's."""
+
+FINE, NOT_FINITE = -1, -2
+"""What a merge answers, where it is not the number of an expert that is broken."""
+
+NORM_RUN = 1 << 15
+"""Entries whose absolute values are added up together; parts of a tensor begin at multiples."""

@@ -1,0 +1,278 @@
+"""Element-wise merging as one compiled pass over memory, shared out among the CPU's cores.
+
+Where numba is installed (it comes with vLLM) tensors on the CPU take this path, else the plain
+one of `kernel`, run by run in torch. Results are the same bits whatever the number of threads:
+parts begin at fixed multiples and no sum crosses one.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safemerge.merge import code
+from safemerge.merge.mask import KEY_RUN, keep_limit, mask_key
+from safemerge.merge.sparsify import check_finite_entries
+from safemerge.merge.threshold import Found, MagnitudeCounts, Threshold, nonempty_counts
+
+_KINDS = {
+    torch.float32: code.FLOAT32,
+    torch.bfloat16: code.BFLOAT16,
+    torch.float16: code.FLOAT16,
+}
+_Answer = TypeVar("_Answer")
+_NUM_BINS = 1 << 15
+_PARTS_PER_THREAD = 4
+_KEEP_ALL, _DROP_NONE = Threshold(-1.0, -1), Threshold(float("inf"), -1)
+
+
+class Operand(NamedTuple):
+    """One model's part in a merge."""
+
+    tensor: Tensor
+    """Its weights, of the base's shape."""
+    weight: float
+    name: str
+    """Named in errors and, of an expert, in random masks."""
+    lower: Threshold | None = None
+    """Entries of the task vector that this keeps stay; None for all."""
+    upper: Threshold | None = None
+    """Entries that this keeps are dropped; None for none."""
+    density: float | None = None
+    """Probability of keeping an entry; None if none is dropped at random."""
+    scale: float = 1.0
+    """Multiplied with what is kept at random."""
+
+
+class Rule(NamedTuple):
+    """How operands become the merged tensor."""
+
+    consensus: int
+    """One of the numbers of `code`."""
+    lambda_: float = 1.0
+    threshold: float = 0.0
+    """For agreement: how much an entry must stand out."""
+    min_agreeing: int = 0
+    """For agreement: how many operands must need an entry."""
+
+
+def is_compiled(*tensors: Tensor) -> bool:
+    """Tell whether tensors can take the compiled path: on the CPU, of a known dtype."""
+    known = all(tensor.device.type == "cpu" and tensor.dtype in _KINDS for tensor in tensors)
+    return known and _loops() is not None
+
+
+def prepare() -> bool:
+    """Compile the loops now, into numba's cache on disk, so that no merge waits for it.
+
+    Returns:
+        Whether there are loops: False without numba.
+    """
+    base, model, out = torch.zeros(2), torch.ones(2), torch.empty(2)
+    if not is_compiled(base):
+        return False
+    merge_compiled([Operand(model, 1.0, "a")], Rule(code.SUM), base=base, out=out)
+    counts = compiled_counts(base, model, where="preparing")
+    find_compiled(base, model, int(counts.bins[0]))
+    compiled_norms(base, model, density=0.5, seed=0, tensor="t", expert="a")
+    return True
+
+
+def merge_compiled(
+    operands: Sequence[Operand],
+    rule: Rule,
+    *,
+    base: Tensor | None,
+    out: Tensor,
+    seed: int = 0,
+    tensor: str = "",
+) -> bool:
+    """Merge operands into `out`; see `merge_task_vectors` and `merge_linear`.
+
+    Args:
+        operands: Models with weight, in the order of their names.
+        rule: How they become one.
+        base: What task vectors are measured from; None for whole weights.
+        out: Where the result is written, contiguous; changed.
+        seed: The recipe's seed.
+        tensor: Tensor name, for masks and errors.
+
+    Returns:
+        Whether every entry of the result is finite.
+
+    Raises:
+        MergeError: If entries are dropped at random and one is not finite.
+    """
+    random = any(operand.density is not None for operand in operands)
+    trimmed = any(operand.lower is not None for operand in operands)
+    sparsify = code.RANDOM if random else code.TRIM if trimmed else code.PLAIN
+    origin = None if base is None else _flat(base)
+    flats = [_flat(operand.tensor) for operand in operands]
+    lower = [operand.lower or _KEEP_ALL for operand in operands]
+    upper = [operand.upper or _DROP_NONE for operand in operands]
+    limits = [keep_limit(operand.density or 1.0) for operand in operands]
+    shared = (
+        np.array([flat.data_ptr() for flat in flats], dtype=np.int64),
+        np.array([_KINDS[flat.dtype] for flat in flats], dtype=np.int64),
+        out.data_ptr(),
+        _KINDS[out.dtype],
+    )
+    rest = (
+        _floats(operand.weight for operand in operands),
+        _floats([rule.lambda_])[0],
+        sparsify,
+        _floats(threshold.magnitude for threshold in lower),
+        np.array([threshold.last_equal for threshold in lower], dtype=np.int64),
+        _floats(threshold.magnitude for threshold in upper),
+        np.array([threshold.last_equal for threshold in upper], dtype=np.int64),
+    )
+    end = (
+        np.array(limits, dtype=np.int32),
+        _floats(operand.scale for operand in operands),
+        rule.consensus,
+        np.float32(rule.threshold),
+        np.float32(rule.min_agreeing),
+    )
+    address, kind = (0, code.NO_BASE) if origin is None else _place(origin)
+    merge_range: Any = _loops().merge_range
+
+    def merge_part(start: int, stop: int) -> int:
+        keys = np.array(
+            [_key(seed, tensor, operand.name, start, random) for operand in operands],
+            dtype=np.int32,
+        )
+        found: int = merge_range(address, kind, *shared, start, stop, *rest, keys, *end)
+        return found
+
+    found = over_parts(merge_part, out.numel())
+    for expert in found:
+        if expert >= 0 and origin is not None:
+            update = torch.sub(flats[expert], origin.to(torch.float32))
+            where = f"tensor '{tensor}', expert '{operands[expert].name}'"
+            check_finite_entries(update, where)
+    return all(answer == code.FINE for answer in found)
+
+
+def compiled_counts(base: Tensor, model: Tensor, *, where: str) -> MagnitudeCounts:
+    """Count the magnitudes of a task vector by their leading bits, in one pass.
+
+    Raises:
+        MergeError: If an entry is not finite.
+    """
+    origin, flat = _flat(base), _flat(model)
+    count_range: Any = _loops().count_range
+
+    def count(start: int, stop: int) -> Any:
+        counts = np.zeros(_NUM_BINS, dtype=np.int64)
+        count_range(*_place(origin), *_place(flat), start, stop, counts)
+        return counts
+
+    total = np.sum(over_parts(count, base.numel()), axis=0)
+    return nonempty_counts(total, where=where)
+
+
+def find_compiled(base: Tensor, model: Tensor, wanted: int) -> Found:
+    """Return low bits and flat indices of a bin's entries, zeros left out, in one pass."""
+    origin, flat = _flat(base), _flat(model)
+    gather_range: Any = _loops().gather_range
+
+    def gather(start: int, stop: int) -> Found:
+        low, index = (np.empty(stop - start, dtype=np.int64) for _ in range(2))
+        count = gather_range(*_place(origin), *_place(flat), start, stop, wanted, low, index)
+        return low[:count].copy(), index[:count].copy()
+
+    parts = over_parts(gather, base.numel())
+    low, index = zip(*parts, strict=True)
+    return np.concatenate(low), np.concatenate(index)
+
+
+def compiled_norms(
+    base: Tensor, model: Tensor, *, density: float, seed: int, tensor: str, expert: str
+) -> tuple[float, float]:
+    """Return the L1 norms of a task vector and of what is kept of it at random.
+
+    Raises:
+        MergeError: If an entry is not finite.
+    """
+    origin, flat = _flat(base), _flat(model)
+    num_runs = -(-base.numel() // code.NORM_RUN)
+    before, after = np.zeros(num_runs), np.zeros(num_runs)
+    norm_range: Any = _loops().norm_range
+
+    def norm(start: int, stop: int) -> bool:
+        key = [np.int32(word) for word in _key(seed, tensor, expert, start, True)]
+        limit = np.int32(keep_limit(density))
+        places = (*_place(origin), *_place(flat))
+        found: bool = norm_range(*places, start, stop, *key, limit, np.float32(1.0), before, after)
+        return found
+
+    if any(over_parts(norm, base.numel())):
+        update = torch.sub(model, base.to(torch.float32))
+        check_finite_entries(update, f"tensor '{tensor}', expert '{expert}'")
+    return float(before.sum()), float(after.sum())
+
+
+def over_parts(work: Callable[[int, int], _Answer], count: int) -> list[_Answer]:
+    """Call a function for parts of a range, on as many threads as torch may use.
+
+    Args:
+        work: Takes start and stop of a part; must let go of the interpreter's lock to gain.
+        count: Length of the range.
+
+    Returns:
+        The answers, in the order of the parts.
+    """
+    num_threads = torch.get_num_threads()
+    parts = list(_parts(count, num_threads))
+    if num_threads == 1 or len(parts) < 2:
+        return [work(*part) for part in parts]
+    return list(_pool(os.getpid(), num_threads).map(lambda part: work(*part), parts))
+
+
+def _parts(count: int, num_threads: int) -> Iterator[tuple[int, int]]:
+    pieces = num_threads * _PARTS_PER_THREAD if num_threads > 1 else 1
+    length = max(1, -(-count // (pieces * code.NORM_RUN))) * code.NORM_RUN
+    start = 0
+    while start < count:
+        # NOTE: the keys of random masks change at multiples of KEY_RUN.
+        stop = min(count, start + length, (start // KEY_RUN + 1) * KEY_RUN)
+        yield start, stop
+        start = stop
+
+
+@lru_cache(maxsize=1)
+def _pool(_: int, num_threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: a forked child has none of its parent's."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="safemerge-merge")
+
+
+@lru_cache(maxsize=1)
+def _loops() -> Any:
+    try:
+        return importlib.import_module("safemerge.merge.loops")
+    except ImportError:
+        return None
+
+
+def _key(seed: int, tensor: str, expert: str, start: int, random: bool) -> tuple[int, int]:
+    return mask_key(seed, tensor, expert, block=start // KEY_RUN) if random else (0, 0)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1)
+
+
+def _place(flat: Tensor) -> tuple[int, int]:
+    return flat.data_ptr(), _KINDS[flat.dtype]
+
+
+def _floats(values: Any) -> Any:
+    # NOTE: a weight beyond float32 is infinite, and then refused as what it makes of the result.
+    with np.errstate(over="ignore"):
+        return np.array(list(values), dtype=np.float32)

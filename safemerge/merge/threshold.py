@@ -1,0 +1,214 @@
+"""Trim thresholds by exact counting: no sorting, and little to do for another density.
+
+Magnitudes of float32 order as their bits do. So one pass counts them by their leading sixteen
+bits; for a density, one more pass looks into the one bin where its threshold lies. The counts
+are few (a bin per magnitude to three digits), whatever the size of the tensor, and are kept.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from safemerge.errors import MergeError
+
+_NUM_BINS = 1 << 15
+_FIRST_BROKEN_BIN = 0x7F80
+
+Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Low sixteen bits and flat indices of a bin's entries, in the order of their indices."""
+
+
+class Threshold(NamedTuple):
+    """Which entries of one task vector a trim keeps, in two numbers.
+
+    Kept are entries of magnitude above `magnitude`, and those equal to it up to flat index
+    `last_equal`. At magnitude 0 the index is any: a kept zero is as good as a dropped one.
+    """
+
+    magnitude: float
+    last_equal: int
+
+
+class MagnitudeCounts(NamedTuple):
+    """How many entries of a task vector have each magnitude, by their leading sixteen bits."""
+
+    bins: npt.NDArray[np.int64]
+    """Bins that are not empty, rising: float32 bits of the magnitude, shifted right by 16."""
+    counts: npt.NDArray[np.int64]
+    """Entries in each."""
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of the task vector."""
+        return int(self.counts.sum())
+
+
+@runtime_checkable
+class KeptCounts(Protocol):
+    """Counts on disk; see `derived`."""
+
+    def counts(self, expert: str, tensor: str) -> MagnitudeCounts | None:
+        """Return counts, None if there are none."""
+        ...
+
+    def put_counts(self, expert: str, tensor: str, counts: MagnitudeCounts) -> None:
+        """Keep counts."""
+        ...
+
+
+class ThresholdCache:
+    """What trimming needs of an expert's tensor: thresholds by entries kept, and counts.
+
+    A cache belongs to one set of checkpoints: names must mean the same weights throughout. The
+    least recently used thresholds are dropped beyond `max_entries`; counts are some kilobytes a
+    tensor and stay. Safe to share among threads.
+
+    Args:
+        max_entries: Thresholds held; one takes about 300 bytes.
+        kept: Where counts are kept for other processes; None for nowhere.
+    """
+
+    def __init__(self, max_entries: int = 100_000, *, kept: KeptCounts | None = None) -> None:
+        self._max_entries = max_entries
+        self._kept = kept
+        self._entries: OrderedDict[tuple[str, str, int], Threshold] = OrderedDict()
+        self._counts: dict[tuple[str, str], MagnitudeCounts] = {}
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, expert: str, tensor: str, kept: int) -> Threshold | None:
+        """Return a threshold, None if it is not held."""
+        with self._lock:
+            found = self._entries.get((expert, tensor, kept))
+            if found is not None:
+                self._entries.move_to_end((expert, tensor, kept))
+            return found
+
+    def put(self, expert: str, tensor: str, kept: int, threshold: Threshold) -> None:
+        """Hold a threshold, dropping the least recently used one if full."""
+        with self._lock:
+            self._entries[expert, tensor, kept] = threshold
+            self._entries.move_to_end((expert, tensor, kept))
+            while len(self._entries) > self._max_entries:
+                self._entries.popitem(last=False)
+
+    def forget(self) -> None:
+        """Drop the thresholds, not the counts that they are found from."""
+        with self._lock:
+            self._entries.clear()
+
+    def counts(self, expert: str, tensor: str) -> MagnitudeCounts | None:
+        """Return the counts of an expert's tensor, None if they are not held or kept."""
+        with self._lock:
+            held = self._counts.get((expert, tensor))
+        if held is None and self._kept is not None:
+            held = self._kept.counts(expert, tensor)
+            if held is not None:
+                with self._lock:
+                    self._counts[expert, tensor] = held
+        return held
+
+    def put_counts(self, expert: str, tensor: str, counts: MagnitudeCounts) -> None:
+        """Hold the counts of an expert's tensor."""
+        with self._lock:
+            self._counts[expert, tensor] = counts
+        if self._kept is not None:
+            self._kept.put_counts(expert, tensor, counts)
+
+
+def threshold_of_magnitudes(
+    magnitudes: Float32[Tensor, "entries"], *, kept: int, where: str = "task vector"
+) -> Threshold:
+    """Return the threshold that keeps exactly `kept` entries.
+
+    Args:
+        magnitudes: Absolute values of a flattened task vector, not empty; not changed.
+        kept: Entries kept, from 1 to their number.
+        where: Place named in messages.
+
+    Returns:
+        The smallest kept magnitude and the flat index of the last kept entry equal to it.
+
+    Raises:
+        MergeError: If there is no entry or `kept` exceeds their number, or one is not finite.
+    """
+    if not 1 <= kept <= magnitudes.numel():
+        raise MergeError(
+            f"{where}: must keep between 1 entry and all {magnitudes.numel()}; got {kept}. "
+            f"Skip empty tensors."
+        )
+    counts = counts_of_magnitudes(magnitudes, where=where)
+    return threshold_of_counts(counts, kept, lambda wanted: found_in_bin(magnitudes, wanted))
+
+
+def counts_of_magnitudes(
+    magnitudes: Float32[Tensor, "entries"], *, where: str = "task vector"
+) -> MagnitudeCounts:
+    """Count magnitudes by their leading sixteen bits.
+
+    Raises:
+        MergeError: If one is not finite.
+    """
+    leading = magnitudes.view(torch.int32) >> 16
+    return nonempty_counts(torch.bincount(leading, minlength=_NUM_BINS).cpu().numpy(), where=where)
+
+
+def nonempty_counts(counts: npt.NDArray[np.int64], *, where: str) -> MagnitudeCounts:
+    """Return the counts of all 2**15 bins without the empty ones.
+
+    Raises:
+        MergeError: If a bin of NaN or infinities is not empty.
+    """
+    broken = int(counts[_FIRST_BROKEN_BIN:].sum())
+    if broken:
+        raise MergeError(
+            f"{where}: entries must be finite; got {broken} NaN or infinite of "
+            f"{int(counts.sum())}. Check the checkpoint."
+        )
+    bins = np.flatnonzero(counts)
+    return MagnitudeCounts(bins, counts[bins])
+
+
+def found_in_bin(magnitudes: Float32[Tensor, "entries"], wanted: int) -> Found:
+    """Return low bits and flat indices of a bin's entries, zeros left out."""
+    bits = magnitudes.view(torch.int32)
+    index = ((bits >> 16 == wanted) & (bits != 0)).nonzero().flatten()
+    return (bits[index] & 0xFFFF).cpu().numpy().astype(np.int64), index.cpu().numpy()
+
+
+def threshold_of_counts(
+    counts: MagnitudeCounts, kept: int, find: Callable[[int], Found]
+) -> Threshold:
+    """Return the threshold that keeps exactly `kept` entries, from counts and one bin's entries.
+
+    Args:
+        counts: Counts of the whole task vector.
+        kept: Entries kept, from 1 to their number.
+        find: Gives the entries of a bin that are not zero.
+
+    Returns:
+        The smallest kept magnitude and the flat index of the last kept entry equal to it.
+    """
+    at_least = counts.counts[::-1].cumsum()[::-1]
+    place = int(np.flatnonzero(at_least >= kept)[-1])
+    above = int(at_least[place] - counts.counts[place])
+    wanted, rank = int(counts.bins[place]), kept - above
+    low, index = find(wanted)
+    if rank > len(low):
+        # NOTE: only zeros are left out of a bin, so the threshold is zero.
+        return Threshold(0.0, counts.num_entries - 1)
+    falling = np.bincount(low, minlength=1 << 16)[::-1].cumsum()[::-1]
+    value = int(np.flatnonzero(falling >= rank)[-1])
+    num_larger = int(falling[value + 1]) if value + 1 < len(falling) else 0
+    equal = index[low == value]
+    magnitude = np.array([wanted << 16 | value], dtype=np.int32).view(np.float32)[0]
+    return Threshold(float(magnitude), int(equal[rank - num_larger - 1]))
