@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safemerge.commands.console import Console
 from safemerge.config.document import load_document
-from safemerge.config.study import StudySpec
+from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.errors import PreflightError
 
 
@@ -29,22 +29,22 @@ def preflight(spec: StudySpec) -> None:
     """
     from safemerge.weights.adapter import is_adapter, open_checkpoint
 
-    check_engine(spec)
+    check_engine(spec.evaluator)
     base = open_checkpoint(spec.base.path) if spec.base.path is not None else None
     for expert in spec.experts:
         if expert.path is not None and (base is not None or not is_adapter(expert.path)):
             open_checkpoint(expert.path, base)
 
 
-def check_engine(spec: StudySpec) -> None:
-    """Refuse a study whose engine is not installed, without the seconds of importing it.
+def check_engine(spec: EvaluatorSpec) -> None:
+    """Refuse a file whose engine is not installed, without the seconds of importing it.
 
     Where ``RAY_ADDRESS`` names a cluster nothing is said: its machines have their own packages.
 
     Raises:
         PreflightError: If it is not installed.
     """
-    if spec.evaluator.engine != "vllm" or os.environ.get("RAY_ADDRESS"):
+    if spec.engine != "vllm" or os.environ.get("RAY_ADDRESS"):
         return
     if find_spec("vllm") is None:
         raise PreflightError(
@@ -65,7 +65,7 @@ def resolve_study(spec: StudySpec, console: Console) -> StudySpec:
     from safemerge.distributed.ingredient import Ingredients
     from safemerge.distributed.search import check_models
 
-    check_engine(spec)
+    check_engine(spec.evaluator)
     ingredients = Ingredients(say=console.say, on_step=console.training_step)
     resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
     check_models(resolved)

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from safemerge.config.base import StrictModel
+from safemerge.config.generation import GenerateSpec
 from safemerge.config.problems import did_you_mean
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
@@ -19,6 +20,7 @@ KINDS: Mapping[str, type[StrictModel]] = MappingProxyType(
         "recipe": MergeRecipe,
         "finetune": FinetuneSpec,
         "align": AlignSpec,
+        "generate": GenerateSpec,
     }
 )
 """Model by kind of file."""
@@ -29,6 +31,7 @@ _MARKS: Mapping[str, frozenset[str]] = MappingProxyType(
         "recipe": frozenset({"method", "experts"}),
         "finetune": frozenset({"poison"}),
         "align": frozenset(),
+        "generate": frozenset(),
     }
 )
 """Keys that no other kind has; any of a study's, all of a recipe's."""

@@ -11,9 +11,10 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name
+from safemerge.config.judge import JudgeServiceSpec, ModelJudge
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
-from safemerge.config.suite import Direction, SuiteSpec
+from safemerge.config.suite import Direction, Harm, SuiteSpec
 
 
 class FloatRange(StrictModel):
@@ -188,6 +189,8 @@ class StudySpec(StrictModel):
     storage: Literal["sqlite", "journal"] = "sqlite"
     """Optuna storage in the run's folder; the journal suits network file systems."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
+    judge_service: JudgeServiceSpec = Field(default_factory=JudgeServiceSpec)
+    """Where judges with ``placement: service`` run."""
 
     @model_validator(mode="after")
     def _names_and_metrics(self) -> Self:
@@ -267,6 +270,18 @@ class StudySpec(StrictModel):
     def checkpoints(self) -> tuple[CheckpointRef, ...]:
         """Base first, then the experts in their declared order."""
         return (self.base, *self.experts)
+
+    @property
+    def served_judges(self) -> list[ModelJudge]:
+        """Judges of either split with ``placement: service``, each once."""
+        splits: tuple[Literal["search", "report"], ...] = ("search", "report")
+        found: list[ModelJudge] = []
+        for suite in self.suites:
+            for split in splits if isinstance(suite.task, Harm) else ():
+                for judge in suite.task.judges(split):
+                    if isinstance(judge, ModelJudge) and judge.placement == "service":
+                        found += [judge] if judge not in found else []
+        return found
 
 
 def set_path(document: Any, path: str, value: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.chat import ChatFormat
+from safemerge.engines.drawing import DrawnTokens
 from safemerge.engines.engine import TokenizedPrompt
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import EngineError
@@ -101,7 +102,10 @@ class TransformersEngine:
                 do_sample=False,
                 eos_token_id=self._end_id,
                 pad_token_id=self._end_id,
-                logits_processor=[_AllowedIds([prompt.allowed_ids for prompt in batch])],
+                logits_processor=[
+                    _AllowedIds([prompt.allowed_ids for prompt in batch]),
+                    DrawnTokens([prompt.sampling for prompt in batch]),
+                ],
             )
         return [row[longest:].tolist() for row in output]
 
