@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
-from safemerge.commands.study import check_engine
+from safemerge.commands.study import check_engine, check_judges
 from safemerge.config.document import load_document
 from safemerge.config.generation import GenerateSpec
 from safemerge.errors import UserError
@@ -48,6 +48,9 @@ def run(options: argparse.Namespace) -> None:
     from safemerge.generation.question import check_questions
 
     check_questions(spec)
+    check_judges([spec.safety.judge] if spec.safety is not None else [])
+    if all(ref.path is not None for ref in spec.models):
+        model_groups(spec.models)
     try:
         with ray_cluster():
             ingredients = Ingredients(say=console.say, on_step=console.training_step)

@@ -14,7 +14,7 @@ from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
-from safemerge.config.suite import Direction, Harm, SuiteSpec
+from safemerge.config.suite import Direction, SuiteSpec
 
 
 class FloatRange(StrictModel):
@@ -274,13 +274,10 @@ class StudySpec(StrictModel):
     @property
     def served_judges(self) -> list[ModelJudge]:
         """Judges of either split with ``placement: service``, each once."""
-        splits: tuple[Literal["search", "report"], ...] = ("search", "report")
         found: list[ModelJudge] = []
-        for suite in self.suites:
-            for split in splits if isinstance(suite.task, Harm) else ():
-                for judge in suite.task.judges(split):
-                    if isinstance(judge, ModelJudge) and judge.placement == "service":
-                        found += [judge] if judge not in found else []
+        for judge in (judge for suite in self.suites for judge in suite.judges):
+            if isinstance(judge, ModelJudge) and judge.placement == "service":
+                found += [judge] if judge not in found else []
         return found
 
 

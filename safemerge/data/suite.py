@@ -145,8 +145,8 @@ def check_training(stages: Sequence[TrainingSpec], report: Sequence[LoadedSuite]
 
     Raises:
         DataError: If a report prompt has the id or the normalised text of a training prompt (or
-            of its row's column ``question``), or is a near-duplicate of one; names up to three offenders. Also if a stage's data
-            cannot be read.
+            of its row's column ``question``), or is a near-duplicate of one; names up to three
+            offenders. Also if a stage's data cannot be read.
     """
     trained: dict[str, tuple[str, str]] = {}
     for stage in stages:

@@ -51,7 +51,7 @@ class JudgeReplica:
         """
         flat = [exchange for batch in batches for exchange in batch]
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._thread, self._judge.judge, flat)
+        found = await loop.run_in_executor(self._thread, self._judgements, flat)
         if len(found) != len(flat):
             raise ScoringError(
                 f"judge '{self._judge.name}': must judge every exchange; got {len(found)} of "
@@ -62,6 +62,18 @@ class JudgeReplica:
             parts.append(found[start : start + len(batch)])
             start += len(batch)
         return parts
+
+    def _judgements(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
+        try:
+            return self._judge.judge(exchanges)
+        except SafemergeError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            # A border. The error's text is not told, and ends up in no log: it may repeat what
+            # was judged.
+            raise ScoringError(
+                f"judge '{self._judge.name}': failed; got {type(error).__name__}."
+            ) from None
 
 
 class RemoteJudge:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.records import Response
@@ -36,6 +36,7 @@ class TokenizedPrompt:
     """None for greedy decoding."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Holds one candidate at a time; answers are a function of weights, prompts and seeds."""
 

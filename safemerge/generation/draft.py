@@ -12,7 +12,7 @@ from safemerge.generation.record import Ask
 MIN_WORDS = 3
 """A line of fewer words is no question."""
 
-_MARKS = re.compile(r"^(?:[-*•>\s]+|\(?\d{1,3}[.):]\s*|(?:question|q)\s*\d*\s*[:.]\s*)+", re.I)
+_MARKS = re.compile(r"^(?:[-*•>\s]+|\(?\d{1,3}[.):]\s*|(?:question|q)\s*\d*\s*[:.)]\s*)+", re.I)
 _QUOTES = "\"'`*\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 

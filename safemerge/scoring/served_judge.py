@@ -33,7 +33,7 @@ def served_judge(spec: JudgeSpec, service: JudgeServiceSpec) -> Judge:
     except (EngineError, PreflightError) as error:
         if spec.engine == "vllm":
             raise
-        logging.getLogger(__name__).warning("%s: transformers runs the judge instead.", error)
+        logging.getLogger(__name__).warning("%s So transformers runs the judge.", error)
         return local_judge(spec)
 
 
