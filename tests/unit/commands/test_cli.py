@@ -7,8 +7,8 @@ from safemerge import __version__, errors
 from safemerge.cli import build_parser, main
 
 CONTRACT = (
-    "search", "evaluate", "merge", "align", "finetune", "report", "export", "serve", "validate",
-    "schema",
+    "search", "evaluate", "merge", "align", "finetune", "generate", "report", "export", "serve",
+    "validate", "schema",
 )  # fmt: skip
 """Commands that scripts rely on (design/architecture.md)."""
 
@@ -19,6 +19,7 @@ OPTIONS = {
     "methods": ["name", "--json"],
     "align": ["spec", "--results", "--resume"],
     "finetune": ["spec", "--results", "--resume"],
+    "generate": ["spec", "--results", "--resume"],
     "report": ["run"],
     "export": ["run", "--pick", "out"],
     "serve": ["study"],
