@@ -168,7 +168,7 @@ def bound_judges(judges: Sequence[ModelJudge], service: JudgeServiceSpec) -> dic
             health_check_period_s=HEALTH_CHECK_EVERY_S,
             graceful_shutdown_wait_loop_s=0.2,
             graceful_shutdown_timeout_s=30,
-        )(JudgeReplica).bind(_SPEC.dump_json(judge).decode(), service.model_dump_json())
+        )(JudgeReplica).bind(judge.model_dump_json(), service.model_dump_json())
         for judge in judges
     }
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -6,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.chat import ChatFormat
-from safemerge.engines.engine import TokenizedPrompt
+from safemerge.engines.engine import Sampling, TokenizedPrompt
 from safemerge.engines.transformers_engine import TransformersEngine
 from safemerge.errors import EngineError, MergeError
 from safemerge.testing.pico import pico_base, pico_expert
@@ -170,3 +172,18 @@ def test_after_a_failed_merge_nothing_is_answered_until_the_next_load(engine, fo
         engine.generate(prompts)
     engine.load(good)
     assert engine.generate(prompts) == before
+
+
+def test_sampled_answers_hang_on_their_seed_and_not_on_the_batch(engine, models, prompts):
+    engine.load(models)
+
+    def drawn(prompt, seed):
+        return replace(prompt, sampling=Sampling(1.5, 1.0, seed))
+
+    greedy = engine.generate(prompts)
+    batch = [drawn(prompts[0], 1), drawn(prompts[0], 2), prompts[0], drawn(prompts[1], 1)]
+    named = [replace(prompt, sample_id=f"n{i}") for i, prompt in enumerate(batch)]
+    found = [response.text for response in engine.generate(named)]
+    assert found[0] == engine.generate([drawn(prompts[0], 1)])[0].text
+    assert len({found[0], found[1], found[2]}) == 3
+    assert found[2] == greedy[0].text
