@@ -196,7 +196,6 @@ def score_candidate(
             broken=answered.broken,
             replica=replica,
         )
-    scoring = time.perf_counter()
     scores, metrics = _score(prepared, answered.responses, aggregates, max_unscored)
     finished = time.perf_counter()
     return CandidateResult(
@@ -207,7 +206,7 @@ def score_candidate(
         timings=Timings(
             swap_s=answered.loaded - answered.started,
             generate_s=answered.generated - answered.loaded,
-            score_s=finished - scoring,
+            score_s=finished - answered.generated,
             total_s=finished - answered.started,
         ),
         num_prompts=len(answered.responses),

@@ -283,6 +283,11 @@ class GenerateSpec(StrictModel):
             update["experts"] = self.experts.model_copy(update={"sets": sets})
         return self.model_copy(update=update)
 
+    @property
+    def checkpoints(self) -> tuple[CheckpointRef, ...]:
+        """The pool, in its declared order."""
+        return tuple(self.models)
+
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
         """Return a copy whose models are replaced by name."""
         return self.model_copy(update={"models": [by_name[ref.name] for ref in self.models]})

@@ -68,8 +68,9 @@ class EvaluatorReplica:
         binds = evaluator.engine == "vllm" and evaluator.gpus_per_replica == 0
         self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica))) if binds else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        # Beside the engine's thread: judges elsewhere are waited for while it answers the next.
-        self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
+        # Beside the engine's thread: judges elsewhere are waited for while it answers the next,
+        # and that one's answers need not wait for them either.
+        self._scoring = ThreadPoolExecutor(max_workers=2, thread_name_prefix="scoring")
         self._busy_since: float | None = None
         self._last_answer = 0.0
         self._engine: Engine | None = self._start_engine()

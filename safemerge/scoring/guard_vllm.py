@@ -8,7 +8,7 @@ from typing import Any
 from safemerge.config.judge import GuardJudge, JudgeServiceSpec
 from safemerge.engines.core_claim import CoreClaim
 from safemerge.engines.vllm_reply import VllmReplies
-from safemerge.errors import ScoringError
+from safemerge.errors import SafemergeError, ScoringError
 from safemerge.scoring.guard import GuardAsk, GuardReply
 from safemerge.scoring.guard_model import NUM_LIKELIEST, ask_token_ids, guard_tokenizer
 
@@ -34,13 +34,17 @@ class VllmGuardModel:
         self._spec = spec
         self._tokenizer: Any = guard_tokenizer(spec)
         self._claim = CoreClaim(max(1, int(service.cpus_per_replica)))
-        self._engine = VllmReplies(
-            spec.source,
-            max_model_len=spec.max_tokens + REPLY_ROOM,
-            kv_cache_gib=service.kv_cache_gib,
-            gpu_memory_utilization=service.gpu_memory_utilization,
-            cpu_ids=self._claim.cpu_ids,
-        )
+        try:
+            self._engine = VllmReplies(
+                spec.source,
+                max_model_len=spec.max_tokens + REPLY_ROOM,
+                kv_cache_gib=service.kv_cache_gib,
+                gpu_memory_utilization=service.gpu_memory_utilization,
+                cpu_ids=self._claim.cpu_ids,
+            )
+        except SafemergeError:
+            self._claim.release()
+            raise
 
     def reply(self, asks: Sequence[GuardAsk]) -> list[GuardReply]:
         """Answer greedily, all at once; too long questions fail on their own.

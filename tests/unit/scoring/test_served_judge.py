@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from safemerge.config.judge import GuardJudge, JudgeServiceSpec
+from safemerge.engines.vllm_reply import VllmReplies
 from safemerge.errors import EngineError, PreflightError
 from safemerge.scoring import served_judge as module
 from safemerge.scoring.judge import Exchange
@@ -50,3 +51,17 @@ def test_vllm_that_is_asked_for_and_not_installed_is_said(monkeypatch, tiny_base
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(PreflightError, match=r"judge\.engine: vllm must be installed; got"):
         served_judge(guard(tiny_base, engine="vllm"), JudgeServiceSpec())
+
+
+def test_an_engine_for_replies_that_cannot_start_says_what_to_do(monkeypatch, tmp_path):
+    vllm = type(sys)("vllm")
+    vllm.LLM = vllm.SamplingParams = object
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    with pytest.raises(
+        EngineError, match=r"judge\.engine: vllm must start on .*; got: .*"
+    ) as told:
+        VllmReplies(
+            str(tmp_path), max_model_len=64, kv_cache_gib=0.1, gpu_memory_utilization=0.5,
+            cpu_ids=None,
+        )  # fmt: skip
+    assert "Set VLLM_LOGGING_LEVEL=INFO" in str(told.value)
