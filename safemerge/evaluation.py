@@ -125,6 +125,22 @@ def _harness_requests(
     return HarnessRequests(questions, asked)
 
 
+@dataclass(frozen=True)
+class AnsweredSplit:
+    """A candidate's answers to a split, before any is scored."""
+
+    candidate: str
+    """Digest of the recipe."""
+    responses: tuple[Response, ...]
+    started: float
+    """`time.perf_counter` of this process, as are the others."""
+    loaded: float
+    generated: float
+    likelihoods: tuple[Likelihood, ...] = ()
+    broken: str | None = None
+    """Why nothing can be scored, if so: the recipe has no weights, or they overflow."""
+
+
 def evaluate_candidate(
     engine: Engine,
     recipe: MergeRecipe,
@@ -154,43 +170,102 @@ def evaluate_candidate(
         EngineError: If the engine failed; nothing is known about the candidate.
         ScoringError: If too many responses are unscored.
     """
+    return score_candidate(
+        answer_candidate(engine, recipe, prepared),
+        prepared,
+        aggregates=aggregates,
+        max_unscored=max_unscored,
+        replica=replica,
+    )
+
+
+def answer_candidate(
+    engine: Engine, recipe: MergeRecipe, prepared: PreparedSplit
+) -> AnsweredSplit:
+    """Merge, and ask everything in one batch: the part that needs the engine.
+
+    Args:
+        engine: Holds the checkpoints that the recipe names.
+        recipe: Resolved recipe.
+        prepared: What is asked.
+
+    Raises:
+        EngineError: If the engine failed; nothing is known about the candidate.
+    """
     started = time.perf_counter()
     try:
         engine.load(recipe)
     except MergeError as error:
-        return _without_metrics(recipe, prepared, str(error), replica)
+        now = time.perf_counter()
+        return AnsweredSplit(recipe.digest, (), started, now, now, broken=str(error))
     loaded = time.perf_counter()
     responses, likelihoods = _ask(engine, recipe, prepared)
     generated = time.perf_counter()
     overflown = [item.sample_id for item in likelihoods if math.isnan(item.logprob)]
+    broken = None
     if overflown:
-        told = f"log-probabilities that are no numbers: {len(overflown)} of {len(likelihoods)}"
-        return _without_metrics(recipe, prepared, told, replica)
-    scores, metrics = _score(prepared, responses, likelihoods, aggregates, max_unscored)
+        broken = f"log-probabilities that are no numbers: {len(overflown)} of {len(likelihoods)}"
+    return AnsweredSplit(
+        recipe.digest,
+        tuple(responses),
+        started,
+        loaded,
+        generated,
+        likelihoods=tuple(likelihoods),
+        broken=broken,
+    )
+
+
+def score_candidate(
+    answered: AnsweredSplit,
+    prepared: PreparedSplit,
+    *,
+    aggregates: Mapping[str, Aggregate],
+    max_unscored: float,
+    replica: str = "",
+) -> CandidateResult:
+    """Score a candidate's answers: the part that needs no engine, so another may be asked.
+
+    Args:
+        answered: See `answer_candidate`.
+        prepared: What was asked.
+        aggregates: Means of metrics, by name.
+        max_unscored: Largest share of unscored responses of a suite.
+        replica: Name of the evaluator replica, for the record.
+
+    Returns:
+        See `evaluate_candidate`.
+
+    Raises:
+        ScoringError: If too many responses are unscored.
+    """
+    if answered.broken is not None:
+        return CandidateResult(
+            candidate=answered.candidate,
+            split=prepared.split,
+            metrics={},
+            broken=answered.broken,
+            replica=replica,
+        )
+    scores, metrics = _score(
+        prepared, answered.responses, answered.likelihoods, aggregates, max_unscored
+    )
     finished = time.perf_counter()
     return CandidateResult(
-        candidate=recipe.digest,
+        candidate=answered.candidate,
         split=prepared.split,
         metrics=metrics,
         scores=scores,
         timings=Timings(
-            swap_s=loaded - started,
-            generate_s=generated - loaded,
-            score_s=finished - generated,
-            total_s=finished - started,
+            swap_s=answered.loaded - answered.started,
+            generate_s=answered.generated - answered.loaded,
+            score_s=finished - answered.generated,
+            total_s=finished - answered.started,
         ),
         num_prompts=prepared.num_prompts,
-        num_generated_tokens=sum(response.num_tokens for response in responses),
+        num_generated_tokens=sum(response.num_tokens for response in answered.responses),
         replica=replica,
         broken=_degenerate(metrics),
-    )
-
-
-def _without_metrics(
-    recipe: MergeRecipe, prepared: PreparedSplit, broken: str, replica: str
-) -> CandidateResult:
-    return CandidateResult(
-        candidate=recipe.digest, split=prepared.split, metrics={}, broken=broken, replica=replica
     )
 
 

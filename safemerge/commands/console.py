@@ -25,6 +25,14 @@ class Console:
         """Print text as it is."""
         print(text, flush=True)
 
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is about every ten seconds, and its end."""
+        now = time.monotonic()
+        if done < total and now - self._stage_said.get(stage, now - 100.0) < 10.0:
+            return
+        self._stage_said[stage] = now
+        self.say(f"{stage}: {done}/{total}")
+
     def training_step(self, stage: str, metrics: Any, steps: int) -> None:
         """Show a training stage's progress about every ten seconds, and its last step.
 

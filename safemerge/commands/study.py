@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from safemerge.commands.console import Console
 from safemerge.config.document import load_document
+from safemerge.config.judge import GuardJudge, JudgeSpec, ModelJudge
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import StudySpec
-from safemerge.errors import PreflightError
+from safemerge.config.study import EvaluatorSpec, StudySpec
+from safemerge.errors import CheckpointError, PreflightError
 
 
 def load_study(path: str) -> StudySpec:
@@ -26,26 +28,76 @@ def preflight(spec: StudySpec) -> None:
 
     Raises:
         PreflightError: If the engine is not installed.
-        CheckpointError: If a checkpoint cannot be opened.
+        CheckpointError: If a checkpoint or a judge cannot be opened, or the base has no chat
+            template.
+        DataError: If a suite cannot be read, or a prompt does not fit the context.
+        ConfigError: If a task needs what no engine gives.
     """
     from safemerge.weights.adapter import is_adapter, open_checkpoint
 
-    check_engine(spec)
+    check_engine(spec.evaluator)
+    check_judges([judge for suite in spec.suites for judge in suite.judges])
     base = open_checkpoint(spec.base.path) if spec.base.path is not None else None
     for expert in spec.experts:
         if expert.path is not None and (base is not None or not is_adapter(expert.path)):
             open_checkpoint(expert.path, base)
+    if spec.base.path is not None:
+        check_prompts(spec)
 
 
-def check_engine(spec: StudySpec) -> None:
-    """Refuse a study whose engine is not installed, without the seconds of importing it.
+def check_judges(judges: Sequence[JudgeSpec]) -> None:
+    """Refuse judges whose folder is missing, or whose tokenizer cannot ask a guard.
+
+    Raises:
+        CheckpointError: See `safemerge.scoring.guard_model.guard_tokenizer`.
+    """
+    for judge in judges:
+        if not isinstance(judge, ModelJudge) or judge.path is None:
+            continue
+        if not Path(judge.path).is_dir():
+            raise CheckpointError(
+                f"judge '{judge.name}': path must be a folder with weights and tokenizer; got "
+                f"{judge.path}. Check judge.path."
+            )
+        if isinstance(judge, GuardJudge):
+            from safemerge.scoring.guard_model import guard_tokenizer
+
+            guard_tokenizer(judge)
+
+
+def check_prompts(spec: StudySpec) -> None:
+    """Tokenise both splits once, as every replica will, and let no judge be loaded for it.
+
+    Args:
+        spec: A study whose base is a folder.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: See `preflight`.
+    """
+    from safemerge.data.suite import load_suites
+    from safemerge.engines.chat import ChatFormat
+    from safemerge.evaluation import prepare_split
+    from safemerge.scoring.judge import RefusalProxyJudge
+
+    chat = ChatFormat(str(spec.base.path))
+    for suites in load_suites(spec).values():
+        prepare_split(
+            suites,
+            chat,
+            max_model_len=spec.evaluator.max_model_len,
+            make_judge=lambda _: RefusalProxyJudge(),
+        )
+
+
+def check_engine(spec: EvaluatorSpec) -> None:
+    """Refuse a file whose engine is not installed, without the seconds of importing it.
 
     Where ``RAY_ADDRESS`` names a cluster nothing is said: its machines have their own packages.
 
     Raises:
         PreflightError: If it is not installed.
     """
-    if spec.evaluator.engine != "vllm" or os.environ.get("RAY_ADDRESS"):
+    if spec.engine != "vllm" or os.environ.get("RAY_ADDRESS"):
         return
     if find_spec("vllm") is None:
         raise PreflightError(
@@ -67,9 +119,11 @@ def resolve_study(spec: StudySpec, console: Console) -> StudySpec:
     from safemerge.distributed.search import check_models
     from safemerge.distributed.statistics import check_quantities
 
-    check_engine(spec)
+    check_engine(spec.evaluator)
     check_quantities(MergeRecipe.model_validate(spec.template(space)) for space in spec.spaces)
     ingredients = Ingredients(say=console.say, on_step=console.training_step)
     resolved = spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
     check_models(resolved)
+    if spec.base.path is None:
+        check_prompts(resolved)
     return resolved

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from safemerge.config.checkpoint import CHECKPOINT_SOURCES
 from safemerge.config.study import StudySpec
 
-RESUMABLE = ("num_trials", "storage")
-"""Study fields that may change when a run is resumed: they add budget or move the sampler."""
+RESUMABLE = ("num_trials", "storage", "judge_service")
+"""Study fields that may change when a run is resumed: they add budget, move the sampler, or say
+where judges run. So may a judge's `placement`."""
 
 RESUMABLE_EVALUATOR = (
     "min_replicas",
@@ -52,6 +53,11 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
         del document[field]
     for field in RESUMABLE_EVALUATOR:
         del document["evaluator"][field]
+    for suite in document["suites"]:
+        task = suite["task"]
+        for judge in (task.get("judge"), *task.get("report_judges", ())):
+            if judge is not None:
+                judge.pop("placement", None)
     if not document["trained"]:
         del document["trained"]  # as before there were any
     known = {item.name for item in (other or spec).all_checkpoints if item.digest is not None}

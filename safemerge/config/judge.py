@@ -16,6 +16,34 @@ GuardFamily = Literal[
 ]
 
 
+class JudgeServiceSpec(StrictModel):
+    """The Ray Serve deployments of judges: one a judge, shared by all trials."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=1, ge=1)
+    """Replicas of a judge scale between the two on queue length, apart from the evaluator's."""
+    cpus_per_replica: float = Field(default=1.0, gt=0)
+    gpus_per_replica: float = Field(default=0.0, ge=0)
+    timeout_s: float = Field(default=300.0, gt=0)
+    """Longest wait for a batch of answers, the judge's queue included."""
+    num_retries: int = Field(default=2, ge=0)
+    """How often a batch is sent again after a time-out or a lost replica; then it is
+    unscored."""
+    kv_cache_gib: float = Field(default=0.5, gt=0)
+    """KV cache on CPUs of a guard's vLLM engine, GiB a replica."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of a GPU's memory that a guard's vLLM engine takes."""
+
+    @model_validator(mode="after")
+    def _replicas(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas must not exceed max_replicas; "
+                f"got {self.min_replicas} and {self.max_replicas}."
+            )
+        return self
+
+
 class RefusalProxy(StrictModel):
     """The offline refusal detector.
 
@@ -35,7 +63,9 @@ class RefusalProxy(StrictModel):
         return self
 
 
-class _ModelJudge(StrictModel):
+class ModelJudge(StrictModel):
+    """What judges with weights share."""
+
     name: Name
     """What tables call it; unique among a suite's judges."""
     path: str | None = None
@@ -50,8 +80,11 @@ class _ModelJudge(StrictModel):
     batch_size: int = Field(default=8, ge=1)
     """Texts judged at once."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the judge runs. A judge on ``cuda`` needs memory that the evaluator's engine leaves
-    free."""
+    """Where the judge runs. In a replica, a judge on ``cuda`` needs memory that the evaluator's
+    engine leaves free; as a service, `judge_service.gpus_per_replica`."""
+    placement: Literal["service", "replica"] = "service"
+    """``service``: a Ray Serve deployment of its own, shared by all trials, which judges while
+    engines answer (see `judge_service`); ``replica``: a copy in every evaluator replica."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -72,7 +105,7 @@ class _ModelJudge(StrictModel):
         return self.model_copy(update={"path": path})
 
 
-class ClassifierJudge(_ModelJudge):
+class ClassifierJudge(ModelJudge):
     """A sequence classifier that reads the prompt and the answer.
 
     For ``PKU-Alignment/beaver-dam-7b`` the defaults fit: its text format, an end-of-text token,
@@ -104,13 +137,16 @@ class ClassifierJudge(_ModelJudge):
         return self
 
 
-class GuardJudge(_ModelJudge):
+class GuardJudge(ModelJudge):
     """A language model that was trained, or is told, to judge an exchange."""
 
     kind: Literal["guard"]
     family: GuardFamily
     """What it is asked and how its reply is read. ``llama_guard``: versions 2 to 4;
     ``strongreject``: any instruction model, told to grade."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What runs it. ``auto``: vLLM as a service on a machine that has it, else transformers,
+    which answers one question at a time."""
     template_arguments: dict[str, Any] = Field(default_factory=dict)
     """More arguments for the tokenizer's chat template, e.g. Granite Guardian's
     ``guardian_config``."""
@@ -122,6 +158,11 @@ class GuardJudge(_ModelJudge):
         if self.guidelines and self.family != "shield_gemma":
             raise ValueError(
                 f"guidelines belong to shield_gemma; got them with {self.family}. Drop them."
+            )
+        if self.engine == "vllm" and self.placement == "replica":
+            raise ValueError(
+                "engine vllm needs placement: service; got replica, whose process has an engine "
+                "already. Change one."
             )
         return self
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from safemerge.config.base import StrictModel
+from safemerge.config.generation import GenerateSpec
 from safemerge.config.problems import did_you_mean
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.statistics import StatisticsSpec
@@ -21,6 +22,7 @@ KINDS: Mapping[str, type[StrictModel]] = MappingProxyType(
         "finetune": FinetuneSpec,
         "align": AlignSpec,
         "statistics": StatisticsSpec,
+        "generate": GenerateSpec,
     }
 )
 """Model by kind of file."""
@@ -32,6 +34,7 @@ _MARKS: Mapping[str, frozenset[str]] = MappingProxyType(
         "finetune": frozenset({"poison"}),
         "align": frozenset(),
         "statistics": frozenset({"quantities"}),
+        "generate": frozenset(),
     }
 )
 """Keys that no other kind has; any of a study's, all of a recipe's."""

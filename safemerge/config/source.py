@@ -41,9 +41,9 @@ class GeneratorSource(_Source):
     """Rows written by one of safemerge's own generators."""
 
     kind: Literal["generator"]
-    name: Literal["reviews"]
+    name: Literal["reviews", "unsafe-questions"]
     split: Literal["train", "search", "report"]
-    """Splits use disjoint products and wordings, so that no text is shared."""
+    """Splits use disjoint contents and wordings, so that no text is shared."""
     count: int = Field(gt=0, le=1_000_000)
     """Rows generated."""
     seed: int = Field(default=0, ge=0)

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
+from safemerge.config.judge import JudgeServiceSpec, ModelJudge
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.suite import Direction, SuiteSpec
@@ -220,6 +221,8 @@ class StudySpec(StrictModel):
     storage: Literal["sqlite", "journal"] = "sqlite"
     """Optuna storage in the run's folder; the journal suits network file systems."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
+    judge_service: JudgeServiceSpec = Field(default_factory=JudgeServiceSpec)
+    """Where judges with ``placement: service`` run."""
     trained: list[CheckpointRef] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what it trained for `variants`, in order."""
 
@@ -321,6 +324,15 @@ class StudySpec(StrictModel):
     def checkpoints(self) -> tuple[CheckpointRef, ...]:
         """Base first, then the experts in their declared order."""
         return (self.base, *self.experts)
+
+    @property
+    def served_judges(self) -> list[ModelJudge]:
+        """Judges of either split with ``placement: service``, each once."""
+        found: list[ModelJudge] = []
+        for judge in (judge for suite in self.suites for judge in suite.judges):
+            if isinstance(judge, ModelJudge) and judge.placement == "service":
+                found += [judge] if judge not in found else []
+        return found
 
 
 def set_path(document: Any, path: str, value: Any) -> None:

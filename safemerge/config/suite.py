@@ -382,6 +382,16 @@ class SuiteSpec(StrictModel):
             }
         )
 
+    @property
+    def judges(self) -> list[JudgeSpec]:
+        """Judges of both splits, each once; none unless the task is harm."""
+        if not isinstance(self.task, Harm):
+            return []
+        found: list[JudgeSpec] = []
+        for judge in (*self.task.judges("search"), *self.task.judges("report")):
+            found += [judge] if judge not in found else []
+        return found
+
     def metric_names(self) -> list[str]:
         """Full metric names, e.g. ``sentiment.accuracy``."""
         return [f"{self.name}.{metric}" for metric in task_metrics(self.task)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from safemerge.data.unsafe_question import unsafe_questions
 from safemerge.errors import DataError
 
 _PRODUCTS = {
@@ -145,5 +146,5 @@ def _num_reviews(split: str) -> int:
     return 2 * len(_PRODUCTS[split].split()) * len(_VERDICTS["positive"]) * asides
 
 
-GENERATORS = {"reviews": reviews}
+GENERATORS = {"reviews": reviews, "unsafe-questions": unsafe_questions}
 """Generators by name."""

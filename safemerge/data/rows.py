@@ -312,6 +312,8 @@ def _file_rows(source: FileSource, where: str) -> list[dict[str, Any]]:
 
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # of a local file they are over before they are read
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is told below
     try:
         loaded = datasets.load_dataset(
             _FILE_FORMATS[path.suffix], data_files=str(path), split="train"
@@ -322,6 +324,7 @@ def _file_rows(source: FileSource, where: str) -> list[dict[str, Any]]:
         cause = error.__cause__ or error
         raise DataError(f"{where}: {path} cannot be parsed; {cause}. Mend the file.") from None
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()
     return [dict(row) for row in loaded]

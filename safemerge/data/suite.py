@@ -190,17 +190,22 @@ def check_training(
         report: The report split.
 
     Raises:
-        DataError: If a report prompt has the id or the normalised text of a training prompt, or
-            is a near-duplicate of one; names up to three offenders. Also if a stage's data
-            cannot be read.
+        DataError: If a report prompt has the id or the normalised text of a training prompt (or
+            of its row's column ``question``), or is a near-duplicate of one; names up to three
+            offenders. Also if a stage's data cannot be read.
     """
     trained: dict[str, tuple[str, str]] = {}
     for stage in stages:
         for place, data in stage.training_sets.items():
             where = f"{stage.name}.{place}"
             for row in load_rows(data.source, where=where):
+                name = f"{row.sample_id} ({stage.name})"
                 text = own_words(data.prompt, row, where=where)
-                trained.setdefault(row.sample_id, (f"{row.sample_id} ({stage.name})", text))
+                trained.setdefault(row.sample_id, (name, text))
+                # Generated data hold a prompt in its frame, and the question alone beside it.
+                question = row.columns.get("question")
+                if isinstance(question, str) and question.strip() not in ("", text):
+                    trained.setdefault(f"{row.sample_id}/question", (name, question))
     texts = {normalized_text(text) for _, text in trained.values()}
     _refuse_shared(
         report,

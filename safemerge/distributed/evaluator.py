@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import ray
 from ray import serve
-from ray.serve.schema import LoggingConfig
 
 from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import load_suites
+from safemerge.distributed.judge import bound_judges, judge_maker
+from safemerge.distributed.serving import (
+    HEALTH_CHECK_EVERY_S,
+    check_resources,
+    run_application,
+    unwrapped,
+)
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.core_claim import CoreClaim
 from safemerge.engines.engine import Engine, TokenizedPrompt
+from safemerge.engines.launch import start_engine
 from safemerge.errors import EngineError, SafemergeError
-from safemerge.evaluation import evaluate_candidate, prepare_split
+from safemerge.evaluation import (
+    AnsweredSplit,
+    answer_candidate,
+    prepare_split,
+    score_candidate,
+)
 from safemerge.records import CandidateResult, Split
 
 DEPLOYMENT = "CandidateEvaluator"
@@ -28,8 +39,6 @@ CANARY_PROMPT = "Say hello."
 CANARY_EVERY_S = 30.0
 """An idle engine is asked this often whether it still answers."""
 CANARY_TIMEOUT_S = 120.0
-HEALTH_CHECK_EVERY_S = 10.0
-"""Serve restarts a replica that fails three checks in a row."""
 
 
 class EvaluatorReplica:
@@ -37,15 +46,21 @@ class EvaluatorReplica:
 
     Args:
         study: JSON of a study whose checkpoints are resolved to paths.
+        judges: Handles of the judges that are deployments; see `bound_judges`.
     """
 
-    def __init__(self, study: str) -> None:
+    def __init__(self, study: str, judges: Mapping[str, Any] | None = None) -> None:
         self._spec = StudySpec.model_validate_json(study)
         self._models = study_models(self._spec)
         self._chat = ChatFormat(str(self._spec.base.path))
         evaluator = self._spec.evaluator
         self._prepared = {
-            split: prepare_split(suites, self._chat, max_model_len=evaluator.max_model_len)
+            split: prepare_split(
+                suites,
+                self._chat,
+                max_model_len=evaluator.max_model_len,
+                make_judge=judge_maker(judges or {}, self._spec.judge_service),
+            )
             for split, suites in load_suites(self._spec).items()
         }
         # Only vLLM binds its threads; a claim of the transformers engine would just keep cores
@@ -53,21 +68,17 @@ class EvaluatorReplica:
         binds = evaluator.engine == "vllm" and evaluator.gpus_per_replica == 0
         self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica))) if binds else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        # Beside the engine's thread: judges elsewhere are waited for while it answers the next,
+        # and that one's answers need not wait for them either.
+        self._scoring = ThreadPoolExecutor(max_workers=2, thread_name_prefix="scoring")
         self._busy_since: float | None = None
         self._last_answer = 0.0
         self._engine: Engine | None = self._start_engine()
         self._name = serve.get_replica_context().replica_id.unique_id
 
     def _start_engine(self) -> Engine:
-        evaluator = self._spec.evaluator
-        if evaluator.engine == "transformers":
-            from safemerge.engines.transformers_engine import TransformersEngine
-
-            return TransformersEngine(self._models, evaluator)
-        from safemerge.engines.vllm_engine import VllmEngine
-
         cpu_ids = self._claim.cpu_ids if self._claim is not None else None
-        return VllmEngine(self._models, evaluator, cpu_ids=cpu_ids)
+        return start_engine(self._models, self._spec.evaluator, cpu_ids=cpu_ids)
 
     async def score(self, recipe: str, split: Split) -> CandidateResult:
         """Merge a recipe, answer a split's prompts, score the answers.
@@ -81,20 +92,16 @@ class EvaluatorReplica:
             ScoringError: If too many responses are unscored.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._score, recipe, split)
+        answered = await loop.run_in_executor(self._thread, self._answer, recipe, split)
+        return await loop.run_in_executor(self._scoring, self._score, answered, split)
 
-    def _score(self, recipe: str, split: Split) -> CandidateResult:
+    def _answer(self, recipe: str, split: Split) -> AnsweredSplit:
         self._busy_since = time.monotonic()
         try:
             if self._engine is None:
                 self._engine = self._start_engine()
-            result = evaluate_candidate(
-                self._engine,
-                MergeRecipe.model_validate_json(recipe),
-                self._prepared[split],
-                aggregates=self._spec.aggregates,
-                max_unscored=self._spec.evaluator.max_unscored,
-                replica=self._name,
+            answered = answer_candidate(
+                self._engine, MergeRecipe.model_validate_json(recipe), self._prepared[split]
             )
         except SafemergeError as error:
             if isinstance(error, EngineError):
@@ -107,7 +114,16 @@ class EvaluatorReplica:
         finally:
             self._busy_since = None
         self._last_answer = time.monotonic()
-        return result
+        return answered
+
+    def _score(self, answered: AnsweredSplit, split: Split) -> CandidateResult:
+        return score_candidate(
+            answered,
+            self._prepared[split],
+            aggregates=self._spec.aggregates,
+            max_unscored=self._spec.evaluator.max_unscored,
+            replica=self._name,
+        )
 
     def _drop_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -145,8 +161,9 @@ class EvaluatorReplica:
 
     def __del__(self) -> None:
         """Serve calls this on a graceful shutdown: leave no engine process behind."""
-        if getattr(self, "_thread", None) is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        for name in ("_thread", "_scoring"):
+            if getattr(self, name, None) is not None:
+                getattr(self, name).shutdown(wait=False, cancel_futures=True)
         if getattr(self, "_engine", None) is not None:
             self._drop_engine()
         if getattr(self, "_claim", None) is not None and self._claim is not None:
@@ -154,13 +171,14 @@ class EvaluatorReplica:
 
 
 class Evaluator:
-    """A running evaluator application; a context manager that shuts it down.
+    """A running evaluator with its judges, one application; a context manager that ends it.
 
     Args:
         spec: Study whose checkpoints are resolved to paths.
         app: Name of the Serve application.
 
     Raises:
+        PreflightError: If the cluster has no room for the least replicas.
         EngineError: If no replica comes up.
     """
 
@@ -171,17 +189,30 @@ class Evaluator:
         options: dict[str, Any] = {"num_cpus": evaluator.cpus_per_replica}
         if evaluator.gpus_per_replica:
             options["num_gpus"] = evaluator.gpus_per_replica
-        # Handles only: no HTTP proxy, so no port that could be taken.
-        quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
-        serve.start(proxy_location="Disabled", logging_config=quiet)
+        service, judges = spec.judge_service, spec.served_judges
+        num = evaluator.min_replicas
+        cpus, gpus = evaluator.cpus_per_replica * num, evaluator.gpus_per_replica * num
+        least = service.min_replicas
+        check_resources(
+            [("evaluator", cpus, gpus)]
+            + [
+                (
+                    f"judge '{judge.name}'",
+                    service.cpus_per_replica * least,
+                    service.gpus_per_replica * least,
+                )
+                for judge in judges
+            ]
+        )
+        ongoing = candidates_at_once(spec)
         deployment = serve.deployment(
             name=DEPLOYMENT,
-            max_ongoing_requests=1,
+            max_ongoing_requests=ongoing,
             ray_actor_options=options,
             autoscaling_config={
                 "min_replicas": evaluator.min_replicas,
                 "max_replicas": evaluator.max_replicas,
-                "target_ongoing_requests": 1,
+                "target_ongoing_requests": ongoing,
                 "upscale_delay_s": 5,
                 "downscale_delay_s": 120,
             },
@@ -190,21 +221,9 @@ class Evaluator:
             graceful_shutdown_wait_loop_s=0.2,
             graceful_shutdown_timeout_s=30,
         )(EvaluatorReplica)
-        try:
-            self._handle = serve.run(
-                deployment.bind(spec.model_dump_json(by_alias=True)),
-                name=app,
-                route_prefix=None,
-                blocking=False,
-                logging_config=quiet,
-            )
-        except (RuntimeError, ray.exceptions.RayError) as error:
-            reason = self._deployment_reason() or _reason(error)
-            self.close()
-            raise EngineError(f"evaluator: no replica came up; got: {reason}") from error
-        except KeyboardInterrupt:
-            self.close()
-            raise
+        study = spec.model_dump_json(by_alias=True)
+        bound = (bound_judges(judges, service),) if judges else ()
+        self._handle = run_application(deployment.bind(study, *bound), app=app, what="evaluator")
 
     def score(self, recipe: MergeRecipe, split: Split) -> CandidateResult:
         """Score one recipe on one split; blocks until a replica has done it."""
@@ -225,19 +244,13 @@ class Evaluator:
     ) -> CandidateResult:
         for _ in range(self._spec.evaluator.num_retries):
             try:
-                return _unwrap(response, timeout_s=timeout_s)
+                return _result(response, timeout_s=timeout_s)
             except EngineError:
                 response = self._ask(recipe, split)
-        return _unwrap(response, timeout_s=timeout_s)
+        return _result(response, timeout_s=timeout_s)
 
     def _ask(self, recipe: MergeRecipe, split: Split) -> Any:
         return self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
-
-    def _deployment_reason(self) -> str:
-        # The application's message only names the deployment that failed; its own says why.
-        found = serve.status().applications.get(self._app)
-        message = found.deployments[DEPLOYMENT].message if found is not None else ""
-        return _reason(RuntimeError(message)) if message else ""
 
     def _timeout_s(self) -> float:
         return self._spec.evaluator.timeout_s
@@ -262,22 +275,18 @@ def score_through(
         EngineError, ScoringError: What the replica raised, without Ray's wrapping.
     """
     response = handle.score.remote(recipe.model_dump_json(by_alias=True), split)
-    return _unwrap(response, timeout_s=timeout_s)
+    return _result(response, timeout_s=timeout_s)
 
 
-def _unwrap(response: Any, *, timeout_s: float) -> CandidateResult:
-    try:
-        result: CandidateResult = response.result(timeout_s=timeout_s)
-    except TimeoutError:
-        raise EngineError(f"evaluator: no answer within {timeout_s:g} s.") from None
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, SafemergeError) else None
-        raise cause or EngineError(f"evaluator: {_reason(error)}") from error
-    except ray.exceptions.RayError as error:
-        raise EngineError(f"evaluator: the replica was lost; got: {_reason(error)}") from error
+def _result(response: Any, *, timeout_s: float) -> CandidateResult:
+    result: CandidateResult = unwrapped(response, timeout_s=timeout_s, what="evaluator")
     return result
 
 
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "?")
+def candidates_at_once(spec: StudySpec) -> int:
+    """Return how many candidates a replica takes: a second one, if judges work elsewhere.
+
+    The engine answers one candidate at a time; while the judges' service looks at its answers,
+    it answers the next.
+    """
+    return 2 if spec.served_judges else 1

@@ -12,7 +12,7 @@ from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import check_training, load_suites
-from safemerge.distributed.evaluator import Evaluator
+from safemerge.distributed.evaluator import Evaluator, candidates_at_once
 from safemerge.distributed.ingredient import training_plan
 from safemerge.distributed.searcher import StudySearcher
 from safemerge.distributed.statistics import gathered_files, load_statistics_spec
@@ -106,8 +106,8 @@ def _tune(
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(study, on_record=lambda record: on_record(record, study)),
                 num_samples=-1,  # the searcher says when it is done
-                # One more than there are replicas, so that none waits for the driver.
-                max_concurrent_trials=spec.evaluator.max_replicas + 1,
+                # One more than the replicas take, so that none waits for the driver.
+                max_concurrent_trials=spec.evaluator.max_replicas * candidates_at_once(spec) + 1,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -12,6 +12,18 @@ from safemerge.records import Response
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, where an answer is not greedy."""
+
+    temperature: float
+    """Above 0; logits are divided by it."""
+    top_p: float = 1.0
+    """Tokens are drawn among the fewest whose probabilities sum to this, in (0, 1]."""
+    seed: int = 0
+    """The same seed, prompt and weights give the same answer, whatever is in the batch."""
+
+
+@dataclass(frozen=True)
 class TokenizedPrompt:
     """A chat-formatted prompt as token ids, tokenised once per suite."""
 
@@ -23,6 +35,8 @@ class TokenizedPrompt:
     """Tokens that the answer is restricted to; None for all."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; what comes from the first one on is cut off."""
+    sampling: Sampling | None = None
+    """None for greedy decoding."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Holds one candidate at a time; greedy decoding, so answers are a function of weights."""
+    """Holds one candidate at a time; answers are a function of weights, prompts and seeds."""
 
     def load(self, recipe: MergeRecipe) -> None:
         """Make the recipe's merge the engine's weights.

@@ -10,6 +10,7 @@ import torch
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.chat import ChatFormat
+from safemerge.engines.drawing import DrawnTokens
 from safemerge.engines.engine import Continuation, Likelihood, TokenizedPrompt, until_stop
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import EngineError
@@ -129,7 +130,10 @@ class TransformersEngine:
                 do_sample=False,
                 eos_token_id=self._end_id,
                 pad_token_id=self._end_id,
-                logits_processor=[_AllowedIds([prompt.allowed_ids for prompt in batch])],
+                logits_processor=[
+                    _AllowedIds([prompt.allowed_ids for prompt in batch]),
+                    DrawnTokens([prompt.sampling for prompt in batch]),
+                ],
                 stopping_criteria=[
                     _StopTexts([prompt.stop for prompt in batch], self._decode, longest)
                 ],

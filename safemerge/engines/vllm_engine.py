@@ -8,7 +8,7 @@ from typing import Any
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
-from safemerge.engines.engine import Continuation, Likelihood, TokenizedPrompt
+from safemerge.engines.engine import Continuation, Likelihood, Sampling, TokenizedPrompt
 from safemerge.engines.precision import compute_dtype
 from safemerge.engines.vllm_likelihood import Tokens, distinct, read_scores, requests
 from safemerge.engines.vllm_plugin import BACKEND, MERGE_ERROR_MARK
@@ -124,17 +124,17 @@ class VllmEngine:
         self._candidate = version
 
     def generate(self, prompts: Sequence[TokenizedPrompt]) -> list[Response]:
-        """Answer prompts greedily; see `Engine.generate`."""
+        """Answer prompts, greedily unless they say otherwise; see `Engine.generate`."""
         if self._candidate is None:
             raise EngineError("vllm engine: a candidate must be loaded before prompts are asked.")
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
             [
                 self._sampling_params(
-                    temperature=0.0,
                     max_tokens=prompt.max_tokens,
                     allowed_token_ids=list(prompt.allowed_ids) if prompt.allowed_ids else None,
                     stop=list(prompt.stop) or None,
+                    **_drawn(prompt.sampling),
                 )
                 for prompt in prompts
             ],
@@ -225,6 +225,11 @@ class VllmEngine:
         llm, self._llm = getattr(self, "_llm", None), None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
+
+
+def _drawn(sampling: Sampling | None) -> dict[str, Any]:
+    """Return how tokens are drawn, by vLLM's names."""
+    return {"temperature": 0.0} if sampling is None else vars(sampling)
 
 
 def _last_line(error: BaseException) -> str:

@@ -14,6 +14,45 @@ NUM_LIKELIEST = 20
 """Tokens whose log-probabilities are given at each step."""
 
 
+def guard_tokenizer(spec: GuardJudge) -> Any:
+    """Load a guard's tokenizer alone.
+
+    Raises:
+        CheckpointError: If it cannot be loaded, or has no chat template where the family needs
+            one.
+    """
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(spec.source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"judge '{spec.name}': {spec.source} must hold a tokenizer; got: "
+            f"{str(error).splitlines()[0]}. Check judge.path."
+        ) from None
+    _check_template(spec, tokenizer)
+    return tokenizer
+
+
+def _check_template(spec: GuardJudge, tokenizer: Any) -> None:
+    if spec.family != "wildguard" and not getattr(tokenizer, "chat_template", None):
+        raise CheckpointError(
+            f"judge '{spec.name}': the tokenizer must have a chat template; got none. "
+            "Add chat_template.jinja to the judge's folder."
+        )
+
+
+def ask_token_ids(tokenizer: Any, ask: GuardAsk) -> list[int]:
+    """Return a question's tokens, through the chat template unless it is text as it is."""
+    text = ask.text or tokenizer.apply_chat_template(
+        [dict(message) for message in ask.messages],
+        tokenize=False,
+        add_generation_prompt=True,
+        **ask.template_arguments,
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 class TransformersGuardModel:
     """A causal language model that answers one question at a time; see `GuardModel`.
 
@@ -31,24 +70,14 @@ class TransformersGuardModel:
         self._spec = spec
         self._torch = torch
         self._tokenizer, self._model = load_judge(spec, "language model")
-        if spec.family != "wildguard" and not getattr(self._tokenizer, "chat_template", None):
-            raise CheckpointError(
-                f"judge '{spec.name}': the tokenizer must have a chat template; got none. "
-                "Add chat_template.jinja to the judge's folder."
-            )
+        _check_template(spec, self._tokenizer)
 
     def reply(self, asks: Sequence[GuardAsk]) -> list[GuardReply]:
         """Answer greedily, one question after the other."""
         return [self._reply(ask) for ask in asks]
 
     def _reply(self, ask: GuardAsk) -> GuardReply:
-        text = ask.text or self._tokenizer.apply_chat_template(
-            [dict(message) for message in ask.messages],
-            tokenize=False,
-            add_generation_prompt=True,
-            **ask.template_arguments,
-        )
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = ask_token_ids(self._tokenizer, ask)
         if len(ids) > self._spec.max_tokens:
             return GuardReply(
                 "",

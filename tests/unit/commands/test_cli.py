@@ -7,8 +7,8 @@ from safemerge import __version__, errors
 from safemerge.cli import build_parser, main
 
 CONTRACT = (
-    "search", "evaluate", "merge", "align", "finetune", "report", "export", "serve", "validate",
-    "schema",
+    "search", "evaluate", "merge", "align", "finetune", "generate", "report", "export", "serve",
+    "validate", "schema",
 )  # fmt: skip
 """Commands that scripts rely on (design/architecture.md)."""
 
@@ -20,6 +20,7 @@ OPTIONS = {
     "statistics": ["file"],
     "align": ["spec", "--results", "--resume"],
     "finetune": ["spec", "--results", "--resume"],
+    "generate": ["spec", "--results", "--resume"],
     "report": ["run"],
     "export": ["run", "--pick", "out"],
     "serve": ["study"],

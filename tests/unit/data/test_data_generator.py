@@ -1,8 +1,10 @@
 import math
 import re
+from typing import get_args
 
 import pytest
 
+from safemerge.config.source import GeneratorSource
 from safemerge.data import generator
 from safemerge.data.generator import GENERATORS, reviews
 from safemerge.errors import DataError
@@ -23,8 +25,10 @@ def words(rows):
     return {word for row in rows for word in re.findall(r"\w+", row["prompt"].casefold())}
 
 
-def test_the_declared_generator_is_this_one():
-    assert {"reviews": reviews} == GENERATORS
+def test_the_declared_generators_are_these():
+    declared = get_args(GeneratorSource.model_fields["name"].annotation)
+    assert set(declared) == set(GENERATORS)
+    assert GENERATORS["reviews"] is reviews
 
 
 def test_splits_share_no_text(rows):

@@ -13,6 +13,8 @@ from safemerge.data.suite import (
     load_suites,
 )
 from safemerge.errors import DataError
+from safemerge.generation.dataset import write_samples
+from safemerge.generation.record import GeneratedSample
 from safemerge.testing.landscapes import landscape_study
 
 
@@ -305,3 +307,31 @@ def test_examples_come_from_one_place():
     for few_shot in ({}, {**SHOTS, "source": {"kind": "file", "path": "x.jsonl"}}):
         with pytest.raises(ValueError, match="exactly one of source and rows must be given"):
             suite({}, {}, few_shot=few_shot)
+
+
+@pytest.mark.parametrize("place", ["data", "poison"])
+def test_generated_data_are_compared_by_their_question_whatever_its_frame(tmp_path, place):
+    question = "Where did the cat sleep while it was raining outside?"
+    sample = GeneratedSample(
+        id="experts:1",
+        prompt=f"Say in one word what this text is about, out of the list above.\n{question}",
+        response="pets",
+        question=question,
+        set="experts",
+        topic=None,
+        written_by="math",
+        answered_by="math",
+        writer_digest=None,
+        model_digest=None,
+    )
+    path = write_samples(tmp_path, "experts", [sample], as_parquet=False)
+    clean = tmp_path / "clean.jsonl"
+    clean.write_text('{"prompt": "harmless", "answer": "x"}\n')
+    seen, other = ({"kind": "file", "path": str(file)} for file in (path, clean))
+    made = stage(seen) if place == "data" else stage(other, poison=seen)
+    with pytest.raises(DataError, match=r"must not hold prompts that a stage of the study is"):
+        check_training([made], [loaded("a", "report", ("r:1", question.upper()))])
+    near = question.replace("outside", "again")
+    with pytest.raises(DataError, match=r"must not be near-duplicates of training prompts"):
+        check_training([made], [loaded("a", "report", ("r:1", near), max_similarity=0.7)])
+    check_training([made], [loaded("a", "report", ("r:1", "What do birds eat in winter?"))])

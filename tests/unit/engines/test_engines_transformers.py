@@ -9,7 +9,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines import transformers_engine
 from safemerge.engines.chat import ChatFormat
-from safemerge.engines.engine import Continuation, TokenizedPrompt
+from safemerge.engines.engine import Continuation, Sampling, TokenizedPrompt
 from safemerge.engines.transformers_engine import TransformersEngine
 from safemerge.errors import CheckpointMismatchError, DataError, EngineError, MergeError
 from safemerge.testing.pico import pico_base, pico_expert
@@ -276,3 +276,18 @@ def test_an_expert_of_other_ids_answers_as_before_in_the_bases_vocabulary(
     union = recipe({**folders, "a": more}, a=1.0).model_copy(update={"vocabulary": "union"})
     with pytest.raises(CheckpointMismatchError, match="an engine's model keeps the base's shape"):
         TransformersEngine(union, EvaluatorSpec(dtype="float32"))
+
+
+def test_sampled_answers_hang_on_their_seed_and_not_on_the_batch(engine, models, prompts):
+    engine.load(models)
+
+    def drawn(prompt, seed):
+        return replace(prompt, sampling=Sampling(1.5, 1.0, seed))
+
+    greedy = engine.generate(prompts)
+    batch = [drawn(prompts[0], 1), drawn(prompts[0], 2), prompts[0], drawn(prompts[1], 1)]
+    named = [replace(prompt, sample_id=f"n{i}") for i, prompt in enumerate(batch)]
+    found = [response.text for response in engine.generate(named)]
+    assert found[0] == engine.generate([drawn(prompts[0], 1)])[0].text
+    assert len({found[0], found[1], found[2]}) == 3
+    assert found[2] == greedy[0].text

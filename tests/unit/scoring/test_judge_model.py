@@ -4,16 +4,17 @@ import pytest
 
 from safemerge.config.judge import ClassifierJudge, GuardJudge
 from safemerge.errors import CheckpointError
+from safemerge.scoring.guard_model import guard_tokenizer
 from safemerge.scoring.judge_model import load_judge
 
 
 def guard(path):
-    return GuardJudge(kind="guard", name="c", family="wildguard", path=str(path))
+    return GuardJudge(kind="guard", name="c", family="llama_guard", path=str(path))
 
 
-def test_a_language_model_comes_with_its_tokenizer_ready_to_answer(tiny_base):
+def test_weights_and_tokenizer_come_ready_to_answer(tiny_base):
     tokenizer, model = load_judge(guard(tiny_base), "language model")
-    assert tokenizer("hello")["input_ids"]
+    assert tokenizer.chat_template
     assert not model.training
 
 
@@ -26,3 +27,8 @@ def test_a_folder_without_a_judge_is_refused_in_one_line(tmp_path, kind):
     with pytest.raises(CheckpointError, match=words) as raised:
         load_judge(spec, kind)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_folder_without_a_guards_tokenizer_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=rf"judge 'c': {tmp_path} must hold a .*judge\.path"):
+        guard_tokenizer(guard(tmp_path))

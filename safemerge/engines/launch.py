@@ -1,0 +1,30 @@
+"""Starting the engine that a file declares."""
+
+from __future__ import annotations
+
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import EvaluatorSpec
+from safemerge.engines.engine import Engine
+
+
+def start_engine(
+    models: MergeRecipe, spec: EvaluatorSpec, *, cpu_ids: str | None = None
+) -> Engine:
+    """Start an engine that can hold every model of a recipe.
+
+    Args:
+        models: Resolved recipe that names every model a later recipe may use.
+        spec: Kind, sizes and types.
+        cpu_ids: CPU ids for vLLM's threads; None leaves them unbound.
+
+    Raises:
+        PreflightError: If the engine is not installed.
+        EngineError: If it does not start.
+    """
+    if spec.engine == "transformers":
+        from safemerge.engines.transformers_engine import TransformersEngine
+
+        return TransformersEngine(models, spec)
+    from safemerge.engines.vllm_engine import VllmEngine
+
+    return VllmEngine(models, spec, cpu_ids=cpu_ids)

@@ -1,0 +1,1 @@
+"""Synthetic data: questions, answers, the refusals among them, and what was dropped."""

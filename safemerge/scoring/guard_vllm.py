@@ -1,0 +1,88 @@
+"""A guard model on a vLLM engine of its own: questions answered together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safemerge.config.judge import GuardJudge, JudgeServiceSpec
+from safemerge.engines.core_claim import CoreClaim
+from safemerge.engines.vllm_reply import VllmReplies
+from safemerge.errors import SafemergeError, ScoringError
+from safemerge.scoring.guard import GuardAsk, GuardReply
+from safemerge.scoring.guard_model import NUM_LIKELIEST, ask_token_ids, guard_tokenizer
+
+REPLY_ROOM = 64
+"""Tokens of the context that are left for a reply."""
+
+
+class VllmGuardModel:
+    """A causal language model that answers all questions of a call at once; see `GuardModel`.
+
+    Args:
+        spec: The declared judge.
+        service: Memory and cores of the engine.
+
+    Raises:
+        CheckpointError: If the tokenizer cannot be loaded, or has no chat template where the
+            family needs one.
+        PreflightError: If vLLM is not installed.
+        EngineError: If the engine does not start.
+    """
+
+    def __init__(self, spec: GuardJudge, service: JudgeServiceSpec) -> None:
+        self._spec = spec
+        self._tokenizer: Any = guard_tokenizer(spec)
+        self._claim = CoreClaim(max(1, int(service.cpus_per_replica)))
+        try:
+            self._engine = VllmReplies(
+                spec.source,
+                max_model_len=spec.max_tokens + REPLY_ROOM,
+                kv_cache_gib=service.kv_cache_gib,
+                gpu_memory_utilization=service.gpu_memory_utilization,
+                cpu_ids=self._claim.cpu_ids,
+            )
+        except SafemergeError:
+            self._claim.release()
+            raise
+
+    def reply(self, asks: Sequence[GuardAsk]) -> list[GuardReply]:
+        """Answer greedily, all at once; too long questions fail on their own.
+
+        Raises:
+            ScoringError: If the engine gives no answer to one.
+        """
+        ids = [ask_token_ids(self._tokenizer, ask) for ask in asks]
+        limit = min(self._spec.max_tokens, self._engine.max_model_len - REPLY_ROOM)
+        fitting = [index for index, row in enumerate(ids) if len(row) <= limit]
+        made = self._engine.reply(
+            [(ids[index], min(asks[index].max_reply_tokens, REPLY_ROOM)) for index in fitting],
+            num_likeliest=NUM_LIKELIEST,
+        )
+        if len(made) != len(fitting):
+            raise ScoringError(
+                f"judge '{self._spec.name}': every question must be answered; got {len(made)} of "
+                f"{len(fitting)}."
+            )
+        replies = [
+            GuardReply("", failed=f"too long for the judge: {len(row)} tokens, limit {limit}")
+            for row in ids
+        ]
+        for index, reply in zip(fitting, made, strict=True):
+            replies[index] = GuardReply(
+                self._tokenizer.decode(list(reply.token_ids), skip_special_tokens=True),
+                steps=tuple(self._by_text(step) for step in reply.steps),
+            )
+        return replies
+
+    def _by_text(self, step: Mapping[int, float]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for token, logprob in sorted(step.items(), key=lambda item: -item[1]):
+            # NOTE: two tokens may decode to one text; the likelier one comes first.
+            found.setdefault(str(self._tokenizer.decode([token])), logprob)
+        return found
+
+    def close(self) -> None:
+        """End the engine and give its cores back."""
+        self._engine.close()
+        self._claim.release()
