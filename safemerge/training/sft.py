@@ -83,7 +83,7 @@ def target_loss(model: Any, batch: TokenBatch) -> Tensor:
         A scalar in nats, float32; 0 if the batch has no target.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = _hidden_states(causal.base_model, batch)
+    hidden = hidden_states(causal.base_model, batch)
     targets = batch.labels[:, batch.num_shared + 1 :]
     chosen = targets != IGNORED
     logits = causal.get_output_embeddings()(hidden[:, :-1][chosen]).float()
@@ -92,12 +92,19 @@ def target_loss(model: Any, batch: TokenBatch) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, targets[chosen])
 
 
-def _hidden_states(core: Any, batch: TokenBatch) -> Tensor:
+def hidden_states(core: Any, batch: TokenBatch) -> Tensor:
     """Return last hidden states of the positions from `num_shared` on.
 
     Rows begin with the same tokens (the chat template's system message). Their keys and values
     are computed once and shared by all rows, gradients included: the same result for fewer
     tokens.
+
+    Args:
+        core: A decoder of transformers, without its output head.
+        batch: Padded rows.
+
+    Returns:
+        Tensor of shape (rows, tokens - num_shared, width).
     """
     ids, mask, shared = batch.input_ids, batch.attention_mask, batch.num_shared
     if not shared:

@@ -8,7 +8,7 @@ from safemerge.cli import build_parser, main
 
 CONTRACT = (
     "search", "evaluate", "merge", "align", "finetune", "report", "export", "serve", "validate",
-    "schema",
+    "schema", "optimize",
 )  # fmt: skip
 """Commands that scripts rely on (design/architecture.md)."""
 
@@ -19,6 +19,7 @@ OPTIONS = {
     "methods": ["name", "--json"],
     "align": ["spec", "--results", "--resume"],
     "finetune": ["spec", "--results", "--resume"],
+    "optimize": ["spec", "--results", "--resume"],
     "report": ["run"],
     "export": ["run", "--pick", "out"],
     "serve": ["study"],
