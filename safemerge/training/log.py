@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 LOG_FILE = "metrics.jsonl"
 """One line a step, with the values that the step has."""
@@ -15,6 +15,7 @@ EVENTS_FOLDER = "tensorboard"
 """Folder for ``tensorboard --logdir``."""
 
 
+@runtime_checkable
 class LoggedStep(Protocol):
     """What one step saw."""
 

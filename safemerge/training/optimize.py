@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -75,6 +75,7 @@ class OptimizeStep:
         return ", ".join(parts)
 
 
+@runtime_checkable
 class CoefficientSearch(Protocol):
     """One optimiser: steps in lockstep on every worker, a state to go on from, a recipe."""
 
@@ -141,7 +142,8 @@ def model_score(spec: OptimizeSpec, merged: MergedModel, pairs: Pairs, team: Tea
             return [losses_of(recipe, together=True) for recipe in recipes]
         table = torch.zeros(len(recipes), 2, dtype=torch.float64, device=device)
         for index in range(team.rank, len(recipes), team.world_size):
-            table[index] = torch.tensor(losses_of(recipes[index], together=False))
+            found = losses_of(recipes[index], together=False)
+            table[index] = torch.tensor(found, dtype=torch.float64)
         team.all_reduce(table)
         return [PairLosses(*row) for row in table.tolist()]
 

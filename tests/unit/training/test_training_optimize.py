@@ -84,7 +84,7 @@ def test_a_candidate_with_broken_weights_is_unscorable(optimize, opened):
     _, merged, pairs = opened(spec)
     score = model_score(spec, merged, pairs, Team())
     huge = mean_recipe(spec).model_dump()
-    huge["method"] = {"name": "task_arithmetic", "weights": {"math": 1e38, "safety": -1e38}}
+    huge["method"] = {"name": "task_arithmetic", "weights": {"math": 1e41, "safety": 1.0}}
     broken = type(mean_recipe(spec)).model_validate(huge)
     assert score([broken]) == [UNSCORABLE]
     assert all(map(math.isfinite, score([mean_recipe(spec)])[0]))
