@@ -167,7 +167,7 @@ def _answer_fresh(spec, prepared, folder, *, eager):
         )
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
-    _score(prepared, responses, spec.aggregates, 0.0)
+    _score(prepared, responses, [], spec.aggregates, 0.0)
     scored = time.perf_counter()
     llm.llm_engine.engine_core.shutdown()
     del llm

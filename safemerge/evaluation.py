@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 from safemerge.config.judge import JudgeSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import Aggregate
-from safemerge.config.suite import Choice, Harm
+from safemerge.config.suite import Choice, Harm, LmEval, task_metrics
+from safemerge.data.lm_eval_task import LmEvalQuestions, LmEvalTask
 from safemerge.data.suite import LoadedSuite
 from safemerge.engines.chat import ChatFormat
-from safemerge.engines.engine import Engine, TokenizedPrompt
-from safemerge.errors import ConfigError, EngineError, MergeError, ScoringError
+from safemerge.engines.engine import Continuation, Engine, Likelihood, TokenizedPrompt
+from safemerge.engines.lm_eval_requests import LmEvalRequests
+from safemerge.errors import EngineError, MergeError, ScoringError
 from safemerge.records import CandidateResult, MetricEstimate, Response, Score, Split, Timings
+from safemerge.scoring.choice import score_choices
 from safemerge.scoring.estimate import mean_estimate, suite_estimates
 from safemerge.scoring.judge import Judge
+from safemerge.scoring.lm_eval_score import score_lm_eval
 from safemerge.scoring.local_judge import local_judge
 from safemerge.scoring.task import score_responses
 
 MAX_INCOHERENT = 0.5
 """Above this share of degenerate answers to open questions a candidate counts as broken."""
+
+
+class HarnessRequests(NamedTuple):
+    """A suite of lm-evaluation-harness on one split."""
+
+    questions: LmEvalQuestions
+    asked: LmEvalRequests
+    """The questions' requests, tokenised."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +46,18 @@ class PreparedSplit:
     split: Split
     suites: tuple[LoadedSuite, ...]
     prompts: tuple[tuple[TokenizedPrompt, ...], ...]
-    """Tokenised prompts, one tuple per suite."""
+    """Tokenised prompts, one tuple per suite, empty for suites that generate nothing."""
     judges: tuple[tuple[Judge, ...], ...] = ()
     """Judges, one tuple per suite, empty for suites that need none."""
+    continuations: tuple[tuple[Continuation, ...], ...] = ()
+    """Tokenised endings, one tuple per suite, empty for suites that generate."""
+    harness: Mapping[str, HarnessRequests] = field(default_factory=dict)
+    """What the lm_eval suites ask, by the suite's name."""
 
     @property
     def num_prompts(self) -> int:
-        """Prompts over all suites."""
-        return sum(map(len, self.prompts))
+        """Questions over all suites."""
+        return sum(len(suite.samples) for suite in self.suites)
 
 
 def prepare_split(
@@ -61,24 +80,49 @@ def prepare_split(
 
     Raises:
         DataError: If a prompt and its answer do not fit the engine's context.
-        ConfigError: If a task needs what no engine gives yet, or a judge's model lacks a label.
+        ConfigError: If a judge's model lacks a label, or an lm_eval task samples its answers.
         CheckpointError: If a judge cannot be loaded.
     """
+    prompts: list[tuple[TokenizedPrompt, ...]] = []
+    continuations: list[tuple[Continuation, ...]] = []
+    harness: dict[str, HarnessRequests] = {}
     for suite in suites:
-        if isinstance(suite.task, Choice):
-            raise ConfigError(
-                f"suite '{suite.name}': a choice by log-probability needs an engine that gives "
-                "log-probabilities of endings; none does yet. Put the options into the prompt "
-                "as letters and use a classification task."
-            )
-    prompts = tuple(tuple(chat.tokenize(suite, max_model_len=max_model_len)) for suite in suites)
+        texts: Sequence[TokenizedPrompt] = ()
+        endings: Sequence[Continuation] = ()
+        if isinstance(suite.task, LmEval):
+            harness[suite.name] = _harness_requests(suite, suite.task, chat, max_model_len)
+            texts, endings = harness[suite.name].asked.both
+        elif isinstance(suite.task, Choice):
+            endings = chat.continuations(suite, max_model_len=max_model_len)
+        else:
+            texts = chat.tokenize(suite, max_model_len=max_model_len)
+        prompts.append(tuple(texts))
+        continuations.append(tuple(endings))
     judges = tuple(
         tuple(make_judge(spec) for spec in suite.task.judges(suite.split))
         if isinstance(suite.task, Harm)
         else ()
         for suite in suites
     )
-    return PreparedSplit(suites[0].split, tuple(suites), prompts, judges)
+    return PreparedSplit(
+        suites[0].split, tuple(suites), tuple(prompts), judges, tuple(continuations), harness
+    )
+
+
+def _harness_requests(
+    suite: LoadedSuite, task: LmEval, chat: ChatFormat, max_model_len: int
+) -> HarnessRequests:
+    where = f"suite '{suite.name}', {suite.split}"
+    loaded = suite.harness or LmEvalTask(task, where=where)
+    questions = loaded.asked(suite.samples, chat.conversation)
+    asked = LmEvalRequests(
+        questions.instances,
+        chat,
+        max_model_len=max_model_len,
+        max_tokens=task.max_tokens,
+        where=where,
+    )
+    return HarnessRequests(questions, asked)
 
 
 def evaluate_candidate(
@@ -102,8 +146,9 @@ def evaluate_candidate(
 
     Returns:
         Metrics with intervals and per-sample scores. A recipe that merges to non-finite weights
-        gives a result without metrics, marked `broken`; so does one whose answers to open
-        questions are mostly degenerate (its metrics are kept).
+        gives a result without metrics, marked `broken`; so does one whose log-probabilities are
+        no numbers, and one whose answers to open questions are mostly degenerate (its metrics
+        are kept).
 
     Raises:
         EngineError: If the engine failed; nothing is known about the candidate.
@@ -113,24 +158,15 @@ def evaluate_candidate(
     try:
         engine.load(recipe)
     except MergeError as error:
-        return CandidateResult(
-            candidate=recipe.digest,
-            split=prepared.split,
-            metrics={},
-            broken=str(error),
-            replica=replica,
-        )
+        return _without_metrics(recipe, prepared, str(error), replica)
     loaded = time.perf_counter()
-    asked = [prompt for prompts in prepared.prompts for prompt in prompts]
-    responses = engine.generate(asked)
+    responses, likelihoods = _ask(engine, recipe, prepared)
     generated = time.perf_counter()
-    stale = {response.candidate for response in responses} - {recipe.digest}
-    if stale or len(responses) != len(asked):
-        raise EngineError(
-            f"evaluation: answers must come from candidate {recipe.digest}; got "
-            f"{len(responses)} of {len(asked)} answers, foreign versions {sorted(stale)}."
-        )
-    scores, metrics = _score(prepared, responses, aggregates, max_unscored)
+    overflown = [item.sample_id for item in likelihoods if math.isnan(item.logprob)]
+    if overflown:
+        told = f"log-probabilities that are no numbers: {len(overflown)} of {len(likelihoods)}"
+        return _without_metrics(recipe, prepared, told, replica)
+    scores, metrics = _score(prepared, responses, likelihoods, aggregates, max_unscored)
     finished = time.perf_counter()
     return CandidateResult(
         candidate=recipe.digest,
@@ -143,34 +179,74 @@ def evaluate_candidate(
             score_s=finished - generated,
             total_s=finished - started,
         ),
-        num_prompts=len(asked),
+        num_prompts=prepared.num_prompts,
         num_generated_tokens=sum(response.num_tokens for response in responses),
         replica=replica,
         broken=_degenerate(metrics),
     )
 
 
+def _without_metrics(
+    recipe: MergeRecipe, prepared: PreparedSplit, broken: str, replica: str
+) -> CandidateResult:
+    return CandidateResult(
+        candidate=recipe.digest, split=prepared.split, metrics={}, broken=broken, replica=replica
+    )
+
+
+def _ask(
+    engine: Engine, recipe: MergeRecipe, prepared: PreparedSplit
+) -> tuple[list[Response], list[Likelihood]]:
+    """Ask all suites at once: one batch of prompts, one of continuations."""
+    prompts = [prompt for suite in prepared.prompts for prompt in suite]
+    endings = [ending for suite in prepared.continuations for ending in suite]
+    responses = engine.generate(prompts) if prompts else []
+    likelihoods = engine.loglikelihoods(endings) if endings else []
+    found = [*responses, *likelihoods]
+    stale = {item.candidate for item in found} - {recipe.digest}
+    if stale or (len(responses), len(likelihoods)) != (len(prompts), len(endings)):
+        raise EngineError(
+            f"evaluation: answers must come from candidate {recipe.digest}; got {len(found)} of "
+            f"{len(prompts) + len(endings)} answers, foreign versions {sorted(stale)}."
+        )
+    return responses, likelihoods
+
+
 def _score(
     prepared: PreparedSplit,
     responses: Sequence[Response],
+    likelihoods: Sequence[Likelihood],
     aggregates: Mapping[str, Aggregate],
     max_unscored: float,
 ) -> tuple[dict[str, list[Score]], dict[str, MetricEstimate]]:
     scores: dict[str, list[Score]] = {}
     metrics: dict[str, MetricEstimate] = {}
-    offset = 0
-    judges = prepared.judges or ((),) * len(prepared.suites)
-    for suite, suite_judges in zip(prepared.suites, judges, strict=True):
-        answers = responses[offset : offset + len(suite.samples)]
-        offset += len(suite.samples)
-        scores[suite.name] = score_responses(
-            suite.task, suite.samples, answers, judges=suite_judges
-        )
-        _check_unscored(suite.name, scores[suite.name], max_unscored)
-        for estimate in suite_estimates(
-            suite.name, suite.task.kind, scores[suite.name], groups=suite.groups
-        ):
-            metrics[estimate.metric] = estimate
+    none: tuple[tuple[()], ...] = ((),) * len(prepared.suites)
+    answers, endings = iter(responses), iter(likelihoods)
+    for suite, prompts, asked, judges in zip(
+        prepared.suites,
+        prepared.prompts,
+        prepared.continuations or none,
+        prepared.judges or none,
+        strict=True,
+    ):
+        answered = list(islice(answers, len(prompts)))
+        found = list(islice(endings, len(asked)))
+        if isinstance(suite.task, LmEval):
+            questions, requests = prepared.harness[suite.name]
+            told = requests.answers(answered, found)
+            made, estimates = score_lm_eval(
+                suite, questions, told, metrics=task_metrics(suite.task)
+            )
+        else:
+            if isinstance(suite.task, Choice):
+                made = score_choices(suite.task, suite.samples, found)
+            else:
+                made = score_responses(suite.task, suite.samples, answered, judges=judges)
+            estimates = suite_estimates(suite.name, suite.task.kind, made, groups=suite.groups)
+        _check_unscored(suite.name, made, max_unscored)
+        scores[suite.name] = made
+        metrics.update((estimate.metric, estimate) for estimate in estimates)
     for name, aggregate in aggregates.items():
         metrics[name] = mean_estimate(name, [metrics[part] for part in aggregate.mean_of])
     return scores, metrics

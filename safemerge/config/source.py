@@ -79,8 +79,18 @@ class HubSource(_Source):
     first row is kept, before the range is cut."""
 
 
+class LmEvalSource(_Source):
+    """The documents of a suite's lm-evaluation-harness task.
+
+    `stop` is what the harness calls limit, but documents are shuffled first.
+    """
+
+    kind: Literal["lm_eval"]
+
+
 Source = Annotated[
-    PackageSource | GeneratorSource | FileSource | HubSource, Field(discriminator="kind")
+    PackageSource | GeneratorSource | FileSource | HubSource | LmEvalSource,
+    Field(discriminator="kind"),
 ]
 
 

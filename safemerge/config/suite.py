@@ -93,8 +93,9 @@ class Choice(StrictModel):
 
     kind: Literal["choice"]
     endings: Annotated[list[str], Field(min_length=2)] | str
-    """Templates of the endings, with columns in braces, e.g. ``" {option1}"``; or one field that
-    holds a list, e.g. ``"{choices[text]}"``, for questions with different numbers of options."""
+    """Templates of the endings, with columns in braces, e.g. ``"{option1}"``; or one field that
+    holds a list, e.g. ``"{choices[text]}"``, for questions with different numbers of options. An
+    ending is the assistant's answer, so blanks around it are cut."""
     gold: dict[str, int] | None = None
     """Position of the right ending by value of the gold column, from 0; left out: the column
     holds the position."""
@@ -186,8 +187,41 @@ class OverRefusal(StrictModel):
     max_tokens: int = Field(default=32, gt=0, le=4096)
 
 
+class LmEval(StrictModel):
+    """A task of lm-evaluation-harness, with its own prompts, answer extraction and metrics.
+
+    In a suite ``lm_eval: {task: gsm8k, ...}`` says the same. Both splits have the source
+    ``{kind: lm_eval, start: ..., stop: ...}``: ranges of the task's own documents.
+    """
+
+    kind: Literal["lm_eval"]
+    task: str = Field(min_length=1)
+    """Name of one task, not of a group or tag."""
+    metrics: dict[str, Direction] = Field(min_length=1)
+    """The task's metrics that are read, each with its better direction."""
+    filter: str | None = None
+    """Name of the task's filter, e.g. ``strict-match``; may be left out if it has one only."""
+    include_path: str | None = None
+    """Folder of task files that are looked through before the harness's own."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Worked examples; the task's own number if left out."""
+    chat_template: bool = False
+    """Ask in the model's chat format, worked examples as turns of the chat."""
+    system: str | None = None
+    """System message, or text before everything else where no chat template is applied."""
+    max_tokens: int = Field(default=256, gt=0, le=4096)
+    """Tokens generated for an answer, if the task does not say."""
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        if self.include_path is None:
+            return self
+        path = str((folder / Path(self.include_path).expanduser()).resolve())
+        return self.model_copy(update={"include_path": path})
+
+
 Task = Annotated[
-    Classification | ExactMatch | NumericAnswer | Choice | Harm | OverRefusal,
+    Classification | ExactMatch | NumericAnswer | Choice | Harm | OverRefusal | LmEval,
     Field(discriminator="kind"),
 ]
 
@@ -205,7 +239,12 @@ METRICS: dict[str, dict[str, Direction]] = {
     },
     "over_refusal": {"over_refusal_rate": "minimize", "incoherent_rate": "minimize"},
 }
-"""Metric names of each task kind, all shares in [0, 1], with the better direction."""
+"""Metric names of each task kind but lm_eval, all shares in [0, 1], with the better direction."""
+
+
+def task_metrics(task: Task) -> dict[str, Direction]:
+    """Return a task's metrics, by name within the suite, with the better direction."""
+    return dict(task.metrics) if isinstance(task, LmEval) else METRICS[task.kind]
 
 
 class FewShot(StrictModel):
@@ -266,6 +305,11 @@ class SuiteSpec(StrictModel):
     @classmethod
     def _from_ready_made(cls, document: Any) -> Any:
         """Fill in what ``use: NAME`` stands for; the file's own keys come before it."""
+        if isinstance(document, dict) and "lm_eval" in document and "task" not in document:
+            told = document["lm_eval"]
+            task = {"kind": "lm_eval", **(told if isinstance(told, dict) else {"task": told})}
+            rest = {key: value for key, value in document.items() if key != "lm_eval"}
+            return {**rest, "task": task}
         return with_ready_made(document)
 
     @classmethod
@@ -279,7 +323,12 @@ class SuiteSpec(StrictModel):
             "enum": ready_made_names(),
             "type": "string",
         }
-        schema["anyOf"] = [{"required": required}, {"required": ["use"]}]
+        schema["properties"]["lm_eval"] = {
+            "description": "A task of lm-evaluation-harness; stands for `task` of that kind.",
+            "type": "object",
+        }
+        named = [key if key != "task" else "lm_eval" for key in required]
+        schema["anyOf"] = [{"required": keys} for keys in (required, ["use"], named)]
         return schema
 
     @model_validator(mode="after")
@@ -292,9 +341,29 @@ class SuiteSpec(StrictModel):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _harness(self) -> Self:
+        is_harness = isinstance(self.task, LmEval)
+        for split in ("search", "report"):
+            kind = getattr(self, split).source.kind
+            if (kind == "lm_eval") != is_harness:
+                raise ValueError(
+                    f"{split}.source.kind must be lm_eval for an lm_eval task, and for no other; "
+                    f"got {kind} for a {self.task.kind} task."
+                )
+        own = {"prompt", "label", "system"} & (
+            self.search.model_fields_set | self.report.model_fields_set
+        )
+        own |= {key for key in ("few_shot", "group") if getattr(self, key) is not None}
+        if is_harness and own:
+            raise ValueError(
+                f"an lm_eval task has prompts of its own; got {', '.join(sorted(own))}. Drop it."
+            )
+        return self
+
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
-        task = self.task.located(folder) if isinstance(self.task, Harm) else self.task
+        task = self.task.located(folder) if isinstance(self.task, Harm | LmEval) else self.task
         return self.model_copy(
             update={
                 "task": task,
@@ -306,4 +375,4 @@ class SuiteSpec(StrictModel):
 
     def metric_names(self) -> list[str]:
         """Full metric names, e.g. ``sentiment.accuracy``."""
-        return [f"{self.name}.{metric}" for metric in METRICS[self.task.kind]]
+        return [f"{self.name}.{metric}" for metric in task_metrics(self.task)]

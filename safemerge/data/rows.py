@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safemerge.config.source import (
     FileSource,
     GeneratorSource,
     HubSource,
+    LmEvalSource,
     PackageSource,
     PromptData,
     Source,
@@ -36,6 +38,8 @@ def source_name(source: Source) -> str:
             return Path(source.path).name
         case HubSource():
             return f"{source.dataset}/{source.split}"
+        case LmEvalSource():
+            return source.kind
 
 
 def load_rows(source: Source, *, where: str) -> list[Row]:
@@ -59,7 +63,17 @@ def load_rows(source: Source, *, where: str) -> list[Row]:
     for columns in _unique(source, _raw_rows(source, where), where):
         identity = sample_id(name, json.dumps(columns, sort_keys=True, default=str))
         rows.setdefault(identity, Row(identity, columns))
-    ordered = sorted(rows.values(), key=lambda row: _rank(source.order_seed, row.sample_id))
+    ids = taken_ids(source, list(rows), name=name, where=where)
+    return [rows[identity] for identity in ids]
+
+
+def taken_ids(source: Source, ids: Sequence[str], *, name: str, where: str) -> list[str]:
+    """Shuffle sample ids by a source's seed and cut out its range.
+
+    Raises:
+        DataError: If the range is empty.
+    """
+    ordered = sorted(ids, key=lambda identity: _rank(source.order_seed, identity))
     taken = ordered[source.start : source.stop]
     if not taken:
         raise DataError(
@@ -75,6 +89,7 @@ def load_samples(
     where: str,
     group: str | None = None,
     few_shot: FewShot | None = None,
+    endings: Sequence[str] | str = (),
 ) -> list[Sample]:
     """Turn a declared prompt set into samples; see `load_rows` for order and errors.
 
@@ -84,6 +99,7 @@ def load_samples(
         group: Column whose equal values mark samples that are not independent. Samples with
             the same prompt (case and punctuation aside) are one group in any case.
         few_shot: Worked examples that come before each question.
+        endings: Templates of a choice's endings, or one field that holds a list of them.
 
     Returns:
         At least one sample.
@@ -117,9 +133,30 @@ def load_samples(
                 system=prompts.system,
                 content=own_words(prompts.prompt, row, where=f"{where}.prompt"),
                 group=same if apart is None else apart,
+                endings=_endings(endings, row, where=f"{where}.endings"),
             )
         )
     return samples
+
+
+def _endings(templates: Sequence[str] | str, row: Row, *, where: str) -> tuple[str, ...]:
+    if not isinstance(templates, str):
+        return tuple(fill(template, row, where=where) for template in templates)
+    fill(templates, row, where=where)
+    parts = list(string.Formatter().parse(templates))
+    if [literal for literal, *_ in parts] != [""] or parts[0][1] is None:
+        raise DataError(
+            f"{where}: must be a list of templates or one field that holds a list; got "
+            f"{templates!r}."
+        )
+    found, _ = string.Formatter().get_field(parts[0][1], (), row.columns)
+    texts = [str(text).strip() for text in found] if isinstance(found, list) else []
+    if len(texts) < 2 or not all(texts):
+        raise DataError(
+            f"{where}: {templates} must hold a list of two or more texts; got {found!r} for "
+            f"{row.sample_id}. Drop such rows."
+        )
+    return tuple(texts)
 
 
 def _example_rows(few_shot: FewShot, *, where: str) -> list[Row]:
@@ -248,6 +285,11 @@ def _raw_rows(source: Source, where: str) -> list[dict[str, Any]]:
             return _file_rows(source, where)
         case HubSource():
             return _hub_rows(source, where)
+        case LmEvalSource():
+            raise DataError(
+                f"{where}: an lm_eval source belongs to a suite's lm_eval task; got it elsewhere. "
+                "Name another source."
+            )
 
 
 def _file_rows(source: FileSource, where: str) -> list[dict[str, Any]]:

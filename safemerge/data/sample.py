@@ -33,6 +33,8 @@ class Sample:
     group: str = ""
     """Samples of one group are not independent, e.g. those that share a prompt; empty for a
     sample that stands for itself."""
+    endings: tuple[str, ...] = ()
+    """Texts of which the right one must be the most probable; `label` is its position, from 0."""
 
     @property
     def own_text(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from safemerge.config.study import StudySpec
-from safemerge.config.suite import Classification, SuiteSpec, Task
+from safemerge.config.suite import Choice, Classification, LmEval, SuiteSpec, Task
 from safemerge.config.training import TrainingSpec
+from safemerge.data.lm_eval_task import LmEvalTask
 from safemerge.data.overlap import near_duplicates
 from safemerge.data.rows import load_rows, load_samples, own_words
 from safemerge.data.sample import Sample, normalized_text
@@ -25,6 +26,8 @@ class LoadedSuite:
     samples: tuple[Sample, ...]
     max_similarity: float | None = None
     """See `SuiteSpec.max_similarity`."""
+    harness: LmEvalTask | None = field(default=None, compare=False)
+    """The loaded task of an lm_eval suite; None for others."""
 
     @property
     def groups(self) -> dict[str, str]:
@@ -32,21 +35,38 @@ class LoadedSuite:
         return {sample.sample_id: sample.group for sample in self.samples if sample.group}
 
 
-def load_suite(suite: SuiteSpec, split: Split) -> LoadedSuite:
+def load_suite(
+    suite: SuiteSpec, split: Split, *, harness: LmEvalTask | None = None
+) -> LoadedSuite:
     """Load one split of a suite.
+
+    Args:
+        suite: The declared suite.
+        split: Which of its two splits.
+        harness: An lm_eval suite's task, if it is loaded already.
 
     Raises:
         DataError: If the source is unreadable or empty, or a gold label is not declared.
     """
     where = f"suite '{suite.name}', {split}"
+    if isinstance(suite.task, LmEval):
+        task = harness or LmEvalTask(suite.task, where=f"suite '{suite.name}'")
+        source = (suite.search if split == "search" else suite.report).source
+        documents = task.samples(source, where=where)
+        return LoadedSuite(
+            suite.name, suite.task, split, documents, suite.max_similarity, harness=task
+        )
     samples = load_samples(
         suite.search if split == "search" else suite.report,
         where=where,
         group=suite.group,
         few_shot=suite.few_shot,
+        endings=suite.task.endings if isinstance(suite.task, Choice) else (),
     )
     if isinstance(suite.task, Classification):
         samples = [_coded(suite.task, sample, where) for sample in samples]
+    if isinstance(suite.task, Choice):
+        samples = [_positioned(suite.task, sample, where) for sample in samples]
     return LoadedSuite(suite.name, suite.task, split, tuple(samples), suite.max_similarity)
 
 
@@ -60,6 +80,21 @@ def _coded(task: Classification, sample: Sample, where: str) -> Sample:
     return replace(sample, label=label)
 
 
+def _positioned(task: Choice, sample: Sample, where: str) -> Sample:
+    """Return a sample whose label is the right ending's position."""
+    gold = sample.label or ""
+    if task.gold is not None:
+        position = task.gold.get(gold, -1)
+    else:
+        position = int(gold) if gold.isdecimal() else -1
+    if not 0 <= position < len(sample.endings):
+        raise DataError(
+            f"{where}: the gold column must tell one of {len(sample.endings)} endings; got "
+            f"{gold!r} for {sample.sample_id}. Mend task.gold or drop such rows."
+        )
+    return replace(sample, label=str(position))
+
+
 def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
     """Load both splits of every suite and refuse any overlap between them.
 
@@ -67,7 +102,15 @@ def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
         DataError: See `check_disjoint`.
     """
     splits: tuple[Split, ...] = ("search", "report")
-    loaded = {split: [load_suite(suite, split) for suite in spec.suites] for split in splits}
+    tasks = {
+        suite.name: LmEvalTask(suite.task, where=f"suite '{suite.name}'")
+        for suite in spec.suites
+        if isinstance(suite.task, LmEval)
+    }
+    loaded = {
+        split: [load_suite(suite, split, harness=tasks.get(suite.name)) for suite in spec.suites]
+        for split in splits
+    }
     for index, suite in enumerate(spec.suites):
         if suite.near_duplicates == "drop":
             pair = (loaded["search"][index], loaded["report"][index])

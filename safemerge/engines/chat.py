@@ -8,7 +8,7 @@ from typing import Any
 
 from safemerge.config.suite import Classification
 from safemerge.data.suite import LoadedSuite
-from safemerge.engines.engine import TokenizedPrompt
+from safemerge.engines.engine import Continuation, TokenizedPrompt
 from safemerge.errors import CheckpointError, DataError
 
 
@@ -75,13 +75,18 @@ class ChatFormat:
             f"got: {got}. Drop `system`, or put its text into the prompt."
         )
 
-    def _render(self, messages: Sequence[dict[str, str]], *, ready: bool = False) -> str:
+    def _render(
+        self, messages: Sequence[dict[str, str]], *, ready: bool = False, goes_on: bool = False
+    ) -> str:
         from jinja2 import TemplateError
 
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=ready
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=ready,
+                    continue_final_message=goes_on,
                 )
             )
         except TemplateError as error:
@@ -90,6 +95,23 @@ class ChatFormat:
                 f"{self._folder}: the chat template must take the turns {roles}; got: {error}. "
                 "Mend chat_template.jinja in the base model's folder."
             ) from error
+
+    def conversation(
+        self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """Return messages as one text.
+
+        Args:
+            messages: Each with ``role`` and ``content``.
+            add_generation_prompt: Whether the assistant's turn is opened; if not, the last
+                message is one of its own that goes on.
+
+        Raises:
+            CheckpointError: If the chat template refuses a message.
+        """
+        return self._render(
+            messages, ready=add_generation_prompt, goes_on=not add_generation_prompt
+        )
 
     def end_of_turn_id(self) -> int:
         """Return the token that ends the assistant's turn: the template's own, else EOS."""
@@ -166,3 +188,29 @@ class ChatFormat:
                 )
             prompts.append(TokenizedPrompt(sample.sample_id, tuple(ids), max_tokens, allowed))
         return prompts
+
+    def continuations(self, suite: LoadedSuite, *, max_model_len: int) -> list[Continuation]:
+        """Tokenise a choice suite: each sample's endings as the assistant's answer, in order.
+
+        Args:
+            suite: What is asked.
+            max_model_len: The engine's context, in tokens.
+
+        Raises:
+            DataError: If a prompt and its ending do not fit the context, or the chat template
+                refuses a system message.
+        """
+        where = f"suite '{suite.name}', {suite.split}"
+        found = []
+        for sample in suite.samples:
+            context = tuple(self.prompt_ids(sample.prompt, system=sample.system, where=where))
+            for ending in sample.endings:
+                ids = tuple(self.tokenizer(ending, add_special_tokens=False)["input_ids"])
+                if len(context) + len(ids) >= max_model_len:
+                    raise DataError(
+                        f"{where}: prompt and ending must be shorter than {max_model_len} tokens; "
+                        f"got {len(context)} + {len(ids)} for {sample.sample_id}. "
+                        "Raise evaluator.max_model_len or shorten the prompt."
+                    )
+                found.append(Continuation(sample.sample_id, context, ids))
+        return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from safemerge.config.recipe import MergeRecipe
+from safemerge.errors import DataError
 from safemerge.records import Response
 
 
@@ -20,8 +21,58 @@ class TokenizedPrompt:
     """Most tokens generated for it."""
     allowed_ids: tuple[int, ...] | None = None
     """Tokens that the answer is restricted to; None for all."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; what comes from the first one on is cut off."""
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """A text whose probability is asked, given what stands before it, both as token ids.
+
+    Continuations of one context are best asked in one call: its keys and values are shared.
+
+    Raises:
+        DataError: If the context or the continuation has no token.
+    """
+
+    sample_id: str
+    context_ids: tuple[int, ...]
+    """What is given."""
+    continuation_ids: tuple[int, ...]
+    """What is scored."""
+
+    def __post_init__(self) -> None:
+        if not self.context_ids or not self.continuation_ids:
+            raise DataError(
+                "continuation: context and continuation must have a token each; got "
+                f"{len(self.context_ids)} and {len(self.continuation_ids)} for {self.sample_id}. "
+                "Begin with the tokenizer's first token, and drop empty endings."
+            )
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable a candidate finds a continuation; nothing was generated for it."""
+
+    sample_id: str
+    logprob: float
+    """Natural logarithm, summed over the continuation's tokens, 0 or less; NaN where the
+    candidate's activations overflow."""
+    num_tokens: int
+    """Tokens of the continuation."""
+    is_greedy: bool
+    """Whether each token is the most probable one: greedy decoding would give the text."""
+    candidate: str
+    """Weight version the engine stamped on it: the candidate's digest."""
+
+
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    """Return a text up to the first of the stop texts, all of it if there is none."""
+    found = [text.index(end) for end in stop if end in text]
+    return text[: min(found)] if found else text
+
+
+@runtime_checkable
 class Engine(Protocol):
     """Holds one candidate at a time; greedy decoding, so answers are a function of weights."""
 
@@ -41,6 +92,16 @@ class Engine(Protocol):
         Raises:
             EngineError: If no candidate is loaded, the engine died, or an answer carries
                 another candidate's weight version.
+        """
+        ...
+
+    def loglikelihoods(self, continuations: Sequence[Continuation]) -> list[Likelihood]:
+        """Score continuations by the loaded candidate, in the given order.
+
+        Context and continuation together must be shorter than the engine's context.
+
+        Raises:
+            EngineError: As `generate` does.
         """
         ...
 

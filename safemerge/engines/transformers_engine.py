@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,14 @@ import torch
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.chat import ChatFormat
-from safemerge.engines.engine import TokenizedPrompt
+from safemerge.engines.engine import Continuation, Likelihood, TokenizedPrompt, until_stop
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import EngineError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.records import Response
+
+LOGITS_BYTES = 2**28
+"""Largest tensor of logits that scoring makes, unless a single text needs more."""
 
 
 class _AllowedIds:
@@ -30,6 +33,22 @@ class _AllowedIds:
                 scores[row] = -torch.inf
                 scores[row, list(ids)] = kept
         return scores
+
+
+class _StopTexts:
+    """Stopping criterion: rows end once a stop text is in what they generated."""
+
+    def __init__(
+        self, stops: Sequence[tuple[str, ...]], decode: Callable[..., str], num_prompt: int
+    ) -> None:
+        self._stops, self._decode, self._num_prompt = stops, decode, num_prompt
+
+    def __call__(self, ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
+        ended = []
+        for row, stop in zip(ids, self._stops, strict=True):
+            text = self._decode(row[self._num_prompt :], skip_special_tokens=True) if stop else ""
+            ended.append(any(end in text for end in stop))
+        return torch.tensor(ended, device=ids.device)
 
 
 class TransformersEngine:
@@ -75,13 +94,15 @@ class TransformersEngine:
             batch = [prompts[i] for i in indexes]
             for index, tokens in zip(indexes, self._generate_batch(batch), strict=True):
                 cut = tokens[: prompts[index].max_tokens]
-                finished = self._end_id in cut
-                kept = cut[: cut.index(self._end_id)] if finished else cut
+                ended = self._end_id in cut
+                kept = cut[: cut.index(self._end_id)] if ended else cut
+                text = self._decode(kept, skip_special_tokens=True)
+                answer = until_stop(text, prompts[index].stop)
                 responses[index] = Response(
                     sample_id=prompts[index].sample_id,
-                    text=self._decode(kept, skip_special_tokens=True),
-                    num_tokens=len(kept) + int(finished),
-                    finished=finished,
+                    text=answer,
+                    num_tokens=len(kept) + int(ended),
+                    finished=ended or answer != text,
                     candidate=self._candidate,
                 )
         return [responses[i] for i in range(len(prompts))]
@@ -102,10 +123,74 @@ class TransformersEngine:
                 eos_token_id=self._end_id,
                 pad_token_id=self._end_id,
                 logits_processor=[_AllowedIds([prompt.allowed_ids for prompt in batch])],
+                stopping_criteria=[
+                    _StopTexts([prompt.stop for prompt in batch], self._decode, longest)
+                ],
             )
         return [row[longest:].tolist() for row in output]
+
+    def loglikelihoods(self, continuations: Sequence[Continuation]) -> list[Likelihood]:
+        """Score continuations, batched by length; see `Engine.loglikelihoods`."""
+        if self._candidate is None:
+            raise EngineError("engine: a candidate must be loaded before texts are scored.")
+        found: dict[int, Likelihood] = {}
+        for indexes in self._score_batches(continuations):
+            batch = [continuations[i] for i in indexes]
+            for index, (logprob, is_greedy) in zip(indexes, self._score(batch), strict=True):
+                found[index] = Likelihood(
+                    sample_id=continuations[index].sample_id,
+                    logprob=logprob,
+                    num_tokens=len(continuations[index].continuation_ids),
+                    is_greedy=is_greedy,
+                    candidate=self._candidate,
+                )
+        return [found[i] for i in range(len(continuations))]
+
+    def _score_batches(self, continuations: Sequence[Continuation]) -> Iterator[list[int]]:
+        """Longest first, as many at a time as `max_num_seqs` and `LOGITS_BYTES` allow."""
+        most = LOGITS_BYTES // (4 * self._model.config.vocab_size)
+        order = sorted(range(len(continuations)), key=lambda i: -_length(continuations[i]))
+        batch: list[int] = []
+        for index in order:
+            asked = [continuations[i] for i in (*batch, index)]
+            if batch and (len(asked) > self._batch_size or len(asked) * _kept(asked) > most):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _score(self, batch: Sequence[Continuation]) -> list[tuple[float, bool]]:
+        # Padded at the end: no token attends to what comes after it.
+        longest, kept = _length(batch[0]), _kept(batch)
+        ids = torch.full((len(batch), longest), self._end_id)
+        for row, asked in enumerate(batch):
+            ids[row, : _length(asked)] = torch.tensor(asked.context_ids + asked.continuation_ids)
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=ids[:, :-1].to(self._device), logits_to_keep=kept, use_cache=False
+            ).logits.cpu()
+        scores = []
+        for row, asked in enumerate(batch):
+            # The token before a continuation's first one predicts it.
+            first = len(asked.context_ids) - 1 - (longest - 1 - kept)
+            rows = logits[row, first : first + len(asked.continuation_ids)].float()
+            targets = torch.tensor(asked.continuation_ids)
+            logprobs = rows.log_softmax(-1).gather(-1, targets[:, None])
+            is_greedy = bool((rows.argmax(-1) == targets).all())
+            scores.append((float(logprobs.sum(dtype=torch.float64)), is_greedy))
+        return scores
 
     def close(self) -> None:
         """Drop the model."""
         self._model = None
         self._candidate = None
+
+
+def _length(asked: Continuation) -> int:
+    return len(asked.context_ids) + len(asked.continuation_ids)
+
+
+def _kept(batch: Sequence[Continuation]) -> int:
+    """Positions of a batch, counted from the end, whose logits are needed."""
+    return max(map(_length, batch)) - min(len(asked.context_ids) for asked in batch)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
-from safemerge.engines.engine import TokenizedPrompt
+from safemerge.engines.engine import Continuation, Likelihood, TokenizedPrompt
 from safemerge.engines.precision import compute_dtype
+from safemerge.engines.vllm_likelihood import Tokens, distinct, read_scores, requests
 from safemerge.engines.vllm_plugin import BACKEND, MERGE_ERROR_MARK
 from safemerge.errors import EngineError, MergeError, PreflightError
 from safemerge.records import Response
@@ -51,6 +52,9 @@ class VllmEngine:
         }
         if device == "cpu":
             environment["VLLM_CPU_OMP_THREADS_BIND"] = cpu_ids or "nobind"
+            # Models run eagerly; a few helpers would still be compiled, for which a machine
+            # may have no compiler.
+            environment["TORCH_COMPILE_DISABLE"] = "1"
         os.environ.update(environment)
         try:
             from vllm import LLM, SamplingParams
@@ -130,6 +134,7 @@ class VllmEngine:
                     temperature=0.0,
                     max_tokens=prompt.max_tokens,
                     allowed_token_ids=list(prompt.allowed_ids) if prompt.allowed_ids else None,
+                    stop=list(prompt.stop) or None,
                 )
                 for prompt in prompts
             ],
@@ -140,13 +145,73 @@ class VllmEngine:
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
-    def _response(self, prompt: TokenizedPrompt, completion: Any) -> Response:
+    def loglikelihoods(self, continuations: Sequence[Continuation]) -> list[Likelihood]:
+        """Score continuations; see `Engine.loglikelihoods`.
+
+        vLLM cannot but generate a token behind each, which is thrown away.
+        """
+        if self._candidate is None:
+            raise EngineError("vllm engine: a candidate must be loaded before texts are scored.")
+        block = int(self._llm.llm_engine.vllm_config.cache_config.block_size)
+        scores = self._scores(distinct(continuations), block=block)
+        cut = [pair for pair, found in scores.items() if found is None]
+        scores |= self._scores(cut, block=None)
+        return [self._likelihood(asked, scores) for asked in continuations]
+
+    def _scores(
+        self, pairs: Sequence[Tokens], *, block: int | None
+    ) -> dict[Tokens, tuple[float, bool] | None]:
+        asked = list(requests(pairs, block=block))
+        if not asked:
+            return {}
+        fill = self._sampling_params(temperature=0.0, max_tokens=1, detokenize=False)
+        score = self._sampling_params(
+            temperature=0.0,
+            max_tokens=1,
+            detokenize=False,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            skip_reading_prefix_cache=block is None,
+        )
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(request.token_ids)} for request in asked],
+            [fill if request.pair is None else score for request in asked],
+            use_tqdm=False,
+        )
+        found = {}
+        for request, output in zip(asked, outputs, strict=True):
+            if request.pair is not None:
+                self._check_version(output.outputs[0], "a scored text")
+                found[request.pair] = read_scores(request.pair, output)
+        return found
+
+    def _likelihood(
+        self, asked: Continuation, scores: Mapping[Tokens, tuple[float, bool] | None]
+    ) -> Likelihood:
+        found = scores[asked.context_ids, asked.continuation_ids]
+        if found is None:
+            raise EngineError(
+                "vllm engine: every token of a continuation must be scored; got fewer for "
+                f"{asked.sample_id}. The engine is rebuilt."
+            )
+        return Likelihood(
+            sample_id=asked.sample_id,
+            logprob=found[0],
+            num_tokens=len(asked.continuation_ids),
+            is_greedy=found[1],
+            candidate=str(self._candidate),
+        )
+
+    def _check_version(self, completion: Any, what: str) -> None:
         versions = {span.version for span in completion.weight_versions or ()}
         if versions != {self._candidate}:
             raise EngineError(
                 f"vllm engine: answers must carry weight version {self._candidate}; got "
-                f"{sorted(versions)} for {prompt.sample_id}. The engine is rebuilt."
+                f"{sorted(versions)} for {what}. The engine is rebuilt."
             )
+
+    def _response(self, prompt: TokenizedPrompt, completion: Any) -> Response:
+        self._check_version(completion, prompt.sample_id)
         return Response(
             sample_id=prompt.sample_id,
             text=completion.text,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from safemerge.config.judge import JudgeSpec
 from safemerge.config.study import StudySpec
-from safemerge.config.suite import METRICS, Direction, Harm, OverRefusal, SuiteSpec
+from safemerge.config.suite import Direction, Harm, OverRefusal, SuiteSpec, task_metrics
 
 Use = Literal["objective", "constraint", "other"]
 
@@ -72,7 +72,7 @@ def metrics_of(spec: StudySpec) -> dict[str, Metric]:
     plain: dict[str, Direction] = {
         f"{suite.name}.{leaf}": direction
         for suite in spec.suites
-        for leaf, direction in METRICS[suite.task.kind].items()
+        for leaf, direction in task_metrics(suite.task).items()
     }
     parts: dict[str, tuple[str, ...]] = {name: (name,) for name in plain}
     directions = dict(plain)

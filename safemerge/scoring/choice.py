@@ -12,7 +12,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from safemerge.config.suite import Choice
+from safemerge.data.sample import Sample
+from safemerge.engines.engine import Likelihood
 from safemerge.errors import ScoringError
+from safemerge.records import Score
 
 
 def choose(
@@ -84,3 +88,39 @@ def choice_values(
         "accuracy": float(chosen == gold),
         "gold_probability": math.exp(logprobs[gold] - top) / total,
     }
+
+
+def score_choices(
+    task: Choice, samples: Sequence[Sample], likelihoods: Sequence[Likelihood]
+) -> list[Score]:
+    """Score the questions of one suite, in the samples' order.
+
+    Args:
+        task: The suite's task.
+        samples: What was asked.
+        likelihoods: One per ending, those of one sample together, in the samples' order.
+
+    Returns:
+        One score per sample; see `choice_values`.
+
+    Raises:
+        ScoringError: If a likelihood is missing, or belongs to another sample; or see `choose`.
+    """
+    asked = [sample.sample_id for sample in samples for _ in sample.endings]
+    if asked != [item.sample_id for item in likelihoods]:
+        raise ScoringError(
+            f"choice: every ending must have one log-probability, in order; got "
+            f"{len(likelihoods)} for {len(asked)}."
+        )
+    scores, first = [], 0
+    for sample in samples:
+        found = likelihoods[first : first + len(sample.endings)]
+        first += len(found)
+        values = choice_values(
+            [item.logprob for item in found],
+            endings=sample.endings,
+            gold=int(sample.label or -1),
+            normalize=task.normalize,
+        )
+        scores.append(Score(sample_id=sample.sample_id, values=values))
+    return scores

@@ -10,7 +10,7 @@ from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import TokenizedPrompt
-from safemerge.errors import ConfigError, DataError, EngineError, MergeError, ScoringError
+from safemerge.errors import DataError, EngineError, MergeError, ScoringError
 from safemerge.evaluation import PreparedSplit, evaluate_candidate, prepare_split
 from safemerge.records import Score, Timings
 from safemerge.scoring.estimate import mean_estimate
@@ -292,12 +292,79 @@ def test_each_split_has_its_own_judges(tiny_base, split, names):
     assert verdicts[1] == ({"b": True, "c": True} if split == "report" else {})
 
 
-def test_a_task_that_no_engine_can_do_is_refused_before_it_starts(tiny_base):
-    task = Choice(kind="choice", endings=[" a", " b"])
-    suite = replace(SUITES[0], task=task)
-    words = "suite 'mood': a choice by log-probability needs an engine that gives log-prob"
-    with pytest.raises(ConfigError, match=words):
-        prepare_split([suite], ChatFormat(tiny_base), max_model_len=256)
+# --- choices ----------------------------------------------------------------------------
+
+CHOICE = Choice(kind="choice", endings=["{a}", "{b}"], normalize="characters")
+QUESTIONS = LoadedSuite(
+    "pick",
+    CHOICE,
+    "search",
+    (
+        Sample("pick:0", "Which is a fruit?", label="0", endings=("apple", "stone")),
+        Sample("pick:1", "Which is long?", label="1", endings=("no", "this one, surely")),
+        Sample("pick:2", "Which is warm?", label="1", endings=("ice", "fire")),
+    ),
+)
+
+
+def picks(_, asked):
+    """-1 a token of the byte tokenizer, but for one ending that is certain."""
+    return 0.0 if asked.sample_id == "pick:2" and len(asked.continuation_ids) == 2 else -6.0
+
+
+@pytest.fixture(scope="module")
+def with_choices(tiny_base):
+    return prepare_split(
+        [SUITES[2], QUESTIONS, SUITES[0]], ChatFormat(tiny_base), max_model_len=256
+    )
+
+
+def test_choices_are_scored_by_log_probability_beside_suites_that_generate(with_choices):
+    engine = ScriptedEngine(script(ANSWERS), likelihood=picks)
+    result = evaluate_candidate(
+        engine, recipe(), with_choices, aggregates={}, max_unscored=0.0, replica="r"
+    )
+    # Equal log-probabilities: a longer ending has the better one a character.
+    assert result.metrics["pick.accuracy"].value == pytest.approx(2 / 3)
+    first, second, third = (score.values for score in result.scores["pick"])
+    assert (first["accuracy"], second["accuracy"], third["accuracy"]) == (1.0, 1.0, 0.0)
+    assert first["gold_probability"] == pytest.approx(0.5)
+    assert result.metrics["mood.accuracy"].value == 0.75
+    assert result.metrics["harm.harmful_score"].value == 0.5
+    assert result.num_prompts == 11
+    assert [len(asked) for asked in engine.asked] == [8]
+    assert [len(asked) for asked in engine.scored] == [6]
+
+
+def test_endings_are_the_assistants_answer_behind_the_chat_formatted_question(
+    tiny_base, with_choices
+):
+    chat = ChatFormat(tiny_base)
+    endings = with_choices.continuations[1]
+    assert with_choices.prompts[1] == ()
+    assert with_choices.continuations[0] == ()
+    assert [item.sample_id for item in endings] == ["pick:0"] * 2 + ["pick:1"] * 2 + ["pick:2"] * 2
+    assert list(endings[2].context_ids) == chat.prompt_ids("Which is long?")
+    assert chat.tokenizer.decode(endings[3].continuation_ids) == "this one, surely"
+    with pytest.raises(DataError, match=r"'pick', search: prompt and ending must be shorter than"):
+        prepare_split([QUESTIONS], chat, max_model_len=len(chat.prompt_ids("Which is a fruit?")))
+
+
+def test_a_candidate_whose_log_probabilities_are_no_numbers_is_broken(with_choices):
+    engine = ScriptedEngine(script(ANSWERS), likelihood=lambda *_: float("nan"))
+    result = evaluate_candidate(
+        engine, recipe(), with_choices, aggregates={}, max_unscored=0.0, replica="r"
+    )
+    assert result.broken == "log-probabilities that are no numbers: 6 of 6"
+    assert (result.metrics, result.replica) == ({}, "r")
+
+
+@pytest.mark.parametrize("fault", [{"stale": "feedbeef"}, {"drop": ["pick:1"]}])
+def test_likelihoods_of_another_candidate_and_missing_ones_are_refused(tiny_base, fault):
+    alone = prepare_split([QUESTIONS], ChatFormat(tiny_base), max_model_len=256)
+    engine = ScriptedEngine(script(ANSWERS), likelihood=picks, **fault)
+    with pytest.raises(EngineError, match="evaluation: answers must come from candidate"):
+        evaluate_candidate(engine, recipe(), alone, aggregates={}, max_unscored=0.0)
 
 
 def test_samples_that_share_a_prompt_widen_a_suites_intervals():

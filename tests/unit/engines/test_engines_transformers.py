@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -5,10 +7,11 @@ from transformers import AutoModelForCausalLM
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
+from safemerge.engines import transformers_engine
 from safemerge.engines.chat import ChatFormat
-from safemerge.engines.engine import TokenizedPrompt
+from safemerge.engines.engine import Continuation, TokenizedPrompt
 from safemerge.engines.transformers_engine import TransformersEngine
-from safemerge.errors import EngineError, MergeError
+from safemerge.errors import DataError, EngineError, MergeError
 from safemerge.testing.pico import pico_base, pico_expert
 
 TEXTS = ("Hi", "What is the meaning of this?", "One two three four five six", "A b", "zzz " * 9)
@@ -170,3 +173,87 @@ def test_after_a_failed_merge_nothing_is_answered_until_the_next_load(engine, fo
         engine.generate(prompts)
     engine.load(good)
     assert engine.generate(prompts) == before
+
+
+PAIRS = [(0, (40, 170, 301)), (0, (41,)), (1, (7, 7, 8, 300)), (4, (170, 11)), (2, (40, 170, 301))]
+
+
+@pytest.fixture(scope="module")
+def continuations(prompts):
+    return [
+        Continuation(f"c:{i}", prompts[place].token_ids, ids)
+        for i, (place, ids) in enumerate(PAIRS)
+    ]
+
+
+def log_probability(model, asked):
+    """One token after the other, each from a forward pass of its own."""
+    ids, total, is_greedy = list(asked.context_ids), 0.0, True
+    for token in asked.continuation_ids:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].double()
+        total += float(logits[token] - logits.logsumexp(0))
+        is_greedy = is_greedy and int(logits.argmax()) == token
+        ids.append(token)
+    return total, is_greedy
+
+
+def close_to(expected):
+    return [(pytest.approx(logprob, rel=1e-6), is_greedy) for logprob, is_greedy in expected]
+
+
+@pytest.mark.parametrize("logits_bytes", [1, 2**28])
+def test_likelihoods_are_those_of_a_plain_model_token_by_token(
+    engine, folders, continuations, logits_bytes, monkeypatch
+):
+    weights = {"a": 0.4, "b": -0.7}
+    asked = recipe(folders, **weights)
+    engine.load(asked)
+    monkeypatch.setattr(transformers_engine, "LOGITS_BYTES", logits_bytes)
+    found = engine.loglikelihoods(continuations)
+    model = model_of(folders, weights)
+    assert [(item.logprob, item.is_greedy) for item in found] == close_to(
+        log_probability(model, item) for item in continuations
+    )
+    assert [item.sample_id for item in found] == [item.sample_id for item in continuations]
+    assert [item.num_tokens for item in found] == [len(ids) for _, ids in PAIRS]
+    assert {item.candidate for item in found} == {asked.digest}
+    assert engine.loglikelihoods([]) == []
+
+
+def test_a_greedy_answer_is_a_greedy_continuation_and_another_is_not(engine, folders, prompts):
+    weights = {"a": 1.0}
+    engine.load(recipe(folders, **weights))
+    end = ChatFormat(folders["base"]).end_of_turn_id()
+    tokens, _ = greedy(model_of(folders, weights), prompts[1], end)
+    other = (*tokens[:-1], (tokens[-1] + 1) % 512)
+    asked = [Continuation("c", prompts[1].token_ids, ids) for ids in (tuple(tokens), other)]
+    first, second = engine.loglikelihoods(asked)
+    assert (first.is_greedy, second.is_greedy) == (True, False)
+    assert second.logprob < first.logprob < 0.0
+
+
+def test_nothing_is_scored_before_a_candidate_is_loaded(engine, folders, continuations):
+    with pytest.raises(MergeError, match="finite"):
+        engine.load(recipe(folders, a=1e39))
+    with pytest.raises(EngineError, match="engine: a candidate must be loaded before texts are"):
+        engine.loglikelihoods(continuations)
+
+
+@pytest.mark.parametrize(("context", "continuation"), [((), (1,)), ((1,), ())])
+def test_a_continuation_needs_a_token_on_either_side(context, continuation):
+    with pytest.raises(DataError, match=r"must have a token each; got \d and \d for c:0"):
+        Continuation("c:0", context, continuation)
+
+
+def test_a_stop_text_ends_the_answer_and_is_cut_off(engine, folders, prompts):
+    engine.load(recipe(folders, a=1.0))
+    long = replace(prompts[1], max_tokens=24)
+    (whole,) = engine.generate([long])
+    stop = whole.text[5:7]
+    cut = whole.text[: whole.text.index(stop)]
+    asked = [replace(long, stop=(stop, "never said")), replace(long, stop=("never said",))]
+    first, second = engine.generate(asked)
+    assert (first.text, first.finished) == (cut, True)
+    assert first.num_tokens < whole.num_tokens
+    assert second == whole

@@ -4,8 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safemerge.config.suite import Choice
+from safemerge.data.sample import Sample
+from safemerge.engines.engine import Likelihood
 from safemerge.errors import ScoringError
-from safemerge.scoring.choice import choice_values, choose
+from safemerge.scoring.choice import choice_values, choose, score_choices
 
 
 def test_the_most_probable_ending_is_chosen_and_the_first_of_equal_ones():
@@ -54,3 +57,30 @@ def test_the_probabilities_of_all_endings_sum_to_one(logprobs):
 def test_log_probabilities_that_make_no_sense_are_refused(call, words):
     with pytest.raises(ScoringError, match=words):
         call()
+
+
+SAMPLES = [
+    Sample("q:0", "?", label="1", endings=("a", "b", "c")),
+    Sample("q:1", "?", label="0", endings=("long one", "b")),
+]
+
+
+def likelihoods(*pairs):
+    return [Likelihood(sample_id, value, 1, False, "digest") for sample_id, value in pairs]
+
+
+@pytest.mark.parametrize(("normalize", "second"), [("none", 0.0), ("characters", 1.0)])
+def test_each_question_takes_its_own_endings(normalize, second):
+    found = likelihoods(("q:0", -3.0), ("q:0", -1.0), ("q:0", -2.0), ("q:1", -4.0), ("q:1", -1.0))
+    task = Choice(kind="choice", endings="{endings}", normalize=normalize)
+    scores = score_choices(task, SAMPLES, found)
+    assert [score.sample_id for score in scores] == ["q:0", "q:1"]
+    assert [score.values["accuracy"] for score in scores] == [1.0, second]
+
+
+def test_a_missing_or_foreign_log_probability_is_refused():
+    task = Choice(kind="choice", endings="{endings}")
+    three = likelihoods(("q:0", -3.0), ("q:0", -1.0), ("q:0", -2.0))
+    for found in (three, [*three, *likelihoods(("q:1", -1.0), ("q:0", -1.0))]):
+        with pytest.raises(ScoringError, match="every ending must have one log-probability"):
+            score_choices(task, SAMPLES, found)
