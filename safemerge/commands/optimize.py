@@ -75,7 +75,8 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
             return found
         count = int(table.active.sum())
         what = "" if spec.optimizer.name == "lm_cocktail" else f", {count} coefficients"
-        console.say(f"{spec.name}: {spec.optimizer.name}{what} (Ray Train)")
+        where = "Ray Train" if spec.evaluator is None else f"{spec.evaluator.engine} on Ray Serve"
+        console.say(f"{spec.name}: {spec.optimizer.name}{what} ({where})")
         stack.enter_context(ray_cluster())
         return run_optimization(
             resolved,

@@ -20,6 +20,7 @@ from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.coefficient import LayerGroup
 from safemerge.config.recipe import changed_models
 from safemerge.config.source import TrainingData
+from safemerge.config.study import EvaluatorSpec
 from safemerge.config.training import WorkersSpec
 
 ObjectiveName = Literal["safety+expert", "expert", "entropy"]
@@ -168,6 +169,9 @@ class OptimizeSpec(StrictModel):
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between resumable checkpoints."""
     workers: WorkersSpec = Field(default_factory=WorkersSpec)
+    evaluator: EvaluatorSpec | None = None
+    """Score candidates on Ray Serve replicas with an engine each, by the log-probabilities of the
+    answers, instead of on Ray Train workers; for ``cma_es`` and ``lm_cocktail``."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -194,6 +198,8 @@ class OptimizeSpec(StrictModel):
                 f"objective: entropy is AdaMerging's, by gradient; got it with "
                 f"{optimizer.name}. Take 'optimizer: {{name: gradient}}'."
             )
+        if self.evaluator is not None:
+            yield from self._evaluator_problems(self.evaluator)
         if isinstance(optimizer, GradientDescent):
             needed = self.workers.num_workers * optimizer.micro_batches
             if optimizer.batch_size < needed:
@@ -201,6 +207,20 @@ class OptimizeSpec(StrictModel):
                     f"optimizer.batch_size must give each worker's micro_batches a row; got "
                     f"{optimizer.batch_size} for {needed}. Raise it."
                 )
+
+    def _evaluator_problems(self, evaluator: EvaluatorSpec) -> Iterator[str]:
+        if self.optimizer.name == "gradient":
+            yield (
+                "evaluator: an engine has no gradient; got it with optimizer gradient. Remove it, "
+                "or take cma_es or lm_cocktail."
+            )
+        if self.workers != WorkersSpec():
+            yield "workers and evaluator exclude each other; got both. Keep one."
+        if evaluator.max_model_len <= self.max_tokens:
+            yield (
+                f"evaluator.max_model_len must exceed max_tokens; got {evaluator.max_model_len} "
+                f"and {self.max_tokens}. Raise it, or lower max_tokens."
+            )
 
     @property
     def checkpoints(self) -> tuple[CheckpointRef, ...]:

@@ -1,10 +1,11 @@
-"""Data-aware optimisation of a merge on Ray Train: one run, resumable from its checkpoints."""
+"""Data-aware optimisation of a merge on Ray Train or Serve: one run, resumable."""
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from ray.train.torch import TorchTrainer
 
 from safemerge.config.models import models_recipe
 from safemerge.config.optimize import CmaEs, GradientDescent, OptimizeSpec
+from safemerge.config.recipe import MergeRecipe
 from safemerge.data.rows import load_training_samples
+from safemerge.distributed.likelihood import PairEvaluator
 from safemerge.distributed.train import POLL_S, cause_of
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
@@ -23,7 +26,11 @@ from safemerge.errors import TrainingError
 from safemerge.files import replace_file
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.resident import ResidentCheckpoints
-from safemerge.training.coefficient_search import compared_recipes, make_search
+from safemerge.training.coefficient_search import (
+    compared_recipes,
+    make_scored_search,
+    make_search,
+)
 from safemerge.training.coefficient_table import (
     CoefficientTable,
     coefficient_recipe,
@@ -33,7 +40,14 @@ from safemerge.training.coefficient_table import (
 from safemerge.training.log import LOG_FILE, MetricsLog
 from safemerge.training.lora import check_adapters_base
 from safemerge.training.merged_model import MergedModel
-from safemerge.training.optimize import CoefficientSearch, OptimizeStep, Team, model_score
+from safemerge.training.objective import PairLosses
+from safemerge.training.optimize import (
+    CoefficientSearch,
+    OptimizeStep,
+    Score,
+    Team,
+    model_score,
+)
 from safemerge.training.pairs import SETS, load_pairs
 from safemerge.weights.adapter import is_adapter
 
@@ -41,7 +55,10 @@ RESULT_FILE = "result.json"
 """The recipe and the table of losses; a run folder without it is unfinished."""
 
 CHECKPOINTS = "checkpoints"
-"""Folder of the run's resumable checkpoints."""
+"""Folder of the run's resumable checkpoints on Ray Train."""
+
+STATE_FILE = "state.pt"
+"""An optimiser's state; in the run folder itself where an evaluator scores."""
 
 OnStep = Callable[[OptimizeStep, int], None]
 """Called with a step and the number of steps."""
@@ -107,7 +124,17 @@ def run_optimization(spec: OptimizeSpec, folder: Path, *, on_step: OnStep) -> di
 
     Raises:
         TrainingError: If a worker failed; the checkpoints are kept.
+        EngineError: If the declared evaluator failed; likewise.
     """
+    if spec.evaluator is None:
+        _run_on_workers(spec, folder, on_step)
+    else:
+        _run_on_evaluator(spec, folder, on_step)
+    found: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def _run_on_workers(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
     # NOTE: fit() blocks, so it runs in a task of its own that needs no CPU.
     fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
     log = folder / LOG_FILE
@@ -124,8 +151,6 @@ def run_optimization(spec: OptimizeSpec, folder: Path, *, on_step: OnStep) -> di
         raise TrainingError(
             f"optimisation failed: {cause_of(error)} Checkpoints are kept: go on with --resume."
         ) from error
-    found: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-    return found
 
 
 def _follow(path: Path, offset: int, on_step: OnStep) -> int:
@@ -189,21 +214,66 @@ def _optimize_worker(config: dict[str, str]) -> None:
     score = model_score(spec, merged, pairs, team)
     search = make_search(spec, table, merged, pairs, score=score, team=team)
     log = MetricsLog(folder) if rank == 0 else None
-    for step in range(_restore(search), search.num_steps):
-        found = search.step(step)
+
+    def on_step(found: OptimizeStep) -> None:
         if log is not None:
             log.write(_Logged(found, search.num_steps))
         # Only checkpoints are reported: Ray Train lets a worker wait until its report is taken.
-        if (step + 1) % spec.checkpoint_every == 0 or step + 1 == search.num_steps:
+        if _is_due(spec, search, found):
             _report(search, found, save=rank == 0)
+
+    recipe, losses = _drive(spec, search, score, first_step=_restore(search), on_step=on_step)
     if log is not None:
         log.close()
+        _write_result(folder, recipe, losses)
+
+
+def _run_on_evaluator(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
+    table = coefficient_table(spec, _open(spec, check=False))
+    state = folder / STATE_FILE
+    log = MetricsLog(folder)
+    with PairEvaluator(spec) as evaluator:
+        search = make_scored_search(spec, table, score=evaluator.score)
+
+        def on_found(found: OptimizeStep) -> None:
+            log.write(_Logged(found, search.num_steps))
+            on_step(found, search.num_steps)
+            content = io.BytesIO()
+            torch.save({"step": found.step, "search": search.state_dict()}, content)
+            replace_file(state, content.getvalue())
+
+        first_step = _load(search, state) if state.exists() else 0
+        recipe, losses = _drive(
+            spec, search, evaluator.score, first_step=first_step, on_step=on_found
+        )
+    log.close()
+    _write_result(folder, recipe, losses)
+
+
+def _drive(
+    spec: OptimizeSpec,
+    search: CoefficientSearch,
+    score: Score,
+    *,
+    first_step: int,
+    on_step: Callable[[OptimizeStep], None],
+) -> tuple[MergeRecipe, dict[str, PairLosses]]:
+    """Take the steps that are left; return the recipe, and the losses it is compared by."""
+    for step in range(first_step, search.num_steps):
+        on_step(search.step(step))
     recipe = search.recipe()
-    recipes = compared_recipes(spec, recipe)
-    losses = {name: score([recipe])[0]._asdict() for name, recipe in recipes.items()}
-    if rank == 0:
-        document = {"recipe": recipe.resolved(), "losses": losses}
-        replace_file(folder / RESULT_FILE, json.dumps(document, indent=2) + "\n")
+    compared = compared_recipes(spec, recipe)
+    return recipe, {name: score([other])[0] for name, other in compared.items()}
+
+
+def _write_result(folder: Path, recipe: MergeRecipe, losses: Mapping[str, PairLosses]) -> None:
+    told = {name: found._asdict() for name, found in losses.items()}
+    document = {"recipe": recipe.resolved(), "losses": told}
+    replace_file(folder / RESULT_FILE, json.dumps(document, indent=2) + "\n")
+
+
+def _is_due(spec: OptimizeSpec, search: CoefficientSearch, found: OptimizeStep) -> bool:
+    return found.step % spec.checkpoint_every == 0 or found.step == search.num_steps
 
 
 class _Logged:
@@ -224,7 +294,7 @@ def _report(search: CoefficientSearch, found: OptimizeStep, *, save: bool) -> No
         return
     with tempfile.TemporaryDirectory() as folder:
         state = {"step": found.step, "search": search.state_dict()}
-        torch.save(state, Path(folder) / "state.pt")
+        torch.save(state, Path(folder) / STATE_FILE)
         ray.train.report(found.known(), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -234,6 +304,10 @@ def _restore(search: CoefficientSearch) -> int:
     if checkpoint is None:
         return 0
     with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / "state.pt", weights_only=True)
+        return _load(search, Path(folder) / STATE_FILE)
+
+
+def _load(search: CoefficientSearch, path: Path) -> int:
+    state = torch.load(path, weights_only=True)
     search.load_state_dict(state["search"])
     return int(state["step"])

@@ -43,6 +43,19 @@ def make_search(
     """
     if isinstance(spec.optimizer, GradientDescent):
         return GradientSearch(spec, table, merged, pairs, team)
+    return make_scored_search(spec, table, score=score)
+
+
+def make_scored_search(
+    spec: OptimizeSpec, table: CoefficientTable, *, score: Score
+) -> CoefficientSearch:
+    """Return the declared optimiser if it needs nothing but losses of recipes.
+
+    Args:
+        spec: The declared optimisation, with ``cma_es`` or ``lm_cocktail``.
+        table: Which coefficients there are.
+        score: Losses of recipes.
+    """
     if isinstance(spec.optimizer, LmCocktail):
         return CocktailSearch(spec, score)
     return EvolutionSearch(spec, table, score)
