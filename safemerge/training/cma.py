@@ -81,6 +81,7 @@ class CmaEs:
         scales, axes = self._decomposed()
         candidates = np.empty((self.population, len(self.mean)))
         for index in range(self.population):
+            candidate = self.mean
             for _ in range(MAX_DRAWS):
                 step = axes @ (scales * generator.standard_normal(len(self.mean)))
                 candidate = self.mean + self.sigma * step

@@ -131,7 +131,7 @@ def first_values(spec: OptimizeSpec, table: CoefficientTable) -> Float64[Tensor,
     optimizer = spec.optimizer
     assert isinstance(optimizer, GradientDescent | CmaEs), "only these have coefficients"
     first = optimizer.first_value(len(table.experts))
-    return torch.where(table.active, first, 0.0).double()
+    return table.active.double() * first
 
 
 def coefficient_recipe(

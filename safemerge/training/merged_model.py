@@ -51,7 +51,7 @@ class MergedModel:
                 f"'{missing[0]}' ({len(missing)} such tensors). transformers loads this "
                 "architecture under other names; optimise it with cma_es on an evaluator."
             )
-        changed: frozenset[str] = frozenset().union(*table.changed.values())
+        changed = frozenset[str]().union(*table.changed.values())
         self._changed = tuple(name for name in table.names if name in changed)
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(name in changed)

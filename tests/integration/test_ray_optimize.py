@@ -117,6 +117,30 @@ def test_two_workers_find_the_coefficients_of_one(
     assert len(set(expected)) > 1
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_replicas_of_the_evaluator_find_what_a_worker_finds(safemerge, write, replicas, tmp_path):
+    evaluator = {
+        "engine": "transformers",
+        "dtype": "float32",
+        "cpus_per_replica": 0.5,
+        "min_replicas": replicas,
+        "max_replicas": replicas,
+        "max_model_len": 256,
+    }
+    found = []
+    for name, changes in (
+        ("worker", {"workers": {"cpus_per_worker": 0.5}}),
+        ("served", {"workers": {}, "evaluator": evaluator}),
+    ):
+        document = write(optimizer=CMA, compute="float32", **changes)
+        done = safemerge("optimize", document, "--results", name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        recipe = load_document(tmp_path / name / "toy" / "recipe.yaml", MergeRecipe)
+        found.append(numbers_of(recipe))
+    # Losses differ in rounding alone, so candidates are ranked alike.
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
 def test_a_killed_run_resumes_to_the_same_coefficients(
     safemerge, start_safemerge, straight, write, tmp_path
 ):

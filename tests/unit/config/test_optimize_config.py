@@ -109,6 +109,20 @@ def test_entropy_is_for_the_gradient_alone(name, problems):
     assert f"objective: entropy is AdaMerging's, by gradient; got it with {name}." in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"optimizer": {"name": "gradient"}}, "evaluator: an engine has no gradient; got it with"),
+        ({"workers": {"num_workers": 2}}, "workers and evaluator exclude each other; got both."),
+        ({"max_tokens": 1024}, "evaluator.max_model_len must exceed max_tokens; got 1024 and"),
+    ],
+)
+def test_an_evaluator_is_for_losses_alone(changes, line, problems):
+    document = {**with_optimizer(**CMA), "evaluator": {"engine": "transformers"}, **changes}
+    (found,) = problems(document, OptimizeSpec)
+    assert found.startswith(f"f.yaml: {line}")
+
+
 def test_relative_references_are_taken_from_the_files_folder():
     spec = parse_document(OPTIMIZE, OptimizeSpec, where="f").located(Path("/runs"))
     assert [ref.align or ref.finetune or ref.path for ref in spec.checkpoints] == [

@@ -32,6 +32,14 @@ def test_one_group_is_a_plain_number(optimize, opened):
     assert recipe.layer_groups == []
 
 
+def test_the_start_is_exactly_what_was_declared(optimize, opened, tiny_experts, tiny_aligned):
+    paths = {**tiny_experts, "aligned": tiny_aligned}
+    experts = [{"name": name, "path": str(path)} for name, path in paths.items()]
+    spec = optimize(experts=experts)
+    table, _, _ = opened(spec)
+    assert first_values(spec, table).unique().tolist() == [1 / 3]
+
+
 def test_declared_groups_are_kept_and_the_rest_has_one(optimize, opened):
     groups = [{"name": "mlp", "kind": "mlp"}, {"name": "first", "layers": "0"}]
     spec = optimize(
