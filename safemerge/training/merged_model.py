@@ -43,7 +43,7 @@ class MergedModel:
         self._resident = resident
         self._table = table
         self._state: dict[str, Tensor] = model.state_dict()
-        self._parameters: dict[str, Tensor] = dict(model.named_parameters())
+        self._parameters: dict[str, Any] = dict(model.named_parameters())
         missing = [name for name in table.names if name not in self._state]
         if missing:
             raise CheckpointMismatchError(
@@ -60,7 +60,8 @@ class MergedModel:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(iter(self._parameters.values())).device
+        device: torch.device = next(iter(self._parameters.values())).device
+        return device
 
     def set_coefficients(self, values: Float64[Tensor, "experts groups"]) -> None:
         """Make base + sum of c[i, g] tau_i the weights.
