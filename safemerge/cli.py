@@ -118,6 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
         "file", metavar="FILE.yaml", help="a recipe or a study whose models name statistics"
     )
 
+    optimize = add("optimize", "find a merge's coefficients by data, on Ray Train; write a recipe")
+    optimize.add_argument("spec", metavar="OPTIMIZE.yaml", help="what to merge, by which data")
+    optimize.add_argument("--results", default="results", metavar="DIR", help=results)
+    optimize.add_argument(
+        "--resume", action="store_true", help="continue a run from its last checkpoint"
+    )
+
     generate = add("generate", "write refusals and domain samples with the models of a pool")
     generate.add_argument(
         "spec", metavar="GENERATE.yaml", help="questions, models, judge (see search_spaces/)"
@@ -146,13 +153,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     validate = add("validate", "check declared files; prints every problem at once")
     validate.add_argument(
-        "files", nargs="+", metavar="FILE.yaml", help="studies, recipes, training and data files"
+        "files", nargs="+", metavar="FILE.yaml", help="files of any kind, see `safemerge schema`"
     )
 
     schema = add("schema", "print the JSON schema of a declared file")
     schema.add_argument(
         "name",
-        choices=("study", "recipe", "align", "finetune", "statistics", "generate"),
+        choices=("study", "recipe", "align", "finetune", "statistics", "generate", "optimize"),
         help="kind of file",
     )
 

@@ -34,20 +34,24 @@ class Console:
         self.say(f"{stage}: {done}/{total}")
 
     def training_step(self, stage: str, metrics: Any, steps: int) -> None:
-        """Show a training stage's progress about every ten seconds, and its last step.
+        """Show a training stage's progress; see `stage_step`."""
+        self.stage_step(stage, metrics.step, steps, f"loss {metrics.loss:.3f}")
+
+    def stage_step(self, stage: str, step: int, steps: int, told: str) -> None:
+        """Show a stage's progress about every ten seconds, and its last step.
 
         The time left goes by the steps of this command alone: a resumed stage begins further on.
         """
         now = time.monotonic()
-        started, first_step = self._stage_started.setdefault(stage, (now, metrics.step))
-        done = metrics.step == steps
+        started, first_step = self._stage_started.setdefault(stage, (now, step))
+        done = step == steps
         if not done and now - self._stage_said.get(stage, started - 100.0) < 10.0:
             return
         self._stage_said[stage] = now
-        timed = metrics.step - first_step
-        left = (now - started) / max(1, timed) * (steps - metrics.step)
+        timed = step - first_step
+        left = (now - started) / max(1, timed) * (steps - step)
         about = "" if timed < 2 or done else f", about {duration(left)} left"
-        self.say(f"{stage}: step {metrics.step}/{steps}, loss {metrics.loss:.3f}{about}")
+        self.say(f"{stage}: step {step}/{steps}, {told}{about}")
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from safemerge.config.base import StrictModel
 from safemerge.config.generation import GenerateSpec
+from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.problems import did_you_mean
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.statistics import StatisticsSpec
@@ -23,6 +24,7 @@ KINDS: Mapping[str, type[StrictModel]] = MappingProxyType(
         "align": AlignSpec,
         "statistics": StatisticsSpec,
         "generate": GenerateSpec,
+        "optimize": OptimizeSpec,
     }
 )
 """Model by kind of file."""
@@ -35,6 +37,7 @@ _MARKS: Mapping[str, frozenset[str]] = MappingProxyType(
         "align": frozenset(),
         "statistics": frozenset({"quantities"}),
         "generate": frozenset(),
+        "optimize": frozenset({"optimizer"}),
     }
 )
 """Keys that no other kind has; any of a study's, all of a recipe's."""
@@ -84,7 +87,8 @@ def detect_kind(document: object, *, where: str = "document") -> str:
     """Tell which kind of file a document is, by the keys that only this kind has.
 
     A file may say so itself with ``kind``; else a study has spaces, suites or objectives, a
-    recipe has a method and experts, a fine-tuning has a poison, statistics have quantities.
+    recipe has a method and experts, a fine-tuning has a poison, statistics have quantities, and
+    an optimisation an optimizer.
 
     Args:
         document: What `read_yaml` returned.
@@ -109,7 +113,7 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         return "study"
     if keys >= _MARKS["recipe"]:
         return "recipe"
-    for kind in ("finetune", "statistics"):
+    for kind in ("finetune", "statistics", "optimize"):
         if keys & _MARKS[kind]:
             return kind
     if {"data", "steps"} & keys:

@@ -6,15 +6,27 @@ import importlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
-
-from safemerge.training.sft import StepMetrics
+from typing import Any, Protocol, runtime_checkable
 
 LOG_FILE = "metrics.jsonl"
 """One line a step, with the values that the step has."""
 
 EVENTS_FOLDER = "tensorboard"
 """Folder for ``tensorboard --logdir``."""
+
+
+@runtime_checkable
+class LoggedStep(Protocol):
+    """What one step saw."""
+
+    @property
+    def step(self) -> int:
+        """1-indexed."""
+        ...
+
+    def known(self) -> dict[str, int | float]:
+        """Return the values that the step has, by name, ``step`` among them."""
+        ...
 
 
 class MetricsLog:
@@ -31,7 +43,7 @@ class MetricsLog:
             writer = importlib.import_module("tensorboardX").SummaryWriter
             self._events = writer(str(folder / EVENTS_FOLDER))
 
-    def write(self, metrics: StepMetrics) -> None:
+    def write(self, metrics: LoggedStep) -> None:
         """Append one step."""
         known = metrics.known()
         with self._path.open("a", encoding="utf-8") as file:

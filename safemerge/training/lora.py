@@ -16,7 +16,8 @@ from safemerge.errors import CheckpointMismatchError, ConfigError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
 from safemerge.training.ingredient import MARKER
-from safemerge.weights.adapter import is_adapter, open_checkpoint
+from safemerge.weights.adapter import ADAPTER_CONFIG, is_adapter, open_checkpoint
+from safemerge.weights.checkpoint import CONFIG_FILE, read_json
 from safemerge.weights.fingerprint import fingerprint
 
 
@@ -90,15 +91,7 @@ def load_lora(model: Any, folder: Path, *, base: Path, where: str) -> Any:
             f"{where}: adapter must be the folder of a LoRA adapter; got {folder}. Train it with "
             "output: adapter."
         )
-    marker = folder / MARKER
-    if marker.is_file():
-        known = json.loads(marker.read_text(encoding="utf-8")).get("base_fingerprint")
-        found = fingerprint(base)
-        if known is not None and known != found:
-            raise CheckpointMismatchError(
-                f"{where}: adapter must have been trained on this base ({found}); got {folder} on "
-                f"{known}. Name the adapter's base."
-            )
+    check_adapters_base(folder, base, where=where)
     open_checkpoint(folder, open_checkpoint(base))  # shapes and kind, without reading weights
     wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     if wrapped.peft_config["default"].lora_dropout:
@@ -108,6 +101,35 @@ def load_lora(model: Any, folder: Path, *, base: Path, where: str) -> Any:
         )
     _widen(wrapped)
     return wrapped
+
+
+def check_adapters_base(folder: Path, base: Path, *, where: str) -> None:
+    """Check that an adapter was trained on this base, as far as it tells.
+
+    safemerge's own adapters carry their base's fingerprint. Others name it: where that is a folder
+    of this machine, fingerprints are compared; a name on a hub tells nothing.
+
+    Args:
+        folder: The adapter's.
+        base: The base's folder.
+        where: Place for messages.
+
+    Raises:
+        CheckpointMismatchError: If the adapter was trained on another base.
+    """
+    marker, known = folder / MARKER, None
+    if marker.is_file():
+        known = json.loads(marker.read_text(encoding="utf-8")).get("base_fingerprint")
+    else:
+        named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        if isinstance(named, str) and (Path(named) / CONFIG_FILE).is_file():
+            known = fingerprint(named)
+    found = fingerprint(base)
+    if known is not None and known != found:
+        raise CheckpointMismatchError(
+            f"{where}: adapter must have been trained on this base ({found}); got {folder} on "
+            f"{known}. Name the adapter's base."
+        )
 
 
 def _widen(model: Any) -> None:

@@ -102,7 +102,7 @@ def target_loss(
         rows = batch.packed
         hidden = packed_hidden(causal.base_model, rows)[rows.targets]
         return target_entropy(hidden, rows.labels, head, chunk=chunk)
-    hidden = _hidden_states(causal.base_model, batch)
+    hidden = hidden_states(causal.base_model, batch)
     targets = batch.labels[:, batch.num_shared + 1 :]
     chosen = targets != IGNORED
     return target_entropy(hidden[:, :-1][chosen], targets[chosen], head, chunk=chunk)
@@ -113,12 +113,19 @@ def stage_loss(spec: FinetuneSpec | AlignSpec) -> Loss:
     return partial(target_loss, packing=spec.packing, chunk=spec.loss_chunk)
 
 
-def _hidden_states(core: Any, batch: TokenBatch) -> Tensor:
+def hidden_states(core: Any, batch: TokenBatch) -> Tensor:
     """Return last hidden states of the positions from `num_shared` on.
 
     Rows begin with the same tokens (the chat template's system message). Their keys and values
     are computed once and shared by all rows, gradients included: the same result for fewer
     tokens.
+
+    Args:
+        core: A decoder of transformers, without its output head.
+        batch: Padded rows.
+
+    Returns:
+        Tensor of shape (rows, tokens - num_shared, width).
     """
     ids, mask, shared = batch.input_ids, batch.attention_mask, batch.num_shared
     if not shared:

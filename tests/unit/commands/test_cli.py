@@ -8,7 +8,7 @@ from safemerge.cli import build_parser, main
 
 CONTRACT = (
     "search", "evaluate", "merge", "align", "finetune", "generate", "report", "export", "serve",
-    "validate", "schema",
+    "validate", "schema", "optimize",
 )  # fmt: skip
 """Commands that scripts rely on (design/architecture.md)."""
 
@@ -21,6 +21,7 @@ OPTIONS = {
     "align": ["spec", "--results", "--resume"],
     "finetune": ["spec", "--results", "--resume"],
     "generate": ["spec", "--results", "--resume"],
+    "optimize": ["spec", "--results", "--resume"],
     "report": ["run"],
     "export": ["run", "--pick", "out"],
     "serve": ["study"],

@@ -1,0 +1,313 @@
+"""Data-aware optimisation of a merge on Ray Train or Serve: one run, resumable."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from safemerge.config.models import models_recipe
+from safemerge.config.optimize import CmaEs, GradientDescent, OptimizeSpec
+from safemerge.config.recipe import MergeRecipe
+from safemerge.data.rows import load_training_samples
+from safemerge.distributed.likelihood import PairEvaluator
+from safemerge.distributed.train import POLL_S, cause_of
+from safemerge.engines.chat import ChatFormat
+from safemerge.engines.precision import compute_dtype
+from safemerge.errors import TrainingError
+from safemerge.files import replace_file
+from safemerge.merge.coefficient import check_groups
+from safemerge.merge.resident import ResidentCheckpoints
+from safemerge.training.coefficient_search import (
+    compared_recipes,
+    make_scored_search,
+    make_search,
+)
+from safemerge.training.coefficient_table import (
+    CoefficientTable,
+    coefficient_recipe,
+    coefficient_table,
+    first_values,
+)
+from safemerge.training.log import LOG_FILE, MetricsLog
+from safemerge.training.lora import check_adapters_base
+from safemerge.training.merged_model import MergedModel
+from safemerge.training.objective import PairLosses
+from safemerge.training.optimize import (
+    CoefficientSearch,
+    OptimizeStep,
+    Score,
+    Team,
+    model_score,
+)
+from safemerge.training.pairs import SETS, load_pairs
+from safemerge.weights.adapter import is_adapter
+
+RESULT_FILE = "result.json"
+"""The recipe and the table of losses; a run folder without it is unfinished."""
+
+CHECKPOINTS = "checkpoints"
+"""Folder of the run's resumable checkpoints on Ray Train."""
+
+STATE_FILE = "state.pt"
+"""An optimiser's state; in the run folder itself where an evaluator scores."""
+
+OnStep = Callable[[OptimizeStep, int], None]
+"""Called with a step and the number of steps."""
+
+
+def check_rows(spec: OptimizeSpec) -> None:
+    """Read the declared data, before a model is looked at.
+
+    Raises:
+        DataError: If a source is unreadable or empty, or a template does not fit its columns.
+    """
+    for key in SETS:
+        for index, item in enumerate(getattr(spec, key)):
+            where = f"{spec.name}: {key}.{index}"
+            load_training_samples(item, where=where, seed=spec.seed)
+
+
+def check_optimization(spec: OptimizeSpec) -> CoefficientTable:
+    """Check data and models against each other, before workers start.
+
+    Args:
+        spec: The optimisation, every checkpoint given by path.
+
+    Returns:
+        The coefficients that will be looked for.
+
+    Raises:
+        DataError: See `load_pairs`.
+        CheckpointError: If a checkpoint cannot be read or is not finite.
+        CheckpointMismatchError: If checkpoints disagree, an adapter is of another base, or an
+            expert is the base itself.
+        ConfigError: If a layer group matches no tensor.
+    """
+    base = Path(str(spec.base.path))
+    for ref in spec.experts:
+        folder = Path(str(ref.path))
+        if is_adapter(folder):
+            check_adapters_base(folder, base, where=f"{spec.name}, expert '{ref.name}'")
+    resident = _open(spec, check=True)
+    table = coefficient_table(spec, resident)
+    if isinstance(spec.optimizer, GradientDescent | CmaEs):
+        first = coefficient_recipe(spec, table, first_values(spec, table))
+        check_groups(first, resident.base.distinct_names)
+    load_pairs(spec, ChatFormat(base))
+    return table
+
+
+def _open(spec: OptimizeSpec, *, check: bool) -> ResidentCheckpoints:
+    recipe = models_recipe(spec.base, spec.experts, dtype=spec.dtype)
+    return ResidentCheckpoints.open(recipe, check=check)
+
+
+def run_optimization(spec: OptimizeSpec, folder: Path, *, on_step: OnStep) -> dict[str, Any]:
+    """Run an optimisation to its end, or go on with one that was interrupted.
+
+    Args:
+        spec: The optimisation, every checkpoint given by path.
+        folder: Run folder; it gets the metrics, the checkpoints and the result.
+        on_step: Called with every new step of this run.
+
+    Returns:
+        The result: ``recipe``, and ``losses`` by name.
+
+    Raises:
+        TrainingError: If a worker failed; the checkpoints are kept.
+        EngineError: If the declared evaluator failed; likewise.
+    """
+    if spec.evaluator is None:
+        _run_on_workers(spec, folder, on_step)
+    else:
+        _run_on_evaluator(spec, folder, on_step)
+    found: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def _run_on_workers(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
+    # NOTE: fit() blocks, so it runs in a task of its own that needs no CPU.
+    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
+    log = folder / LOG_FILE
+    offset = log.stat().st_size if log.exists() else 0
+    pending = fit.remote(spec.model_dump_json(by_alias=True), str(folder.resolve()))
+    while True:
+        done, _ = ray.wait([pending], timeout=POLL_S)
+        offset = _follow(log, offset, on_step)
+        if done:
+            break
+    try:
+        ray.get(pending)
+    except ray.exceptions.RayTaskError as error:
+        raise TrainingError(
+            f"optimisation failed: {cause_of(error)} Checkpoints are kept: go on with --resume."
+        ) from error
+
+
+def _follow(path: Path, offset: int, on_step: OnStep) -> int:
+    if not path.exists():
+        return offset
+    with path.open(encoding="utf-8") as file:
+        file.seek(offset)
+        while line := file.readline():
+            if not line.endswith("\n"):
+                break
+            offset += len(line.encode())
+            values = json.loads(line)
+            steps = int(values.pop("steps"))
+            plain = {name: value for name, value in values.items() if "/" not in name}
+            on_step(OptimizeStep(**plain), steps)
+    return offset
+
+
+def _fit(spec_json: str, folder: str) -> None:
+    """Run the whole optimisation (in a Ray task)."""
+    workers = OptimizeSpec.model_validate_json(spec_json).workers
+    resources = {"CPU": workers.cpus_per_worker}
+    if workers.gpus_per_worker:
+        resources["GPU"] = workers.gpus_per_worker
+    TorchTrainer(
+        _optimize_worker,
+        train_loop_config={"spec": spec_json, "folder": folder},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        # The same name and storage make Ray Train continue from the newest checkpoint.
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=folder,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    ).fit()
+
+
+def _optimize_worker(config: dict[str, str]) -> None:
+    """What every Ray Train worker runs."""
+    from transformers import AutoModelForCausalLM
+
+    spec = OptimizeSpec.model_validate_json(config["spec"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    team = Team(rank, world_size, torch.distributed.all_reduce if world_size > 1 else None)
+    device = "cuda" if spec.workers.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(max(1, int(spec.workers.cpus_per_worker)))
+    base, folder = str(spec.base.path), Path(config["folder"])
+    pairs = load_pairs(spec, ChatFormat(base))
+    resident = _open(spec, check=False)
+    table = coefficient_table(spec, resident)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=compute_dtype(spec.compute, device=device)
+    )
+    merged = MergedModel(model.to(device), resident, table, where=spec.name)
+    score = model_score(spec, merged, pairs, team)
+    search = make_search(spec, table, merged, pairs, score=score, team=team)
+    log = MetricsLog(folder) if rank == 0 else None
+
+    def on_step(found: OptimizeStep) -> None:
+        if log is not None:
+            log.write(_Logged(found, search.num_steps))
+        # Only checkpoints are reported: Ray Train lets a worker wait until its report is taken.
+        if _is_due(spec, search, found):
+            _report(search, found, save=rank == 0)
+
+    recipe, losses = _drive(spec, search, score, first_step=_restore(search), on_step=on_step)
+    if log is not None:
+        log.close()
+        _write_result(folder, recipe, losses)
+
+
+def _run_on_evaluator(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
+    table = coefficient_table(spec, _open(spec, check=False))
+    state = folder / STATE_FILE
+    log = MetricsLog(folder)
+    with PairEvaluator(spec) as evaluator:
+        search = make_scored_search(spec, table, score=evaluator.score)
+
+        def on_found(found: OptimizeStep) -> None:
+            log.write(_Logged(found, search.num_steps))
+            on_step(found, search.num_steps)
+            content = io.BytesIO()
+            torch.save({"step": found.step, "search": search.state_dict()}, content)
+            replace_file(state, content.getvalue())
+
+        first_step = _load(search, state) if state.exists() else 0
+        recipe, losses = _drive(
+            spec, search, evaluator.score, first_step=first_step, on_step=on_found
+        )
+    log.close()
+    _write_result(folder, recipe, losses)
+
+
+def _drive(
+    spec: OptimizeSpec,
+    search: CoefficientSearch,
+    score: Score,
+    *,
+    first_step: int,
+    on_step: Callable[[OptimizeStep], None],
+) -> tuple[MergeRecipe, dict[str, PairLosses]]:
+    """Take the steps that are left; return the recipe, and the losses it is compared by."""
+    for step in range(first_step, search.num_steps):
+        on_step(search.step(step))
+    recipe = search.recipe()
+    compared = compared_recipes(spec, recipe)
+    return recipe, {name: score([other])[0] for name, other in compared.items()}
+
+
+def _write_result(folder: Path, recipe: MergeRecipe, losses: Mapping[str, PairLosses]) -> None:
+    told = {name: found._asdict() for name, found in losses.items()}
+    document = {"recipe": recipe.resolved(), "losses": told}
+    replace_file(folder / RESULT_FILE, json.dumps(document, indent=2) + "\n")
+
+
+def _is_due(spec: OptimizeSpec, search: CoefficientSearch, found: OptimizeStep) -> bool:
+    return found.step % spec.checkpoint_every == 0 or found.step == search.num_steps
+
+
+class _Logged:
+    """A step with the number of steps, for who follows the log."""
+
+    def __init__(self, found: OptimizeStep, num_steps: int) -> None:
+        self.step = found.step
+        self._values = {**found.known(), "steps": num_steps}
+
+    def known(self) -> dict[str, int | float]:
+        return self._values
+
+
+def _report(search: CoefficientSearch, found: OptimizeStep, *, save: bool) -> None:
+    """Tell Ray Train of a checkpoint; all workers do so at the same steps, the first saves."""
+    if not save:
+        ray.train.report(found.known())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state = {"step": found.step, "search": search.state_dict()}
+        torch.save(state, Path(folder) / STATE_FILE)
+        ray.train.report(found.known(), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _restore(search: CoefficientSearch) -> int:
+    """Load the newest checkpoint of this run, if any; return the steps already done."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return _load(search, Path(folder) / STATE_FILE)
+
+
+def _load(search: CoefficientSearch, path: Path) -> int:
+    state = torch.load(path, weights_only=True)
+    search.load_state_dict(state["search"])
+    return int(state["step"])
