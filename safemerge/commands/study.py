@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safemerge.commands.console import Console
 from safemerge.config.document import load_document
-from safemerge.config.study import StudySpec
+from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.errors import PreflightError
 
 
@@ -44,7 +44,12 @@ def check_engine(spec: StudySpec) -> None:
     Raises:
         PreflightError: If it is not installed.
     """
-    if spec.evaluator.engine != "vllm" or os.environ.get("RAY_ADDRESS"):
+    check_installed(spec.evaluator)
+
+
+def check_installed(evaluator: EvaluatorSpec) -> None:
+    """Refuse an evaluator whose engine is not installed; see `check_engine`."""
+    if evaluator.engine != "vllm" or os.environ.get("RAY_ADDRESS"):
         return
     if find_spec("vllm") is None:
         raise PreflightError(

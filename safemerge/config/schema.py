@@ -9,6 +9,7 @@ from typing import Any
 from safemerge.config.base import StrictModel
 from safemerge.config.problems import did_you_mean
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.robustness import RobustnessSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.errors import ConfigError
@@ -19,6 +20,7 @@ KINDS: Mapping[str, type[StrictModel]] = MappingProxyType(
         "recipe": MergeRecipe,
         "finetune": FinetuneSpec,
         "align": AlignSpec,
+        "robustness": RobustnessSpec,
     }
 )
 """Model by kind of file."""
@@ -29,6 +31,7 @@ _MARKS: Mapping[str, frozenset[str]] = MappingProxyType(
         "recipe": frozenset({"method", "experts"}),
         "finetune": frozenset({"poison"}),
         "align": frozenset(),
+        "robustness": frozenset({"attacks", "methods"}),
     }
 )
 """Keys that no other kind has; any of a study's, all of a recipe's."""
@@ -78,7 +81,8 @@ def detect_kind(document: object, *, where: str = "document") -> str:
     """Tell which kind of file a document is, by the keys that only this kind has.
 
     A file may say so itself with ``kind``; else a study has spaces, suites or objectives, a
-    recipe has a method and experts, and a fine-tuning has a poison.
+    recipe has a method and experts, a fine-tuning has a poison, and a robustness measurement has
+    attacks.
 
     Args:
         document: What `read_yaml` returned.
@@ -105,6 +109,8 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         return "recipe"
     if keys & _MARKS["finetune"]:
         return "finetune"
+    if keys & _MARKS["robustness"]:
+        return "robustness"
     if {"data", "steps"} & keys:
         raise ConfigError(
             f"{where}: kind: required key is missing. Add 'kind: finetune' or 'kind: align'."

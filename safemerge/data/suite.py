@@ -61,14 +61,19 @@ def _coded(task: Classification, sample: Sample, where: str) -> Sample:
 
 
 def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
+    """Load both splits of a study's suites; see `load_splits`."""
+    return load_splits(spec.suites)
+
+
+def load_splits(suites: Sequence[SuiteSpec]) -> dict[Split, list[LoadedSuite]]:
     """Load both splits of every suite and refuse any overlap between them.
 
     Raises:
         DataError: See `check_disjoint`.
     """
     splits: tuple[Split, ...] = ("search", "report")
-    loaded = {split: [load_suite(suite, split) for suite in spec.suites] for split in splits}
-    for index, suite in enumerate(spec.suites):
+    loaded = {split: [load_suite(suite, split) for suite in suites] for split in splits}
+    for index, suite in enumerate(suites):
         if suite.near_duplicates == "drop":
             pair = (loaded["search"][index], loaded["report"][index])
             loaded["search"][index] = _without_near(*pair)

@@ -9,6 +9,12 @@ from safemerge.statistics.paired import (
     mcnemar_p_value,
     paired_share_interval,
 )
+from safemerge.statistics.replicate import (
+    RepeatedComparison,
+    Spread,
+    compare_repeated,
+    spread,
+)
 from safemerge.statistics.sample_size import (
     MAX_PROMPTS,
     independent_discordance,
@@ -31,10 +37,13 @@ __all__ = [
     "Z_95",
     "Kappa",
     "PairedComparison",
+    "RepeatedComparison",
+    "Spread",
     "bootstrap_interval",
     "clustered_interval",
     "cohen_kappa",
     "compare_paired",
+    "compare_repeated",
     "design_effect",
     "holm_adjusted",
     "independent_discordance",
@@ -44,6 +53,7 @@ __all__ = [
     "paired_share_interval",
     "second_share",
     "smallest_difference",
+    "spread",
     "student_quantile",
     "unpaired_prompts",
     "wilson_interval",
