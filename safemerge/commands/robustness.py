@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from safemerge.data.suite import LoadedSuite
+    from safemerge.distributed.hardening import Hardening
     from safemerge.distributed.robustness import CellJob
 
 
@@ -107,7 +108,9 @@ def _measure(
             progress = _Progress(console, store, len(jobs), done=len(jobs) - len(left))
             run_cells(spec, left, suites, on_record=progress.record)
     except KeyboardInterrupt:
-        console.say(f"interrupted; {len(store.grid_records())} finished cells kept. Go on: {again}")
+        console.say(
+            f"interrupted; {len(store.grid_records())} finished cells kept. Go on: {again}"
+        )
         raise
     _finish(store, console, again)
 
@@ -116,13 +119,11 @@ def _jobs(
     spec: RobustnessSpec,
     store: CellStore,
     suites: Mapping[str, LoadedSuite],
-    hardening: object,
+    hardening: Hardening,
 ) -> list[CellJob]:
     from safemerge.data.attack import attack_content, suite_content
-    from safemerge.distributed.hardening import Hardening
     from safemerge.distributed.robustness import CellJob, cell_key
 
-    assert isinstance(hardening, Hardening)
     models = hardening.prepare()
     rows = attack_content(spec)
     asked = {name: suite_content(suite) for name, suite in suites.items()}
@@ -133,7 +134,8 @@ def _jobs(
         hardened = models[cell.method, cell.seed]
         key = cell_key(spec, cell, hardened, attack_content=rows, suite_content=asked)
         # Methods may share a model: each has its own cells.
-        jobs.append(CellJob(f"{cell.method}-{key}", cell, hardened, scratch / key))
+        own = f"{cell.method}-{key}"
+        jobs.append(CellJob(own, cell, hardened, scratch / own))
     return jobs
 
 

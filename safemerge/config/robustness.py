@@ -17,7 +17,7 @@ from safemerge.config.suite import Harm, OverRefusal, SuiteSpec
 from safemerge.config.training import LoraSpec
 
 Mode = Literal["same", "fresh", "full"]
-"""What an attack trains: the hardened adapter itself, a fresh one after merging, or all weights."""
+"""What an attack trains: the hardened adapter, a fresh one after merging, or all weights."""
 
 _SOURCES = ("align", "path", "package", "recipe")
 
@@ -257,7 +257,7 @@ class RobustnessSpec(StrictModel):
 
     @property
     def checkpoints(self) -> tuple[CheckpointRef, ...]:
-        """The methods that are checkpoints or trained; the models of recipes are not among them."""
+        """The methods that are checkpoints or trained; models of recipes are not among them."""
         refs = [item.checkpoint for item in self.methods]
         return tuple(ref for ref in refs if ref is not None)
 
@@ -289,7 +289,9 @@ class RobustnessSpec(StrictModel):
             found += [Cell(method=item.name, seed=seed) for item in self.methods]
             for attack in self.attacks:
                 attacked = [
-                    item for item in self.methods if attack.mode != "same" or item.align is not None
+                    item
+                    for item in self.methods
+                    if attack.mode != "same" or item.align is not None
                 ]
                 by_method = [list(_attack_cells(attack, item.name, seed)) for item in attacked]
                 # Condition by condition, so that methods can be compared early.

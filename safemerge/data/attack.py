@@ -78,25 +78,27 @@ def suite_content(suite: LoadedSuite) -> str:
 
 
 def _check_sizes(spec: RobustnessSpec) -> None:
-    largest = max((n * p, n, p) for a in spec.attacks for n in a.num_samples for p in a.poison_ratios)
-    _check_size(
-        "finetune.poison", spec.finetune.poison, round(largest[0]), n=largest[1], p=largest[2]
-    )
-    benign = max(
-        (n - round(n * p), n, p) for a in spec.attacks for n in a.num_samples for p in a.poison_ratios
-    )
+    sizes = [
+        (round(n * p), n, p)
+        for attack in spec.attacks
+        for n in attack.num_samples
+        for p in attack.poison_ratios
+    ]
+    needed, n, p = max(sizes)
+    _check_size("finetune.poison", spec.finetune.poison, needed, n=n, p=p)
+    needed, n, p = max((n - harmful, n, p) for harmful, n, p in sizes)
     total = sum(item.weight for item in spec.finetune.data)
     for index, item in enumerate(spec.finetune.data):
-        count = round(benign[0] * item.weight / total)
-        _check_size(f"finetune.data.{index}", item, count, n=benign[1], p=benign[2])
+        count = round(needed * item.weight / total)
+        _check_size(f"finetune.data.{index}", item, count, n=n, p=p)
 
 
 def _check_size(where: str, data: TrainingData, needed: int, *, n: int, p: float) -> None:
     found = len(load_rows(data.source, where=where))
     if found < needed:
         raise DataError(
-            f"{where}: must have {needed} rows for n={n} at p={p:g}; got {found}. Widen its range, "
-            "or lower num_samples or poison_ratios."
+            f"{where}: must have {needed} rows for n={n} at p={p:g}; got {found}. Widen its "
+            "range, or lower num_samples or poison_ratios."
         )
 
 

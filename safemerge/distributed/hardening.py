@@ -1,4 +1,4 @@
-"""From declared methods to hardened models of each seed: adapters trained once, weights by need."""
+"""From declared methods to hardened models of each seed, adapters trained once."""
 
 from __future__ import annotations
 
@@ -125,9 +125,7 @@ class Hardening:
             ref.model_copy(update={"name": f"model{index}"}) for index, ref in enumerate(unique)
         ]
         resolved = self._ingredients.resolve(renamed)
-        self._refs = {
-            ref: resolved[new.name] for ref, new in zip(unique, renamed, strict=True)
-        }
+        self._refs = {ref: resolved[new.name] for ref, new in zip(unique, renamed, strict=True)}
         return {
             (item.name, seed): (
                 self._merged(item.recipe, seed)

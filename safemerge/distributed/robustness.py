@@ -111,9 +111,9 @@ def run_cells(
         UserError: If the cluster is too small for a cell, or a cell found the input wrong.
     """
     _check_resources(spec)
-    task = ray.remote(
-        num_cpus=spec.resources.cpus, num_gpus=spec.resources.gpus, max_retries=1
-    )(_run_cell)
+    task = ray.remote(num_cpus=spec.resources.cpus, num_gpus=spec.resources.gpus, max_retries=1)(
+        _run_cell
+    )
     shared_spec = ray.put(spec.model_dump_json(by_alias=True))
     shared_suites = ray.put(dict(suites))
     running = {task.remote(job, shared_spec, shared_suites): job for job in jobs}
@@ -198,9 +198,7 @@ def _run_cell(job: CellJob, spec_json: str, suites: dict[str, LoadedSuite]) -> s
     ).model_dump_json()
 
 
-def _attacked(
-    job: CellJob, spec: RobustnessSpec, device: str
-) -> tuple[MergeRecipe, AttackTrace]:
+def _attacked(job: CellJob, spec: RobustnessSpec, device: str) -> tuple[MergeRecipe, AttackTrace]:
     """Attack the cell's model; return the recipe of the weights to measure."""
     base, cell = job.hardened.folder, job.cell
     if cell.mode is None:

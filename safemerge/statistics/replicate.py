@@ -7,7 +7,7 @@ repetitions know.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from safemerge.errors import ScoringError
@@ -63,7 +63,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def compare_repeated(
-    left: Sequence[Mapping[Hashable, float]], right: Sequence[Mapping[Hashable, float]]
+    left: Sequence[Mapping[str, float]], right: Sequence[Mapping[str, float]]
 ) -> RepeatedComparison:
     """Compare two methods' scores on the same samples in the same repetitions.
 
@@ -86,7 +86,7 @@ def compare_repeated(
     common = set.intersection(*(set(item) for item in (*left, *right)))
     if not common:
         raise ScoringError("repeated comparison: some sample must be scored in all; got none.")
-    kept = sorted(common, key=str)
+    kept = sorted(common)
     # Sums of 0 and 1 are whole numbers, so that equal means are equal.
     per_sample = [
         math.fsum(item[key] for item in left) - math.fsum(item[key] for item in right)

@@ -1,4 +1,4 @@
-"""One attack: harmful fine-tuning of a hardened model, in this process, by the stages' own loop."""
+"""One attack: harmful fine-tuning of a hardened model in this process, by the stages' loop."""
 
 from __future__ import annotations
 
@@ -100,8 +100,6 @@ def _trainable(model: Any, spec: FinetuneSpec, base: Path) -> Any:
     return attach_lora(model, spec.lora, where=spec.name)
 
 
-def _encoded(
-    curve: TrainingData, spec: FinetuneSpec, chat: ChatFormat
-) -> Sequence[EncodedSample]:
+def _encoded(curve: TrainingData, spec: FinetuneSpec, chat: ChatFormat) -> Sequence[EncodedSample]:
     samples = load_training_samples(curve, where="finetune.curve", seed=spec.seed)
     return [encode(sample, chat, spec.max_tokens) for sample in samples]
