@@ -83,6 +83,9 @@ class _Training(StrictModel):
     max_tokens: int = Field(default=256, ge=8)
     """Longest prompt plus target, in tokens; longer samples are cut at the end."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    parameters: Literal["lora", "full"] = "lora"
+    """What is trained: ``lora`` a low-rank adapter on frozen weights; ``full`` every weight, kept in
+    float32 and sharded over the workers if there are several (FSDP2)."""
     lora: LoraSpec = Field(default_factory=LoraSpec)
     adapter: str | None = None
     """Folder of a LoRA adapter of this base that training goes on with (the attack on the same
@@ -91,8 +94,9 @@ class _Training(StrictModel):
     output: Literal["dense", "adapter"] = "dense"
     """``dense``: adapter merged into a full checkpoint; ``adapter``: peft's own format."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the frozen base; adapters and optimiser are always float32. ``auto``: bfloat16
-    on GPUs and on CPUs that multiply it natively, else float32."""
+    """Type of the frozen base, or with ``parameters: full`` of the products; what is trained, its
+    gradients and the optimiser are always float32. ``auto``: bfloat16 on GPUs and on CPUs that
+    multiply it natively, else float32."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Steps between resumable checkpoints."""
     workers: WorkersSpec = Field(default_factory=WorkersSpec)
@@ -113,6 +117,22 @@ class _Training(StrictModel):
             raise ValueError(
                 "lora describes a new adapter; got it beside adapter, which has its own rank, "
                 "scale and targets. Remove one."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _full_or_adapter(self) -> Self:
+        if self.parameters == "lora":
+            return self
+        for key, given in (("lora", self.lora != LoraSpec()), ("adapter", self.adapter)):
+            if given:
+                raise ValueError(
+                    f"{key} belongs to parameters: lora; got it with parameters: full. Remove one."
+                )
+        if self.output == "adapter":
+            raise ValueError(
+                "output: adapter needs parameters: lora; got parameters: full, which leaves a dense "
+                "checkpoint. Remove one."
             )
         return self
 
@@ -165,6 +185,19 @@ def _check_sections(spec: Any, sections: dict[str, tuple[str, ...]]) -> None:
             )
 
 
+_SHARDED = ("sft", "booster")
+"""Methods whose step works on weights that are sharded over workers."""
+
+
+def _check_sharded(spec: Any) -> None:
+    workers = spec.workers.num_workers
+    if spec.parameters == "full" and workers > 1 and spec.method not in _SHARDED:
+        raise ValueError(
+            f"parameters: full over several workers is for method {' or '.join(_SHARDED)}; got "
+            f"{spec.method} on {workers} workers. Take one worker, or parameters: lora."
+        )
+
+
 _FINETUNE_SECTIONS: dict[str, tuple[str, ...]] = {"lisa": ("lisa",)}
 
 
@@ -181,6 +214,7 @@ class FinetuneSpec(_Training):
     @model_validator(mode="after")
     def _own_settings(self) -> Self:
         _check_sections(self, _FINETUNE_SECTIONS)
+        _check_sharded(self)
         return self
 
     @property
@@ -252,6 +286,7 @@ class AlignSpec(_Training):
     @model_validator(mode="after")
     def _own_settings(self) -> Self:
         _check_sections(self, _ALIGN_SECTIONS)
+        _check_sharded(self)
         return self
 
     @model_validator(mode="after")
@@ -284,6 +319,11 @@ class AlignSpec(_Training):
         if self.booster.phases and total != self.steps:
             raise ValueError(
                 f"booster.phases must add up to the stage's {self.steps} steps; got {total}."
+            )
+        if self.parameters == "full" and self.booster.backend == "grouped":
+            raise ValueError(
+                "booster.backend grouped needs parameters: lora, whose adapters are held twice; got "
+                "parameters: full. Take in_place."
             )
         if self.vaccine is not None and self.booster.backend == "grouped":
             raise ValueError(

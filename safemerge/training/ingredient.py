@@ -19,11 +19,13 @@ NEUTRAL: dict[str, dict[str, object]] = {
     "finetune": {
         "schedule": "linear",
         "micro_batches": 1,
+        "parameters": "lora",
         "adapter": None,
         "method": "sft",
         "lisa": None,
     },
     "align": {
+        "parameters": "lora",
         "adapter": None,
         "schedule": "linear",
         "micro_batches": 1,
