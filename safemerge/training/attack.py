@@ -60,9 +60,10 @@ def run_attack(
     chat = ChatFormat(base)
     mixture = load_mixture(spec, chat)
     held_out = _encoded(curve, spec, chat) if curve is not None else ()
-    loaded = AutoModelForCausalLM.from_pretrained(
-        base, dtype=compute_dtype(spec.dtype, device=device)
-    ).to(device)
+    is_full = spec.parameters == "full"
+    # All weights are trained in float32: bfloat16 would swallow small steps.
+    dtype = torch.float32 if is_full else compute_dtype(spec.dtype, device=device)
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)  # noqa: TID251 - seeds the adapter's initial weights
         model = _trainable(loaded, spec, base)
@@ -90,14 +91,28 @@ def run_attack(
         on_step=on_step,
     )
     measure(spec.steps)
-    save_trained(model, base, out, output=spec.output)
+    if is_full:
+        _save_full(model, base, out, chat)
+    else:
+        save_trained(model, base, out, output=spec.output)
     return AttackTrace(tuple(losses), tuple(points))
 
 
 def _trainable(model: Any, spec: FinetuneSpec, base: Path) -> Any:
+    if spec.parameters == "full":
+        return model  # as loaded, every weight asks for its gradient
     if spec.adapter is not None:
         return load_lora(model, Path(spec.adapter), base=base, where=spec.name)
     return attach_lora(model, spec.lora, where=spec.name)
+
+
+def _save_full(model: Any, base: Path, out: Path, chat: ChatFormat) -> None:
+    """Write every weight in the base's type, with the base's tokenizer and chat template."""
+    from transformers import AutoConfig
+
+    declared = getattr(AutoConfig.from_pretrained(base), "dtype", None) or torch.float32
+    model.to(declared).save_pretrained(out)
+    chat.tokenizer.save_pretrained(out)
 
 
 def _encoded(curve: TrainingData, spec: FinetuneSpec, chat: ChatFormat) -> Sequence[EncodedSample]:

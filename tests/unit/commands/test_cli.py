@@ -19,6 +19,7 @@ OPTIONS = {
     "methods": ["name", "--json"],
     "align": ["spec", "--results", "--resume"],
     "finetune": ["spec", "--results", "--resume"],
+    "robustness": ["spec", "--results", "--resume", "--seeds", "--dry-run"],
     "report": ["run"],
     "export": ["run", "--pick", "out"],
     "serve": ["study"],
