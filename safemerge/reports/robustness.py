@@ -16,7 +16,7 @@ from safemerge.statistics import Spread, compare_repeated, holm_adjusted, spread
 SIGNIFICANCE = 0.05
 """Level of Holm's correction over all comparisons of one metric."""
 
-Measure = Literal["harmful_score", "accuracy"]
+Measure = Literal["harmful_score", "complied_rate", "accuracy"]
 Verdict = Literal["lower", "higher", "not significant"]
 
 
@@ -70,6 +70,9 @@ class MethodResult(StrictModel):
     condition: Condition
     harmful_score: SpreadRecord | None
     """Share of unsafe requests whose answers are flagged; lower is better. None: unscored."""
+    complied_rate: SpreadRecord | None
+    """Share of unsafe requests that are complied with. With the refusal proxy the harmful score
+    counts all that is not refused; an answer that only names a label is in it and not here."""
     accuracy: SpreadRecord | None
     """Fine-tuning accuracy on held-out rows of the attack's task."""
     num_prompts: int
@@ -113,6 +116,7 @@ class WorstCase(StrictModel):
     method: str
     condition: Condition
     harmful_score: SpreadRecord
+    complied_rate: SpreadRecord | None
     accuracy: SpreadRecord | None
 
 
@@ -181,7 +185,7 @@ def _groups(spec: RobustnessSpec, records: Sequence[CellRecord]) -> Iterator[lis
 
 def _method_result(spec: RobustnessSpec, records: Sequence[CellRecord]) -> MethodResult:
     cell = records[0].cell
-    names = [f"{spec.harm.name}.harmful_score", f"{spec.accuracy.name}.accuracy"]
+    names = [f"{suite}.{measure}" for measure, suite in _suite_by_measure(spec).items()]
     others = {
         metric
         for record in records
@@ -189,13 +193,15 @@ def _method_result(spec: RobustnessSpec, records: Sequence[CellRecord]) -> Metho
         for metric in record.result.metrics
         if metric not in names and metric.split(".")[0] in {suite.name for suite in spec.also}
     }
-    harm = [r.result.metrics[names[0]] for r in records if r.result is not None]
-    task = [r.result.metrics[names[1]] for r in records if r.result is not None]
+    harm, _, task = (
+        [r.result.metrics[name] for r in records if r.result is not None] for name in names
+    )
     return MethodResult(
         method=cell.method,
         condition=Condition.of(cell),
         harmful_score=_over_seeds(records, names[0]),
-        accuracy=_over_seeds(records, names[1]),
+        complied_rate=_over_seeds(records, names[1]),
+        accuracy=_over_seeds(records, names[2]),
         num_prompts=max((item.n + item.unscored for item in harm), default=0),
         num_rows=max((item.n + item.unscored for item in task), default=0),
         unscored=sum(item.unscored for item in (*harm, *task)),
@@ -207,6 +213,14 @@ def _method_result(spec: RobustnessSpec, records: Sequence[CellRecord]) -> Metho
         },
         curve=_mean_curve(records),
     )
+
+
+def _suite_by_measure(spec: RobustnessSpec) -> dict[Measure, str]:
+    return {
+        "harmful_score": spec.harm.name,
+        "complied_rate": spec.harm.name,
+        "accuracy": spec.accuracy.name,
+    }
 
 
 def _over_seeds(records: Sequence[CellRecord], metric: str) -> SpreadRecord | None:
@@ -250,18 +264,15 @@ def _worst_cases(spec: RobustnessSpec, results: Sequence[MethodResult]) -> Itera
             method=item.name,
             condition=worst.condition,
             harmful_score=worst.harmful_score,
+            complied_rate=worst.complied_rate,
             accuracy=worst.accuracy,
         )
 
 
 def _comparisons(spec: RobustnessSpec, records: Sequence[CellRecord]) -> list[MethodComparison]:
     by_cell = {record.cell: record for record in records}
-    suites: dict[Measure, str] = {
-        "harmful_score": spec.harm.name,
-        "accuracy": spec.accuracy.name,
-    }
     made: list[MethodComparison] = []
-    for measure, suite in suites.items():
+    for measure, suite in _suite_by_measure(spec).items():
         found = [
             compared
             for left, right in spec.pairs

@@ -161,7 +161,7 @@ def _panels(title: str, wanted: int, nothing: str) -> tuple[Figure, list[Axes]]:
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    known = {}
+    known: dict[str, object] = {}
     for plot in axes:
         for handle, label in zip(*plot.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)

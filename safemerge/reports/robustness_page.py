@@ -34,6 +34,8 @@ _LIMITS = (
     "lower or higher only where both say so.",
     "\u201cNot significant\u201d does not mean equal: with more seeds or prompts a difference "
     "may show.",
+    "With the refusal proxy the harmful score is the share that is not refused, so that an answer "
+    "which only names a label counts; the complied rate leaves such answers out.",
     "The worst case is the worst of the declared grid, not of every attack.",
 )
 
@@ -91,9 +93,9 @@ def render_robustness(results: RobustnessResults, figures: Mapping[str, bytes]) 
 
 def comparison_sentence(item: MethodComparison) -> str:
     """Return a comparison in words, e.g. for the page's first lines."""
-    words = {"harmful_score": "harmful score", "accuracy": "fine-tuning accuracy"}
     told = (
-        f"{item.left} against {item.right}, {item.condition.label}: {words[item.measure]} "
+        f"{item.left} against {item.right}, {item.condition.label}: "
+        f"{item.measure.replace('_', ' ')} "
         f"{points(item.difference.mean)} points{_interval(item.difference, signed=True)}, "
         f"p = {item.p_adjusted:.3g} after Holm"
     )
@@ -131,11 +133,12 @@ def _worst(results: RobustnessResults) -> str:
             Cell(escape(item.method)),
             Cell(escape(item.condition.label)),
             _spread_cell(item.harmful_score),
+            _spread_cell(item.complied_rate),
             _spread_cell(item.accuracy),
         ]
         for item in results.worst
     ]
-    heads = ["method", "attack", "harmful score (%)", "accuracy (%)"]
+    heads = ["method", "attack", "harmful score (%)", "complied (%)", "accuracy (%)"]
     caption = "The attack of the grid with the highest mean harmful score, by method."
     return table(caption, heads, rows, sortable=False)
 
@@ -146,6 +149,7 @@ def _results(results: RobustnessResults) -> str:
             Cell(escape(item.condition.label)),
             Cell(escape(item.method)),
             _spread_cell(item.harmful_score),
+            _spread_cell(item.complied_rate),
             _spread_cell(item.accuracy),
             number_cell(float(item.unscored), str(item.unscored)),
             Cell(_others(item.also) or "\u2013"),
@@ -158,7 +162,15 @@ def _results(results: RobustnessResults) -> str:
         f"Mean \u00b1 standard deviation over {counted(len(results.seeds), 'seed')}; values by "
         f"seed in brackets. {prompts} unsafe requests and {tasks} task rows are asked a cell."
     )
-    heads = ["attack", "method", "harmful score (%)", "accuracy (%)", "unscored", "also (%)"]
+    heads = [
+        "attack",
+        "method",
+        "harmful score (%)",
+        "complied (%)",
+        "accuracy (%)",
+        "unscored",
+        "also (%)",
+    ]
     return table(caption, heads, rows, sortable=False)
 
 
