@@ -65,13 +65,12 @@ def cell_key(
     asked = [suite.name for suite in _suites(spec, cell)]
     attack = None
     if cell.mode is not None:
-        attack = attack_stage(spec, cell).resolved()
-        for name in ("name", "base", "data", "workers", "checkpoint_every"):
-            attack.pop(name)
-        if attack["poison"] is not None:
+        # Only what is not at its default: a setting that comes later leaves older cells valid.
+        attack = attack_stage(spec, cell).model_dump(mode="json", exclude_defaults=True)
+        for name in ("name", "base", "data"):
+            del attack[name]
+        if "poison" in attack:
             attack["poison"] = attack["poison"]["ratio"]
-        # The same declaration may gain fields that change nothing at their neutral value.
-        attack = {name: value for name, value in attack.items() if value is not None}
         attack["rows"] = attack_content
         attack["curve_every"] = spec.finetune.curve_every
     return digest(
