@@ -9,6 +9,7 @@ from safemerge.reports.canvas import empty_figure, figure_style, png_bytes, writ
 from safemerge.reports.robustness import Condition, MethodResult, RobustnessResults
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -161,7 +162,7 @@ def _panels(title: str, wanted: int, nothing: str) -> tuple[Figure, list[Axes]]:
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    known: dict[str, object] = {}
+    known: dict[str, Artist] = {}
     for plot in axes:
         for handle, label in zip(*plot.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
