@@ -174,9 +174,9 @@ def _dry_run(spec: StudySpec, console: Console) -> None:
     from safemerge.weights.adapter import open_checkpoint
 
     console.say(f"study '{spec.name}': {check_suites(spec)} search prompts, splits disjoint")
-    for wave in training_plan(spec.checkpoints):
-        for file, kind in wave:
-            console.say(f"would train unless cached: {kind} {file}")
+    for wave in training_plan(spec.all_checkpoints):
+        for stage in wave:
+            console.say(f"would train unless cached: {stage.label}")
     base = None
     for ref in spec.checkpoints:
         if ref.path is not None:

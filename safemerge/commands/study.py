@@ -72,6 +72,6 @@ def resolve_study(spec: StudySpec, console: Console) -> StudySpec:
 
     check_engine(spec)
     ingredients = Ingredients(say=console.say, on_step=console.training_step)
-    resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
+    resolved = spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
     check_models(resolved)
     return resolved

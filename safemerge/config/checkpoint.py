@@ -12,6 +12,9 @@ from safemerge.config.base import StrictModel
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """A name used in dotted paths: letters, digits, ``_`` and ``-``."""
 
+Setting = float | int | bool | str
+"""A value in a training file."""
+
 CHECKPOINT_SOURCES = ("path", "package", "align", "finetune")
 
 
@@ -29,6 +32,9 @@ class CheckpointRef(StrictModel):
     """An alignment file (see `safemerge align`): trained once, cached by content digest."""
     finetune: str | None = None
     """A fine-tuning file (see `safemerge finetune`): trained once, cached by content digest."""
+    settings: dict[str, Setting] = Field(default_factory=dict)
+    """Values that replace those of the training file, by dotted path in it, e.g.
+    ``booster.lambda: 20``."""
     digest: str | None = None
     """Fingerprint the weights must have; written by safemerge into resolved recipes."""
 
@@ -39,6 +45,11 @@ class CheckpointRef(StrictModel):
             raise ValueError(
                 f"exactly one of {', '.join(CHECKPOINT_SOURCES)} must be given; "
                 f"got {', '.join(given) or 'none'}. Keep one."
+            )
+        if self.settings and self.align is None and self.finetune is None:
+            raise ValueError(
+                f"settings change a training file (align, finetune); got them beside {given[0]}. "
+                "Remove them."
             )
         return self
 
@@ -60,5 +71,6 @@ class CheckpointRef(StrictModel):
                 "package": None,
                 "align": None,
                 "finetune": None,
+                "settings": {},
             }
         )

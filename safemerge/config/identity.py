@@ -52,8 +52,12 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
         del document[field]
     for field in RESUMABLE_EVALUATOR:
         del document["evaluator"][field]
-    known = {item.name for item in (other or spec).checkpoints if item.digest is not None}
-    for item in (document["base"], *document["experts"]):
+    if not document["trained"]:
+        del document["trained"]  # as before there were any
+    known = {item.name for item in (other or spec).all_checkpoints if item.digest is not None}
+    for item in (document["base"], *document["experts"], *document.get("trained", ())):
+        if not item["settings"]:
+            del item["settings"]
         if item["digest"] is not None and item["name"] in known:
             for source in CHECKPOINT_SOURCES:
                 del item[source]

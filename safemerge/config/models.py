@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import Linear, MergeRecipe
+from safemerge.config.study import StudySpec
 
 
 def models_recipe(
@@ -24,3 +25,13 @@ def models_recipe(
         method=Linear(name="linear", weights={base.name: 1.0}),
         dtype=dtype,  # type: ignore[arg-type]
     )
+
+
+def study_models(spec: StudySpec) -> MergeRecipe:
+    """Return `models_recipe` over every model that a recipe of a study may name.
+
+    Variants of an expert are among them under names of their own; a recipe names the expert and
+    tells the variant by its digest.
+    """
+    experts = spec.all_checkpoints[1:]
+    return models_recipe(spec.base, experts, dtype=spec.dtype)

@@ -157,6 +157,8 @@ class MergeRecipe(StrictModel):
         """
         document: dict[str, Any] = self.resolved()
         for item in (document["base"], *document["experts"]):
+            if not item["settings"]:
+                del item["settings"]  # as before there were any
             if item["digest"] is not None:
                 for key in ("path", "package", "align", "finetune"):
                     del item[key]

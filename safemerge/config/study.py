@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from safemerge.config.base import StrictModel
-from safemerge.config.checkpoint import CheckpointRef, Name
+from safemerge.config.checkpoint import CheckpointRef, Name, Setting
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.suite import Direction, SuiteSpec
+from safemerge.config.variant import (
+    ExpertVariant,
+    declared_variants,
+    training_path,
+    training_problems,
+)
 
 
 class FloatRange(StrictModel):
@@ -45,6 +53,14 @@ class FloatRange(StrictModel):
         """The two extreme values."""
         return self.low, self.high
 
+    def grid(self) -> tuple[float, ...] | None:
+        """Every value, if there is a step; None for a continuum."""
+        if self.step is None:
+            return None
+        low, step = Decimal(str(self.low)), Decimal(str(self.step))
+        count = math.floor((Decimal(str(self.high)) - low) / step)
+        return tuple(float(low + place * step) for place in range(count + 1))
+
 
 class Choice(StrictModel):
     """A categorical parameter."""
@@ -61,6 +77,10 @@ class Choice(StrictModel):
 
     def ends(self) -> tuple[float | int | bool | str, ...]:
         """Every choice: each must make a legal recipe."""
+        return tuple(self.choices)
+
+    def grid(self) -> tuple[float | int | bool | str, ...]:
+        """Every choice."""
         return tuple(self.choices)
 
 
@@ -81,7 +101,9 @@ class SearchSpace(StrictModel):
 
     Paths in `vary` are dotted from the recipe, e.g. ``method.weights.math`` or
     ``method.lambda``; list members are addressed by name, anchors by their place from 0 on
-    (``method.weights.math.0``).
+    (``method.weights.math.0``). ``experts.<name>.<path>`` leads into the training file of an
+    expert, e.g. ``experts.aligned.booster.lambda``: each of its values is a model to train, so
+    there must be `choices`, or a `step`.
     """
 
     name: Name
@@ -90,7 +112,15 @@ class SearchSpace(StrictModel):
     """Safety operators; their numbers may vary too, e.g. ``steps.resta.scale``."""
     layer_groups: list[LayerGroup] = Field(default_factory=list)
     vary: dict[str, Range] = Field(min_length=1)
-    """Range by dotted path; the path must exist in the template."""
+    """Range by dotted path; the path must exist in the template, or in a training file."""
+
+    def training_grid(self) -> dict[str, tuple[Setting, ...]]:
+        """Return every value of the paths that lead into training files."""
+        return {
+            path: values.grid() or ()
+            for path, values in self.vary.items()
+            if training_path(path) is not None
+        }
 
 
 class Objective(StrictModel):
@@ -188,11 +218,13 @@ class StudySpec(StrictModel):
     storage: Literal["sqlite", "journal"] = "sqlite"
     """Optuna storage in the run's folder; the journal suits network file systems."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
+    trained: list[CheckpointRef] = Field(default_factory=list)
+    """Written by safemerge into resolved studies: what it trained for `variants`, in order."""
 
     @model_validator(mode="after")
     def _names_and_metrics(self) -> Self:
         problems = [
-            *_repeated("checkpoint names", [item.name for item in self.checkpoints]),
+            *_repeated("checkpoint names", [item.name for item in self.all_checkpoints]),
             *_repeated("suite names", [suite.name for suite in self.suites]),
             *_repeated("space names", [space.name for space in self.spaces]),
             *_repeated("objectives' metrics", [item.metric for item in self.objectives]),
@@ -220,8 +252,12 @@ class StudySpec(StrictModel):
             template = self.template(space)
         except ValidationError as error:
             return [f"{where}: {line}" for line in problem_lines(error, MergeRecipe, None)]
-        problems = []
+        problems = list(
+            training_problems(where, self.experts, space.vary, resolved=bool(self.trained))
+        )
         for path, values in space.vary.items():
+            if training_path(path) is not None:
+                continue
             try:
                 for value in values.ends():
                     document = copy.deepcopy(template)
@@ -255,13 +291,28 @@ class StudySpec(StrictModel):
         """Return a copy whose relative file references are taken from `folder`."""
         models = changed_models(self.checkpoints, lambda ref: ref.located(folder))
         suites = [suite.located(folder) for suite in self.suites]
-        return self.model_copy(update={**models, "suites": suites})
+        trained = [ref.located(folder) for ref in self.trained]
+        return self.model_copy(update={**models, "suites": suites, "trained": trained})
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
-        """Return a copy whose checkpoints are replaced by name."""
-        return self.model_copy(
-            update=changed_models(self.checkpoints, lambda ref: by_name[ref.name])
-        )
+        """Return a copy whose checkpoints, those of variants too, are replaced by name."""
+        models = changed_models(self.checkpoints, lambda ref: by_name[ref.name])
+        trained = [by_name[variant.checkpoint.name] for variant in self.variants]
+        return self.model_copy(update={**models, "trained": trained})
+
+    @property
+    def variants(self) -> tuple[ExpertVariant, ...]:
+        """Experts trained as the spaces vary them; none if no path leads into a file."""
+        found = declared_variants(self.experts, [space.training_grid() for space in self.spaces])
+        if not self.trained:
+            return tuple(found)
+        pairs = zip(found, self.trained, strict=True)
+        return tuple(variant._replace(checkpoint=ref) for variant, ref in pairs)
+
+    @property
+    def all_checkpoints(self) -> tuple[CheckpointRef, ...]:
+        """Base, experts, then the variants' checkpoints."""
+        return (*self.checkpoints, *(variant.checkpoint for variant in self.variants))
 
     @property
     def checkpoints(self) -> tuple[CheckpointRef, ...]:

@@ -73,6 +73,12 @@ class _Training(StrictModel):
     micro_batches: int = Field(default=1, ge=1)
     """Parts that a worker's batch is computed in, one after the other; the same update for
     less memory."""
+    packing: bool = False
+    """Lay the rows of a batch end to end, so that nothing is spent on padding; the same update up
+    to rounding. Not for methods that look at single rows (Vaccine, RepNoise)."""
+    loss_chunk: int | None = Field(default=None, ge=1)
+    """Target tokens whose logits are held in memory at once; all if left out. The same update up
+    to rounding."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """AdamW's peak, reached after 5 warm-up steps."""
     schedule: Literal["linear", "constant"] = "linear"
@@ -84,7 +90,7 @@ class _Training(StrictModel):
     """Longest prompt plus target, in tokens; longer samples are cut at the end."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     parameters: Literal["lora", "full"] = "lora"
-    """What is trained: ``lora`` a low-rank adapter on frozen weights; ``full`` every weight, kept in
+    """What is trained: ``lora`` a low-rank adapter on frozen weights; ``full`` every weight, in
     float32 and sharded over the workers if there are several (FSDP2)."""
     lora: LoraSpec = Field(default_factory=LoraSpec)
     adapter: str | None = None
@@ -131,8 +137,8 @@ class _Training(StrictModel):
                 )
         if self.output == "adapter":
             raise ValueError(
-                "output: adapter needs parameters: lora; got parameters: full, which leaves a dense "
-                "checkpoint. Remove one."
+                "output: adapter needs parameters: lora; got parameters: full, which leaves a "
+                "dense checkpoint. Remove one."
             )
         return self
 
@@ -189,7 +195,17 @@ _SHARDED = ("sft", "booster")
 """Methods whose step works on weights that are sharded over workers."""
 
 
-def _check_sharded(spec: Any) -> None:
+_BY_ROW = ("vaccine", "booster+vaccine", "repnoise")
+"""Methods that shift or compare single rows inside the model."""
+
+
+def _check_way(spec: Any) -> None:
+    """Refuse ways of computing that the method does not have."""
+    if spec.packing and spec.method in _BY_ROW:
+        raise ValueError(
+            f"packing lays rows end to end, and {spec.method} works on single rows inside the "
+            "model; got packing: true. Remove it."
+        )
     workers = spec.workers.num_workers
     if spec.parameters == "full" and workers > 1 and spec.method not in _SHARDED:
         raise ValueError(
@@ -214,7 +230,7 @@ class FinetuneSpec(_Training):
     @model_validator(mode="after")
     def _own_settings(self) -> Self:
         _check_sections(self, _FINETUNE_SECTIONS)
-        _check_sharded(self)
+        _check_way(self)
         return self
 
     @property
@@ -286,7 +302,7 @@ class AlignSpec(_Training):
     @model_validator(mode="after")
     def _own_settings(self) -> Self:
         _check_sections(self, _ALIGN_SECTIONS)
-        _check_sharded(self)
+        _check_way(self)
         return self
 
     @model_validator(mode="after")
@@ -322,8 +338,8 @@ class AlignSpec(_Training):
             )
         if self.parameters == "full" and self.booster.backend == "grouped":
             raise ValueError(
-                "booster.backend grouped needs parameters: lora, whose adapters are held twice; got "
-                "parameters: full. Take in_place."
+                "booster.backend grouped needs parameters: lora, whose adapters it holds twice; "
+                "got parameters: full. Take in_place."
             )
         if self.vaccine is not None and self.booster.backend == "grouped":
             raise ValueError(

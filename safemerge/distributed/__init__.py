@@ -12,5 +12,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # Else a late call of one of Ray's own threads starts a new cluster after ours has ended.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+# Ray Train looks at its workers every 2 s by default, and takes a checkpoint or an end only then.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 # Ray starts workers at niceness 15: on a busy laptop they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -44,6 +44,8 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         if address:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
+            # No machine of a local cluster is ever drained: one process less for each stage.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             ray.init(
                 address="local",
                 num_cpus=num_cpus,

@@ -12,7 +12,7 @@ import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from safemerge.config.models import models_recipe
+from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import load_suites
@@ -41,7 +41,7 @@ class EvaluatorReplica:
 
     def __init__(self, study: str) -> None:
         self._spec = StudySpec.model_validate_json(study)
-        self._models = models_recipe(self._spec.base, self._spec.experts, dtype=self._spec.dtype)
+        self._models = study_models(self._spec)
         self._chat = ChatFormat(str(self._spec.base.path))
         evaluator = self._spec.evaluator
         self._prepared = {

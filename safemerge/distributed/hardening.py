@@ -67,18 +67,20 @@ def hardening_stages(spec: RobustnessSpec) -> list[FinetuneSpec | AlignSpec]:
         if item.recipe is not None:
             refs += method_recipe(item.recipe).checkpoints
     files = [stage for wave in training_plan(refs) for stage in wave]
-    stages = [load_training_spec(*stage) for stage in files]
+    stages = [file.load() for file in files]
     named: dict[str, str] = {}
-    for (file, kind), stage in zip(files, stages, strict=True):
-        if kind == "align" and named.setdefault(stage.name, file) != file:
+    for file, stage in zip(files, stages, strict=True):
+        if file.kind != "align":
+            continue
+        if named.setdefault(stage.name, file.file) != file.file:
             raise ConfigError(
-                f"{file}: an alignment's name must be its own; got {stage.name!r}, which "
+                f"{file.file}: an alignment's name must be its own; got {stage.name!r}, which "
                 f"{named[stage.name]} has too. Rename one."
             )
-        if kind == "align" and _is_full(stage) and any(a.mode == "same" for a in spec.attacks):
+        if stage.parameters == "full" and any(item.mode == "same" for item in spec.attacks):
             raise ConfigError(
-                f"{file}: mode same needs an adapter; got a stage with parameters full. Drop the "
-                "mode, or train an adapter."
+                f"{file.file}: mode same needs an adapter; got a stage with parameters full. Drop "
+                "the mode, or train an adapter."
             )
     return stages
 
@@ -104,7 +106,7 @@ class Hardening:
         self._spec = spec
         self._folder = folder
         self._ingredients = Ingredients(say=say, on_step=on_step)
-        self._refs: dict[CheckpointRef, CheckpointRef] = {}
+        self._refs: dict[str, CheckpointRef] = {}
 
     def prepare(self) -> dict[tuple[str, int], Hardened]:
         """Train or find every alignment of every seed; return models by (method, seed).
@@ -113,19 +115,18 @@ class Hardening:
             UserError: If a checkpoint or a training file is wrong.
             TrainingError: If a stage failed.
         """
-        wanted = [
-            ref
+        wanted = {
+            _key(ref): ref
             for seed in self._spec.seeds
             for item in self._spec.methods
             for ref in self._ingredient_refs(item.checkpoint, item.recipe, seed)
-        ]
-        unique = list(dict.fromkeys(wanted))
+        }
         # Own names: recipes may call different models alike.
-        renamed = [
-            ref.model_copy(update={"name": f"model{index}"}) for index, ref in enumerate(unique)
-        ]
-        resolved = self._ingredients.resolve(renamed)
-        self._refs = {ref: resolved[new.name] for ref, new in zip(unique, renamed, strict=True)}
+        names = {key: f"model{index}" for index, key in enumerate(wanted)}
+        resolved = self._ingredients.resolve(
+            [ref.model_copy(update={"name": names[key]}) for key, ref in wanted.items()]
+        )
+        self._refs = {key: resolved[name] for key, name in names.items()}
         return {
             (item.name, seed): (
                 self._merged(item.recipe, seed)
@@ -145,25 +146,26 @@ class Hardening:
                 continue
             yield self._seeded(ref, seed)
             if ref.align is not None:
-                yield _anonymous(load_training_spec(ref.align, "align").base)
+                yield _aligned(ref).base
 
     def _seeded(self, ref: CheckpointRef, seed: int) -> CheckpointRef:
         """An alignment becomes a file of its own with the seed, trained as an adapter."""
         if ref.align is None:
-            return _anonymous(ref)
-        stage = load_training_spec(ref.align, "align")
+            return ref
+        stage = _aligned(ref)
         chosen = seed if self._spec.reseed else stage.seed
-        name = f"{stage.name}-seed{chosen}"
+        changed = f"-{digest(ref.settings)[:6]}" if ref.settings else ""
+        name = f"{stage.name}{changed}-seed{chosen}"
         path = self._folder / "stages" / f"{name}.yaml"
         document = {**stage.resolved(), "name": name, "seed": chosen}
-        if not _is_full(stage):
+        if stage.parameters == "lora":
             document["output"] = "adapter"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
         return CheckpointRef(name="model", align=str(path.resolve()))
 
     def _single(self, ref: CheckpointRef, seed: int) -> Hardened:
-        found = self._refs[self._seeded(ref, seed)]
+        found = self._refs[_key(self._seeded(ref, seed))]
         folder = Path(str(found.path))
         if ref.align is None:
             if is_adapter(folder):
@@ -174,8 +176,7 @@ class Hardening:
             return Hardened(str(found.digest), folder)
         if not is_adapter(folder):
             return Hardened(str(found.digest), folder)
-        stage = load_training_spec(ref.align, "align")
-        base = self._refs[_anonymous(stage.base)].model_copy(update={"name": "base"})
+        base = self._refs[_key(_aligned(ref).base)].model_copy(update={"name": "base"})
         trained = found.model_copy(update={"name": "trained"})
         recipe = MergeRecipe(
             base=base,
@@ -198,7 +199,7 @@ class Hardening:
         identities: dict[str, str] = {}
         for ref in recipe.checkpoints:
             if ref.align is None:
-                found = self._refs[_anonymous(ref)].model_copy(update={"name": ref.name})
+                found = self._refs[_key(ref)].model_copy(update={"name": ref.name})
                 by_name[ref.name], identities[ref.name] = found, str(found.digest)
                 continue
             hardened = self._single(ref, seed)
@@ -244,13 +245,15 @@ def drop_dense(folder: Path) -> None:
     Path(f"{folder}.lock").unlink(missing_ok=True)
 
 
-def _anonymous(ref: CheckpointRef) -> CheckpointRef:
-    return ref.model_copy(update={"name": "model"})
+def _key(ref: CheckpointRef) -> str:
+    """What a reference points at, whatever it is called."""
+    return ref.model_dump_json(exclude={"name"})
+
+
+def _aligned(ref: CheckpointRef) -> FinetuneSpec | AlignSpec:
+    """Read the alignment file of a reference, its settings replaced."""
+    return load_training_spec(str(ref.align), "align", settings=ref.settings)
 
 
 def _dense_folder(identity: str) -> Path:
     return cache_dir() / "hardened" / identity
-
-
-def _is_full(stage: FinetuneSpec | AlignSpec) -> bool:
-    return getattr(stage, "parameters", "lora") == "full"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from safemerge.config.checkpoint import CheckpointRef
-from safemerge.config.document import load_document
+from safemerge.config.checkpoint import CheckpointRef, Setting
+from safemerge.config.document import load_document, parse_document
+from safemerge.config.study import set_path
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import ConfigError
@@ -18,52 +20,92 @@ from safemerge.training.packaged_model import packaged_model
 from safemerge.weights.fingerprint import fingerprint
 
 
-def load_training_spec(path: str | Path, kind: str) -> FinetuneSpec | AlignSpec:
-    """Read an alignment (``align``) or fine-tuning (``finetune``) file, paths resolved."""
+class Stage(NamedTuple):
+    """A training file, with some of its settings replaced."""
+
+    file: str
+    kind: str
+    """``align`` or ``finetune``."""
+    settings: tuple[tuple[str, Setting], ...] = ()
+    """Value by dotted path in the file."""
+
+    @property
+    def label(self) -> str:
+        """Name for people: the file's kind, its path and what is replaced."""
+        told = "".join(f" {path}={value}" for path, value in self.settings)
+        return f"{self.kind} {self.file}{told}"
+
+    def load(self) -> FinetuneSpec | AlignSpec:
+        """Read the file, paths resolved and settings replaced."""
+        return load_training_spec(self.file, self.kind, settings=dict(self.settings))
+
+
+def load_training_spec(
+    path: str | Path, kind: str, *, settings: Mapping[str, Setting] = MappingProxyType({})
+) -> FinetuneSpec | AlignSpec:
+    """Read an alignment (``align``) or fine-tuning (``finetune``) file, paths resolved.
+
+    Args:
+        path: The file.
+        kind: ``align`` or ``finetune``.
+        settings: Values that replace the file's, by dotted path.
+
+    Raises:
+        ConfigError: If the file or a setting is wrong.
+    """
     model: type[Any] = AlignSpec if kind == "align" else FinetuneSpec
-    spec: FinetuneSpec | AlignSpec = load_document(path, model).located(Path(path).parent)
-    return spec
+    spec: FinetuneSpec | AlignSpec = load_document(path, model)
+    if settings:
+        document = spec.resolved()
+        told = ", ".join(f"{setting}={value}" for setting, value in settings.items())
+        for setting, value in settings.items():
+            try:
+                set_path(document, setting, value)
+            except KeyError as error:
+                raise ConfigError(f"{path}, with {told}: {error.args[0]}") from None
+        spec = parse_document(document, model, where=f"{path}, with {told}")
+    return spec.located(Path(path).parent)
 
 
-def stage_file(ref: CheckpointRef) -> tuple[str, str] | None:
-    """Return (file, kind) of a checkpoint that is trained, None for one that exists."""
+def stage_file(ref: CheckpointRef) -> Stage | None:
+    """Return what trains a checkpoint, None for one that exists."""
+    settings = tuple(sorted(ref.settings.items()))
     if ref.align is not None:
-        return ref.align, "align"
+        return Stage(ref.align, "align", settings)
     if ref.finetune is not None:
-        return ref.finetune, "finetune"
+        return Stage(ref.finetune, "finetune", settings)
     return None
 
 
-def training_plan(refs: Sequence[CheckpointRef]) -> list[list[tuple[str, str]]]:
+def training_plan(refs: Sequence[CheckpointRef]) -> list[list[Stage]]:
     """Order the training files that checkpoints need, dependencies first.
 
     Args:
         refs: Located references.
 
     Returns:
-        Waves of (file, kind); stages of a wave do not depend on each other.
+        Waves of stages; those of a wave do not depend on each other.
 
     Raises:
-        ConfigError: If files refer to each other in a circle.
+        ConfigError: If files refer to each other in a circle, or one is wrong.
     """
-    depth: dict[tuple[str, str], int] = {}
+    depth: dict[Stage, int] = {}
 
     def visit(ref: CheckpointRef, trail: tuple[str, ...]) -> int:
         stage = stage_file(ref)
         if stage is None:
             return 0
-        if stage[0] in trail:
+        if stage.file in trail:
             raise ConfigError(
-                f"{stage[0]}: training files must not need each other in a circle; got "
-                f"{' -> '.join([*trail, stage[0]])}."
+                f"{stage.file}: training files must not need each other in a circle; got "
+                f"{' -> '.join([*trail, stage.file])}."
             )
-        base = load_training_spec(*stage).base
-        depth[stage] = 1 + visit(base, (*trail, stage[0]))
+        depth[stage] = 1 + visit(stage.load().base, (*trail, stage.file))
         return depth[stage]
 
     for ref in refs:
         visit(ref, ())
-    waves: list[list[tuple[str, str]]] = [[] for _ in range(max(depth.values(), default=0))]
+    waves: list[list[Stage]] = [[] for _ in range(max(depth.values(), default=0))]
     for stage, level in depth.items():
         waves[level - 1].append(stage)
     return waves
@@ -88,7 +130,7 @@ class Ingredients:
         self._say = say
         self._on_step = on_step
         self._resume = resume
-        self._folders: dict[tuple[str, str], Path] = {}
+        self._folders: dict[Stage, Path] = {}
 
     def resolve(self, refs: Sequence[CheckpointRef]) -> dict[str, CheckpointRef]:
         """Return every reference as a fingerprinted path, by name; train what is missing.
@@ -117,27 +159,31 @@ class Ingredients:
         stage = stage_file(ref)
         return self._folders[stage] if stage is not None else Path(str(ref.path))
 
-    def _train_wave(self, wave: Sequence[tuple[str, str]]) -> None:
+    def _train_wave(self, wave: Sequence[Stage]) -> None:
         from safemerge.distributed.train import StageRun, run_stages
 
-        runs = []
+        runs: dict[Path, StageRun] = {}
         for stage in wave:
-            spec = load_training_spec(*stage)
+            spec = stage.load()
             base = self._folder(spec.base)
             base_fingerprint = fingerprint(base)
             mixture = load_mixture(spec, ChatFormat(base))
             key = ingredient_digest(spec, base_fingerprint=base_fingerprint, mixture=mixture)
             folder = ingredient_folder(spec.name, key)
             self._folders[stage] = folder
+            told = ", ".join(f"{path}={value}" for path, value in stage.settings)
+            label = f"{spec.name}[{told}]" if told else spec.name
             if is_finished(folder):
-                self._say(f"{spec.name}: cached ({folder.name})")
+                self._say(f"{label}: cached ({folder.name})")
+                continue
+            if folder in runs:
+                self._say(f"{label}: the same as {runs[folder].label}")
                 continue
             rows = sum(mixture.sizes)
-            self._say(f"{spec.name}: training {spec.steps} steps on {rows} samples (Ray Train)")
+            self._say(f"{label}: training {spec.steps} steps on {rows} samples (Ray Train)")
             provenance = {"digest": key, "base_fingerprint": base_fingerprint}
-            stage_run = StageRun(spec, base, folder, provenance)
+            runs[folder] = StageRun(spec, base, folder, provenance, label)
             if not self._resume:
-                shutil.rmtree(stage_run.work, ignore_errors=True)
-            runs.append(stage_run)
+                shutil.rmtree(runs[folder].work, ignore_errors=True)
         if runs:
-            run_stages(runs, on_progress=self._on_step)
+            run_stages(list(runs.values()), on_progress=self._on_step)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from ray import tune
 
-from safemerge.config.models import models_recipe
+from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import check_training, load_suites
 from safemerge.distributed.evaluator import Evaluator
-from safemerge.distributed.ingredient import load_training_spec, training_plan
+from safemerge.distributed.ingredient import training_plan
 from safemerge.distributed.searcher import StudySearcher
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
@@ -32,7 +32,7 @@ def check_models(spec: StudySpec) -> None:
     Raises:
         CheckpointError, CheckpointMismatchError: See `ResidentCheckpoints.open`.
     """
-    ResidentCheckpoints.open(models_recipe(spec.base, spec.experts, dtype=spec.dtype))
+    ResidentCheckpoints.open(study_models(spec))
 
 
 def check_suites(spec: StudySpec) -> int:
@@ -45,8 +45,8 @@ def check_suites(spec: StudySpec) -> int:
         DataError: See `safemerge.data.suite`.
     """
     suites = load_suites(spec)
-    waves = training_plan(spec.checkpoints)
-    stages = [load_training_spec(*stage) for wave in waves for stage in wave]
+    waves = training_plan(spec.all_checkpoints)
+    stages = [stage.load() for wave in waves for stage in wave]
     check_training(stages, suites["report"])
     return sum(len(suite.samples) for suite in suites["search"])
 

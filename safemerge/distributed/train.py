@@ -21,11 +21,20 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import SafemergeError, TrainingError
 from safemerge.training.batch import load_mixture
+from safemerge.training.full import (
+    ShardedModel,
+    products_in,
+    save_full,
+    sharded_loss,
+    whole_weights,
+)
+from safemerge.training.gradient import Loss
 from safemerge.training.ingredient import MARKER
 from safemerge.training.log import LOG_FILE, MetricsLog
 from safemerge.training.lora import attach_lora, load_lora, save_trained
 from safemerge.training.method import Method, held_out_loss, make_method, method_batches
-from safemerge.training.sft import StepMetrics, make_optimizer, train
+from safemerge.training.sft import StepMetrics, make_optimizer, stage_loss, train
+from safemerge.training.state import load_state, save_state
 
 _SPEC: TypeAdapter[FinetuneSpec | AlignSpec] = TypeAdapter(FinetuneSpec | AlignSpec)
 POLL_S = 0.5
@@ -43,6 +52,8 @@ class StageRun:
     """Where the finished checkpoint goes."""
     provenance: dict[str, Any]
     """Written into the finished folder's marker file."""
+    label: str
+    """Name for people; unique among stages that run together."""
 
     @property
     def work(self) -> Path:
@@ -76,18 +87,18 @@ def run_stages(
         ): stage
         for stage in stages
     }
-    seen = {stage.spec.name: 0 for stage in stages}
+    seen = {stage.label: 0 for stage in stages}
     failures = []
     while pending:
         done, _ = ray.wait(list(pending), timeout=POLL_S)
         for stage in stages:
-            seen[stage.spec.name] = _follow(stage, seen[stage.spec.name], on_progress)
+            seen[stage.label] = _follow(stage, seen[stage.label], on_progress)
         for reference in done:
             stage = pending.pop(reference)
             try:
                 ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                failures.append(f"{stage.spec.name}: {_cause(error)}")
+                failures.append(f"{stage.label}: {_cause(error)}")
     if failures:
         raise TrainingError(
             f"training failed: {'; '.join(failures)}. Checkpoints are kept: the same command "
@@ -107,7 +118,7 @@ def _follow(
             if not line.endswith("\n"):
                 break
             offset += len(line.encode())
-            on_progress(stage.spec.name, StepMetrics(**json.loads(line)), stage.spec.steps)
+            on_progress(stage.label, StepMetrics(**json.loads(line)), stage.spec.steps)
     return offset
 
 
@@ -154,8 +165,6 @@ def _fit(spec_json: str, base: str, folder: str, work: str, provenance: str) -> 
 
 def _train_worker(config: dict[str, str]) -> None:
     """What every Ray Train worker runs."""
-    from transformers import AutoModelForCausalLM
-
     spec = _SPEC.validate_json(config["spec"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -163,43 +172,42 @@ def _train_worker(config: dict[str, str]) -> None:
     if device == "cpu":
         torch.set_num_threads(max(1, int(spec.workers.cpus_per_worker)))
     torch.manual_seed(spec.seed)  # noqa: TID251 - seeds the adapter's initial weights
-    chat = ChatFormat(config["base"])
-    mixture = load_mixture(spec, chat)
-    model = AutoModelForCausalLM.from_pretrained(
-        config["base"], dtype=compute_dtype(spec.dtype, device=device)
-    )
-    model = model.to(device)
-    if spec.adapter is None:
-        model = attach_lora(model, spec.lora, where=spec.name)
-    else:
-        adapter, base = Path(spec.adapter), Path(config["base"])
-        model = load_lora(model, adapter, base=base, where=spec.name)
-    optimizer = make_optimizer(model, spec)
+    base = Path(config["base"])
+    mixture = load_mixture(spec, ChatFormat(base))
     several = world_size > 1
+    model, loss = _load_model(spec, base, device=device, several=several)
+    sharded = isinstance(model, ShardedModel)
+    optimizer = make_optimizer(model, spec)
     method = make_method(
         model,
         spec,
         device=device,
         all_reduce=torch.distributed.all_reduce if several else None,
         reduce_gradients=_all_reduce if several else None,
+        loss=loss,
+        sharded=sharded,
     )
     first_step = _restore(model, optimizer, method)
     log = MetricsLog(Path(config["work"])) if rank == 0 else None
 
     def measure(step: int) -> dict[str, float]:
-        """Loss on held-out harmful rows, which the first worker alone computes."""
+        """Loss on held-out harmful rows, which the first worker computes, all if it is sharded."""
         harmful = spec.harmful if isinstance(spec, AlignSpec) else None
-        if log is None or harmful is None or not mixture.test or step % harmful.test_every:
+        if harmful is None or not mixture.test or step % harmful.test_every:
+            return {}
+        if rank > 0 and not sharded:
             return {}
         size = harmful.batch_size
-        loss = held_out_loss(model, mixture, batch_size=size, device=device)
-        return {"harmful_test_loss": loss}
+        found = held_out_loss(model, mixture, batch_size=size, device=device, loss=loss)
+        return {"harmful_test_loss": found}
 
     def on_step(metrics: StepMetrics) -> None:
         if log is not None:
             log.write(metrics)
-        due = metrics.step % spec.checkpoint_every == 0 and metrics.step < spec.steps
-        _report(model, optimizer, method, metrics, save=due and rank == 0)
+        # Ray Train takes one report in a polling interval and lets the worker wait for it: only
+        # checkpoints are reported, the metrics have a file of their own.
+        if metrics.step % spec.checkpoint_every == 0 and metrics.step < spec.steps:
+            _report(model, optimizer, method, metrics, save=sharded or rank == 0)
 
     train(
         model,
@@ -213,8 +221,30 @@ def _train_worker(config: dict[str, str]) -> None:
     )
     if log is not None:
         log.close()
+    weights = whole_weights(model) if spec.parameters == "full" else {}
     if rank == 0:
-        _publish(model, spec, config)
+        _publish(model, weights, spec, config)
+
+
+def _load_model(
+    spec: FinetuneSpec | AlignSpec, base: Path, *, device: str, several: bool
+) -> tuple[Any, Loss]:
+    """Return the model to train, adapted or sharded as declared, and its loss."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = compute_dtype(spec.dtype, device=device)
+    loss = stage_loss(spec)
+    full = spec.parameters == "full"
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32 if full else dtype)
+    if full and several:
+        sharded = ShardedModel(model, loss=loss, packing=spec.packing, device=device, dtype=dtype)
+        return sharded, sharded_loss
+    model = model.to(device)
+    if full:
+        return model, products_in(loss, device=device, dtype=dtype)
+    if spec.adapter is None:
+        return attach_lora(model, spec.lora, where=spec.name), loss
+    return load_lora(model, Path(spec.adapter), base=base, where=spec.name), loss
 
 
 def _all_reduce(gradients: list[torch.Tensor], num_targets: int) -> None:
@@ -233,17 +263,14 @@ def _report(
     *,
     save: bool,
 ) -> None:
+    """Tell Ray Train of a checkpoint; all workers do so at the same steps."""
     if not save:
         ray.train.report(metrics.known())
         return
     with tempfile.TemporaryDirectory() as folder:
-        state = {
-            "step": metrics.step,
-            "adapter": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
-            "optimizer": optimizer.state_dict(),
-            "method": method.state_dict(),
-        }
-        torch.save(state, Path(folder) / "state.pt")
+        save_state(
+            Path(folder), model=model, optimizer=optimizer, method=method, step=metrics.step
+        )
         ray.train.report(metrics.known(), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -253,22 +280,23 @@ def _restore(model: Any, optimizer: torch.optim.Optimizer, method: Method) -> in
     if checkpoint is None:
         return 0
     with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / "state.pt", weights_only=True)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in state["adapter"].items():
-            parameters[name].copy_(value)
-    optimizer.load_state_dict(state["optimizer"])
-    method.load_state_dict(state.get("method", {}))
-    return int(state["step"])
+        return load_state(Path(folder), model=model, optimizer=optimizer, method=method)
 
 
-def _publish(model: Any, spec: FinetuneSpec | AlignSpec, config: dict[str, str]) -> None:
+def _publish(
+    model: Any,
+    weights: dict[str, torch.Tensor],
+    spec: FinetuneSpec | AlignSpec,
+    config: dict[str, str],
+) -> None:
     """Write the result beside its place, then rename: a folder is whole or absent."""
-    folder = Path(config["folder"])
+    folder, base = Path(config["folder"]), Path(config["base"])
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    save_trained(model, Path(config["base"]), scratch, output=spec.output)
+    if spec.parameters == "full":
+        save_full(weights, base, scratch, where=spec.name)
+    else:
+        save_trained(model, base, scratch, output=spec.output)
     marker = {"spec": spec.resolved(), **json.loads(config["provenance"])}
     (scratch / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     if folder.exists():

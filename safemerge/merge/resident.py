@@ -43,6 +43,7 @@ class ResidentCheckpoints:
         self.thresholds = ThresholdCache()
         self.spectra = SpectrumCache()
         self._refs = dict(refs)
+        self._other_thresholds: dict[tuple[tuple[str, str], ...], ThresholdCache] = {}
 
     @classmethod
     def open(cls, recipe: MergeRecipe, *, check: bool = True) -> "ResidentCheckpoints":
@@ -86,6 +87,9 @@ class ResidentCheckpoints:
     ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
         """Yield every tensor of a candidate; see `merged_tensors`.
 
+        A model is found by its name, or else by its digest: several weights may be held for one
+        name of a recipe, under names of their own.
+
         Args:
             recipe: A recipe over the models held here, or some of them.
             device: Where tensors are merged and given.
@@ -96,18 +100,23 @@ class ResidentCheckpoints:
         Raises:
             MergeError: If the recipe is over other checkpoints, or cannot be merged.
         """
-        for ref in recipe.checkpoints:
-            self._check_held(recipe, ref)
+        held = {ref.name: self._held(recipe, ref) for ref in recipe.checkpoints}
         if recipe.base.name != self.base_name:
             raise MergeError(
                 f"recipe {recipe.digest[:4]}: the base must be the one held, "
                 f"'{self.base_name}'; got '{recipe.base.name}'. Open checkpoints for this recipe."
             )
+        # Thresholds and spectra are kept by the recipe's names, so each set of weights under
+        # them has its own; spectra are large, and kept for the set of plain names alone.
+        others = tuple(sorted((name, own) for name, own in held.items() if name != own))
+        thresholds = self.thresholds
+        if others:
+            thresholds = self._other_thresholds.setdefault(others, ThresholdCache())
         return merged_tensors(
             recipe,
-            self.checkpoints,
-            thresholds=self.thresholds,
-            spectra=self.spectra,
+            {name: self.checkpoints[own] for name, own in held.items()},
+            thresholds=thresholds,
+            spectra=None if others else self.spectra,
             device=device,
         )
 
@@ -120,14 +129,17 @@ class ResidentCheckpoints:
         for name in self.base.distinct_names:
             yield name, self.base.tensor(name)
 
-    def _check_held(self, recipe: MergeRecipe, ref: CheckpointRef) -> None:
+    def _held(self, recipe: MergeRecipe, ref: CheckpointRef) -> str:
         held = self._refs.get(ref.name)
         if held is not None:
             if held.digest is not None and held.digest == ref.digest:
-                return
+                return ref.name
             digests_differ = None not in (held.digest, ref.digest)
             if not digests_differ and _same_path(held, ref):
-                return
+                return ref.name
+        for name, other in self._refs.items():
+            if ref.digest is not None and other.digest == ref.digest:
+                return name
         got = f"'{held.path or held.digest}'" if held else "no such model"
         raise MergeError(
             f"recipe {recipe.digest[:4]}: model '{ref.name}' must be the one held; got "

@@ -139,6 +139,19 @@ def provenance_section(run: Run) -> str:
                 Cell(code(item.digest) if item.digest else "not recorded"),
             ]
             for index, item in enumerate(run.spec.checkpoints)
+        ]
+        + [
+            [
+                Cell(escape(variant.label)),
+                Cell("expert, trained with other settings"),
+                Cell(code(variant.checkpoint.path or variant.checkpoint.align or "")),
+                Cell(
+                    code(variant.checkpoint.digest)
+                    if variant.checkpoint.digest
+                    else "not recorded"
+                ),
+            ]
+            for variant in run.spec.variants
         ],
         sortable=False,
     )

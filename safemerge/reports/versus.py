@@ -60,4 +60,5 @@ def compare_with_references(
 
 def is_parent(run: Run, point: Point) -> bool:
     """Whether a reference point is one of the merged models, rather than a merge of them."""
-    return point.label in {item.name for item in run.spec.checkpoints}
+    names = {item.name for item in run.spec.checkpoints}
+    return point.label in names | {variant.label for variant in run.spec.variants}

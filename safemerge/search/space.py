@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -12,6 +10,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from safemerge.config.document import parse_document
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import FloatRange, SearchSpace, StudySpec, set_path
+from safemerge.config.variant import (
+    ExpertVariant,
+    expert_settings,
+    same_settings,
+    training_path,
+)
 from safemerge.errors import ConfigError
 
 Value = float | int | bool | str
@@ -107,7 +111,11 @@ def recipe_at(spec: StudySpec, space: SearchSpace, params: dict[str, Value]) -> 
     """
     document = spec.template(space)
     where = f"study '{spec.name}', space '{space.name}', at {params}"
+    for expert, settings in expert_settings(params).items():
+        _put(document, _variant(spec, expert, settings, where=where))
     for path, value in params.items():
+        if training_path(path) is not None:
+            continue
         try:
             set_path(document, path, value)
         except KeyError as error:
@@ -121,21 +129,29 @@ def reference_recipes(spec: StudySpec) -> list[Reference]:
     A parent's recipe is linear with weight 1 on it alone, which gives its weights back
     exactly; the mean is linear with equal weights on the experts that a space merges, so that a
     model which only a step reads (a harmful one, say) is not averaged in. With a single such
-    expert the two are the same candidate, listed once.
+    expert the two are the same candidate, listed once. Variants of an expert are parents too,
+    where their weights are not the expert's own.
 
     Args:
         spec: The study.
 
     Returns:
-        The references: base, experts in declared order, then the mean, labelled by
-        checkpoint name and ``mean``.
+        The references: base, experts in declared order, the mean, then the variants, labelled
+        by checkpoint name, ``mean`` and e.g. ``aligned[booster.lambda=20]``.
     """
     weights = [(item.name, {item.name: 1.0}) for item in spec.checkpoints]
     named = frozenset().union(*(space.method.model_names() for space in spec.spaces))
     merged = [item.name for item in spec.experts if item.name in named]
     if len(merged) > 1:
         weights.append((MEAN_LABEL, dict.fromkeys(merged, 1.0)))
-    return [Reference(label, _linear(spec, by_name)) for label, by_name in weights]
+    references = [Reference(label, _linear(spec, by_name)) for label, by_name in weights]
+    known = {expert.digest for expert in spec.experts if expert.digest is not None}
+    for variant in spec.variants:
+        if variant.checkpoint.digest not in known:
+            recipe = _linear(spec, {variant.expert: 1.0}, variant)
+            references.append(Reference(variant.label, recipe))
+            known |= {variant.checkpoint.digest} - {None}
+    return references
 
 
 def space_by_name(spec: StudySpec, name: str) -> SearchSpace:
@@ -186,12 +202,13 @@ def _float_distribution(values: FloatRange) -> FloatDistribution:
     if values.step is None:
         return FloatDistribution(values.low, values.high, log=values.log)
     # NOTE: Optuna warns when the step does not end on `high`; the grid's last value is known.
-    low, step = Decimal(str(values.low)), Decimal(str(values.step))
-    steps = math.floor((Decimal(str(values.high)) - low) / step)
-    return FloatDistribution(values.low, float(low + steps * step), step=values.step)
+    grid = values.grid() or (values.low, values.high)
+    return FloatDistribution(values.low, grid[-1], step=values.step)
 
 
-def _linear(spec: StudySpec, weights: dict[str, float]) -> MergeRecipe:
+def _linear(
+    spec: StudySpec, weights: dict[str, float], variant: ExpertVariant | None = None
+) -> MergeRecipe:
     document = {
         "base": spec.base.resolved(),
         "experts": [expert.resolved() for expert in spec.experts],
@@ -199,4 +216,28 @@ def _linear(spec: StudySpec, weights: dict[str, float]) -> MergeRecipe:
         "dtype": spec.dtype,
         "seed": spec.seed,
     }
+    if variant is not None:
+        _put(document, variant)
     return parse_document(document, MergeRecipe, where=f"study '{spec.name}', reference")
+
+
+def _variant(
+    spec: StudySpec, expert: str, settings: dict[str, Value], *, where: str
+) -> ExpertVariant:
+    for variant in spec.variants:
+        if variant.expert == expert and same_settings(variant.settings, settings):
+            return variant
+    raise ConfigError(
+        f"{where}: expert '{expert}' must be a variant that the study trains; got none with "
+        f"{settings}. Vary it in a space."
+    )
+
+
+def _put(document: dict[str, Any], variant: ExpertVariant) -> None:
+    """Let a variant stand under its expert's name."""
+    document["experts"] = [
+        {**variant.checkpoint.resolved(), "name": variant.expert}
+        if item["name"] == variant.expert
+        else item
+        for item in document["experts"]
+    ]

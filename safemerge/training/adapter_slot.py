@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, pad
+from torch.nn.functional import linear, pad
 
 from safemerge.errors import ConfigError
 from safemerge.training.batch import IGNORED, TokenBatch
+from safemerge.training.entropy import target_entropy
+from safemerge.training.packing import joined, packed_hidden
 
 
 def slot_copies(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -27,6 +29,8 @@ def joint_losses(
     parameters: Sequence[Tensor],
     slot: Sequence[Tensor],
     where: str,
+    packing: bool = False,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean losses of two batches, the second at the slot's weights, in one pass.
 
@@ -37,6 +41,8 @@ def joint_losses(
         parameters: The adapter's trainable tensors.
         slot: What stands in their place for the second batch, in the same order.
         where: Place for messages.
+        packing: Lay the rows end to end, see `safemerge.training.packing`.
+        chunk: Targets whose logits are held at once; None for all.
 
     Returns:
         Two scalars; the gradient of one reaches `parameters` only, of the other `slot` only.
@@ -45,56 +51,78 @@ def joint_losses(
         ConfigError: If a trainable tensor is no LoRA factor of a linear layer.
     """
     causal = model.get_base_model()
+    replaced = dict(zip(map(id, parameters), slot, strict=True))
+    route = _Route()
+    with _routed(model, replaced, route, where):
+        if packing:
+            parts = _packed_parts(causal.base_model, first, second, route)
+        else:
+            parts = _padded_parts(causal.base_model, first, second, route)
+    head = causal.get_output_embeddings()
+    one, other = (target_entropy(*part, head, chunk=chunk) for part in parts)
+    return one, other
+
+
+_Part = tuple[Tensor, Tensor]
+"""Hidden states (targets, width) and labels (targets,)."""
+
+
+def _packed_parts(
+    core: Any, first: TokenBatch, second: TokenBatch, route: _Route
+) -> tuple[_Part, _Part]:
+    rows = joined(first.packed, second.packed)
+    route.dim, route.first = 1, len(first.packed.input_ids)
+    hidden = packed_hidden(core, rows)[rows.targets]
+    cut = [len(first.packed.targets), len(second.packed.targets)]
+    one, other = zip(hidden.split(cut), rows.labels.split(cut), strict=True)
+    return one, other
+
+
+def _padded_parts(
+    core: Any, first: TokenBatch, second: TokenBatch, route: _Route
+) -> tuple[_Part, _Part]:
     rows = (len(first.input_ids), len(second.input_ids))
     ids, mask, labels = (
         _joined(getattr(first, name), getattr(second, name), fill)
         for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", IGNORED))
     )
     shared = min(first.num_shared, second.num_shared)
-    replaced = dict(zip(map(id, parameters), slot, strict=True))
-    with _routed(model, replaced, rows[0], where) as route:
-        core = causal.base_model
-        if shared:
-            route.first = 1
-            cache = core(input_ids=ids[[0, rows[0]], :shared], use_cache=True).past_key_values
-            chosen_rows = torch.arange(2, device=ids.device).repeat_interleave(
-                torch.tensor(rows, device=ids.device)
-            )
-            cache.batch_select_indices(chosen_rows)
-            route.first = rows[0]
-            hidden = core(
-                input_ids=ids[:, shared:],
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        else:
-            hidden = core(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    route.first = rows[0]
+    if shared:
+        route.first = 1
+        cache = core(input_ids=ids[[0, rows[0]], :shared], use_cache=True).past_key_values
+        chosen_rows = torch.arange(2, device=ids.device).repeat_interleave(
+            torch.tensor(rows, device=ids.device)
+        )
+        cache.batch_select_indices(chosen_rows)
+        route.first = rows[0]
+        hidden = core(
+            input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+    else:
+        hidden = core(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     targets = labels[:, shared + 1 :]
     hidden = hidden[:, :-1]
-    losses = []
-    for part in (slice(0, rows[0]), slice(rows[0], None)):
-        chosen = targets[part] != IGNORED
-        logits = causal.get_output_embeddings()(hidden[part][chosen]).float()
-        empty = not len(logits)
-        losses.append(
-            hidden[part].sum() * 0.0 if empty else cross_entropy(logits, targets[part][chosen])
-        )
-    return losses[0], losses[1]
+    one, other = (
+        (hidden[part][targets[part] != IGNORED], targets[part][targets[part] != IGNORED])
+        for part in (slice(0, rows[0]), slice(rows[0], None))
+    )
+    return one, other
 
 
 class _Route:
-    """How many leading rows of the current pass go through the adapter's own weights."""
+    """Which leading entries of the current pass go through the adapter's own weights."""
 
-    def __init__(self, first: int) -> None:
-        self.first = first
+    def __init__(self) -> None:
+        self.first = 0
+        self.dim = 0
+        """Rows (0), or tokens of a single row (1)."""
 
 
 @contextmanager
-def _routed(model: Any, replaced: dict[int, Tensor], first: int, where: str) -> Iterator[_Route]:
+def _routed(model: Any, replaced: dict[int, Tensor], route: _Route, where: str) -> Iterator[None]:
     from peft.tuners.lora import Linear
 
-    route = _Route(first)
     modules = [module for module in model.modules() if isinstance(module, Linear)]
     reached = {id(p) for module in modules for p in _factors(module)}
     if missing := len(replaced.keys() - reached):
@@ -105,7 +133,7 @@ def _routed(model: Any, replaced: dict[int, Tensor], first: int, where: str) -> 
     for module in modules:
         module.forward = _forward(module, replaced, route)
     try:
-        yield route
+        yield
     finally:
         for module in modules:
             del module.forward
@@ -125,14 +153,12 @@ def _forward(module: Any, replaced: dict[int, Tensor], route: _Route) -> Any:
     def forward(rows: Tensor) -> Tensor:
         result: Tensor = module.base_layer(rows)
         rows = rows.to(down.dtype)
+        cut = [route.first, rows.shape[route.dim] - route.first]
         moved = [
             linear(linear(part, a), b)
-            for part, (a, b) in (
-                (rows[: route.first], (down, up)),
-                (rows[route.first :], second),
-            )
+            for part, (a, b) in zip(rows.split(cut, route.dim), ((down, up), second), strict=True)
         ]
-        total: Tensor = result + torch.cat(moved) * scaling
+        total: Tensor = result + torch.cat(moved, route.dim) * scaling
         return total.to(result.dtype)
 
     return forward

@@ -15,9 +15,10 @@ from safemerge.data.rows import load_training_samples
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.training.batch import EncodedSample, Mixture, encode, load_mixture
+from safemerge.training.full import products_in, save_full, whole_weights
 from safemerge.training.lora import attach_lora, load_lora, save_trained
 from safemerge.training.method import held_out_loss, make_method, method_batches
-from safemerge.training.sft import StepMetrics, make_optimizer, train
+from safemerge.training.sft import StepMetrics, make_optimizer, stage_loss, train
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,14 @@ def run_attack(
     mixture = load_mixture(spec, chat)
     held_out = _encoded(curve, spec, chat) if curve is not None else ()
     is_full = spec.parameters == "full"
+    dtype = compute_dtype(spec.dtype, device=device)
+    loss = stage_loss(spec)
+    if is_full:
+        loss = products_in(loss, device=device, dtype=dtype)
     # All weights are trained in float32: bfloat16 would swallow small steps.
-    dtype = torch.float32 if is_full else compute_dtype(spec.dtype, device=device)
-    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32 if is_full else dtype
+    ).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)  # noqa: TID251 - seeds the adapter's initial weights
         model = _trainable(loaded, spec, base)
@@ -74,9 +80,9 @@ def run_attack(
         if not held_out or (step % curve_every and step != spec.steps):
             return {}
         rows = Mixture((), (), (), test=tuple(held_out))
-        loss = held_out_loss(model, rows, batch_size=spec.batch_size, device=device)
-        points.append((step, loss))
-        return {"harmful_test_loss": loss}
+        found = held_out_loss(model, rows, batch_size=spec.batch_size, device=device, loss=loss)
+        points.append((step, found))
+        return {"harmful_test_loss": found}
 
     def on_step(metrics: StepMetrics) -> None:
         losses.append(metrics.loss)
@@ -86,13 +92,13 @@ def run_attack(
         make_optimizer(model, spec),
         method_batches(mixture, spec),
         spec,
-        method=make_method(model, spec, device=device),
+        method=make_method(model, spec, device=device, loss=loss),
         measure=measure,
         on_step=on_step,
     )
     measure(spec.steps)
     if is_full:
-        _save_full(model, base, out, chat)
+        save_full(whole_weights(model), base, out, where=spec.name)
     else:
         save_trained(model, base, out, output=spec.output)
     return AttackTrace(tuple(losses), tuple(points))
@@ -104,15 +110,6 @@ def _trainable(model: Any, spec: FinetuneSpec, base: Path) -> Any:
     if spec.adapter is not None:
         return load_lora(model, Path(spec.adapter), base=base, where=spec.name)
     return attach_lora(model, spec.lora, where=spec.name)
-
-
-def _save_full(model: Any, base: Path, out: Path, chat: ChatFormat) -> None:
-    """Write every weight in the base's type, with the base's tokenizer and chat template."""
-    from transformers import AutoConfig
-
-    declared = getattr(AutoConfig.from_pretrained(base), "dtype", None) or torch.float32
-    model.to(declared).save_pretrained(out)
-    chat.tokenizer.save_pretrained(out)
 
 
 def _encoded(curve: TrainingData, spec: FinetuneSpec, chat: ChatFormat) -> Sequence[EncodedSample]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -16,6 +17,7 @@ from safemerge.data.rows import load_training_samples
 from safemerge.data.sample import TrainingSample, normalized_text
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import DataError
+from safemerge.training.packing import PackedRows, pack
 
 IGNORED = -100
 """Label of positions without a loss (prompt and padding)."""
@@ -44,11 +46,24 @@ class TokenBatch:
     """int64, (rows, tokens): token ids on targets, `IGNORED` elsewhere."""
     num_shared: int = 0
     """Leading tokens that all rows share and that carry no loss; computed once a batch."""
+    joined_targets: int | None = None
+    """Target tokens of the step's rows on all ranks; None where nobody counted."""
 
     @property
     def num_tokens(self) -> int:
         """Real tokens in the batch."""
         return int(self.attention_mask.sum())
+
+    @cached_property
+    def packed(self) -> PackedRows:
+        """The rows laid end to end."""
+        return pack(
+            self.input_ids,
+            self.attention_mask.sum(dim=1).tolist(),
+            self.labels,
+            num_shared=self.num_shared,
+            ignored=IGNORED,
+        )
 
     def to(self, device: str) -> TokenBatch:
         """Return the batch on a device."""
@@ -189,7 +204,9 @@ def batches(
         generator.shuffle(order)
         for index in order:
             rows = drawn[index * batch_size : (index + 1) * batch_size]
-            yield collate(rows[rank::world_size])
+            # A row's targets are what follows its prompt, the first token of all left out.
+            targets = sum(len(row.ids) - max(1, row.num_prompt) for row in rows)
+            yield replace(collate(rows[rank::world_size]), joined_targets=targets)
 
 
 def collate(rows: Sequence[EncodedSample]) -> TokenBatch:

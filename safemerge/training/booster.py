@@ -29,7 +29,9 @@ from safemerge.training.gradient import (
     Loss,
     accumulate,
     average,
+    check_targets,
     global_norm,
+    local_shards,
     zero_gradients,
 )
 
@@ -44,7 +46,7 @@ class BoosterInputs:
     model: Any
     """At the weights w; every backend leaves them as they were, bit for bit."""
     parameters: Sequence[Tensor]
-    """Trainable tensors of one dtype; the norm is over all of them together."""
+    """Trainable tensors of one dtype, whole or sharded; the norm is over all of them together."""
     alignment: LogicalBatch
     harmful: LogicalBatch
     """Used at w and again at w'."""
@@ -58,6 +60,13 @@ class BoosterInputs:
     """Adds grad f to the parameters' gradients and returns f; None for f's plain mean loss."""
     all_reduce: AllReduce | None = None
     """Sums over ranks; None for a single one."""
+    sharded: bool = False
+    """Whether each rank holds a shard of every parameter (FSDP2). Backward passes then sum the
+    gradients over the ranks themselves, and the batches' shares are of all ranks' targets."""
+    packing: bool = False
+    """Of the joint pass of ``grouped``, as `loss` has it."""
+    chunk: int | None = None
+    """Of the joint pass of ``grouped``, as `loss` has it."""
     where: str = "booster"
     """Place for messages."""
 
@@ -91,20 +100,19 @@ def three_pass(inputs: BoosterInputs) -> BoosterOutcome:
 
     The reference: three all-reduces, and copies of the weights and of two gradients.
     """
-    parameters = inputs.parameters
-    kept = [parameter.detach().clone() for parameter in parameters]
+    weights = local_shards(inputs.parameters)
+    kept = [weight.detach().clone() for weight in weights]
     harmful_loss, gradient = _reduced(inputs, inputs.harmful)
-    norm = global_norm(gradient)
-    _perturb(parameters, gradient, norm, inputs.perturbation_step)
+    norm = _norm(inputs, gradient)
+    _perturb(weights, gradient, norm, inputs.perturbation_step)
     perturbed_loss, perturbed = _reduced(inputs, inputs.harmful)
-    _copy_into(parameters, kept)
+    _copy_into(weights, kept)
     alignment_loss, total = _reduced(inputs, None)
     difference = [a - b for a, b in zip(gradient, perturbed, strict=True)]
     for entry, change in zip(total, difference, strict=True):
         entry.add_(change, alpha=inputs.regularizer_strength)
-    return BoosterOutcome(
-        alignment_loss, harmful_loss, perturbed_loss, norm, global_norm(difference)
-    )
+    apart = global_norm(difference)
+    return _outcome(inputs, [alignment_loss, harmful_loss, perturbed_loss], norm, apart)
 
 
 def in_place(inputs: BoosterInputs) -> BoosterOutcome:
@@ -112,22 +120,23 @@ def in_place(inputs: BoosterInputs) -> BoosterOutcome:
 
     The second harmful pass subtracts from the first one's gradient as it accumulates, and the
     alignment pass adds to what is left. Several ranks need two all-reduces: one before the
-    perturbation, one for the other two gradients together.
+    perturbation, one for the other two gradients together. With sharded weights each pass sums
+    its own gradient, and one scalar, the norm's square, is summed before the perturbation.
     """
-    parameters, all_reduce = inputs.parameters, inputs.all_reduce
-    gradients = zero_gradients(parameters)
+    weights = local_shards(inputs.parameters)
+    gradients = zero_gradients(inputs.parameters)
     loss = accumulate(inputs.model, inputs.harmful, loss=inputs.loss)
     ((harmful_loss,),) = _average(inputs, [Averaged(gradients, [loss], _h(inputs))])
-    norm = global_norm(gradients)
-    backup = [parameter.detach().clone() for parameter in parameters]
-    _perturb(parameters, gradients, norm, inputs.perturbation_step)
+    norm = _norm(inputs, gradients)
+    backup = [weight.detach().clone() for weight in weights]
+    _perturb(weights, gradients, norm, inputs.perturbation_step)
     perturbed_loss = accumulate(inputs.model, inputs.harmful, loss=inputs.loss, sign=-1.0)
-    _copy_into(parameters, backup)
-    if all_reduce is None:
-        difference_norm = global_norm(gradients)
+    _copy_into(weights, backup)
+    if inputs.all_reduce is None or inputs.sharded:
+        apart = global_norm(gradients)
         torch._foreach_mul_(gradients, inputs.regularizer_strength)
         alignment_loss = inputs.add_alignment_gradient()
-        return BoosterOutcome(alignment_loss, harmful_loss, perturbed_loss, norm, difference_norm)
+        return _outcome(inputs, [alignment_loss, harmful_loss, perturbed_loss], norm, apart)
     difference = backup  # the weights are back: their copy's memory is free
     _copy_into(difference, gradients)
     torch._foreach_zero_(gradients)
@@ -166,7 +175,14 @@ def grouped(inputs: BoosterInputs) -> BoosterOutcome:
     shares = zip(inputs.alignment.shares, inputs.harmful.shares, strict=True)
     for (first, second), share in zip(pairs, shares, strict=True):
         losses = joint_losses(
-            inputs.model, first, second, parameters=parameters, slot=slot, where=inputs.where
+            inputs.model,
+            first,
+            second,
+            parameters=parameters,
+            slot=slot,
+            where=inputs.where,
+            packing=inputs.packing,
+            chunk=inputs.chunk,
         )
         scaled = torch.stack([a * b for a, b in zip(losses, share, strict=True)])
         torch.autograd.backward(scaled.sum())
@@ -196,7 +212,28 @@ def _h(inputs: BoosterInputs) -> int:
 
 
 def _average(inputs: BoosterInputs, groups: Sequence[Averaged]) -> list[list[Tensor]]:
+    if inputs.sharded:
+        # The gradients are sums over the ranks already; the losses are summed at the end.
+        for group in groups:
+            check_targets(group.num_targets, where=inputs.where)
+        return [list(group.losses) for group in groups]
     return average(groups, all_reduce=inputs.all_reduce, where=inputs.where)
+
+
+def _norm(inputs: BoosterInputs, gradient: Sequence[Tensor]) -> Tensor:
+    return global_norm(gradient, all_reduce=inputs.all_reduce if inputs.sharded else None)
+
+
+def _outcome(
+    inputs: BoosterInputs, losses: Sequence[Tensor], norm: Tensor, apart: Tensor
+) -> BoosterOutcome:
+    """What the step saw; of sharded weights this rank's losses and norm become everybody's."""
+    if inputs.sharded and inputs.all_reduce is not None:
+        sums = torch.stack([*(loss.to(norm) for loss in losses), apart.square()])
+        inputs.all_reduce(sums)
+        *losses, square = sums
+        apart = square.sqrt()
+    return BoosterOutcome(*losses, norm, apart)
 
 
 def _reduced(inputs: BoosterInputs, batch: LogicalBatch | None) -> tuple[Tensor, list[Tensor]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from safemerge.errors import DataError
 from safemerge.training.batch import IGNORED, TokenBatch
@@ -27,16 +28,21 @@ class LogicalBatch:
     shares: tuple[float, ...]
     """Each part's share of the target tokens; their means weighted so give the whole's mean."""
     num_targets: int
+    """Target tokens that the shares are of."""
     num_tokens: int
 
 
-def logical_batch(batch: TokenBatch, *, num_parts: int, device: str) -> LogicalBatch:
+def logical_batch(
+    batch: TokenBatch, *, num_parts: int, device: str, joined: bool = False
+) -> LogicalBatch:
     """Split a batch's rows into parts of about equal size, on a device.
 
     Args:
         batch: Padded rows, on the CPU.
         num_parts: Most parts to make; none is empty.
         device: Where the parts go.
+        joined: Take shares of the target tokens of all ranks, for gradients that are summed
+            over them; of this rank's otherwise.
     """
     parts = [batch]
     if num_parts > 1:
@@ -46,6 +52,9 @@ def logical_batch(batch: TokenBatch, *, num_parts: int, device: str) -> LogicalB
         ]
     counts = [int((part.labels[:, 1:] != IGNORED).sum()) for part in parts]
     total = sum(counts)
+    if joined:
+        assert batch.joined_targets is not None, "the stage's batches are counted"
+        total = batch.joined_targets
     return LogicalBatch(
         tuple(part.to(device) for part in parts),
         tuple(count / total if total else 1.0 for count in counts),
@@ -118,12 +127,22 @@ def average(
         losses = [list(group.losses) for group in groups]
     else:
         totals, losses = _averaged(groups, all_reduce)
-    if not all(totals):
+    for total in totals:
+        check_targets(total, where=where)
+    return losses
+
+
+def check_targets(num_targets: float, *, where: str) -> None:
+    """Refuse a batch without a target token.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if not num_targets:
         raise DataError(
             f"{where}: some token of a batch must carry a loss; got only masked tokens. "
             "Raise batch_size or check the response templates."
         )
-    return losses
 
 
 def _averaged(
@@ -151,15 +170,30 @@ def _averaged(
     return totals, losses
 
 
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all entries of all tensors together, on the device."""
-    return torch.nn.utils.get_total_norm(list(tensors))
+def global_norm(tensors: Sequence[Tensor], *, all_reduce: AllReduce | None = None) -> Tensor:
+    """Return the Euclidean norm of all entries of all tensors together, on the device.
+
+    Args:
+        tensors: Whole tensors, or this rank's shards of them.
+        all_reduce: Sums a scalar over the ranks that hold the other shards; None for whole
+            tensors.
+    """
+    norm = torch.nn.utils.get_total_norm(list(tensors))
+    if all_reduce is None:
+        return norm
+    square = norm.square()
+    all_reduce(square)
+    return square.sqrt()
 
 
 def zero_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Give every parameter a gradient of zeros, and return the gradients."""
-    gradients = []
+    """Give every parameter a gradient of zeros, and return the gradients, or their shards."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    return gradients
+    return local_shards([p.grad for p in parameters if p.grad is not None])
+
+
+def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return what this rank holds of each tensor, sharing memory; whole tensors as they are."""
+    with torch.no_grad():
+        return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]

@@ -18,6 +18,7 @@ from safemerge.training.gradient import (
     AllReduce,
     Averaged,
     LogicalBatch,
+    Loss,
     accumulate,
     average,
     logical_batch,
@@ -25,7 +26,14 @@ from safemerge.training.gradient import (
 )
 from safemerge.training.lisa import Proximal, lisa_state
 from safemerge.training.repnoise import repnoise_terms
-from safemerge.training.sft import StepLosses, supervised, target_loss, trainable_parameters
+from safemerge.training.sft import (
+    StepLosses,
+    StepMethod,
+    stage_loss,
+    supervised,
+    target_loss,
+    trainable_parameters,
+)
 from safemerge.training.vaccine import accumulate_vaccine
 
 _SECOND_SEED = 2**32
@@ -60,6 +68,8 @@ def make_method(
     device: str = "cpu",
     all_reduce: AllReduce | None = None,
     reduce_gradients: Callable[[list[Tensor], int], None] | None = None,
+    loss: Loss | None = None,
+    sharded: bool = False,
 ) -> Method:
     """Return the step of a stage's declared method.
 
@@ -69,6 +79,8 @@ def make_method(
         device: Where batches go.
         all_reduce: Sums a tensor over ranks; None for one rank.
         reduce_gradients: Of the plain method, see `supervised`.
+        loss: The loss of one part; the declared one if left out.
+        sharded: Whether the weights are sharded over the ranks, see `BoosterInputs`.
 
     Raises:
         ConfigError: If nothing of the model can be trained.
@@ -77,16 +89,26 @@ def make_method(
         raise ConfigError(
             f"{spec.name}: some parameter must be trainable; got none. Check lora.targets."
         )
+    loss = loss or stage_loss(spec)
     if isinstance(spec, AlignSpec):
         if spec.booster is not None:
-            return _Booster(model, spec, device, all_reduce)
+            return _Booster(model, spec, device, all_reduce, loss, sharded=sharded)
         if spec.repnoise is not None:
-            return _Repnoise(model, spec, device)
+            return _Repnoise(model, spec, device, loss)
         if spec.vaccine is not None:
-            return _Vaccine(model, spec, device, all_reduce)
+            return _Vaccine(model, spec, device, all_reduce, loss)
     elif spec.lisa is not None:
-        return _Lisa(model, spec, device, all_reduce)
-    return _Supervised(model, spec, device, reduce_gradients)
+        return _Lisa(model, spec, device, all_reduce, loss)
+    return _Supervised(
+        supervised(
+            model,
+            spec,
+            device=device,
+            reduce_gradients=None if sharded else reduce_gradients,
+            loss=loss,
+            sum_losses=all_reduce if sharded else None,
+        )
+    )
 
 
 def method_batches(
@@ -122,7 +144,9 @@ def _alternating(
         yield next(alignment if lisa_state(spec.lisa, step) == "alignment" else user)
 
 
-def held_out_loss(model: Any, mixture: Mixture, *, batch_size: int, device: str) -> float:
+def held_out_loss(
+    model: Any, mixture: Mixture, *, batch_size: int, device: str, loss: Loss = target_loss
+) -> float:
     """Return the mean loss over the held-out harmful rows, per target token, in nats.
 
     Args:
@@ -130,6 +154,7 @@ def held_out_loss(model: Any, mixture: Mixture, *, batch_size: int, device: str)
         mixture: With at least one held-out row.
         batch_size: Rows computed at once.
         device: Where batches go.
+        loss: The mean loss of a batch.
     """
     training = model.training
     model.eval()
@@ -138,7 +163,7 @@ def held_out_loss(model: Any, mixture: Mixture, *, batch_size: int, device: str)
         for start in range(0, len(mixture.test), batch_size):
             batch = collate(mixture.test[start : start + batch_size])
             num_targets = int((batch.labels[:, 1:] != IGNORED).sum())
-            total += float(target_loss(model, batch.to(device))) * num_targets
+            total += float(loss(model, batch.to(device))) * num_targets
             count += num_targets
     model.train(training)
     return total / max(1, count)
@@ -155,14 +180,8 @@ class _Stateless:
 
 
 class _Supervised(_Stateless):
-    def __init__(
-        self,
-        model: Any,
-        spec: FinetuneSpec | AlignSpec,
-        device: str,
-        reduce_gradients: Callable[[list[Tensor], int], None] | None,
-    ) -> None:
-        self._step = supervised(model, spec, device=device, reduce_gradients=reduce_gradients)
+    def __init__(self, step: StepMethod) -> None:
+        self._step = step
 
     def __call__(self, step: int, batch: TokenBatch) -> StepLosses:
         return self._step(step, batch)
@@ -170,10 +189,10 @@ class _Supervised(_Stateless):
 
 class _Vaccine(_Stateless):
     def __init__(
-        self, model: Any, spec: AlignSpec, device: str, all_reduce: AllReduce | None
+        self, model: Any, spec: AlignSpec, device: str, all_reduce: AllReduce | None, loss: Loss
     ) -> None:
         self._model, self._spec, self._device = model, spec, device
-        self._all_reduce = all_reduce
+        self._all_reduce, self._loss = all_reduce, loss
         self._parameters = trainable_parameters(model)
 
     def __call__(self, step: int, batch: TokenBatch) -> StepLosses:
@@ -197,7 +216,7 @@ class _Vaccine(_Stateless):
             whole,
             rho=vaccine.rho,
             per_row=vaccine.norm == "sample",
-            loss=target_loss,
+            loss=self._loss,
             all_reduce=self._all_reduce,
             where=where,
         )
@@ -205,20 +224,32 @@ class _Vaccine(_Stateless):
 
 class _Booster:
     def __init__(
-        self, model: Any, spec: AlignSpec, device: str, all_reduce: AllReduce | None
+        self,
+        model: Any,
+        spec: AlignSpec,
+        device: str,
+        all_reduce: AllReduce | None,
+        loss: Loss,
+        *,
+        sharded: bool,
     ) -> None:
         assert spec.booster is not None, "checked by the declaration"
         self._model, self._spec, self._device = model, spec, device
-        self._all_reduce = all_reduce
+        self._all_reduce, self._loss, self._sharded = all_reduce, loss, sharded
         self._parameters = trainable_parameters(model)
         self._backend = BACKENDS[spec.booster.backend]
         self._strength = StrengthSchedule(spec.booster)
-        vaccine = _Vaccine(model, spec, device, all_reduce) if spec.vaccine else None
+        vaccine = _Vaccine(model, spec, device, all_reduce, loss) if spec.vaccine else None
         self._alignment = vaccine.add if vaccine is not None else None
 
     def __call__(self, step: int, batch: PairedBatch) -> StepLosses:
         where = f"{self._spec.name}, step {step + 1}"
-        split = partial(logical_batch, num_parts=self._spec.micro_batches, device=self._device)
+        split = partial(
+            logical_batch,
+            num_parts=self._spec.micro_batches,
+            device=self._device,
+            joined=self._sharded,
+        )
         strength = self._strength.at(step)
         seen = self._backend(
             BoosterInputs(
@@ -228,11 +259,14 @@ class _Booster:
                 harmful=split(batch.harmful),
                 regularizer_strength=strength.regularizer_strength,
                 perturbation_step=strength.perturbation_step,
-                loss=target_loss,
+                loss=self._loss,
                 accumulate_alignment=(
                     None if self._alignment is None else partial(self._alignment, where=where)
                 ),
                 all_reduce=self._all_reduce,
+                sharded=self._sharded,
+                packing=self._spec.packing,
+                chunk=self._spec.loss_chunk,
                 where=where,
             )
         )
@@ -271,8 +305,9 @@ class _Booster:
 
 
 class _Repnoise(_Stateless):
-    def __init__(self, model: Any, spec: AlignSpec, device: str) -> None:
+    def __init__(self, model: Any, spec: AlignSpec, device: str, loss: Loss) -> None:
         self._model, self._spec, self._device = model, spec, device
+        self._loss = loss
 
     def __call__(self, step: int, batch: PairedBatch) -> StepLosses:
         repnoise = self._spec.repnoise
@@ -286,7 +321,7 @@ class _Repnoise(_Stateless):
             ascent=repnoise.ascent,
             noise=repnoise.noise,
             generator=generator,
-            loss=target_loss,
+            loss=self._loss,
             where=self._spec.name,
         )
         torch.autograd.backward(terms.total)
@@ -302,11 +337,11 @@ class _Repnoise(_Stateless):
 
 class _Lisa:
     def __init__(
-        self, model: Any, spec: FinetuneSpec, device: str, all_reduce: AllReduce | None
+        self, model: Any, spec: FinetuneSpec, device: str, all_reduce: AllReduce | None, loss: Loss
     ) -> None:
         assert spec.lisa is not None, "checked by the declaration"
         self._model, self._spec, self._device = model, spec, device
-        self._all_reduce = all_reduce
+        self._all_reduce, self._loss = all_reduce, loss
         self._parameters = trainable_parameters(model)
         self._proximal = Proximal(self._parameters, spec.lisa, steps=spec.steps)
 
@@ -314,7 +349,7 @@ class _Lisa:
         whole = logical_batch(batch, num_parts=self._spec.micro_batches, device=self._device)
         self._proximal.enter(step)
         gradients = zero_gradients(self._parameters)
-        loss = accumulate(self._model, whole, loss=target_loss)
+        loss = accumulate(self._model, whole, loss=self._loss)
         ((loss,),) = average(
             [Averaged(gradients, [loss], whole.num_targets)],
             all_reduce=self._all_reduce,

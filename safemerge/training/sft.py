@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.errors import TrainingError
 from safemerge.training.batch import IGNORED, TokenBatch
-from safemerge.training.gradient import accumulate, logical_batch
+from safemerge.training.entropy import target_entropy
+from safemerge.training.gradient import (
+    AllReduce,
+    Loss,
+    accumulate,
+    check_targets,
+    logical_batch,
+)
+from safemerge.training.packing import packed_hidden
 
 WARMUP_STEPS = 5
 """Linear warm-up of the learning rate."""
@@ -69,7 +79,9 @@ StepMethod = Callable[[int, Any], StepLosses]
 """Takes a step (0-indexed) and a batch, fills the gradients of the trainable parameters."""
 
 
-def target_loss(model: Any, batch: TokenBatch) -> Tensor:
+def target_loss(
+    model: Any, batch: TokenBatch, *, packing: bool = False, chunk: int | None = None
+) -> Tensor:
     """Return the mean cross-entropy over target tokens.
 
     The output layer is applied to target positions only: with short answers it is the largest
@@ -78,18 +90,27 @@ def target_loss(model: Any, batch: TokenBatch) -> Tensor:
     Args:
         model: A causal LM of transformers, bare or with a peft adapter.
         batch: Padded rows.
+        packing: Lay the rows end to end, see `safemerge.training.packing`.
+        chunk: Targets whose logits are held at once; None for all.
 
     Returns:
         A scalar in nats, float32; 0 if the batch has no target.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = causal.get_output_embeddings()
+    if packing:
+        rows = batch.packed
+        hidden = packed_hidden(causal.base_model, rows)[rows.targets]
+        return target_entropy(hidden, rows.labels, head, chunk=chunk)
     hidden = _hidden_states(causal.base_model, batch)
     targets = batch.labels[:, batch.num_shared + 1 :]
     chosen = targets != IGNORED
-    logits = causal.get_output_embeddings()(hidden[:, :-1][chosen]).float()
-    if not len(logits):
-        return hidden.sum() * 0.0
-    return torch.nn.functional.cross_entropy(logits, targets[chosen])
+    return target_entropy(hidden[:, :-1][chosen], targets[chosen], head, chunk=chunk)
+
+
+def stage_loss(spec: FinetuneSpec | AlignSpec) -> Loss:
+    """Return the loss of a stage: the same mean, computed as its file says."""
+    return partial(target_loss, packing=spec.packing, chunk=spec.loss_chunk)
 
 
 def _hidden_states(core: Any, batch: TokenBatch) -> Tensor:
@@ -137,6 +158,8 @@ def supervised(
     *,
     device: str = "cpu",
     reduce_gradients: Callable[[list[Tensor], int], None] | None = None,
+    loss: Loss | None = None,
+    sum_losses: AllReduce | None = None,
 ) -> StepMethod:
     """Return the plain method: the gradient of the mean cross-entropy over target tokens.
 
@@ -146,16 +169,25 @@ def supervised(
         device: Where batches go.
         reduce_gradients: Averages gradients over ranks in place, weighted by each rank's target
             tokens; None for one rank.
+        loss: The loss of one part; the declared one if left out.
+        sum_losses: Given where the model's own backward pass sums gradients over ranks: sums a
+            tensor in the same way.
     """
     trainable = trainable_parameters(model)
+    loss = loss or stage_loss(spec)
 
-    def method(_step: int, batch: TokenBatch) -> StepLosses:
-        whole = logical_batch(batch, num_parts=spec.micro_batches, device=device)
-        loss = accumulate(model, whole, loss=target_loss)
+    def method(step: int, batch: TokenBatch) -> StepLosses:
+        joined = sum_losses is not None
+        parts = spec.micro_batches
+        whole = logical_batch(batch, num_parts=parts, device=device, joined=joined)
+        value = accumulate(model, whole, loss=loss)
+        if sum_losses is not None:
+            check_targets(whole.num_targets, where=f"{spec.name}, step {step + 1}")
+            sum_losses(value)
         if reduce_gradients is not None:
             gradients = [p.grad for p in trainable if p.grad is not None]
             reduce_gradients(gradients, whole.num_targets)
-        return StepLosses(float(loss), batch.num_tokens)
+        return StepLosses(float(value), batch.num_tokens)
 
     return method
 
@@ -206,13 +238,21 @@ def train(
         _check_finite(spec.name, step, "the loss", losses.loss)
         for name, value in losses.measured.items():
             _check_finite(spec.name, step, name.replace("_", " "), value)
-        norm = float(torch.nn.utils.clip_grad_norm_(trainable, spec.max_grad_norm))
+        norm = _clip(trainable, spec.max_grad_norm)
         _check_finite(spec.name, step, "the gradient's norm", norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if on_step is not None:
             measured = {**losses.measured, **extra}
             on_step(StepMetrics(step + 1, losses.loss, norm, losses.num_tokens, **measured))
+
+
+def _clip(trainable: list[Tensor], longest: float) -> float:
+    """Clip the gradients by their global norm, and return the norm before."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trainable if p.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    torch.nn.utils.clip_grads_with_norm_(trainable, longest, norm)
+    return float(norm)
 
 
 def _check_finite(name: str, step: int, what: str, value: float) -> None:

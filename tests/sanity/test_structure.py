@@ -33,7 +33,6 @@ MAX_LINES = 400
 
 THROUGH = {
     "safemerge/commands/": "tests/unit/commands",
-    "safemerge/config/identity.py": "tests/unit/config",
     "safemerge/distributed/": "tests/integration",
     "safemerge/engines/vllm_backend.py": "tests/integration",
     "safemerge/engines/vllm_plugin.py": "tests/integration",

@@ -5,6 +5,7 @@ import yaml
 
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.errors import ConfigError
 
 
 def rows(path="rows.jsonl", **changes):
@@ -122,3 +123,46 @@ def test_relative_references_are_taken_from_the_files_folder(document, model):
     if model is FinetuneSpec:
         assert located.base.align == "/stages/safe.yaml"
         assert located.poison.data.source.path == "/stages/harm.jsonl"
+
+
+BOOSTER = {
+    **ALIGN,
+    "method": "booster",
+    "harmful": {"data": [rows("harm.jsonl", response="Sure.")]},
+    "parameters": "full",
+}
+VACCINE = {**ALIGN, "method": "vaccine"}
+TWO = {"workers": {"num_workers": 2}}
+
+
+@pytest.mark.parametrize(
+    ("document", "model", "words"),
+    [
+        ({**FINETUNE, "lora": {"rank": 4}}, FinetuneSpec, "lora belongs to parameters: lora"),
+        ({**FINETUNE, "adapter": "a"}, FinetuneSpec, "adapter belongs to parameters: lora"),
+        (
+            {**FINETUNE, "output": "adapter"},
+            FinetuneSpec,
+            "output: adapter needs parameters: lora",
+        ),
+        (
+            {**BOOSTER, "booster": {"backend": "grouped"}},
+            AlignSpec,
+            "grouped needs parameters: lo",
+        ),
+        ({**VACCINE, **TWO}, AlignSpec, "for method sft or booster; got vaccine on 2 workers"),
+    ],
+)
+def test_training_every_weight_refuses_what_it_cannot_do(document, model, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_document({**document, "parameters": "full"}, model, where="f")
+
+
+@pytest.mark.parametrize("document", [{**BOOSTER, **TWO}, {**VACCINE, "parameters": "full"}])
+def test_every_weight_may_be_trained_by_any_method_on_one_worker_and_booster_on_more(document):
+    assert parse_document(document, AlignSpec, where="f").parameters == "full"
+
+
+def test_rows_are_not_packed_for_methods_that_look_at_single_rows():
+    with pytest.raises(ConfigError, match="vaccine works on single rows inside the model"):
+        parse_document({**VACCINE, "packing": True}, AlignSpec, where="f")

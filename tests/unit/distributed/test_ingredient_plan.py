@@ -5,6 +5,7 @@ from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.distributed.ingredient import (
     Ingredients,
+    Stage,
     load_training_spec,
     stage_file,
     training_plan,
@@ -51,16 +52,16 @@ def test_stages_that_others_start_from_come_in_an_earlier_wave(write):
     plain = write("plain.yaml", "finetune", path="/base")
     refs = [ref("late", finetune=late), ref("code", finetune=code), ref("plain", finetune=plain)]
     assert [sorted(wave) for wave in training_plan(refs)] == [
-        sorted([(aligned, "align"), (plain, "finetune")]),
-        sorted([(math, "finetune"), (code, "finetune")]),
-        [(late, "finetune")],
+        sorted([Stage(aligned, "align"), Stage(plain, "finetune")]),
+        sorted([Stage(math, "finetune"), Stage(code, "finetune")]),
+        [Stage(late, "finetune")],
     ]
 
 
 def test_a_stage_that_several_need_is_trained_once(write):
     aligned = write("aligned.yaml", "align", path="/base")
     refs = [ref("one", align=aligned), ref("two", align=aligned)]
-    assert training_plan(refs) == [[(aligned, "align")]]
+    assert training_plan(refs) == [[Stage(aligned, "align")]]
 
 
 @pytest.mark.parametrize(
@@ -112,3 +113,32 @@ def test_weights_that_changed_since_the_recipe_are_refused(tiny_base):
     words = rf"checkpoint 'base': weights must have fingerprint {'0' * 16}; got {found} in "
     with pytest.raises(ConfigError, match=words):
         ingredients().resolve([ref("base", path=str(tiny_base), digest="0" * 16)])
+
+
+def test_settings_replace_those_of_the_file_and_make_a_stage_of_their_own(write):
+    path = write("safe.yaml", "align", path="/base")
+    refs = [
+        ref("plain", align=path),
+        ref("slow", align=path, settings={"learning_rate": 1e-5}),
+        ref("again", align=path, settings={"learning_rate": 1e-5}),
+    ]
+    (wave,) = training_plan(refs)
+    assert [stage.load().learning_rate for stage in wave] == [5e-4, 1e-5]
+    assert wave[1].label == f"align {path} learning_rate=1e-05"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"learning_rate": -1.0},
+            r"safe\.yaml, with learning_rate=-1\.0: learning_rate: must be a",
+        ),
+        ({"lerning_rate": 1.0}, r"no such path .* wrong at 'lerning_rate'. Did you mean 'learni"),
+        ({"booster.lambda": 1.0}, r"wrong at 'lambda'"),
+    ],
+)
+def test_a_setting_that_the_file_cannot_take_is_refused(write, settings, words):
+    path = write("safe.yaml", "align", path="/base")
+    with pytest.raises(ConfigError, match=words):
+        load_training_spec(path, "align", settings=settings)

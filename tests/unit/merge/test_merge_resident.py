@@ -173,3 +173,26 @@ def test_another_base_is_refused(document):
     )
     with pytest.raises(MergeError, match="must be the one held, 'base'; got 'math'"):
         resident.merged(swapped)
+
+
+def test_several_weights_under_one_name_are_told_by_their_digest(
+    document, tiny_base, tiny_aligned
+):
+    """What a study needs that searches an expert's training: thresholds must not be mixed up."""
+    paths = {"math": document["experts"][0]["path"], "math--1": str(tiny_aligned)}
+    known = {name: fingerprint(path) for name, path in paths.items()}
+    models = recipe(
+        document,
+        experts=[
+            *({"name": name, "path": path, "digest": known[name]} for name, path in paths.items()),
+            document["experts"][1],
+        ],
+    )
+    resident = ResidentCheckpoints.open(models)
+    for held in ("math", "math--1", "math"):
+        math = {"name": "math", "path": paths[held], "digest": known[held]}
+        asked = recipe(document, experts=[math, document["experts"][1]])
+        alone = ResidentCheckpoints.open(asked)
+        expected = dict(alone.merged(asked))
+        got = dict(resident.merged(asked))
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())

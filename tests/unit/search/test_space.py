@@ -148,3 +148,50 @@ def test_the_mean_leaves_out_a_model_that_no_space_merges():
     references = dict(reference_recipes(spec))
     assert "harmful" in references
     assert references["mean"].method.weights == {"skill": 1.0, "safety": 1.0}
+
+
+@pytest.fixture
+def hardened():
+    """A study that varies lambda of an expert, with its variants trained."""
+    document = landscape_study().resolved()
+    document["experts"][1] = {"name": "safety", "align": "/nowhere/safety.yaml"}
+    document["spaces"][0]["vary"]["experts.safety.booster.lambda"] = {"choices": [0, 5, 20]}
+    spec = type(landscape_study()).model_validate(document)
+    digests = {ref.name: ref.name for ref in spec.all_checkpoints} | {"safety--2": "safety"}
+    return spec.with_checkpoints(
+        {
+            ref.name: ref.resolved_to(f"/made/{ref.name}", fingerprint=digests[ref.name])
+            for ref in spec.all_checkpoints
+        }
+    )
+
+
+def test_a_drawn_setting_puts_its_variant_in_the_experts_place(hardened):
+    weights = {"sum/method.weights.skill": 0.25, "sum/method.weights.safety": 0.75}
+    recipes = {}
+    for value in (0, 20):
+        trial = FixedTrial({**weights, "sum/experts.safety.booster.lambda": value})
+        _, params, recipe = suggest(trial, hardened)
+        assert params["experts.safety.booster.lambda"] == value
+        assert weights_of(recipe) == (0.25, 0.75)
+        recipes[value] = recipe
+    assert [recipes[value].experts[1].name for value in (0, 20)] == ["safety", "safety"]
+    assert [recipes[value].experts[1].digest for value in (0, 20)] == ["safety--1", "safety--3"]
+    assert recipes[0].digest != recipes[20].digest
+
+
+def test_every_variant_is_a_reference_unless_it_is_the_expert_itself(hardened):
+    references = {item.label: item.recipe for item in reference_recipes(hardened)}
+    assert list(references) == [
+        *("base", "skill", "safety", "mean"),
+        *("safety[booster.lambda=0]", "safety[booster.lambda=20]"),
+    ]
+    recipe = references["safety[booster.lambda=20]"]
+    assert recipe.experts[1].digest == "safety--3"
+    assert recipe.method.weights == {"safety": 1.0}
+
+
+def test_a_value_that_was_not_trained_is_refused(hardened):
+    params = {"experts.safety.booster.lambda": 7}
+    with pytest.raises(ConfigError, match=r"expert 'safety' must be a variant .*'booster.lambda'"):
+        recipe_at(hardened, hardened.spaces[0], params)

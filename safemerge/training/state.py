@@ -1,0 +1,75 @@
+"""What a stage must keep to go on after a step: weights, optimiser, method, number of steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from safemerge.training.full import ShardedModel
+from safemerge.training.method import Method
+
+_FILE = "state.pt"
+_SHARDS = "shards"
+
+
+def save_state(
+    folder: Path, *, model: Any, optimizer: torch.optim.Optimizer, method: Method, step: int
+) -> None:
+    """Write the state after a step.
+
+    Sharded weights are written by every rank, each its own shards into its own `folder`; the
+    folders' files together are the checkpoint, which any number of ranks can load.
+
+    Args:
+        folder: An existing folder.
+        model: The model; all ranks call this if it is sharded, else the first.
+        optimizer: Over its trainable parameters.
+        method: The stage's step.
+        step: Steps done.
+    """
+    state: dict[str, Any] = {"step": step, "method": method.state_dict()}
+    if isinstance(model, ShardedModel):
+        weights, moments = get_state_dict(model, optimizer)
+        sharded = {"weights": weights, "optimizer": moments}
+        (folder / _SHARDS).mkdir(exist_ok=True)
+        torch.distributed.checkpoint.save(sharded, checkpoint_id=folder / _SHARDS)
+        if torch.distributed.get_rank() > 0:
+            return
+    else:
+        named = model.named_parameters()
+        state["weights"] = {name: p.detach() for name, p in named if p.requires_grad}
+        state["optimizer"] = optimizer.state_dict()
+    torch.save(state, folder / _FILE)
+
+
+def load_state(
+    folder: Path, *, model: Any, optimizer: torch.optim.Optimizer, method: Method
+) -> int:
+    """Take a state that `save_state` wrote, the folders of all ranks joined.
+
+    Returns:
+        Steps done.
+    """
+    state = torch.load(folder / _FILE, weights_only=True)
+    if isinstance(model, ShardedModel):
+        weights, moments = get_state_dict(model, optimizer)
+        sharded = {"weights": weights, "optimizer": moments}
+        torch.distributed.checkpoint.load(sharded, checkpoint_id=folder / _SHARDS)
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=sharded["weights"],
+            optim_state_dict=sharded["optimizer"],
+        )
+    else:
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in state["weights"].items():
+                parameters[name].copy_(value)
+        optimizer.load_state_dict(state["optimizer"])
+    method.load_state_dict(state["method"])
+    return int(state["step"])
