@@ -134,6 +134,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue: whatever was asked already is kept"
     )
 
+    robustness = add("robustness", "attack hardened models by harmful fine-tuning, and measure")
+    robustness.add_argument(
+        "spec", metavar="ROBUSTNESS.yaml", help="models, attacks and suites (a grid of cells)"
+    )
+    robustness.add_argument("--results", default="results", metavar="DIR", help=results)
+    robustness.add_argument(
+        "--resume", action="store_true", help="continue a measurement: finished cells are kept"
+    )
+    robustness.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="SEED",
+        help="run these seeds of the file alone; the others later, with --resume",
+    )
+    robustness.add_argument(
+        "--dry-run", action="store_true", help="check the file and its data, then stop"
+    )
+
     report = add("report", "draw the report of a run folder again")
     report.add_argument("run", metavar="RUN_DIR", help=run)
 
@@ -159,7 +178,16 @@ def build_parser() -> argparse.ArgumentParser:
     schema = add("schema", "print the JSON schema of a declared file")
     schema.add_argument(
         "name",
-        choices=("study", "recipe", "align", "finetune", "statistics", "generate", "optimize"),
+        choices=(
+            "study",
+            "recipe",
+            "align",
+            "finetune",
+            "statistics",
+            "generate",
+            "optimize",
+            "robustness",
+        ),
         help="kind of file",
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.reports import write_report
+from safemerge.cell_store import CellStore
+from safemerge.reports import write_report, write_robustness_report
 
 if TYPE_CHECKING:
     import argparse
@@ -13,4 +14,6 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Write report.html and the figures from what the run folder holds."""
-    print(f"report: {write_report(Path(options.run))}")
+    folder = Path(options.run)
+    write = write_robustness_report if CellStore(folder).exists else write_report
+    print(f"report: {write(folder)}")

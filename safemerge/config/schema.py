@@ -11,6 +11,7 @@ from safemerge.config.generation import GenerateSpec
 from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.problems import did_you_mean
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.robustness import RobustnessSpec
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.training import AlignSpec, FinetuneSpec
@@ -25,6 +26,7 @@ KINDS: Mapping[str, type[StrictModel]] = MappingProxyType(
         "statistics": StatisticsSpec,
         "generate": GenerateSpec,
         "optimize": OptimizeSpec,
+        "robustness": RobustnessSpec,
     }
 )
 """Model by kind of file."""
@@ -38,6 +40,7 @@ _MARKS: Mapping[str, frozenset[str]] = MappingProxyType(
         "statistics": frozenset({"quantities"}),
         "generate": frozenset(),
         "optimize": frozenset({"optimizer"}),
+        "robustness": frozenset({"attacks", "methods"}),
     }
 )
 """Keys that no other kind has; any of a study's, all of a recipe's."""
@@ -87,8 +90,8 @@ def detect_kind(document: object, *, where: str = "document") -> str:
     """Tell which kind of file a document is, by the keys that only this kind has.
 
     A file may say so itself with ``kind``; else a study has spaces, suites or objectives, a
-    recipe has a method and experts, a fine-tuning has a poison, statistics have quantities, and
-    an optimisation an optimizer.
+    recipe has a method and experts, a fine-tuning has a poison, statistics have quantities, an
+    optimisation has an optimizer, and a robustness measurement has attacks.
 
     Args:
         document: What `read_yaml` returned.
@@ -113,7 +116,7 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         return "study"
     if keys >= _MARKS["recipe"]:
         return "recipe"
-    for kind in ("finetune", "statistics", "optimize"):
+    for kind in ("finetune", "statistics", "optimize", "robustness"):
         if keys & _MARKS[kind]:
             return kind
     if {"data", "steps"} & keys:

@@ -97,6 +97,11 @@ def _positioned(task: Choice, sample: Sample, where: str) -> Sample:
 
 
 def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
+    """Load both splits of a study's suites; see `load_splits`."""
+    return load_splits(spec.suites)
+
+
+def load_splits(suites: Sequence[SuiteSpec]) -> dict[Split, list[LoadedSuite]]:
     """Load both splits of every suite and refuse any overlap between them.
 
     Raises:
@@ -105,14 +110,14 @@ def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
     splits: tuple[Split, ...] = ("search", "report")
     tasks = {
         suite.name: LmEvalTask(suite.task, where=f"suite '{suite.name}'")
-        for suite in spec.suites
+        for suite in suites
         if isinstance(suite.task, LmEval)
     }
     loaded = {
-        split: [load_suite(suite, split, harness=tasks.get(suite.name)) for suite in spec.suites]
+        split: [load_suite(suite, split, harness=tasks.get(suite.name)) for suite in suites]
         for split in splits
     }
-    for index, suite in enumerate(spec.suites):
+    for index, suite in enumerate(suites):
         if suite.near_duplicates == "drop":
             pair = (loaded["search"][index], loaded["report"][index])
             loaded["search"][index] = _without_near(*pair)

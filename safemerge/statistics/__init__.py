@@ -10,6 +10,12 @@ from safemerge.statistics.paired import (
     paired_share_interval,
     sign_flip_p_value,
 )
+from safemerge.statistics.replicate import (
+    RepeatedComparison,
+    Spread,
+    compare_repeated,
+    spread,
+)
 from safemerge.statistics.sample_size import (
     MAX_PROMPTS,
     independent_discordance,
@@ -32,10 +38,13 @@ __all__ = [
     "Z_95",
     "Kappa",
     "PairedComparison",
+    "RepeatedComparison",
+    "Spread",
     "bootstrap_interval",
     "clustered_interval",
     "cohen_kappa",
     "compare_paired",
+    "compare_repeated",
     "design_effect",
     "holm_adjusted",
     "independent_discordance",
@@ -46,6 +55,7 @@ __all__ = [
     "second_share",
     "sign_flip_p_value",
     "smallest_difference",
+    "spread",
     "student_quantile",
     "unpaired_prompts",
     "wilson_interval",

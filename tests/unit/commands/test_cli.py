@@ -22,6 +22,7 @@ OPTIONS = {
     "finetune": ["spec", "--results", "--resume"],
     "generate": ["spec", "--results", "--resume"],
     "optimize": ["spec", "--results", "--resume"],
+    "robustness": ["spec", "--results", "--resume", "--seeds", "--dry-run"],
     "report": ["run"],
     "export": ["run", "--pick", "out"],
     "serve": ["study"],

@@ -48,6 +48,8 @@ def test_an_unknown_kind_is_answered_with_the_nearest(function):
         ({**TRAINING, "kind": "finetune"}, "finetune"),
         ({**TRAINING, "kind": "align", "method": "sft"}, "align"),
         ({**TRAINING, "poison": {}}, "finetune"),
+        ({"kind": "robustness"}, "robustness"),
+        ({"methods": [], "attacks": []}, "robustness"),
     ],
 )
 def test_a_file_is_recognised_by_its_own_keys(document, kind):
