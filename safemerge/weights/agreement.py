@@ -141,7 +141,7 @@ def is_finite(tensor: Shaped[Tensor, "..."]) -> bool:
     # NOTE: in parts, for torch sums halves from a float32 copy of the whole.
     return all(
         bool(torch.isfinite(part.sum(dtype=torch.float32))) or bool(torch.isfinite(part).all())
-        for part in tensor.reshape(-1).split(_PART_ENTRIES)
+        for part in torch.split(tensor.reshape(-1), _PART_ENTRIES)
     )
 
 
