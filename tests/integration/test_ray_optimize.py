@@ -16,7 +16,6 @@ pytestmark = pytest.mark.ray
 STEPS = 24
 GRADIENT = {"name": "gradient", "steps": STEPS, "batch_size": 6, "learning_rate": 0.05}
 CMA = {"name": "cma_es", "evaluations": 24}
-COCKTAIL = {"name": "lm_cocktail", "temperature": 0.1}
 
 
 def write_to(folder, base, experts, **changes):
@@ -86,7 +85,9 @@ def test_a_run_leaves_a_recipe_that_merges_a_log_and_a_table(straight, tmp_path)
     log = metrics_of(folder)
     assert [line["step"] for line in log] == list(range(1, STEPS + 1))
     assert {"loss", "safety_loss", "expert_loss", "coefficient/math"} <= set(log[0])
-    assert len(set(numbers_of(recipe_of(folder)))) == 8
+    found = numbers_of(recipe_of(folder))
+    assert len(found) == 8
+    assert len(set(found)) > 2
     losses = json.loads((run / "result.json").read_text(encoding="utf-8"))["losses"]
     total = {name: found["safety"] + 0.3 * found["expert"] for name, found in losses.items()}
     assert list(total) == ["base", "math", "safety", "(mean)", "(optimised)"]
@@ -97,34 +98,21 @@ def test_a_run_leaves_a_recipe_that_merges_a_log_and_a_table(straight, tmp_path)
     assert load_file(tmp_path / "out" / "model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "tolerance"), [(GRADIENT, 1e-4), (CMA, 0.0), (COCKTAIL, 1e-6)]
-)
-def test_two_workers_find_the_coefficients_of_one(
-    safemerge, write, straight, optimizer, tolerance, tmp_path
-):
-    if optimizer is GRADIENT:
-        expected = numbers_of(recipe_of(straight[0]))
-    else:
-        one = safemerge("optimize", write(optimizer=optimizer), "--results", "one")
-        assert one.returncode == 0, one.stdout + one.stderr
-        recipe = load_document(tmp_path / "one" / "toy" / "recipe.yaml", MergeRecipe)
-        expected = numbers_of(recipe)
+def test_two_workers_find_the_coefficients_of_one(safemerge, write, straight, tmp_path):
     workers = {"num_workers": 2, "cpus_per_worker": 0.5}
-    two = safemerge("optimize", write(optimizer=optimizer, workers=workers))
+    two = safemerge("optimize", write(workers=workers))
     assert two.returncode == 0, two.stdout + two.stderr
-    assert numbers_of(recipe_of(tmp_path)) == pytest.approx(expected, abs=tolerance)
-    assert len(set(expected)) > 1
+    expected = numbers_of(recipe_of(straight[0]))
+    assert numbers_of(recipe_of(tmp_path)) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_replicas_of_the_evaluator_find_what_a_worker_finds(safemerge, write, replicas, tmp_path):
+def test_replicas_of_the_evaluator_find_what_a_worker_finds(safemerge, write, tmp_path):
     evaluator = {
         "engine": "transformers",
         "dtype": "float32",
         "cpus_per_replica": 0.5,
-        "min_replicas": replicas,
-        "max_replicas": replicas,
+        "min_replicas": 2,
+        "max_replicas": 2,
         "max_model_len": 256,
     }
     found = []
