@@ -17,7 +17,8 @@ endif
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Passed on to pytest, e.g. make test PYTEST_ARGS='-k ties'.
 PYTEST_ARGS ?=
-# Tests that start no cluster and no engine; all others run one by one.
+# Tests that start no cluster and no engine; of all others, a file's run one after the other, for
+# they wait for processes more than they compute.
 PARALLEL := $(patsubst %,tests/%,conformance properties reference sanity unit)
 # PYTEST_ARGS may choose tests of one part only.
 NONE_CHOSEN := [ $$? -eq 5 ]
@@ -85,7 +86,7 @@ demo: setup ## Search merges of tiny models and draw the report
 
 test: check ## Run the checks, then every test
 	$(BIN)/python -m pytest $(PARALLEL) -n 2 $(PYTEST_ARGS) || $(NONE_CHOSEN)
-	$(BIN)/python -m pytest tests $(PARALLEL:%=--ignore=%) $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	$(BIN)/python -m pytest tests $(PARALLEL:%=--ignore=%) -n 2 --dist loadfile $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 check: setup ## Lint, format, types, layers and spelling
 	$(BIN)/ruff check

@@ -60,7 +60,8 @@ def test_lambda_is_trained_once_a_value_and_searched_beside_the_merge(
     assert done.stdout.count("training 2 steps") == 2
     assert "hardened[booster.lambda=5]: the same as hardened" in done.stdout
     assert "hardened[booster.lambda=50]: training" in done.stdout
-    records = RunStore.open(tmp_path / "results" / "lambda").trials()
+    store = RunStore.open(tmp_path / "results" / "lambda")
+    records = sorted(store.trials(), key=lambda record: record.number)
     assert {record.state for record in records} == {"COMPLETE"}
     references = [record.label for record in records if record.role == "reference"]
     assert references == ["base", "hardened", "math", "mean", "hardened[booster.lambda=50]"]
