@@ -12,19 +12,26 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from safemerge.config.base import StrictModel
 from safemerge.config.robustness import Cell, RobustnessSpec
 from safemerge.errors import StudyError
-from safemerge.files import append_line, disk_errors, mend_lines, read_lines, replace_file
+from safemerge.files import (
+    append_line,
+    disk_errors,
+    is_stored,
+    mend_lines,
+    parse_stored,
+    read_lines,
+    replace_file,
+)
 from safemerge.provenance import Provenance, current_provenance
 from safemerge.records import CandidateResult, TrialState
-
-Model = TypeVar("Model", bound=StrictModel)
 
 CELL_FORMAT = 1
 """Version of the folder's layout."""
@@ -116,7 +123,7 @@ class CellStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(document.resolved(), indent=2, ensure_ascii=False)
             replace_file(self.folder / MEASUREMENT_FILE, text + "\n")
-            mend_lines(self.cells_path, is_whole=_is_record)
+            mend_lines(self.cells_path, is_whole=partial(is_stored, model=CellRecord))
         return self
 
     def document(self) -> MeasurementDocument:
@@ -138,7 +145,7 @@ class CellStore:
                 f"{path}: format must be {CELL_FORMAT}; got {found!r}. "
                 "Read it with the safemerge version that wrote it."
             )
-        return _parsed(text, MeasurementDocument, where=str(path))
+        return parse_stored(text, MeasurementDocument, where=str(path))
 
     def append(self, record: CellRecord) -> None:
         """Append one finished cell, and return once it is on disk.
@@ -147,7 +154,11 @@ class CellStore:
             PreflightError: If the disk is full; the file is left as it was.
         """
         with disk_errors(self.folder):
-            append_line(self.cells_path, record.model_dump_json().encode(), is_whole=_is_record)
+            append_line(
+                self.cells_path,
+                record.model_dump_json().encode(),
+                is_whole=partial(is_stored, model=CellRecord),
+            )
 
     def records(self) -> list[CellRecord]:
         """Read every stored cell, the newest of each key, in the order of the last finish.
@@ -157,7 +168,7 @@ class CellStore:
         """
         newest: dict[str, CellRecord] = {}
         for position, line in enumerate(read_lines(self.cells_path), start=1):
-            record = _parsed(line, CellRecord, where=f"{self.cells_path}, line {position}")
+            record = parse_stored(line, CellRecord, where=f"{self.cells_path}, line {position}")
             newest.pop(record.key, None)
             newest[record.key] = record
         return list(newest.values())
@@ -208,23 +219,3 @@ class CellStore:
             yield
         finally:
             os.close(handle)
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        CellRecord.model_validate_json(line)
-    except ValidationError:
-        return False
-    return True
-
-
-def _parsed(text: str | bytes, model: type[Model], *, where: str) -> Model:
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise StudyError(
-            f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. "
-            "Restore the file from a copy."
-        ) from None

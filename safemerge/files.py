@@ -9,9 +9,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from safemerge.errors import PreflightError, StudyError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -134,6 +138,56 @@ def read_lines(path: Path) -> list[bytes]:
     except FileNotFoundError:
         return []
     return content.split(b"\n")[:-1]
+
+
+def new_lines(path: Path, offset: int) -> tuple[list[bytes], int]:
+    """Return the lines that were finished since a file was last read; [] if it is missing.
+
+    Args:
+        path: A file that another process appends to.
+        offset: Bytes read before, 0 at first.
+
+    Returns:
+        The lines without newlines, and the offset to ask with next.
+    """
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read()
+    end = content.rfind(b"\n") + 1
+    return content[:end].splitlines(), offset + end
+
+
+def parse_stored(text: str | bytes, model: type[Model], *, where: str) -> Model:
+    """Return a record that was stored as JSON.
+
+    Args:
+        text: The JSON.
+        model: What it holds.
+        where: The file, and the line if it has several, for messages.
+
+    Raises:
+        StudyError: If it is damaged; names the first place.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise StudyError(
+            f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. "
+            "Restore the file from a copy."
+        ) from None
+
+
+def is_stored(line: bytes, model: type[BaseModel]) -> bool:
+    """Tell whether a line holds a whole record."""
+    try:
+        model.model_validate_json(line)
+    except ValidationError:
+        return False
+    return True
 
 
 def mend_lines(path: Path, *, is_whole: Callable[[bytes], bool]) -> TornLine | None:

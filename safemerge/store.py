@@ -12,11 +12,11 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import yaml
-from pydantic import ValidationError
 
 from safemerge.config.base import StrictModel, digest
 from safemerge.config.identity import first_difference, study_identity
@@ -27,14 +27,14 @@ from safemerge.files import (
     TornLine,
     append_line,
     disk_errors,
+    is_stored,
     mend_lines,
+    parse_stored,
     read_lines,
     replace_file,
 )
 from safemerge.provenance import Provenance, current_provenance, utc_now
 from safemerge.records import Front, TrialRecord
-
-Model = TypeVar("Model", bound=StrictModel)
 
 STORE_FORMAT = 1
 """Version of the folder's layout; another one is refused, never guessed at."""
@@ -143,7 +143,9 @@ class RunStore:
         store = cls(folder)
         store.study()
         with disk_errors(store.folder):
-            store.torn = mend_lines(store.trials_path, is_whole=_is_record)
+            store.torn = mend_lines(
+                store.trials_path, is_whole=partial(is_stored, model=TrialRecord)
+            )
         return store
 
     def study(self) -> StudyDocument:
@@ -168,7 +170,7 @@ class RunStore:
                 f"{path}: format must be {STORE_FORMAT}; got {found!r}. "
                 "Read it with the safemerge version that wrote it."
             )
-        return _parsed(text, StudyDocument, where=str(path))
+        return parse_stored(text, StudyDocument, where=str(path))
 
     def check_same_study(self, spec: StudySpec) -> None:
         """Refuse to continue a run with another study.
@@ -208,7 +210,9 @@ class RunStore:
         """
         with disk_errors(self.folder):
             torn = append_line(
-                self.trials_path, record.model_dump_json().encode(), is_whole=_is_record
+                self.trials_path,
+                record.model_dump_json().encode(),
+                is_whole=partial(is_stored, model=TrialRecord),
             )
         self.torn = torn or self.torn
 
@@ -225,7 +229,7 @@ class RunStore:
         line_by_number: dict[int, int] = {}
         for position, line in enumerate(read_lines(self.trials_path), start=1):
             where = f"{self.trials_path}, line {position}"
-            record = _parsed(line, TrialRecord, where=where)
+            record = parse_stored(line, TrialRecord, where=where)
             first = line_by_number.setdefault(record.number, position)
             if first != position:
                 raise StudyError(
@@ -259,7 +263,7 @@ class RunStore:
             text = self.front_path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        return _parsed(text, Front, where=str(self.front_path))
+        return parse_stored(text, Front, where=str(self.front_path))
 
     def write_recipe(self, trial: int | str, recipe: MergeRecipe | dict[str, Any]) -> Path:
         """Write ``recipes/<trial>.yaml``.
@@ -340,23 +344,3 @@ def _format_of(text: str) -> object:
     except ValueError:
         return None
     return document.get("format") if isinstance(document, dict) else None
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        TrialRecord.model_validate_json(line)
-    except ValidationError:
-        return False
-    return True
-
-
-def _parsed(text: str | bytes, model: type[Model], *, where: str) -> Model:
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise StudyError(
-            f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. "
-            "Restore the file from a copy."
-        ) from None

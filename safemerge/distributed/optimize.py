@@ -23,7 +23,7 @@ from safemerge.distributed.train import POLL_S, cause_of
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import TrainingError
-from safemerge.files import replace_file
+from safemerge.files import new_lines, replace_file
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.training.coefficient_search import (
@@ -37,6 +37,7 @@ from safemerge.training.coefficient_table import (
     coefficient_table,
     first_values,
 )
+from safemerge.training.device import claim_device
 from safemerge.training.log import LOG_FILE, MetricsLog
 from safemerge.training.lora import check_adapters_base
 from safemerge.training.merged_model import MergedModel
@@ -154,18 +155,12 @@ def _run_on_workers(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
 
 
 def _follow(path: Path, offset: int, on_step: OnStep) -> int:
-    if not path.exists():
-        return offset
-    with path.open(encoding="utf-8") as file:
-        file.seek(offset)
-        while line := file.readline():
-            if not line.endswith("\n"):
-                break
-            offset += len(line.encode())
-            values = json.loads(line)
-            steps = int(values.pop("steps"))
-            plain = {name: value for name, value in values.items() if "/" not in name}
-            on_step(OptimizeStep(**plain), steps)
+    lines, offset = new_lines(path, offset)
+    for line in lines:
+        values = json.loads(line)
+        steps = int(values.pop("steps"))
+        plain = {name: value for name, value in values.items() if "/" not in name}
+        on_step(OptimizeStep(**plain), steps)
     return offset
 
 
@@ -200,9 +195,7 @@ def _optimize_worker(config: dict[str, str]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     team = Team(rank, world_size, torch.distributed.all_reduce if world_size > 1 else None)
-    device = "cuda" if spec.workers.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(max(1, int(spec.workers.cpus_per_worker)))
+    device = claim_device(spec.workers)
     base, folder = str(spec.base.path), Path(config["folder"])
     pairs = load_pairs(spec, ChatFormat(base))
     resident = _open(spec, check=False)

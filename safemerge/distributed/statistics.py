@@ -212,12 +212,12 @@ def _gather_worker(config: dict[str, str]) -> None:
     import ray.train
     import torch
 
+    from safemerge.training.device import claim_device
+
     spec = StatisticsSpec.model_validate_json(config["spec"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = "cuda" if spec.workers.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(max(1, int(spec.workers.cpus_per_worker)))
+    device = claim_device(spec.workers)
     base = Path(config["base"])
     rows = load_measured_rows(spec, ChatFormat(base))
     several = torch.distributed.all_reduce if world_size > 1 else None

@@ -20,7 +20,9 @@ from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import SafemergeError, TrainingError
+from safemerge.files import new_lines
 from safemerge.training.batch import load_mixture
+from safemerge.training.device import claim_device
 from safemerge.training.full import (
     ShardedModel,
     products_in,
@@ -109,16 +111,9 @@ def run_stages(
 def _follow(
     stage: StageRun, offset: int, on_progress: Callable[[str, StepMetrics, int], None]
 ) -> int:
-    path = stage.work / LOG_FILE
-    if not path.exists():
-        return offset
-    with path.open(encoding="utf-8") as file:
-        file.seek(offset)
-        while line := file.readline():
-            if not line.endswith("\n"):
-                break
-            offset += len(line.encode())
-            on_progress(stage.label, StepMetrics(**json.loads(line)), stage.spec.steps)
+    lines, offset = new_lines(stage.work / LOG_FILE, offset)
+    for line in lines:
+        on_progress(stage.label, StepMetrics(**json.loads(line)), stage.spec.steps)
     return offset
 
 
@@ -168,9 +163,7 @@ def _train_worker(config: dict[str, str]) -> None:
     spec = _SPEC.validate_json(config["spec"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = "cuda" if spec.workers.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(max(1, int(spec.workers.cpus_per_worker)))
+    device = claim_device(spec.workers)
     torch.manual_seed(spec.seed)  # noqa: TID251 - seeds the adapter's initial weights
     base = Path(config["base"])
     mixture = load_mixture(spec, ChatFormat(base))

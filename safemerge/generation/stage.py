@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from safemerge.config.base import StrictModel
 from safemerge.errors import StudyError
-from safemerge.files import append_line, disk_errors, mend_lines, read_lines
+from safemerge.files import append_line, disk_errors, is_stored, mend_lines, read_lines
 from safemerge.generation.record import Ask, Outcome
 
 Work = Callable[[Sequence[Sequence[Ask]]], Iterator[list[Outcome]]]
@@ -38,7 +39,7 @@ class StageFile:
         self._next = 0
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            mend_lines(self.path, is_whole=_is_batch)
+            mend_lines(self.path, is_whole=partial(is_stored, model=_Batch))
         self._stored = [
             _parsed(line, where=f"{self.path}, line {number}")
             for number, line in enumerate(read_lines(self.path), start=1)
@@ -68,20 +69,12 @@ class StageFile:
         for outcomes in work(missing) if missing else ():
             line = _Batch(outcomes=outcomes).model_dump_json().encode()
             with disk_errors(self.path.parent):
-                append_line(self.path, line, is_whole=_is_batch)
+                append_line(self.path, line, is_whole=partial(is_stored, model=_Batch))
             yield outcomes
 
     def remove(self) -> None:
         """Remove the file: a later run asks everything again."""
         self.path.unlink(missing_ok=True)
-
-
-def _is_batch(line: bytes) -> bool:
-    try:
-        _Batch.model_validate_json(line)
-    except ValidationError:
-        return False
-    return True
 
 
 def _parsed(line: bytes, *, where: str) -> list[Outcome]:

@@ -2,6 +2,7 @@ import errno
 import os
 
 import pytest
+from pydantic import BaseModel
 
 from safemerge import files
 from safemerge.errors import PreflightError, StudyError
@@ -147,3 +148,32 @@ def test_disk_trouble_is_told_to_the_user_with_the_folder(tmp_path, code, kind, 
 def test_other_system_errors_pass_through(tmp_path):
     with pytest.raises(OSError, match="Input/output"), files.disk_errors(tmp_path):
         raise OSError(errno.EIO, "Input/output error")
+
+
+# --- records as JSON --------------------------------------------------------------------
+
+
+class Kept(BaseModel):
+    number: int
+
+
+def test_lines_are_told_once_and_only_when_they_are_finished(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert files.new_lines(path, 0) == ([], 0)
+    path.write_bytes(b"one\ntwo\nthr")
+    lines, offset = files.new_lines(path, 0)
+    assert lines == [b"one", b"two"]
+    with path.open("ab") as file:
+        file.write(b"ee\n")
+    assert files.new_lines(path, offset) == ([b"three"], len(b"one\ntwo\nthree\n"))
+
+
+def test_a_stored_record_is_read_back_or_its_damage_is_named():
+    assert files.parse_stored('{"number": 3}', Kept, where="x.json") == Kept(number=3)
+    with pytest.raises(StudyError, match=r"x\.json: damaged at number; got .*Restore the file"):
+        files.parse_stored('{"number": "many"}', Kept, where="x.json")
+
+
+@pytest.mark.parametrize(("line", "whole"), [(b'{"number": 3}', True), (b'{"numb', False)])
+def test_half_a_record_is_no_record(line, whole):
+    assert files.is_stored(line, Kept) is whole
