@@ -108,3 +108,5 @@ def start_safemerge(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
+    if started:
+        sys.stdout.write((tmp_path / "told.txt").read_text())  # Shown if the test fails.

@@ -64,7 +64,11 @@ def test_a_killed_generation_goes_on_to_the_data_of_one_that_was_not(
 ):
     driver = start_safemerge("generate", generation)
     stages = tmp_path / "results" / "pico-data" / "stages"
-    wait_until(lambda: any(path.stat().st_size for path in stages.glob("*.jsonl")), within_s=240)
+    wait_until(
+        lambda: any(path.stat().st_size for path in stages.glob("*.jsonl")),
+        within_s=240,
+        driver=driver,
+    )
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert not (tmp_path / "results" / "pico-data" / "safety.jsonl").exists()

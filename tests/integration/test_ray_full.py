@@ -68,7 +68,7 @@ def test_shards_train_what_one_worker_trains_and_resume_bit_for_bit(
     cache = tmp_path / "killed"
     mark = marked("killed-shards")
     driver = start_safemerge("finetune", two, SAFEMERGE_CACHE=str(cache), SAFEMERGE_TEST_MARK=mark)
-    wait_until(lambda: len(steps_of(cache)) >= 5, within_s=600, every_s=0.02)
+    wait_until(lambda: len(steps_of(cache)) >= 5, within_s=600, every_s=0.02, driver=driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert len(steps_of(cache)) < STEPS, "the stage must be killed on its way"

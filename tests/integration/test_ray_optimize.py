@@ -135,7 +135,7 @@ def test_a_killed_run_resumes_to_the_same_coefficients(
     path = write()
     mark = marked("killed-optimize")
     driver = start_safemerge("optimize", path, SAFEMERGE_TEST_MARK=mark)
-    wait_until(lambda: len(metrics_of(tmp_path)) >= 7, within_s=200, every_s=0.02)
+    wait_until(lambda: len(metrics_of(tmp_path)) >= 7, within_s=200, every_s=0.02, driver=driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert len(metrics_of(tmp_path)) < STEPS, "the run must be killed on its way"

@@ -81,7 +81,7 @@ def test_a_killed_stage_resumes_to_the_same_weights_bit_for_bit(
     driver = start_safemerge(
         "finetune", stage, SAFEMERGE_CACHE=str(cache), SAFEMERGE_TEST_MARK=marked("killed-stage")
     )
-    wait_until(lambda: steps_of(cache) >= 7, within_s=200, every_s=0.02)
+    wait_until(lambda: steps_of(cache) >= 7, within_s=200, every_s=0.02, driver=driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert 7 <= steps_of(cache) < STEPS, "the stage must be killed on its way"

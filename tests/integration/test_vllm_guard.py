@@ -17,7 +17,7 @@ from safemerge.scoring.guard_model import TransformersGuardModel
 pytest.importorskip("vllm")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform != "linux", reason="vLLM runs on Linux"),
     # vLLM's own imports warn; nothing of ours does.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -16,7 +16,7 @@ from safemerge.errors import EngineError
 pytest.importorskip("vllm")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform != "linux", reason="vLLM runs on Linux"),
     # vLLM's own imports warn; nothing of ours does.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -19,7 +19,7 @@ from safemerge.merge.writer import write_merged
 pytest.importorskip("vllm")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform != "linux", reason="vLLM runs on Linux"),
     # vLLM's own imports warn; nothing of ours does.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
