@@ -86,7 +86,7 @@ demo: setup ## Search merges of tiny models and draw the report
 
 test: check ## Run the checks, then every test
 	$(BIN)/python -m pytest $(PARALLEL) -n 2 $(PYTEST_ARGS) || $(NONE_CHOSEN)
-	$(BIN)/python -m pytest tests $(PARALLEL:%=--ignore=%) -n 2 --dist loadfile $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	$(BIN)/python -m pytest tests $(PARALLEL:%=--ignore=%) -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 check: setup ## Lint, format, types, layers and spelling
 	$(BIN)/ruff check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,10 @@ def run(options: argparse.Namespace) -> None:
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import Evaluator
 
-    with ray_cluster():
-        resolved = resolve_study(spec, console)
+    with ExitStack() as stack:
+        resolved = resolve_study(spec, console, stack=stack)
         chosen = _recipe(resolved, recipe)
+        stack.enter_context(ray_cluster())
         console.say("starting an evaluator replica (about 30 to 60 s)")
         with Evaluator(resolved, app=f"safemerge-evaluate-{spec.name}") as evaluator:
             result = evaluator.score(chosen, options.split)

@@ -61,18 +61,12 @@ def _check_form(options: argparse.Namespace, recipe: MergeRecipe) -> None:
 
 def resolve_recipe(recipe: MergeRecipe, console: Console) -> MergeRecipe:
     """Return the recipe with every checkpoint on disk; a cluster starts only if one is made."""
-    from safemerge.distributed.ingredient import Ingredients, needs_cluster
+    from safemerge.distributed.ingredient import Ingredients
     from safemerge.distributed.statistics import check_quantities
 
     check_quantities([recipe])
     ingredients = Ingredients(say=console.say, on_step=console.training_step)
-    if any(map(needs_cluster, recipe.checkpoints)):
-        from safemerge.distributed.cluster import ray_cluster
-
-        with ray_cluster():
-            resolved: dict[str, CheckpointRef] = ingredients.resolve(recipe.checkpoints)
-    else:
-        resolved = ingredients.resolve(recipe.checkpoints)
+    resolved: dict[str, CheckpointRef] = ingredients.resolve(recipe.checkpoints)
     return recipe.with_checkpoints(resolved)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,11 +65,12 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     num_prompts = check_suites(spec)
     console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} prompts each")
     try:
-        with ray_cluster():
-            resolved = resolve_study(spec, console)
+        with ExitStack() as stack:
+            resolved = resolve_study(spec, console, stack=stack)
             store = RunStore(folder)
             store = RunStore.open(folder) if store.exists else store.create(resolved)
             store.check_same_study(resolved)
+            stack.enter_context(ray_cluster())
             _search(resolved, store, console)
     except KeyboardInterrupt:
         kept = len(RunStore.open(folder).trials()) if RunStore(folder).exists else 0

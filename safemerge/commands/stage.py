@@ -20,7 +20,6 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
 
     The checkpoint itself lives in the cache, by content digest, where studies find it.
     """
-    from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.ingredient import Ingredients, load_training_spec
 
     console = Console()
@@ -31,8 +30,7 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
     ingredients = Ingredients(
         say=console.say, on_step=console.training_step, resume=options.resume
     )
-    with ray_cluster():
-        resolved = ingredients.resolve([reference])[spec.name]
+    resolved = ingredients.resolve([reference])[spec.name]
     folder = Path(options.results) / spec.name
     checkpoint = Path(str(resolved.path))
     work = checkpoint.with_name(checkpoint.name + ".work")

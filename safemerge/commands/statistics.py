@@ -38,13 +38,11 @@ def run(options: argparse.Namespace) -> None:
             f"'statistics: {{gather: FILE.yaml}}' to a model."
         )
 
-    from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.ingredient import Ingredients
 
     console = Console()
     ingredients = Ingredients(say=console.say, on_step=console.training_step)
-    with ray_cluster():
-        resolved = ingredients.resolve(spec.checkpoints)
+    resolved = ingredients.resolve(spec.checkpoints)
     for ref in resolved.values():
         if ref.statistics is not None:
             console.say(f"statistics of '{ref.name}': {ref.statistics.path}")

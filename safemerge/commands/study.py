@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.config.document import load_document
@@ -13,6 +14,9 @@ from safemerge.config.judge import GuardJudge, JudgeSpec, ModelJudge
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.errors import CheckpointError, PreflightError
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
 
 
 def load_study(path: str) -> StudySpec:
@@ -106,10 +110,17 @@ def check_engine(spec: EvaluatorSpec) -> None:
         )
 
 
-def resolve_study(spec: StudySpec, console: Console) -> StudySpec:
-    """Return the study with every checkpoint on disk and fingerprinted; needs a cluster.
+def resolve_study(
+    spec: StudySpec, console: Console, *, stack: ExitStack | None = None
+) -> StudySpec:
+    """Return the study with every checkpoint on disk and fingerprinted.
 
     Trains what is declared and not yet cached, then checks that all models agree.
+
+    Args:
+        spec: The study as declared.
+        console: Where progress goes.
+        stack: Keeps a cluster that had to be started for training; else that one ends here.
 
     Raises:
         UserError: If the engine, a checkpoint or a training file is missing or wrong.
@@ -121,7 +132,7 @@ def resolve_study(spec: StudySpec, console: Console) -> StudySpec:
 
     check_engine(spec.evaluator)
     check_quantities(MergeRecipe.model_validate(spec.template(space)) for space in spec.spaces)
-    ingredients = Ingredients(say=console.say, on_step=console.training_step)
+    ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
     resolved = spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
     check_models(resolved)
     if spec.base.path is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from safemerge.config.checkpoint import CheckpointRef, Setting
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.study import set_path
 from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.distributed.cluster import ray_cluster
 from safemerge.distributed.statistics import (
     gathered_files,
     load_statistics_spec,
@@ -21,6 +23,7 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.errors import ConfigError
 from safemerge.training.batch import load_mixture
 from safemerge.training.ingredient import ingredient_digest, ingredient_folder, is_finished
+from safemerge.training.lora import bare_model, check_targets
 from safemerge.training.packaged_model import packaged_model
 from safemerge.weights.fingerprint import fingerprint
 
@@ -116,12 +119,6 @@ def training_plan(refs: Sequence[CheckpointRef]) -> list[list[Stage]]:
     return waves
 
 
-def needs_cluster(ref: CheckpointRef) -> bool:
-    """Tell whether a checkpoint is trained or measured, unless that was done before."""
-    gathered = ref.statistics is not None and ref.statistics.gather is not None
-    return stage_file(ref) is not None or gathered
-
-
 class Ingredients:
     """Makes declared checkpoints and their statistics exist, each once.
 
@@ -129,6 +126,7 @@ class Ingredients:
         say: Called with one line of progress.
         on_step: Called with a stage's name, a step's metrics and the number of steps.
         resume: Continue unfinished training from its last checkpoint; else start it anew.
+        stack: Keeps a cluster that had to be started; ended with `resolve` if None.
     """
 
     def __init__(
@@ -137,14 +135,18 @@ class Ingredients:
         say: Callable[[str], None],
         on_step: Callable[[str, Any, int], None],
         resume: bool = True,
+        stack: ExitStack | None = None,
     ) -> None:
         self._say = say
+        self._stack = stack
         self._on_step = on_step
         self._resume = resume
         self._folders: dict[Stage, Path] = {}
 
     def resolve(self, refs: Sequence[CheckpointRef]) -> dict[str, CheckpointRef]:
         """Return every reference as a fingerprinted path, by name; train what is missing.
+
+        A cluster is joined or started only if something is to be trained or measured.
 
         Args:
             refs: References with unique names. The first is the base that statistics are
@@ -156,8 +158,19 @@ class Ingredients:
         """
         for file in gathered_files(refs):
             load_statistics_spec(file)  # a wrong file is told before anything is trained
+        with ExitStack() as own:
+            stack = self._stack or own
+
+            def need_cluster() -> None:
+                stack.enter_context(ray_cluster())
+
+            return self._resolve(refs, need_cluster)
+
+    def _resolve(
+        self, refs: Sequence[CheckpointRef], need_cluster: Callable[[], None]
+    ) -> dict[str, CheckpointRef]:
         for wave in training_plan(refs):
-            self._train_wave(wave)
+            self._train_wave(wave, need_cluster)
         resolved = {}
         for ref in refs:
             folder = self._folder(ref)
@@ -168,7 +181,9 @@ class Ingredients:
                     f"{found} in {folder}. The files changed since the recipe was written."
                 )
             resolved[ref.name] = ref.resolved_to(folder, fingerprint=found)
-        return resolve_statistics(list(resolved.values()), say=self._say)
+        return resolve_statistics(
+            list(resolved.values()), say=self._say, need_cluster=need_cluster
+        )
 
     def _folder(self, ref: CheckpointRef) -> Path:
         if ref.package is not None:
@@ -176,7 +191,7 @@ class Ingredients:
         stage = stage_file(ref)
         return self._folders[stage] if stage is not None else Path(str(ref.path))
 
-    def _train_wave(self, wave: Sequence[Stage]) -> None:
+    def _train_wave(self, wave: Sequence[Stage], need_cluster: Callable[[], None]) -> None:
         from safemerge.distributed.train import StageRun, run_stages
 
         runs: dict[Path, StageRun] = {}
@@ -196,6 +211,8 @@ class Ingredients:
             if folder in runs:
                 self._say(f"{label}: the same as {runs[folder].label}")
                 continue
+            if spec.parameters == "lora" and spec.adapter is None:
+                check_targets(bare_model(base), spec.lora, where=spec.name)
             rows = sum(mixture.sizes)
             self._say(f"{label}: training {spec.steps} steps on {rows} samples (Ray Train)")
             provenance = {"digest": key, "base_fingerprint": base_fingerprint}
@@ -203,4 +220,5 @@ class Ingredients:
             if not self._resume:
                 shutil.rmtree(runs[folder].work, ignore_errors=True)
         if runs:
+            need_cluster()
             run_stages(list(runs.values()), on_progress=self._on_step)

@@ -13,7 +13,7 @@ from ray.serve.schema import LoggingConfig
 from safemerge.config.models import models_recipe
 from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.recipe import MergeRecipe
-from safemerge.distributed.train import cause_of
+from safemerge.distributed.fit import cause_of
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.core_claim import CoreClaim
 from safemerge.engines.engine import Continuation, Engine, Likelihood

@@ -6,20 +6,21 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer
 
 from safemerge.config.models import models_recipe
 from safemerge.config.optimize import CmaEs, GradientDescent, OptimizeSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.data.rows import load_training_samples
+from safemerge.distributed.fit import cause_of, start_fit
 from safemerge.distributed.likelihood import PairEvaluator
-from safemerge.distributed.train import POLL_S, cause_of
+from safemerge.distributed.train import POLL_S
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import TrainingError
@@ -136,19 +137,21 @@ def run_optimization(spec: OptimizeSpec, folder: Path, *, on_step: OnStep) -> di
 
 
 def _run_on_workers(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
-    # NOTE: fit() blocks, so it runs in a task of its own that needs no CPU.
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
     log = folder / LOG_FILE
     offset = log.stat().st_size if log.exists() else 0
-    pending = fit.remote(spec.model_dump_json(by_alias=True), str(folder.resolve()))
-    while True:
-        done, _ = ray.wait([pending], timeout=POLL_S)
+    fit = start_fit(
+        _optimize_worker,
+        {"spec": spec.model_dump_json(by_alias=True), "folder": str(folder.resolve())},
+        spec.workers,
+        name=CHECKPOINTS,
+        storage=folder.resolve(),
+        num_to_keep=1,
+    )
+    done = False
+    while not done:
+        done = bool(wait([fit], timeout=POLL_S).done)
         offset = _follow(log, offset, on_step)
-        if done:
-            break
-    try:
-        ray.get(pending)
-    except ray.exceptions.RayTaskError as error:
+    if (error := fit.exception()) is not None:
         raise TrainingError(
             f"optimisation failed: {cause_of(error)} Checkpoints are kept: go on with --resume."
         ) from error
@@ -162,29 +165,6 @@ def _follow(path: Path, offset: int, on_step: OnStep) -> int:
         plain = {name: value for name, value in values.items() if "/" not in name}
         on_step(OptimizeStep(**plain), steps)
     return offset
-
-
-def _fit(spec_json: str, folder: str) -> None:
-    """Run the whole optimisation (in a Ray task)."""
-    workers = OptimizeSpec.model_validate_json(spec_json).workers
-    resources = {"CPU": workers.cpus_per_worker}
-    if workers.gpus_per_worker:
-        resources["GPU"] = workers.gpus_per_worker
-    TorchTrainer(
-        _optimize_worker,
-        train_loop_config={"spec": spec_json, "folder": folder},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
-            use_gpu=workers.gpus_per_worker > 0,
-            resources_per_worker=resources,
-        ),
-        # The same name and storage make Ray Train continue from the newest checkpoint.
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=folder,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-    ).fit()
 
 
 def _optimize_worker(config: dict[str, str]) -> None:

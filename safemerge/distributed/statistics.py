@@ -36,6 +36,11 @@ class GatherRun:
     provenance: dict[str, Any]
     """Digests, written into the finished folder's document."""
 
+    @property
+    def work(self) -> Path:
+        """Folder of the Ray Train run; removed when it has ended well."""
+        return self.folder.with_name(f"{self.folder.name}.work")
+
 
 def load_statistics_spec(path: str | Path) -> StatisticsSpec:
     """Read a statistics file, its relative paths taken from its own folder."""
@@ -77,13 +82,17 @@ def statistics_folder(name: str, key: str) -> Path:
 
 
 def resolve_statistics(
-    refs: Sequence[CheckpointRef], *, say: Callable[[str], None]
+    refs: Sequence[CheckpointRef],
+    *,
+    say: Callable[[str], None],
+    need_cluster: Callable[[], None],
 ) -> dict[str, CheckpointRef]:
     """Return references whose statistics are digested folders, by name; gather what is missing.
 
     Args:
         refs: Resolved references (path and digest), the base first.
         say: Called with one line of progress.
+        need_cluster: Called before anything is gathered.
 
     Raises:
         UserError: If a statistics file, its data, or a folder of statistics is wrong.
@@ -120,6 +129,7 @@ def resolve_statistics(
         statistics = StatisticsRef(path=str(folder), digest=found)
         resolved[ref.name] = ref.model_copy(update={"statistics": statistics})
     if runs:
+        need_cluster()
         gather_statistics(runs)
     return resolved
 
@@ -148,63 +158,33 @@ def gather_statistics(runs: Sequence[GatherRun]) -> None:
     Raises:
         TrainingError: If a run failed; the others are finished first.
     """
-    import ray
+    from safemerge.distributed.fit import cause_of, start_fit
 
-    from safemerge.distributed.train import cause_of
-
-    # NOTE: fit() blocks, so each runs in a task of its own that needs no CPU.
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-    pending = {}
+    pending = []
     for run in runs:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        pending[run.spec.name, run.folder] = fit.remote(
-            run.spec.model_dump_json(by_alias=True),
-            str(run.model),
-            str(run.base),
-            str(run.folder),
-            json.dumps(run.provenance),
-        )
+        shutil.rmtree(run.work, ignore_errors=True)
+        config = {
+            "spec": run.spec.model_dump_json(by_alias=True),
+            "model": str(run.model),
+            "base": str(run.base),
+            "folder": str(run.folder),
+            "provenance": json.dumps(run.provenance),
+        }
+        workers = run.spec.workers
+        fit = start_fit(_gather_worker, config, workers, name="gather", storage=run.work)
+        pending.append((run, fit))
     failures = []
-    for (name, _), reference in pending.items():
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            failures.append(f"{name}: {cause_of(error)}")
+    for run, fit in pending:
+        error = fit.exception()
+        if error is None:
+            shutil.rmtree(run.work, ignore_errors=True)
+        else:
+            failures.append(f"{run.spec.name}: {cause_of(error)}")
     if failures:
         raise TrainingError(
             f"gathering statistics failed: {'; '.join(failures)}. What was gathered is kept."
         )
-
-
-def _fit(spec_json: str, model: str, base: str, folder: str, provenance: str) -> None:
-    """Measure one model to the end (in a Ray task)."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    workers = StatisticsSpec.model_validate_json(spec_json).workers
-    resources = {"CPU": workers.cpus_per_worker}
-    if workers.gpus_per_worker:
-        resources["GPU"] = workers.gpus_per_worker
-    work = Path(folder).with_name(f"{Path(folder).name}.work")
-    shutil.rmtree(work, ignore_errors=True)
-    trainer = TorchTrainer(
-        _gather_worker,
-        train_loop_config={
-            "spec": spec_json,
-            "model": model,
-            "base": base,
-            "folder": folder,
-            "provenance": provenance,
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
-            use_gpu=workers.gpus_per_worker > 0,
-            resources_per_worker=resources,
-        ),
-        run_config=ray.train.RunConfig(name="gather", storage_path=str(work)),
-    )
-    trainer.fit()
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _gather_worker(config: dict[str, str]) -> None:

@@ -6,20 +6,20 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import torch
 from pydantic import TypeAdapter
-from ray.train.torch import TorchTrainer
 
 from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.distributed.fit import cause_of, start_fit
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
-from safemerge.errors import SafemergeError, TrainingError
+from safemerge.errors import TrainingError
 from safemerge.files import new_lines
 from safemerge.training.batch import load_mixture
 from safemerge.training.device import claim_device
@@ -77,29 +77,16 @@ def run_stages(
     """
     for stage in stages:
         stage.work.mkdir(parents=True, exist_ok=True)
-    # NOTE: fit() blocks, so each runs in a task of its own that needs no CPU.
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-    pending = {
-        fit.remote(
-            stage.spec.model_dump_json(by_alias=True),
-            str(stage.base),
-            str(stage.folder),
-            str(stage.work),
-            json.dumps(stage.provenance),
-        ): stage
-        for stage in stages
-    }
+    pending = {_start(stage): stage for stage in stages}
     seen = {stage.label: 0 for stage in stages}
     failures = []
     while pending:
-        done, _ = ray.wait(list(pending), timeout=POLL_S)
+        done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
         for stage in stages:
             seen[stage.label] = _follow(stage, seen[stage.label], on_progress)
-        for reference in done:
-            stage = pending.pop(reference)
-            try:
-                ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
+        for fit in done:
+            stage = pending.pop(fit)
+            if (error := fit.exception()) is not None:
                 failures.append(f"{stage.label}: {cause_of(error)}")
     if failures:
         raise TrainingError(
@@ -117,45 +104,22 @@ def _follow(
     return offset
 
 
-def cause_of(error: BaseException) -> str:
-    """Return the innermost safemerge message, else the last line of Ray's report."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SafemergeError) and not isinstance(seen, ray.exceptions.RayError):
-            return str(seen)
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1])
-
-
-def _fit(spec_json: str, base: str, folder: str, work: str, provenance: str) -> None:
-    """Run one stage to its end (in a Ray task)."""
-    spec = _SPEC.validate_json(spec_json)
-    workers = spec.workers
-    gpus = workers.gpus_per_worker
-    resources = {"CPU": workers.cpus_per_worker}
-    if gpus:
-        resources["GPU"] = gpus
-    trainer = TorchTrainer(
+def _start(stage: StageRun) -> Future[None]:
+    config = {
+        "spec": stage.spec.model_dump_json(by_alias=True),
+        "base": str(stage.base),
+        "folder": str(stage.folder),
+        "work": str(stage.work),
+        "provenance": json.dumps(stage.provenance),
+    }
+    return start_fit(
         _train_worker,
-        train_loop_config={
-            "spec": spec_json,
-            "base": base,
-            "folder": folder,
-            "work": work,
-            "provenance": provenance,
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
-        ),
-        # The same name and storage make Ray Train continue from the newest checkpoint.
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=work,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
+        config,
+        stage.spec.workers,
+        name="train",
+        storage=stage.work,
+        num_to_keep=1,
     )
-    trainer.fit()
 
 
 def _train_worker(config: dict[str, str]) -> None:

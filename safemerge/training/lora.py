@@ -21,22 +21,25 @@ from safemerge.weights.checkpoint import CONFIG_FILE, read_json
 from safemerge.weights.fingerprint import fingerprint
 
 
-def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
-    """Wrap a transformers model with a float32 LoRA adapter.
+def bare_model(base: Path) -> Any:
+    """Return the model of a checkpoint's config without memory for weights, to look at."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+
+
+def check_targets(model: Any, spec: LoraSpec, *, where: str) -> None:
+    """Check that a model has what an adapter adapts.
 
     Args:
-        model: A causal LM; its own weights are frozen.
-        spec: Rank, scale, targets.
+        model: A causal LM, maybe a bare one.
+        spec: Targets and first layer.
         where: Place for messages.
-
-    Returns:
-        The peft model. Adapters are float32 whatever the base's type.
 
     Raises:
         ConfigError: If a target name matches no module, or the first layer does not exist.
     """
-    from peft import LoraConfig, get_peft_model
-
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     missing = [target for target in spec.targets if target not in names]
     if missing:
@@ -54,6 +57,26 @@ def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
             f"{where}: lora.first_layer must be below the model's {layers} layers; "
             f"got {spec.first_layer}."
         )
+
+
+def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
+    """Wrap a transformers model with a float32 LoRA adapter.
+
+    Args:
+        model: A causal LM; its own weights are frozen.
+        spec: Rank, scale, targets.
+        where: Place for messages.
+
+    Returns:
+        The peft model. Adapters are float32 whatever the base's type.
+
+    Raises:
+        ConfigError: If a target name matches no module, or the first layer does not exist.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    check_targets(model, spec, where=where)
+    layers = int(model.config.num_hidden_layers)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,

@@ -63,7 +63,7 @@ def write_measurement(folder, base, expert, **changes):
         "seeds": [1],
         "attacks": [
             {"mode": "same", "poison_ratios": [0.5], **attack},
-            {"mode": "fresh", "poison_ratios": [0.0, 0.5], **attack},
+            {"mode": "fresh", "poison_ratios": [0.5], **attack},
             {"mode": "full", "poison_ratios": [0.5], **attack},
         ],
         "finetune": {
@@ -110,8 +110,8 @@ def test_a_killed_measurement_resumes_cell_by_cell_and_can_grow(
     driver.wait()
     wait_until(lambda: not own_processes(mark), within_s=180)
     kept = {record.key: record.finished_at for record in store.records()}
-    # Before: three models. Attacks: one adapter, three models at two ratios, three in full.
-    assert 3 <= len(kept) < 13
+    # Before: three models. Attacks: one adapter, three fresh ones, three in full.
+    assert 3 <= len(kept) < 10
 
     refused = run_safemerge(tmp_path, "robustness", file, **environment)
     assert refused.returncode == 2
@@ -122,11 +122,11 @@ def test_a_killed_measurement_resumes_cell_by_cell_and_can_grow(
     assert f"resuming: {len(kept)} finished cells kept" in resumed.stdout
     assert "cached" in resumed.stdout
     records = {record.key: record for record in store.records()}
-    assert len(records) == 13
+    assert len(records) == 10
     assert {key: records[key].finished_at for key in kept} == kept
 
     results = json.loads((store.folder / "robustness.json").read_text(encoding="utf-8"))
-    assert (results["num_done"], results["failed"]) == (13, [])
+    assert (results["num_done"], results["failed"]) == (10, [])
     fresh = [item for item in results["results"] if item["condition"]["mode"] == "fresh"]
     assert [step for step, _, _ in fresh[0]["curve"]] == [0, 1, 2]
     assert fresh[0]["num_prompts"] == len(WORDS)

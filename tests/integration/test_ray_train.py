@@ -1,4 +1,4 @@
-"""Training stages on Ray Train with pico models: cached, resumable, the same for two workers."""
+"""Training stages on Ray Train with pico models: cached, killed, the same for two workers."""
 
 import json
 import signal
@@ -72,11 +72,11 @@ def test_a_stage_is_trained_once_and_then_found_in_the_cache(straight, tiny_base
     assert "cached" in again.stdout
 
 
-def test_a_killed_stage_resumes_to_the_same_weights_bit_for_bit(
+def test_two_workers_killed_and_resumed_train_what_one_worker_trains(
     safemerge, start_safemerge, straight, write_stage, tmp_path
 ):
     expected = straight[2]
-    stage = write_stage()
+    stage = write_stage(workers={"num_workers": 2, "cpus_per_worker": 0.5})
     cache = tmp_path / "killed"
     driver = start_safemerge(
         "finetune", stage, SAFEMERGE_CACHE=str(cache), SAFEMERGE_TEST_MARK=marked("killed-stage")
@@ -94,7 +94,8 @@ def test_a_killed_stage_resumes_to_the_same_weights_bit_for_bit(
     steps = [json.loads(line)["step"] for line in lines]
     assert steps.count(1) == 1, "resuming must not begin at the first step"
     got = load_file(checkpoint_of(tmp_path) / "model.safetensors")
-    assert all(got[name].equal(expected[name]) for name in expected)
+    for name, tensor in expected.items():
+        assert (got[name] - tensor).abs().max() < 2e-4, name
 
 
 def steps_of(cache) -> int:
@@ -102,21 +103,10 @@ def steps_of(cache) -> int:
     return len(found[0].read_text(encoding="utf-8").splitlines()) if found else 0
 
 
-def test_two_workers_train_what_one_worker_trains(safemerge, straight, write_stage, tmp_path):
-    expected = straight[2]
-    workers = {"num_workers": 2, "cpus_per_worker": 0.5}
-    two = safemerge(
-        "finetune", write_stage(workers=workers), SAFEMERGE_CACHE=str(tmp_path / "two")
-    )
-    assert two.returncode == 0, two.stdout + two.stderr
-    got = load_file(checkpoint_of(tmp_path) / "model.safetensors")
-    for name, tensor in expected.items():
-        assert (got[name] - tensor).abs().max() < 2e-4, name
-
-
 def test_a_target_that_matches_no_module_is_the_users_error(safemerge, write_stage):
     done = safemerge("finetune", write_stage(lora={"targets": ["qq_proj"]}))
-    assert done.returncode in (1, 2)
-    assert "qq_proj" in done.stderr
-    assert "q_proj" in done.stderr
+    assert done.returncode == 2
+    assert "lora.targets must name modules of the model; got 'qq_proj'" in done.stderr
+    assert "q_proj, up_proj, v_proj" in done.stderr
+    assert "training" not in done.stdout
     assert "Traceback" not in done.stderr

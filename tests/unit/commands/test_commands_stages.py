@@ -86,7 +86,7 @@ def test_a_stage_leaves_where_its_checkpoint_is_and_its_metrics(
     monkeypatch.setattr(ingredient, "Ingredients", FakeIngredients)
     options = SimpleNamespace(spec=str(stage_spec), results=str(tmp_path / "r"), resume=False)
     stage.run_stage(options, "finetune")
-    assert no_cluster == [True]
+    assert no_cluster == []
     assert asked == [False, CheckpointRef(name="mood", finetune=str(stage_spec))]
     folder = tmp_path / "r" / "mood"
     assert json.loads((folder / "checkpoint.json").read_text()) == {
@@ -229,7 +229,7 @@ def evaluator(no_cluster, monkeypatch):
     monkeypatch.setitem(sys.modules, "safemerge.distributed.evaluator", module)
     for command in (evaluate, serve):
         monkeypatch.setattr(command, "preflight", lambda spec: None)
-        monkeypatch.setattr(command, "resolve_study", lambda spec, _: spec)
+        monkeypatch.setattr(command, "resolve_study", lambda spec, _, stack=None: spec)
     return log
 
 

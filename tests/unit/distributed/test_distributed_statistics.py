@@ -7,7 +7,7 @@ import yaml
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
 from safemerge.distributed import statistics
-from safemerge.distributed.ingredient import Ingredients, needs_cluster
+from safemerge.distributed.ingredient import Ingredients
 from safemerge.distributed.statistics import (
     check_quantities,
     gathered_files,
@@ -53,6 +53,11 @@ def gathering(monkeypatch):
     return runs
 
 
+def resolve(refs, say):
+    """Resolve statistics; say when a cluster is needed too."""
+    return resolve_statistics(refs, say=say, need_cluster=lambda: say("cluster"))
+
+
 def test_models_that_share_a_file_are_measured_each_and_equal_ones_once(
     write, gathering, tiny_base, tiny_experts
 ):
@@ -63,7 +68,7 @@ def test_models_that_share_a_file_are_measured_each_and_equal_ones_once(
         ref("safety", tiny_experts["safety"], gather=file),
         ref("same", tiny_experts["math"], gather=file),
     ]
-    found = resolve_statistics(refs, say=told.append)
+    found = resolve(refs, told.append)
     assert list(found) == ["base", "math", "safety", "same"]
     assert found["base"].statistics is None
     assert [run.model for run in gathering] == [tiny_experts["math"], tiny_experts["safety"]]
@@ -74,6 +79,7 @@ def test_models_that_share_a_file_are_measured_each_and_equal_ones_once(
     assert [line.split(" on ")[0] for line in told] == [
         "toy: gathering fisher of 'math'",
         "toy: gathering fisher of 'safety'",
+        "cluster",
     ]
     assert gathered_files(refs) == [file]
 
@@ -82,26 +88,24 @@ def test_a_recipe_whose_data_changed_is_told(write, gathering, tiny_base, tiny_e
     file = write("gram")
     refs = [ref("base", tiny_base), ref("math", tiny_experts["math"], gather=file, digest="ab")]
     with pytest.raises(ConfigError, match=r"'math': statistics must have digest ab; got \w{16}"):
-        resolve_statistics(refs, say=print)
+        resolve(refs, print)
     assert gathering == []
 
 
 def test_gathered_folders_are_taken_as_they_are(gathering, tiny_base, tiny_expert, tmp_path):
     folder = write_statistics(tmp_path / "m", tiny_expert, model="math")
     refs = [ref("base", tiny_base), ref("math", tiny_expert, path=str(folder))]
-    found = resolve_statistics(refs, say=print)["math"].statistics
+    found = resolve(refs, print)["math"].statistics
     assert (found.path, found.digest) == (str(folder), "stand-in-math")
-    assert [needs_cluster(item) for item in refs] == [False, False]
-    assert needs_cluster(refs[1].model_copy(update={"statistics": None})) is False
+    assert gathering == []
 
 
 def test_bad_files_and_data_are_told_before_anything_is_gathered(
     write, gathering, tiny_base, tiny_expert
 ):
     lacking = ref("math", tiny_expert, gather=write("gram", count=2))
-    assert needs_cluster(lacking)
     with pytest.raises(DataError, match="got 2 rows, share 3 of 3"):
-        resolve_statistics([ref("base", tiny_base), lacking], say=print)
+        resolve([ref("base", tiny_base), lacking], print)
     wrong = ref("math", tiny_expert, gather=write("gramm"))
     with pytest.raises(ConfigError, match="gramm"):
         Ingredients(say=print, on_step=print).resolve([ref("base", tiny_base), wrong])
@@ -137,9 +141,8 @@ def test_a_worker_writes_statistics_that_fit_the_model(
 ):
     folder = request.getfixturevalue(expert)
     file = write("fisher", "gram", "importance", workers={"cpus_per_worker": 1})
-    found = resolve_statistics(
-        [ref("base", tiny_base), ref("math", folder, gather=file)], say=print
-    )["math"].statistics
+    refs = [ref("base", tiny_base), ref("math", folder, gather=file)]
+    found = resolve(refs, print)["math"].statistics
     (run,) = gathering
     monkeypatch.setattr("ray.train.get_context", Alone)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
@@ -166,9 +169,7 @@ def test_a_worker_writes_statistics_that_fit_the_model(
     assert not torch.equal(at.importance, at.base_importance)
     assert not list(opened.folder.parent.glob("*.partial"))
     again = []
-    resolve_statistics(
-        [ref("base", tiny_base), ref("math", folder, gather=file)], say=again.append
-    )
+    resolve(refs, again.append)
     assert again == [f"toy of 'math': cached ({opened.folder.name})"]
 
 

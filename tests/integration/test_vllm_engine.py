@@ -1,4 +1,4 @@
-"""The live swap on real vLLM: golden against a fresh engine, and against its own past."""
+"""Real vLLM: the live swap against fresh engines, log-likelihoods against transformers, drafts."""
 
 import sys
 
@@ -11,7 +11,9 @@ from safemerge.config.recipe import DareTies, Linear, MergeRecipe, TaskArithmeti
 from safemerge.config.step import Resta
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.chat import ChatFormat
-from safemerge.engines.engine import TokenizedPrompt
+from safemerge.engines.engine import Continuation, Sampling, TokenizedPrompt
+from safemerge.engines.launch import start_engine
+from safemerge.engines.transformers_engine import TransformersEngine
 from safemerge.errors import EngineError, MergeError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
@@ -28,12 +30,12 @@ pytestmark = [
 ]
 
 SPEC = EvaluatorSpec(max_model_len=256, max_num_seqs=16, kv_cache_gib=0.1, dtype="float32")
+TOLERANCE = 1e-4
+"""Of a sum of log-probabilities, relative, in float32: vLLM's kernels add up in another order."""
 
 
 def start(models, spec=SPEC, cpu_ids="0"):
-    from safemerge.engines.vllm_engine import VllmEngine
-
-    return VllmEngine(models, spec, cpu_ids=cpu_ids)
+    return start_engine(models, spec, cpu_ids=cpu_ids)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,13 @@ def refs(tiny_base, tiny_experts):
 
 
 @pytest.fixture(scope="module")
-def engine(refs):
-    engine = start(models_recipe(*refs))
+def models(refs):
+    return models_recipe(*refs)
+
+
+@pytest.fixture(scope="module")
+def engine(models):
+    engine = start(models)
     yield engine
     engine.close()
 
@@ -75,7 +82,6 @@ def merges(refs):
     matrices = TsvM(name="tsv_m", weights={"math": [3.0, 1.0], "safety": -2.0})
     add_safety = Resta(name="resta", aligned="safety", unaligned="math", scale=0.7)
     return [
-        recipe(refs, TaskArithmetic(name="task_arithmetic", weights=weights)),
         recipe(refs, DareTies(name="dare_ties", weights=weights, density=0.6)),
         recipe(refs, matrices).model_copy(update={"steps": [add_safety]}),
     ]
@@ -179,3 +185,117 @@ def test_tensor_parallel_workers_merge_their_own_shards(
         assert answers(engine, merges[0], prompts) == fresh_answers[0]
     finally:
         engine.close()
+
+
+@pytest.fixture(scope="module")
+def merge(models):
+    weights = {"math": 3.0, "safety": -2.0}
+    return MergeRecipe(
+        base=models.base,
+        experts=models.experts,
+        method=TaskArithmetic(name="task_arithmetic", weights=weights),
+    )
+
+
+@pytest.fixture(scope="module")
+def continuations(tiny_base):
+    chat = ChatFormat(tiny_base)
+    asked = []
+    for question in range(6):
+        context = tuple(chat.prompt_ids("What is known about the number ? " * (1 + question)))
+        for choice, ids in enumerate([(5, 6, 7), (5, 6, 8), (9,), (5, 6, 7, 8) * 12]):
+            asked.append(Continuation(f"q{question}.{choice}", context, ids))
+    return [*asked, asked[3], Continuation("short", (1,), (40, 41, 42))]
+
+
+@pytest.fixture(scope="module")
+def expected(models, merge, continuations):
+    reference = TransformersEngine(models, SPEC)
+    reference.load(merge)
+    found = reference.loglikelihoods(continuations)
+    reference.close()
+    return found
+
+
+def agree(found, expected):
+    assert [item.logprob for item in found] == pytest.approx(
+        [item.logprob for item in expected], rel=TOLERANCE
+    )
+    same = [(item.sample_id, item.num_tokens, item.is_greedy, item.candidate) for item in found]
+    assert same == [(e.sample_id, e.num_tokens, e.is_greedy, e.candidate) for e in expected]
+
+
+def test_likelihoods_are_those_of_the_transformers_engine(engine, merge, continuations, expected):
+    engine.load(merge)
+    agree(engine.loglikelihoods(continuations), expected)
+    assert engine.loglikelihoods([]) == []
+
+
+def test_what_the_cache_holds_already_is_scored_the_same(engine, merge, continuations, expected):
+    """All blocks of every prompt are cached: scores must come from computing it again."""
+    engine.load(merge)
+    engine.loglikelihoods(continuations)
+    engine.generate(
+        [
+            TokenizedPrompt(item.sample_id, item.context_ids + item.continuation_ids, 2)
+            for item in continuations
+        ]
+    )
+    agree(engine.loglikelihoods(continuations), expected)
+
+
+def test_a_context_is_computed_once_for_its_continuations(
+    engine, merge, continuations, monkeypatch
+):
+    engine.load(merge)
+    outputs, generate = [], engine._llm.generate
+
+    def kept(*arguments, **settings):
+        outputs.extend(generate(*arguments, **settings))
+        return outputs
+
+    monkeypatch.setattr(engine._llm, "generate", kept)
+    question = [item for item in continuations if item.sample_id.startswith("q5")][:3]
+    engine.loglikelihoods(question)
+    block, length = 32, len(question[0].context_ids)
+    whole = (length - 1) // block * block
+    assert whole > 2 * block
+    assert [output.num_cached_tokens for output in outputs] == [0, whole, whole, whole]
+
+
+def test_scores_of_another_candidate_are_refused(engine, models, merge, continuations):
+    engine.load(models)
+    base = engine.loglikelihoods(continuations[:2])
+    engine.load(merge)
+    merged = engine.loglikelihoods(continuations[:2])
+    assert [item.logprob for item in merged] != pytest.approx([i.logprob for i in base], rel=1e-3)
+    engine._llm.llm_engine.set_weight_version("somebody-else")
+    with pytest.raises(EngineError, match="somebody-else"):
+        engine.loglikelihoods(continuations[:2])
+
+
+def test_stop_texts_end_answers_as_in_the_transformers_engine(engine, models, merge, tiny_base):
+    engine.load(merge)
+    ids = tuple(ChatFormat(tiny_base).prompt_ids("Tell me more."))
+    (whole,) = engine.generate([TokenizedPrompt("p", ids, 24)])
+    stop = whole.text[4:6]
+    asked = [TokenizedPrompt("p", ids, 24, stop=(stop, "never said"))]
+    (cut,) = engine.generate(asked)
+    assert (cut.text, cut.finished) == (whole.text[: whole.text.index(stop)], True)
+    reference = TransformersEngine(models, SPEC)
+    reference.load(merge)
+    assert reference.generate(asked)[0].text == cut.text
+    reference.close()
+
+
+def test_drafts_hang_on_their_seed_and_not_on_the_batch(engine, merge, tiny_base):
+    engine.load(merge)
+    ids = tuple(ChatFormat(tiny_base).prompt_ids("Write a question."))
+    prompts = [
+        TokenizedPrompt(f"d{seed}", ids, 12, sampling=Sampling(1.0, 0.9, seed))
+        for seed in (1, 2, 1)
+    ]
+    first, second, again = (response.text for response in engine.generate(prompts))
+    (alone,) = engine.generate(prompts[:1])
+    assert first == again == alone.text
+    assert first != second

@@ -1,0 +1,85 @@
+"""Ray Train runs side by side, each waited for in a thread of the command's own process."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from safemerge.config.training import WorkersSpec
+from safemerge.errors import SafemergeError
+
+
+def start_fit(
+    worker: Callable[[dict[str, str]], None],
+    config: Mapping[str, str],
+    workers: WorkersSpec,
+    *,
+    name: str,
+    storage: Path,
+    num_to_keep: int | None = None,
+) -> Future[None]:
+    """Start a Ray Train run and return at once.
+
+    The run's controller is an actor beside this process; a task around ``fit()`` would only
+    be one more process that imports torch.
+
+    Args:
+        worker: What every worker runs.
+        config: What it is called with.
+        workers: Their number and resources.
+        name: Name of the run; the same name and storage make Ray Train continue from the
+            newest checkpoint.
+        storage: Folder of the run.
+        num_to_keep: Checkpoints to keep; all of them if None.
+
+    Returns:
+        Done when the run is; holds Ray Train's error if it failed.
+    """
+    resources = {"CPU": workers.cpus_per_worker}
+    if workers.gpus_per_worker:
+        resources["GPU"] = workers.gpus_per_worker
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=dict(config),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=num_to_keep),
+        ),
+    )
+    found: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            found.set_exception(error)
+        else:
+            found.set_result(None)
+
+    # A daemon, so that an interrupted command ends though its run is still blocked in Ray.
+    threading.Thread(target=fit, name=f"fit-{name}", daemon=True).start()
+    return found
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the innermost safemerge message, else the last line of Ray's report."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, SafemergeError) and not isinstance(seen, ray.exceptions.RayError):
+            return str(seen)
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+    return re.sub(r"^safemerge\.errors\.\w+: ", "", told)
