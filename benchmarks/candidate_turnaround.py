@@ -91,7 +91,9 @@ def _swap(spec, prepared, recipes):
     from safemerge.evaluation import evaluate_candidate
 
     started = time.perf_counter()
-    engine = VllmEngine(models_recipe(spec.base, spec.experts), spec.evaluator, cpu_ids=CORE)
+    engine = VllmEngine(
+        models_recipe(spec.base, spec.experts), spec.evaluator, cpu_ids=CORE, in_process=True
+    )
     print(f"swap: engine start, once for a whole search: {time.perf_counter() - started:.1f} s")
     rows = []
     for recipe in recipes:
@@ -123,7 +125,10 @@ def _fresh(spec, prepared, recipe, *, eager):
 
 def _answer_fresh(spec, prepared, folder, *, eager):
     os.environ.update(
-        HF_HUB_OFFLINE="1", VLLM_CPU_OMP_THREADS_BIND=CORE, VLLM_LOGGING_LEVEL="ERROR"
+        HF_HUB_OFFLINE="1",
+        VLLM_CPU_OMP_THREADS_BIND=CORE,
+        VLLM_ENABLE_V1_MULTIPROCESSING="1",
+        VLLM_LOGGING_LEVEL="ERROR",
     )
     import torch
     from vllm import LLM, SamplingParams

@@ -78,7 +78,7 @@ class EvaluatorReplica:
 
     def _start_engine(self) -> Engine:
         cpu_ids = self._claim.cpu_ids if self._claim is not None else None
-        return start_engine(self._models, self._spec.evaluator, cpu_ids=cpu_ids)
+        return start_engine(self._models, self._spec.evaluator, cpu_ids=cpu_ids, in_process=True)
 
     async def score(self, recipe: str, split: Split) -> CandidateResult:
         """Merge a recipe, answer a split's prompts, score the answers.

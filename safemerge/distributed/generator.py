@@ -52,7 +52,9 @@ class GeneratorReplica:
         cpu_ids = self._claim.cpu_ids if self._claim is not None else None
         self._pool = ModelPool(
             self._spec.models,
-            start_engine=lambda models: start_engine(models, evaluator, cpu_ids=cpu_ids),
+            start_engine=lambda models: start_engine(
+                models, evaluator, cpu_ids=cpu_ids, in_process=True
+            ),
             max_model_len=evaluator.max_model_len,
         )
         self._judge: Judge | None = None

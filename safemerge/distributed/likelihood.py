@@ -55,7 +55,7 @@ class PairReplica:
         from safemerge.engines.vllm_engine import VllmEngine
 
         cpu_ids = self._claim.cpu_ids if self._claim is not None else None
-        return VllmEngine(models, evaluator, cpu_ids=cpu_ids)
+        return VllmEngine(models, evaluator, cpu_ids=cpu_ids, in_process=True)
 
     def losses(self, recipe: str) -> PairLosses:
         """Merge a recipe and score both sets.

@@ -257,4 +257,4 @@ def _engine(recipe: MergeRecipe, spec: RobustnessSpec) -> Engine:
         return TransformersEngine(recipe, spec.evaluator)
     from safemerge.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(recipe, spec.evaluator)
+    return VllmEngine(recipe, spec.evaluator, in_process=True)

@@ -10,12 +10,27 @@ and claims none.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
+
+
+def bind_process(cores: Iterable[int]) -> None:
+    """Bind every thread of this process, and what they start later, to cores.
+
+    Does nothing where the system binds no process to cores (macOS).
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    wanted = set(cores)
+    for thread in Path("/proc/self/task").iterdir():
+        # A thread may end between the two lines.
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), wanted)
 
 
 class CoreClaim:

@@ -8,7 +8,11 @@ from safemerge.engines.engine import Engine
 
 
 def start_engine(
-    models: MergeRecipe, spec: EvaluatorSpec, *, cpu_ids: str | None = None
+    models: MergeRecipe,
+    spec: EvaluatorSpec,
+    *,
+    cpu_ids: str | None = None,
+    in_process: bool = False,
 ) -> Engine:
     """Start an engine that can hold every model of a recipe.
 
@@ -16,6 +20,8 @@ def start_engine(
         models: Resolved recipe that names every model a later recipe may use.
         spec: Kind, sizes and types.
         cpu_ids: CPU ids for vLLM's threads; None leaves them unbound.
+        in_process: Whether this process has no other engine, so that vLLM may run in it; see
+            `VllmEngine`.
 
     Raises:
         PreflightError: If the engine is not installed.
@@ -27,4 +33,4 @@ def start_engine(
         return TransformersEngine(models, spec)
     from safemerge.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(models, spec, cpu_ids=cpu_ids)
+    return VllmEngine(models, spec, cpu_ids=cpu_ids, in_process=in_process)

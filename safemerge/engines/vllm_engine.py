@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
+from safemerge.engines.core_claim import bind_process
 from safemerge.engines.engine import Continuation, Likelihood, Sampling, TokenizedPrompt
 from safemerge.engines.precision import compute_dtype
 from safemerge.engines.vllm_likelihood import Tokens, distinct, read_scores, requests
@@ -28,6 +30,10 @@ class VllmEngine:
         spec: Sizes and types.
         cpu_ids: CPU ids that the engine's threads are bound to, e.g. ``0,1``; on GPUs unused.
             None leaves them unbound.
+        in_process: Whether this process has no other vLLM engine. On CPUs, without tensor
+            parallelism, vLLM then runs in it, instead of in two processes behind it that each
+            import all of it again. On GPUs it keeps processes of its own: an error there
+            spoils the process for good.
 
     Raises:
         PreflightError: If vLLM is not installed.
@@ -40,21 +46,24 @@ class VllmEngine:
         spec: EvaluatorSpec,
         *,
         cpu_ids: str | None = None,
+        in_process: bool = False,
     ) -> None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        alone = in_process and device == "cpu" and spec.tensor_parallel_size == 1
         environment = {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1",
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         }
         if device == "cpu":
             environment["VLLM_CPU_OMP_THREADS_BIND"] = cpu_ids or "nobind"
             # Models run eagerly; a few helpers would still be compiled, for which a machine
-            # may have no compiler.
-            environment["TORCH_COMPILE_DISABLE"] = "1"
+            # may have no compiler. Torch reads the first on import, the second at each use.
+            environment["TORCH_COMPILE_DISABLE"] = environment["TORCHDYNAMO_DISABLE"] = "1"
         os.environ.update(environment)
         try:
             from vllm import LLM, SamplingParams
@@ -64,6 +73,9 @@ class VllmEngine:
                 f"evaluator.engine: vllm must be installed; got: {error}. "
                 "Install safemerge[cpu] or safemerge[gpu], or set evaluator.engine: transformers."
             ) from None
+        self._home = _Home() if alone else None
+        if self._home is not None and cpu_ids is not None:
+            self._home.bind([int(core) for core in cpu_ids.split(",")])
         on_cpu: dict[str, Any] = {
             "enforce_eager": True,
             "block_size": CPU_BLOCK_TOKENS,
@@ -85,6 +97,7 @@ class VllmEngine:
                 **(on_cpu if device == "cpu" else on_gpu),
             )
         except (RuntimeError, ValueError, OSError) as error:
+            self.close()
             raise EngineError(
                 f"vllm engine: must start on {models.base.path}; got: {_last_line(error)}. "
                 "Set VLLM_LOGGING_LEVEL=INFO and run again to see vLLM's own log."
@@ -221,10 +234,48 @@ class VllmEngine:
         )
 
     def close(self) -> None:
-        """Shut the engine's processes down."""
+        """Shut the engine down, and its processes where it has some."""
         llm, self._llm = getattr(self, "_llm", None), None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
+        home, self._home = self._home, None
+        if home is not None:
+            del llm
+            home.restore()
+
+
+class _Home:
+    """A process that an engine runs in, and gives back as it was."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cores: set[int] | None = None
+        self._set_num_threads = torch.set_num_threads
+        # NOTE: vLLM looks into every module for its kernels, by the __dict__ of what it finds.
+        # numba's handle of LLVM, here once a merge was compiled, gives a C function for any name.
+        ffi = sys.modules.get("llvmlite.binding.ffi")
+        if ffi is not None:
+            ffi.lib._fntab["__dict__"] = {}
+
+    def bind(self, cores: Sequence[int]) -> None:
+        """Bind the process to an engine's cores, a thread of torch for each."""
+        import torch
+
+        self._cores = os.sched_getaffinity(0)
+        bind_process(cores)
+        torch.set_num_threads(len(cores))
+
+    def restore(self) -> None:
+        """Forget vLLM's distributed state and settings, which it keeps in globals."""
+        import torch
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+        # NOTE: a CPU worker of vLLM's replaces it by a function that only warns.
+        torch.set_num_threads = self._set_num_threads
+        if self._cores is not None:
+            bind_process(self._cores)
 
 
 def _drawn(sampling: Sampling | None) -> dict[str, Any]:

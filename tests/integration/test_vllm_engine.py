@@ -1,8 +1,10 @@
 """Real vLLM: the live swap against fresh engines, log-likelihoods against transformers, drafts."""
 
+import os
 import sys
 
 import pytest
+import torch
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.method import TsvM
@@ -34,8 +36,8 @@ TOLERANCE = 1e-4
 """Of a sum of log-probabilities, relative, in float32: vLLM's kernels add up in another order."""
 
 
-def start(models, spec=SPEC, cpu_ids="0"):
-    return start_engine(models, spec, cpu_ids=cpu_ids)
+def start(models, spec=SPEC, cpu_ids="0", **settings):
+    return start_engine(models, spec, cpu_ids=cpu_ids, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +49,6 @@ def refs(tiny_base, tiny_experts):
 @pytest.fixture(scope="module")
 def models(refs):
     return models_recipe(*refs)
-
-
-@pytest.fixture(scope="module")
-def engine(models):
-    engine = start(models)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +91,33 @@ def fresh_answers(merges, prompts, tmp_path_factory):
         write_merged(merge, ResidentCheckpoints.open(merge).checkpoints, folder)
         itself = CheckpointRef(name="merged", path=str(folder))
         models = models_recipe(itself, [itself.model_copy(update={"name": "same"})])
-        fresh = start(models)
+        fresh = start(models, in_process=True)
         fresh.load(models)
         answers.append([response.text for response in fresh.generate(prompts)])
         fresh.close()
     return answers
+
+
+@pytest.fixture(scope="module")
+def sharded_answers(models, merges, prompts):
+    """Answers of two tensor-parallel workers; None where there are no two cores."""
+    if len(os.sched_getaffinity(0)) < 2:
+        return None
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    spec = SPEC.model_copy(update={"tensor_parallel_size": 2})
+    engine = start(models, spec, cpu_ids=f"{first}|{second}")
+    try:
+        return answers(engine, merges[0], prompts)
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def engine(models, fresh_answers, sharded_answers):
+    """As a replica has it, in this process, which must have no other: those come before."""
+    engine = start(models, in_process=True)
+    yield engine
+    engine.close()
 
 
 def answers(engine, merge, prompts):
@@ -171,20 +188,10 @@ def test_allowed_tokens_restrict_the_answer(engine, base_recipe, prompts):
         assert response.num_tokens == 1
 
 
-def test_tensor_parallel_workers_merge_their_own_shards(
-    refs, base_recipe, merges, fresh_answers, prompts
-):
-    import os
-
-    if len(os.sched_getaffinity(0)) < 2:
+def test_tensor_parallel_workers_merge_their_own_shards(sharded_answers, fresh_answers):
+    if sharded_answers is None:
         pytest.skip("two workers need a core each")
-    first, second = sorted(os.sched_getaffinity(0))[:2]
-    spec = SPEC.model_copy(update={"tensor_parallel_size": 2})
-    engine = start(models_recipe(*refs), spec, cpu_ids=f"{first}|{second}")
-    try:
-        assert answers(engine, merges[0], prompts) == fresh_answers[0]
-    finally:
-        engine.close()
+    assert sharded_answers == fresh_answers[0]
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +306,20 @@ def test_drafts_hang_on_their_seed_and_not_on_the_batch(engine, merge, tiny_base
     (alone,) = engine.generate(prompts[:1])
     assert first == again == alone.text
     assert first != second
+
+
+def test_an_engine_is_rebuilt_in_the_same_process(engine, models, merge, prompts):
+    """Last: it ends the module's engine, as a replica does with one that failed."""
+    expected = answers(engine, merge, prompts)
+    threads = torch.get_num_threads()
+    engine.close()
+    assert os.sched_getaffinity(0) == os.sched_getaffinity(os.getppid())
+    rebuilt = start(models, in_process=True)
+    try:
+        assert os.sched_getaffinity(0) == {0}
+        assert answers(rebuilt, merge, prompts) == expected
+    finally:
+        rebuilt.close()
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1, "vLLM's own must be gone"
+    torch.set_num_threads(threads)
