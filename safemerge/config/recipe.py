@@ -115,6 +115,12 @@ class MergeRecipe(StrictModel):
                     f"model that is merged; got none of {name!r}. Give the model "
                     f"'statistics: {{gather: FILE.yaml}}'."
                 )
+        if self.vocabulary != "refuse" and self.statistics_read():
+            yield (
+                "vocabulary: must be refuse where statistics are read, since their rows are those "
+                f"of each model's own tokens; got {self.vocabulary}. Bring the models to one "
+                "vocabulary first: merge each alone onto the base, and gather on the results."
+            )
         merged = sorted(self.method.model_names() - {self.base.name})
         for step in self.steps:
             density = getattr(step, "density", None)

@@ -115,3 +115,13 @@ def test_the_candidates_digest_counts_statistics_that_are_read_by_what_they_hold
     linear = {"name": "linear", "weights": {"a": 1.0}}
     assert digest("/x", "1", method=linear) == digest("/x", "2", method=linear)
     assert digest("/x", "1", method=linear) == recipe(linear).digest
+
+
+@pytest.mark.parametrize("vocabulary", ["base", "union"])
+def test_statistics_of_models_with_other_tokens_are_refused(vocabulary):
+    document = recipe(a=GATHER, b=GATHER).resolved() | {"vocabulary": vocabulary}
+    words = rf"vocabulary: must be refuse where statistics are read.*got {vocabulary}\."
+    with pytest.raises(ConfigError, match=words):
+        parse_document(document, MergeRecipe, where="r.yaml")
+    task = {"name": "task_arithmetic", "weights": {"a": 1.0, "b": 1.0}}
+    assert parse_document(document | {"method": task}, MergeRecipe, where="r.yaml")
