@@ -124,6 +124,8 @@ def _fresh(spec, prepared, recipe, *, eager):
 
 
 def _answer_fresh(spec, prepared, folder, *, eager):
+    for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):
+        os.environ.pop(name, None)  # set by the live engine, which ran in this process
     os.environ.update(
         HF_HUB_OFFLINE="1",
         VLLM_CPU_OMP_THREADS_BIND=CORE,
