@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, Any]:
     from safemerge.distributed.cluster import ray_cluster
-    from safemerge.distributed.ingredient import Ingredients, stage_file
+    from safemerge.distributed.ingredient import Ingredients
     from safemerge.distributed.optimize import (
         RESULT_FILE,
         check_optimization,
@@ -61,10 +61,8 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
     )
 
     check_rows(spec)
-    ingredients = Ingredients(say=console.say, on_step=console.training_step)
     with ExitStack() as stack:
-        if any(stage_file(ref) is not None for ref in spec.checkpoints):
-            stack.enter_context(ray_cluster())
+        ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
         resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
         console.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
         table = check_optimization(resolved)

@@ -102,10 +102,14 @@ class VllmEngine:
                 f"vllm engine: must start on {models.base.path}; got: {_last_line(error)}. "
                 "Set VLLM_LOGGING_LEVEL=INFO and run again to see vLLM's own log."
             ) from error
-        self._rpc(
-            "init_weight_transfer_engine",
-            init_info={"models": models.model_dump_json(by_alias=True)},
-        )
+        try:
+            self._rpc(
+                "init_weight_transfer_engine",
+                init_info={"models": models.model_dump_json(by_alias=True)},
+            )
+        except BaseException:
+            self.close()
+            raise
 
     def _rpc(self, method: str, **kwargs: Any) -> None:
         try:

@@ -51,6 +51,8 @@ class VllmReplies:
             {
                 "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+                # Processes of its own: an evaluator's engine may live in this one.
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
                 "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
             }
         )

@@ -6,10 +6,22 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 PATIENCE = float(os.environ.get("SAFEMERGE_TEST_PATIENCE", "3"))
 """Every limit on waiting is multiplied by it: a slow machine is no failure."""
+
+VLLM_MARKS = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(sys.platform != "linux", reason="vLLM runs on Linux"),
+    # vLLM's own imports warn; nothing of ours does.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+"""Of test modules that start vLLM in their own process."""
 
 
 def write_study_to(folder, document):

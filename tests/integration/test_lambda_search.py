@@ -71,3 +71,8 @@ def test_lambda_is_trained_once_a_value_and_searched_beside_the_merge(
             (hardened,) = (e for e in record.recipe["experts"] if e["name"] == "hardened")
             digests.setdefault(record.params[LAMBDA], set()).add(hardened["digest"])
     assert all(len(found) == 1 for found in digests.values())
+
+    again = safemerge("search", path, "--resume", **cache)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "training 2 steps" not in again.stdout
+    assert again.stdout.count("cached") == 3

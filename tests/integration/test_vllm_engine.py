@@ -1,7 +1,6 @@
 """Real vLLM: the live swap against fresh engines, log-likelihoods against transformers, drafts."""
 
 import os
-import sys
 
 import pytest
 import torch
@@ -19,17 +18,10 @@ from safemerge.engines.transformers_engine import TransformersEngine
 from safemerge.errors import EngineError, MergeError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
+from tests.integration.driving import VLLM_MARKS
 
 pytest.importorskip("vllm")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(sys.platform != "linux", reason="vLLM runs on Linux"),
-    # vLLM's own imports warn; nothing of ours does.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = VLLM_MARKS
 
 SPEC = EvaluatorSpec(max_model_len=256, max_num_seqs=16, kv_cache_gib=0.1, dtype="float32")
 TOLERANCE = 1e-4

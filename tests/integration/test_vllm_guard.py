@@ -1,23 +1,14 @@
 """A guard on a vLLM engine says what it says on transformers."""
 
-import sys
-
 import pytest
 
 from safemerge.config.judge import GuardJudge, JudgeServiceSpec
 from safemerge.scoring.guard import GuardAsk
 from safemerge.scoring.guard_model import TransformersGuardModel
+from tests.integration.driving import VLLM_MARKS
 
 pytest.importorskip("vllm")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(sys.platform != "linux", reason="vLLM runs on Linux"),
-    # vLLM's own imports warn; nothing of ours does.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = VLLM_MARKS
 
 
 def ask(text, longest=5):
