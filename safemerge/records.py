@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.suite import Direction
+from safemerge.config.unit import Unit
 
 Split = Literal["search", "report"]
 """Which prompts: those of the search, or the held-out ones that the front is published on."""
@@ -63,6 +64,8 @@ class MetricEstimate(StrictModel):
     unscored: int = Field(default=0, ge=0)
     """Samples without a verdict."""
     direction: Direction
+    unit: Unit = "share"
+    """How the value is told; it is a fraction for shares."""
 
 
 class Timings(StrictModel):

@@ -13,6 +13,7 @@ from safemerge.reports.run import Point, Run, outcome
 from safemerge.reports.versus import compare_with_references
 from safemerge.reports.wording import (
     DIRECTION_WORDS,
+    amount,
     coefficients,
     difference_text,
     estimate_text,
@@ -92,17 +93,19 @@ def _measurements(run: Run, point: Point) -> str:
     heads = ["metric", *(f"{item.split} split" for item in results), "better"]
     lines = ["## Measured", "", "Mean with 95 % interval.", "", _row(heads)]
     lines.append(_row(["---"] * len(heads)))
-    for metric in metrics_of(run.spec).values():
+    metrics = metrics_of(run.spec)
+    for metric in metrics.values():
         cells = [estimate_text(item.metrics.get(metric.name)) for item in results]
         name = f"{metric.name} ({metric.use})" if metric.use != "other" else metric.name
         lines.append(_row([name, *cells, DIRECTION_WORDS[metric.direction]]))
     for result in results:
         for item in broken_constraints(run.spec, result):
+            budget = amount(item.budget, metrics[item.metric].unit)
             limit = "at most" if item.direction == "minimize" else "at least"
             lines += [
                 "",
                 f"**Breaks a constraint on the {result.split} split:** "
-                f"{_code(item.metric)} must be {limit} {100 * item.budget:g} %.",
+                f"{_code(item.metric)} must be {limit} {budget}.",
             ]
     return "\n".join(lines)
 

@@ -216,7 +216,9 @@ def _error_bars(axes: Axes, points: list[Point], skill: Metric, harm: Metric, co
             value = item.value or 0.0
             low = value if item.low is None else item.low
             high = value if item.high is None else item.high
-            ends.append([[100 * max(value - low, 0.0)], [100 * max(high - value, 0.0)]])
+            ends.append(
+                [[metric.scale * max(value - low, 0.0)], [metric.scale * max(high - value, 0.0)]]
+            )
         axes.errorbar(
             [place[0]],
             [place[1]],
@@ -295,8 +297,9 @@ def _place(result: CandidateResult, skill: Metric, harm: Metric) -> tuple[float,
     values = [None if item is None else item.value for item in ends]
     if values[0] is None or values[1] is None:
         return None
-    return 100 * values[0], 100 * values[1]
+    return skill.scale * values[0], harm.scale * values[1]
 
 
 def _axis_label(metric: Metric) -> str:
-    return f"{metric.name} (%, {DIRECTION_WORDS[metric.direction]})"
+    sign = "%, " if metric.unit == "share" else ""
+    return f"{metric.name} ({sign}{DIRECTION_WORDS[metric.direction]})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference
-from safemerge.reports.wording import NO_VALUE, interval, p_value_text, percent, points
+from safemerge.reports.wording import NO_VALUE, amount, interval, p_value_text, points
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def estimate_cell(estimate: MetricEstimate | None, *, is_broken: bool = False) -
         return Cell(f'{NO_VALUE}<span class="ci">{counts}</span>', None, is_number=True)
     flag = ' <span class="flag">over budget</span>' if is_broken else ""
     return Cell(
-        f"<b>{percent(estimate.value, unit=False)}</b>{flag}"
+        f"<b>{amount(estimate.value, estimate.unit, sign=False)}</b>{flag}"
         f'<span class="ci">{interval(estimate)}</span><span class="ci">{counts}</span>',
         estimate.value,
         is_number=True,

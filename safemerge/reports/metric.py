@@ -8,6 +8,7 @@ from typing import Literal
 from safemerge.config.judge import JudgeSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.suite import Direction, Harm, OverRefusal, SuiteSpec, task_metrics
+from safemerge.config.unit import Unit, joint_unit, task_units
 
 Use = Literal["objective", "constraint", "other"]
 
@@ -24,6 +25,17 @@ class Metric:
     use: Use
     parts: tuple[str, ...]
     """What an aggregate is the mean of; the name itself for a plain metric."""
+    unit: Unit = "share"
+
+    @property
+    def sign(self) -> str:
+        """What a table's head or an axis adds to the name: ``" %"`` for shares."""
+        return " %" if self.unit == "share" else ""
+
+    @property
+    def scale(self) -> float:
+        """By what its values are multiplied where they are told."""
+        return 100.0 if self.unit == "share" else 1.0
 
     @property
     def is_harm(self) -> bool:
@@ -74,11 +86,17 @@ def metrics_of(spec: StudySpec) -> dict[str, Metric]:
         for suite in spec.suites
         for leaf, direction in task_metrics(suite.task).items()
     }
+    units = {
+        f"{suite.name}.{leaf}": unit
+        for suite in spec.suites
+        for leaf, unit in task_units(suite.task).items()
+    }
     parts: dict[str, tuple[str, ...]] = {name: (name,) for name in plain}
     directions = dict(plain)
     for name, aggregate in spec.aggregates.items():
         parts[name] = tuple(aggregate.mean_of)
         directions[name] = plain[aggregate.mean_of[0]]
+        units[name] = joint_unit(units[part] for part in aggregate.mean_of)
     objectives = {item.metric: item.direction for item in spec.objectives}
     limits = {item.metric for item in spec.constraints}
     directions.update(objectives)
@@ -90,7 +108,7 @@ def metrics_of(spec: StudySpec) -> dict[str, Metric]:
 
     ordered = [*objectives, *(item.metric for item in spec.constraints), *directions]
     return {
-        name: Metric(name, directions[name], use(name), parts[name])
+        name: Metric(name, directions[name], use(name), parts[name], units[name])
         for name in dict.fromkeys(ordered)
     }
 

@@ -13,6 +13,7 @@ from safemerge.reports.canvas import (
     write_note,
 )
 from safemerge.reports.front import hypervolume_steps
+from safemerge.reports.metric import metrics_of
 from safemerge.reports.run import Run, is_measured
 from safemerge.reports.timing import PARTS, summarize_timings
 from safemerge.reports.wording import counted, percent, seconds
@@ -74,7 +75,8 @@ def draw_parameters(run: Run) -> Figure:
     """Draw small multiples: each objective against each varied parameter, search split."""
     trials = [item for item in run.trials if item.role == "sampled" and is_measured(item)]
     names = sorted({name for trial in trials for name in trial.params})
-    objectives = run.spec.objectives
+    metrics = metrics_of(run.spec)
+    objectives = [metrics[item.metric] for item in run.spec.objectives]
     columns = max(1, min(6, len(names)))
     bands = max(1, -(-len(names) // columns))
     figure = empty_figure(2.3 * columns + 0.8, 2.1 * bands * len(objectives) + 0.6)
@@ -107,7 +109,7 @@ def draw_parameters(run: Run) -> Figure:
                 ]
                 axes.scatter(
                     [_coordinate(item.params[name]) for item in chosen],
-                    [100 * item.objectives[objective.metric] for item in chosen],
+                    [objective.scale * item.objectives[objective.name] for item in chosen],
                     s=26 if front else 15,
                     color=FRONT if front else QUIET,
                     marker="o" if front else "x",
@@ -117,7 +119,7 @@ def draw_parameters(run: Run) -> Figure:
             axes.set_xlabel(name.removeprefix("method."), fontsize=8)
             axes.tick_params(labelsize=8)
             if place % columns == 0:
-                axes.set_ylabel(f"{objective.metric} (%)", fontsize=8)
+                axes.set_ylabel(f"{objective.name}{objective.sign}", fontsize=8)
     figure.text(
         0.99,
         0.995,

@@ -43,7 +43,8 @@ def payload(run: Run) -> dict[str, Any]:
         "axes": [skill.name, harm.name],
         "objectives": [item.metric for item in run.spec.objectives],
         "metrics": {
-            name: {"direction": item.direction, "use": item.use} for name, item in metrics.items()
+            name: {"direction": item.direction, "use": item.use, "scale": item.scale}
+            for name, item in metrics.items()
         },
         "budgets": {
             item.metric: {"budget": item.budget, "direction": item.direction}

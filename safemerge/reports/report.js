@@ -34,7 +34,10 @@
   }
 
   const minus = (text) => String(text).replace("-", "\u2212");
-  const percent = (value) => (value === null ? "not scored" : minus((100 * value).toFixed(1)));
+  const scale = (metric) => run.metrics[metric].scale; // 100 where a share is told in percent
+  const isShare = (metric) => scale(metric) === 100;
+  const amount = (value, metric) =>
+    value === null ? "not scored" : minus(isShare(metric) ? (100 * value).toFixed(1) : Number(value.toPrecision(4)));
 
   function frame(box, { height, left, right = 14, top = 10, bottom = 44, x, y, xTitle, yTitle, label, xTicks, yTicks }) {
     const width = Math.max(box.clientWidth, 180);
@@ -101,7 +104,7 @@
 
   const direction = (metric) => run.metrics[metric].direction;
   const axisTitle = (metric) =>
-    `${metric} (%, ${direction(metric) === "maximize" ? "higher" : "lower"} is better)`;
+    `${metric} (${isShare(metric) ? "%, " : ""}${direction(metric) === "maximize" ? "higher" : "lower"} is better)`;
 
   function frontLine(items, xMetric, yMetric) {
     const sx = direction(xMetric) === "maximize" ? -1 : 1;
@@ -153,17 +156,18 @@
     const ends = (key) => placed.flatMap((item) =>
       show("intervals") && item[key][1] !== null && (item.kind !== "dominated" && item.kind !== "infeasible")
         ? item[key].slice(0, 3) : [item[key][0]]);
-    const range = (values) => {
-      if (!values.length) return [0, 100];
-      const low = 100 * Math.min(...values);
-      const high = 100 * Math.max(...values);
-      const room = Math.max((high - low) * 0.06, 1);
+    const range = (values, metric) => {
+      if (!values.length) return [0, scale(metric)];
+      const low = scale(metric) * Math.min(...values);
+      const high = scale(metric) * Math.max(...values);
+      const room = Math.max((high - low) * 0.06, isShare(metric) ? 1 : 0.02 * Math.abs(high) || 0.01);
+      if (!isShare(metric)) return [low - room, high + room];
       return [Math.max(low - room, low >= 0 ? -1.5 : low - room), Math.min(high + room, high <= 100 ? 101.5 : high + room)];
     };
     const width = box.clientWidth;
     const height = Math.round(Math.min(Math.max(width * 0.58, 340), 540)) + (hasStrip ? 34 : 0);
     const { svg, plot, px, py } = frame(box, {
-      height, left: 46, bottom: 44 + (hasStrip ? 34 : 0), x: range(ends("x")), y: range(ends("y")),
+      height, left: 46, bottom: 44 + (hasStrip ? 34 : 0), x: range(ends("x"), xMetric), y: range(ends("y"), yMetric),
       xTitle: hasStrip ? "" : axisTitle(xMetric), yTitle: axisTitle(yMetric),
       label: `${yMetric} against ${xMetric}, ${split} split: ${placed.length} points`,
     });
@@ -179,20 +183,21 @@
       "text-anchor": goodX ? "end" : "start",
     }, arrow));
 
+    const [kx, ky] = [scale(xMetric), scale(yMetric)];
     const sound = placed.filter((item) => item.trial.front && !isOverBudget(item.estimates));
-    const corners = frontLine(sound, xMetric, yMetric).map(([x, y]) => [px(100 * x), py(100 * y)]);
+    const corners = frontLine(sound, xMetric, yMetric).map(([x, y]) => [px(kx * x), py(ky * y)]);
     if (corners.length > 1) {
       svg.append(draw("path", { class: "front-line", d: `M${corners.map((c) => c.join(",")).join("L")}` }));
     }
     const order = ["dominated", "infeasible", "reference", "parentFront", "front"];
     placed.sort((a, b) => order.indexOf(a.kind) - order.indexOf(b.kind));
     for (const item of placed) {
-      item.px = px(100 * item.x[0]);
-      item.py = py(100 * item.y[0]);
+      item.px = px(kx * item.x[0]);
+      item.py = py(ky * item.y[0]);
       if (show("intervals") && ["front", "parentFront", "reference"].includes(item.kind) && item.x[1] !== null && item.y[1] !== null) {
         const css = `whiskers ${item.kind === "reference" ? "w-reference" : "w-front"}`;
-        svg.append(draw("line", { class: css, x1: px(100 * item.x[1]), x2: px(100 * item.x[2]), y1: item.py, y2: item.py }));
-        svg.append(draw("line", { class: css, x1: item.px, x2: item.px, y1: py(100 * item.y[1]), y2: py(100 * item.y[2]) }));
+        svg.append(draw("line", { class: css, x1: px(kx * item.x[1]), x2: px(kx * item.x[2]), y1: item.py, y2: item.py }));
+        svg.append(draw("line", { class: css, x1: item.px, x2: item.px, y1: py(ky * item.y[1]), y2: py(ky * item.y[2]) }));
       }
     }
     for (const item of placed) {
@@ -258,16 +263,16 @@
     }
   }
 
-  function describe(estimate) {
+  function describe(estimate, metric) {
     if (!estimate) return "not measured";
     const [value, low, high, n, unscored] = estimate;
     const tail = `n ${n}${unscored ? `, ${unscored} unscored` : ""}`;
-    return value === null ? `not scored (${tail})` : `${percent(value)} % [${percent(low)}, ${percent(high)}], ${tail}`;
+    return value === null ? `not scored (${tail})` : `${amount(value, metric)}${isShare(metric) ? " %" : ""} [${amount(low, metric)}, ${amount(high, metric)}], ${tail}`;
   }
 
   function hitTarget(svg, box, item, split, xMetric, yMetric) {
     const { trial } = item;
-    const said = item.estimates && item.x ? [xMetric, yMetric].map((m) => `${m} ${describe(item.estimates[m])}`).join("; ") : "no value";
+    const said = item.estimates && item.x ? [xMetric, yMetric].map((m) => `${m} ${describe(item.estimates[m], m)}`).join("; ") : "no value";
     const node = draw("circle", {
       class: "hit", cx: item.px, cy: item.py, r: 11, tabindex: 0, role: "img",
       "aria-label": `${trial.name}, ${KINDS[item.kind].text}: ${said}`,
@@ -280,7 +285,7 @@
       tip.append(make("b", trial.knee ? `${trial.name} (knee)` : trial.name));
       tip.append(make("div", `${KINDS[item.kind].text}, ${split} split`, "quiet"));
       const names = [...new Set([xMetric, yMetric, ...run.objectives, ...Object.keys(run.budgets)])];
-      if (item.estimates) for (const name of names) tip.append(make("div", `${name}: ${describe(item.estimates[name])}`));
+      if (item.estimates) for (const name of names) tip.append(make("div", `${name}: ${describe(item.estimates[name], name)}`));
       if (trial.front && item.estimates && isOverBudget(item.estimates)) tip.append(make("div", "breaks a limit on this split"));
       if (trial.reason) tip.append(make("div", trial.reason));
       tip.append(make("div", trial.coefficients.map(([key, value]) => `${key} ${value}`).join(", "), "quiet"));
@@ -361,8 +366,8 @@
       box.append(make("h3", axisTitle(metric)));
       const valued = trials.filter((trial) => trial.search[metric] && trial.search[metric][0] !== null);
       if (!valued.length) continue;
-      const ys = valued.map((trial) => 100 * trial.search[metric][0]);
-      const room = Math.max((Math.max(...ys) - Math.min(...ys)) * 0.08, 0.5);
+      const ys = valued.map((trial) => scale(metric) * trial.search[metric][0]);
+      const room = Math.max((Math.max(...ys) - Math.min(...ys)) * 0.08, isShare(metric) ? 0.5 : 0.01 * Math.abs(Math.max(...ys)) || 0.01);
       for (const name of names) {
         const chosen = valued.filter((trial) => name in trial.params);
         const cell = make("div", undefined, "multiple");
@@ -381,8 +386,8 @@
         for (const isFront of [false, true]) {
           for (const trial of chosen.filter((item) => item.front === isFront)) {
             const kind = KINDS[kindOf(trial)];
-            const node = mark(kind.shape, px(coordinate(trial)), py(100 * trial.search[metric][0]), isFront ? 4 : 3, kind.css);
-            node.append(draw("title", {}, `${trial.name}: ${name} ${trial.params[name]}, ${metric} ${describe(trial.search[metric])}`));
+            const node = mark(kind.shape, px(coordinate(trial)), py(scale(metric) * trial.search[metric][0]), isFront ? 4 : 3, kind.css);
+            node.append(draw("title", {}, `${trial.name}: ${name} ${trial.params[name]}, ${metric} ${describe(trial.search[metric], metric)}`));
             svg.append(node);
           }
         }

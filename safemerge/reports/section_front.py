@@ -43,15 +43,17 @@ def front_section(run: Run) -> str:
     heads = ["point"]
     for metric in both:
         heads += (
-            [f"{metric.name} %, report", f"{metric.name} %, search"]
+            [f"{metric.name}{metric.sign}, report", f"{metric.name}{metric.sign}, search"]
             if published
-            else [f"{metric.name} %, search"]
+            else [f"{metric.name}{metric.sign}, search"]
         )
-    heads += [f"{metric.name} %, {'report' if published else 'search'}" for metric in single]
+    heads += [
+        f"{metric.name}{metric.sign}, {'report' if published else 'search'}" for metric in single
+    ]
     rows = [_row(run, point, both, single, point.number in on_front) for point in points]
     caption = (
         "Front points, best first objective first, then the reference points off the front. "
-        "Mean in percent, 95 % interval, n scored samples. Press a head to sort."
+        "Mean (shares in percent), 95 % interval, n scored samples. Press a head to sort."
     )
     parts = [
         table(

@@ -22,11 +22,12 @@ from safemerge.reports.run import Point, Run, outcome
 from safemerge.reports.versus import Versus, compare_with_references, is_parent
 from safemerge.reports.wording import (
     DIRECTION_WORDS,
+    amount,
     counted,
     estimate_text,
+    excess,
     interval,
     joined,
-    percent,
     points,
     recipe_text,
 )
@@ -136,7 +137,7 @@ def _figure(run: Run, point: Point, metric: Metric) -> str:
     estimate = point.shown.metrics.get(metric.name)
     value = None if estimate is None else estimate.value
     budgets = [
-        f"{LIMIT_WORDS[item.direction]} {percent(item.budget)}"
+        f"{LIMIT_WORDS[item.direction]} {amount(item.budget, metric.unit)}"
         for item in run.spec.constraints
         if item.metric == metric.name
     ]
@@ -148,9 +149,9 @@ def _figure(run: Run, point: Point, metric: Metric) -> str:
     mean = next((item for item in run.references if item.label == "mean"), None)
     if mean is not None and mean.number != point.number:
         other = mean.shown.metrics.get(metric.name)
-        notes.append(f"plain mean {percent(None if other is None else other.value)}")
+        notes.append(f"plain mean {amount(None if other is None else other.value, metric.unit)}")
     return (
-        f"<div><dt>{breakable(metric.name)}</dt><dd><b>{percent(value)}</b>"
+        f"<div><dt>{breakable(metric.name)}</dt><dd><b>{amount(value, metric.unit)}</b>"
         f"<span>{escape(details)}</span><span>{escape('; '.join(notes))}</span></dd></div>"
     )
 
@@ -245,12 +246,13 @@ def _excess(trial: TrialRecord) -> float:
 
 
 def _miss_table(run: Run, misses: list[TrialRecord]) -> str:
+    metrics = metrics_of(run.spec)
     rows = []
     for trial in misses:
-        name = trial.label if trial.role == "reference" else f"trial {trial.number}"
+        who = trial.label if trial.role == "reference" else f"trial {trial.number}"
         over = [
-            f"{metric} by {points(value).lstrip('+')} points"
-            for metric, value in trial.violations.items()
+            f"{name} by {_amount_over(value, metrics[name])}"
+            for name, value in trial.violations.items()
             if value > 0
         ]
         values = [
@@ -259,7 +261,12 @@ def _miss_table(run: Run, misses: list[TrialRecord]) -> str:
             else text_cell("not measured")
             for item in run.spec.objectives
         ]
-        rows.append([text_cell(name), text_cell(joined(over)), *values])
+        rows.append([text_cell(who), text_cell(joined(over)), *values])
     heads = ["nearest miss", "limit broken", *(item.metric for item in run.spec.objectives)]
     caption = "Nearest misses, by the sum of what they exceed their limits by; search split."
     return table(caption, heads, rows, sortable=False)
+
+
+def _amount_over(value: float, metric: Metric) -> str:
+    told = excess(value, metric.unit).lstrip("+")
+    return f"{told} points" if metric.unit == "share" else told

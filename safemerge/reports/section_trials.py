@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from safemerge.records import TrialRecord
 from safemerge.reports.front import hypervolume_steps
 from safemerge.reports.markup import Cell, breakable, escape, number_cell, paragraph, table
-from safemerge.reports.metric import axes_of, metrics_of
+from safemerge.reports.metric import Metric, axes_of, metrics_of
 from safemerge.reports.run import Run, outcome
 from safemerge.reports.wording import (
     DIRECTION_WORDS,
+    amount,
     counted,
-    percent,
-    points,
+    excess,
     recipe_text,
     seconds,
 )
@@ -82,7 +83,8 @@ def trials_section(run: Run) -> str:
         f"{counts['broken']} broken), {counts['failed']} FAIL."
     )
     on_front = {point.number for point in run.points}
-    metrics = [item.metric for item in run.spec.objectives]
+    known = metrics_of(run.spec)
+    metrics = [known[item.metric] for item in run.spec.objectives]
     rows = []
     for trial in sorted(run.trials, key=lambda trial: trial.number):
         how = outcome(trial)
@@ -95,8 +97,8 @@ def trials_section(run: Run) -> str:
         name = escape(trial.label if trial.role == "reference" else f"trial {trial.number}")
         front = ' <span class="flag">front</span>' if trial.number in on_front else ""
         values = [
-            number_cell(value, percent(value, unit=False))
-            if (value := trial.objectives.get(metric)) is not None and how != "broken"
+            number_cell(value, amount(value, metric.unit, sign=False))
+            if (value := trial.objectives.get(metric.name)) is not None and how != "broken"
             else Cell('<span class="quiet">none</span>', None, is_number=True)
             for metric in metrics
         ]
@@ -105,7 +107,7 @@ def trials_section(run: Run) -> str:
                 Cell(f"{name}{front}", float(trial.number)),
                 state,
                 *values,
-                _violation(trial),
+                _violation(trial, known),
                 Cell(f'<span class="recipe">{escape(recipe_text(trial.recipe))}</span>'),
                 _duration(trial),
             ]
@@ -113,8 +115,8 @@ def trials_section(run: Run) -> str:
     heads = [
         "trial",
         "state and reason",
-        *(f"{metric} %" for metric in metrics),
-        "over its limit by, points",
+        *(f"{metric.name}{metric.sign}" for metric in metrics),
+        "over its limit by (shares: points)",
         "recipe",
         "took",
     ]
@@ -143,7 +145,11 @@ def hypervolume_section(run: Run) -> str:
             f"{_volume(run.front.hypervolume_report)} on the report split (only points that keep "
             "every limit there)."
         )
-    corner = ", ".join(f"{item.metric} {percent(item.reference)}" for item in run.spec.objectives)
+    metrics = metrics_of(run.spec)
+    corner = ", ".join(
+        f"{item.metric} {amount(item.reference, metrics[item.metric].unit)}"
+        for item in run.spec.objectives
+    )
     told.append(
         f"The hypervolume is the area of outcomes that the front dominates, measured "
         f"from the study's reference value: {corner}. More is better."
@@ -164,14 +170,15 @@ def parameters_section(run: Run) -> str:
     )
 
 
-def _violation(trial: TrialRecord) -> Cell:
+def _violation(trial: TrialRecord, known: Mapping[str, Metric]) -> Cell:
     if not trial.violations or outcome(trial) == "broken":
         return Cell('<span class="quiet">none</span>', None, is_number=True)
     metric, value = max(trial.violations.items(), key=lambda item: item[1])
+    told = excess(value, known[metric].unit)
     if value <= 0:
-        return Cell(f'<span class="quiet">{points(value)}</span>', value, is_number=True)
+        return Cell(f'<span class="quiet">{told}</span>', value, is_number=True)
     where = f'<span class="ci">{breakable(metric)}</span>'
-    return Cell(f"<b>{points(value)}</b>{where}", value, is_number=True)
+    return Cell(f"<b>{told}</b>{where}", value, is_number=True)
 
 
 def _duration(trial: TrialRecord) -> Cell:

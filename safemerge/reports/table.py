@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from safemerge.records import MetricEstimate
 from safemerge.reports.metric import Metric, metrics_of, side_metrics
 from safemerge.reports.run import Point, Run
-from safemerge.reports.wording import DIRECTION_WORDS, interval, markdown, percent, recipe_text
+from safemerge.reports.wording import DIRECTION_WORDS, amount, interval, markdown, recipe_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +20,7 @@ def front_table(run: Run) -> Table:
         run: The run, finished or not.
 
     Returns:
-        A rich table: values in percent with 95 % intervals, on the report split where the
+        A rich table: values (shares in percent) with 95 % intervals, on the report split where the
         front is published, else on the search split (the caption says which). The knee is
         marked. Rows are ordered by the first objective, best first; reference points that
         are not on the front come last, dimmed. Coefficients are in `front_markdown`.
@@ -73,7 +73,7 @@ def _rows(run: Run, *, narrow: bool) -> tuple[list[str], list[tuple[list[str], b
     for metric in shown:
         better = "max" if metric.direction == "maximize" else "min"
         name = metric.name.replace(".", ".\n") if narrow else metric.name
-        heads.append(f"{name} % ({better})")
+        heads.append(f"{name}{metric.sign} ({better})")
     heads += ["n", "unscored"] if narrow else ["n", "unscored", "recipe"]
     rows = []
     on_front = {point.number for point in run.points}
@@ -126,7 +126,7 @@ def _name(run: Run, point: Point) -> str:
 def _value(estimate: MetricEstimate | None, join: str) -> str:
     if estimate is None:
         return "not measured"
-    return f"{percent(estimate.value, unit=False)}{join}{interval(estimate)}".strip()
+    return f"{amount(estimate.value, estimate.unit, sign=False)}{join}{interval(estimate)}".strip()
 
 
 def _caption(run: Run) -> str:

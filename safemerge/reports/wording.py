@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safemerge.config.unit import Unit
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference
 
@@ -30,11 +31,28 @@ def percent(value: float | None, *, unit: bool = True) -> str:
     return f"{0.0:.1f}{_sign(unit)}" if text == f"{MINUS}0.0" else f"{text}{_sign(unit)}"
 
 
+def amount(value: float | None, unit: Unit, *, sign: bool = True) -> str:
+    """Return a metric's value in its unit: ``83.2 %`` for a share, ``12.4`` for a number.
+
+    Args:
+        value: The value; a fraction for shares; None where nothing was scored.
+        unit: Its metric's.
+        sign: Whether a share gets its sign; tables carry it in their heads.
+
+    Returns:
+        A share as `percent` says it; a number at four significant digits.
+    """
+    if unit == "share" or value is None:
+        return percent(value, unit=sign)
+    return f"{value:.4g}".replace("-", MINUS)
+
+
 def interval(estimate: MetricEstimate) -> str:
-    """Return a 95 % interval in percent, e.g. ``[79.0, 86.8]``; empty if there is none."""
+    """Return a 95 % interval in the metric's unit, e.g. ``[79.0, 86.8]``; empty without one."""
     if estimate.low is None or estimate.high is None:
         return ""
-    return f"[{percent(estimate.low, unit=False)}, {percent(estimate.high, unit=False)}]"
+    low, high = (amount(end, estimate.unit, sign=False) for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
 
 
 def estimate_text(estimate: MetricEstimate | None) -> str:
@@ -44,7 +62,8 @@ def estimate_text(estimate: MetricEstimate | None) -> str:
     unscored = f", {estimate.unscored} unscored" if estimate.unscored else ""
     if estimate.value is None:
         return f"{NO_VALUE} (n = {estimate.n}{unscored})"
-    return f"{percent(estimate.value)} {interval(estimate)}, n = {estimate.n}{unscored}"
+    value = amount(estimate.value, estimate.unit)
+    return f"{value} {interval(estimate)}, n = {estimate.n}{unscored}"
 
 
 def points(value: float | None) -> str:
@@ -53,6 +72,13 @@ def points(value: float | None) -> str:
         return NO_VALUE
     text = f"{100 * value:+.1f}".replace("-", MINUS)
     return "0.0" if text in (f"{MINUS}0.0", "+0.0") else text
+
+
+def excess(value: float, unit: Unit) -> str:
+    """Return by how much a limit is missed (below 0: kept), signed: points for shares."""
+    if unit == "share":
+        return points(value)
+    return "0" if value == 0 else f"{value:+.4g}".replace("-", MINUS)
 
 
 def difference_text(difference: PairedDifference) -> str:

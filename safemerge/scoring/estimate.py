@@ -12,6 +12,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from safemerge.config.suite import METRICS, Direction
+from safemerge.config.unit import joint_unit
 from safemerge.errors import ScoringError
 from safemerge.records import MetricEstimate, Score
 from safemerge.statistics import clustered_interval
@@ -112,6 +113,7 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
         if part.value is not None and part.low is not None and part.high is not None
     ]
     direction = parts[0].direction
+    unit = joint_unit(part.unit for part in parts)
     if len(ends) < len(parts):
         return MetricEstimate(
             metric=metric,
@@ -121,6 +123,7 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
             n=n,
             unscored=unscored,
             direction=direction,
+            unit=unit,
         )
     count = len(ends)
     mean = math.fsum(value for value, _, _ in ends) / count
@@ -134,4 +137,5 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
         n=n,
         unscored=unscored,
         direction=direction,
+        unit=unit,
     )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from safemerge.config.suite import Direction
+from safemerge.config.unit import harness_unit
 from safemerge.data.lm_eval_task import LmEvalQuestions
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ScoringError
@@ -77,7 +78,7 @@ def score_lm_eval(
                 functools.partial(questions.aggregate, metric),
                 direction,
             )
-        estimates.append(made)
+        estimates.append(made.model_copy(update={"unit": harness_unit(metric)}))
     return scores, estimates
 
 

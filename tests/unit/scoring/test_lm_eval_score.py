@@ -6,6 +6,8 @@ from safemerge.config.suite import LmEval
 from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ScoringError
+from safemerge.reports.wording import estimate_text
+from safemerge.scoring.estimate import mean_estimate
 from safemerge.scoring.lm_eval_score import score_lm_eval
 from safemerge.statistics import wilson_interval
 
@@ -91,3 +93,13 @@ def test_what_the_task_does_not_value_and_what_overflows_is_an_error():
         score([1, 0, 1, 1], metrics={"f1": "maximize"})
     with pytest.raises(ScoringError, match=r"mood\.perplexity: must be finite; got (nan|inf)"):
         score([1, 0, 1, 1], likelihoods=(math.nan, -1.0, -1.0, -1.0))
+
+
+def test_a_share_is_told_in_percent_and_a_perplexity_as_it_is():
+    _, (accuracy, perplexity) = score([1, 0, 1, 1])
+    assert (accuracy.unit, perplexity.unit) == ("share", "number")
+    assert estimate_text(accuracy).startswith("75.0\u00a0% [")
+    assert estimate_text(perplexity).startswith("12.18 [")
+    assert mean_estimate("both", [accuracy, accuracy]).unit == "share"
+    with_number = perplexity.model_copy(update={"direction": "maximize"})
+    assert mean_estimate("both", [accuracy, with_number]).unit == "number"
