@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,16 @@ from safemerge.config.statistics import StatisticsSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import ConfigError, TrainingError
+from safemerge.reports.wording import seconds
+from safemerge.training.partial_sums import PartialSums
 from safemerge.training.statistics import Gathering, load_measured_rows, statistics_digest
 from safemerge.weights.adapter import is_adapter, open_checkpoint
 from safemerge.weights.statistics import STATISTICS_FILE, ModelStatistics, save_statistics
+
+_RUN, _SUMS, _PROGRESS = "gather", "sums", "progress"
+"""In a run's work folder: Ray Train's files, the workers' partial sums, the share of rows done."""
+
+_SAY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class GatherRun:
 
     @property
     def work(self) -> Path:
-        """Folder of the Ray Train run; removed when it has ended well."""
+        """Folder of the Ray Train run and of partial sums; removed when it has ended well."""
         return self.folder.with_name(f"{self.folder.name}.work")
 
 
@@ -130,7 +139,7 @@ def resolve_statistics(
         resolved[ref.name] = ref.model_copy(update={"statistics": statistics})
     if runs:
         need_cluster()
-        gather_statistics(runs)
+        gather_statistics(runs, say=say)
     return resolved
 
 
@@ -149,11 +158,14 @@ def _planned(ref: CheckpointRef, base: CheckpointRef) -> GatherRun:
     )
 
 
-def gather_statistics(runs: Sequence[GatherRun]) -> None:
+def gather_statistics(runs: Sequence[GatherRun], *, say: Callable[[str], None]) -> None:
     """Measure models side by side as the cluster allows; needs one.
+
+    A run that was interrupted goes on from its workers' partial sums.
 
     Args:
         runs: What to measure.
+        say: Called with one line of progress.
 
     Raises:
         TrainingError: If a run failed; the others are finished first.
@@ -163,19 +175,21 @@ def gather_statistics(runs: Sequence[GatherRun]) -> None:
     pending = []
     for run in runs:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(run.work, ignore_errors=True)
+        shutil.rmtree(run.work / _RUN, ignore_errors=True)
         config = {
             "spec": run.spec.model_dump_json(by_alias=True),
             "model": str(run.model),
             "base": str(run.base),
             "folder": str(run.folder),
+            "work": str(run.work),
             "provenance": json.dumps(run.provenance),
         }
         workers = run.spec.workers
-        fit = start_fit(_gather_worker, config, workers, name="gather", storage=run.work)
+        fit = start_fit(_gather_worker, config, workers, name=_RUN, storage=run.work)
         pending.append((run, fit))
     failures = []
     for run, fit in pending:
+        _follow(run, fit, say=say)
         error = fit.exception()
         if error is None:
             shutil.rmtree(run.work, ignore_errors=True)
@@ -183,8 +197,26 @@ def gather_statistics(runs: Sequence[GatherRun]) -> None:
             failures.append(f"{run.spec.name}: {cause_of(error)}")
     if failures:
         raise TrainingError(
-            f"gathering statistics failed: {'; '.join(failures)}. What was gathered is kept."
+            f"gathering statistics failed: {'; '.join(failures)}. What was gathered is kept: the "
+            "same command goes on from it."
         )
+
+
+def _follow(run: GatherRun, fit: Future[None], *, say: Callable[[str], None]) -> None:
+    """Wait for a run and tell how far it is, by its first worker's count, every ten seconds."""
+    first: tuple[float, float] | None = None
+    while not wait([fit], timeout=_SAY_S).done:
+        try:
+            share = float((run.work / _PROGRESS).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        now = time.monotonic()
+        started, before = first = first or (now, share)
+        left = ""
+        if share > before:
+            remaining = (now - started) / (share - before) * (1 - share)
+            left = f", about {seconds(remaining)} left"
+        say(f"{run.spec.name} of {run.model.name}: {100 * share:.0f} % of the rows{left}")
 
 
 def _gather_worker(config: dict[str, str]) -> None:
@@ -202,16 +234,29 @@ def _gather_worker(config: dict[str, str]) -> None:
     rows = load_measured_rows(spec, ChatFormat(base))
     several = torch.distributed.all_reduce if world_size > 1 else None
 
-    def measured(folder: Path, quantities: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    work = Path(config["work"])
+    places = range(rank, len(rows), world_size)
+    total = len(places) * (1 + int("importance" in spec.quantities))
+
+    def measured(
+        part: str, folder: Path, quantities: Sequence[Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         model = load_model(folder, base, dtype=compute_dtype(spec.dtype, device=device))
         gathering = Gathering(model.to(device), spec, quantities)
-        for index in range(rank, len(rows), world_size):
+        kept = PartialSums(work / _SUMS, part, rank=rank, world_size=world_size)
+        before = 0 if part == "model" else len(places)
+        for index in places[kept.restore(gathering) :]:
             gathering.add(rows[index], index=index)
+            kept.save(gathering)
+            if rank == 0:
+                share = (before + gathering.num_rows) / total
+                (work / _PROGRESS).write_text(f"{share:.4f}", encoding="ascii")
+        kept.save(gathering, now=part == "model" and "importance" in spec.quantities)
         return gathering.finish(all_reduce=several)
 
-    tensors, document = measured(Path(config["model"]), spec.quantities)
+    tensors, document = measured("model", Path(config["model"]), spec.quantities)
     if "importance" in spec.quantities:
-        of_base, _ = measured(base, ("importance",))
+        of_base, _ = measured("base", base, ("importance",))
         tensors["base_importance"] = of_base["importance"]
     if rank == 0:
         document |= {

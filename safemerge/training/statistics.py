@@ -165,6 +165,27 @@ class Gathering:
             self._add_gradient(ids, row.num_prompt, of_data, None)
         self._num_rows += 1
 
+    @property
+    def num_rows(self) -> int:
+        """Rows measured so far."""
+        return self._num_rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far, not copied, and what they are of."""
+        return {
+            "sums": self._sums,
+            "num_tokens": self._num_tokens,
+            "num_rows": self._num_rows,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state of the same model and quantities; rows measured before it are forgotten."""
+        for quantity, sums in self._sums.items():
+            for name, total in sums.items():
+                total.copy_(state["sums"][quantity][name])
+        self._num_tokens = dict(state["num_tokens"])
+        self._num_rows = state["num_rows"]
+
     def finish(
         self, *, all_reduce: AllReduce | None = None
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -1,8 +1,11 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
@@ -16,6 +19,7 @@ from safemerge.distributed.statistics import (
 )
 from safemerge.errors import ConfigError, DataError
 from safemerge.testing.statistics import write_statistics
+from safemerge.training.statistics import Gathering
 from safemerge.weights import ModelStatistics, fingerprint, open_checkpoint
 
 
@@ -49,7 +53,7 @@ def ref(name, folder, **given):
 def gathering(monkeypatch):
     """What would be gathered, without a cluster."""
     runs = []
-    monkeypatch.setattr(statistics, "gather_statistics", runs.extend)
+    monkeypatch.setattr(statistics, "gather_statistics", lambda new, *, say: runs.extend(new))
     return runs
 
 
@@ -152,6 +156,7 @@ def test_a_worker_writes_statistics_that_fit_the_model(
             "model": str(run.model),
             "base": str(run.base),
             "folder": str(run.folder),
+            "work": str(run.work),
             "provenance": json.dumps(run.provenance),
         }
     )
@@ -181,3 +186,45 @@ def test_an_adapter_is_measured_as_the_model_it_makes(tiny_base, tiny_adapter):
     assert not torch.equal(model.get_parameter(name), open_checkpoint(tiny_base).tensor(name))
     whole = load_model(tiny_base, tiny_base, dtype=torch.float32)
     assert torch.equal(whole.get_parameter(name), open_checkpoint(tiny_base).tensor(name))
+
+
+def test_a_worker_that_died_goes_on_from_its_sums(
+    write, gathering, tiny_base, tiny_expert, monkeypatch
+):
+    file = write("importance", workers={"cpus_per_worker": 1})
+    found = resolve([ref("base", tiny_base), ref("math", tiny_expert, gather=file)], print)
+    folder = Path(found["math"].statistics.path)
+    (run,) = gathering
+    config = {
+        "spec": run.spec.model_dump_json(by_alias=True),
+        "model": str(run.model),
+        "base": str(run.base),
+        "folder": str(run.folder),
+        "work": str(run.work),
+        "provenance": json.dumps(run.provenance),
+    }
+    monkeypatch.setattr("ray.train.get_context", Alone)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("safemerge.training.partial_sums.FIRST_SAVE_S", 0.0)
+    add, measured = Gathering.add, []
+
+    def dies_once(self, row, *, index):
+        if len(measured) == 4:
+            measured.append("died")
+            raise KeyboardInterrupt
+        add(self, row, index=index)
+        measured.append(index)
+
+    monkeypatch.setattr(Gathering, "add", dies_once)
+    with pytest.raises(KeyboardInterrupt):
+        statistics._gather_worker(config)
+    assert not folder.exists()
+    statistics._gather_worker(config)
+    assert measured == [0, 1, 2, 0, "died", 1, 2], "three rows of the model, then of the base"
+    resumed = load_file(folder / "importance.safetensors")
+    shutil.rmtree(folder)
+    shutil.rmtree(run.work)
+    statistics._gather_worker(config)
+    whole = load_file(folder / "importance.safetensors")
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
