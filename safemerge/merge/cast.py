@@ -125,6 +125,13 @@ def load(address, kind, at, count, out):
             out[i] = _of_float16(half[i])
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+@no_type_check
+def ranks_at(address, at, count):
+    """The sixteen-bit numbers at an address, from an index on."""
+    return carray(_pointer(address + 2 * at), (count,), np.uint16)
+
+
 @intrinsic
 @no_type_check
 def seen_broken(_, seen, value):

@@ -6,7 +6,7 @@ FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 NO_BASE = -1
 """Kind of a base that takes no part: whole weights are merged, not task vectors."""
 
-PLAIN, TRIM, RANDOM = 0, 1, 2
+PLAIN, TRIM, RANDOM, RANKED = 0, 1, 2, 3
 """How a task vector is sparsified."""
 
 SUM, DISJOINT_MEAN, DISJOINT_SUM, COUNTED_MEAN, COUNTED_SUM, AGREEMENT = range(6)

@@ -7,8 +7,9 @@ parts begin at fixed multiples and no sum crosses one.
 
 import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from safemerge.merge import code
 from safemerge.merge.mask import KEY_RUN, keep_limit, mask_key
+from safemerge.merge.rank import Ranks
 from safemerge.merge.sparsify import check_finite_entries
 from safemerge.merge.threshold import Found, MagnitudeCounts, Threshold, nonempty_counts
 
@@ -29,7 +31,20 @@ _KINDS = {
 _Answer = TypeVar("_Answer")
 _NUM_BINS = 1 << 15
 _PARTS_PER_THREAD = 4
+_own = threading.local()
+"""Of a merging thread: whether what it does is not to be shared out among the others."""
+
 _KEEP_ALL, _DROP_NONE = Threshold(-1.0, -1), Threshold(float("inf"), -1)
+
+
+class RankedKeep(NamedTuple):
+    """How entries of a task vector are kept at random by their rank in the row."""
+
+    ranks: Ranks
+    limits: Tensor
+    """Limit of the random word by rank, as `keep_limits` gives them."""
+    scales: Tensor
+    """What a kept entry is multiplied with by rank, float32."""
 
 
 class Operand(NamedTuple):
@@ -48,6 +63,8 @@ class Operand(NamedTuple):
     """Probability of keeping an entry; None if none is dropped at random."""
     scale: float = 1.0
     """Multiplied with what is kept at random."""
+    ranked: RankedKeep | None = None
+    """Entries are dropped at random by their rank in the row; None if by density alone."""
 
 
 class Rule(NamedTuple):
@@ -109,9 +126,11 @@ def merge_compiled(
     Raises:
         MergeError: If entries are dropped at random and one is not finite.
     """
-    random = any(operand.density is not None for operand in operands)
+    by_rank = any(operand.ranked is not None for operand in operands)
+    random = by_rank or any(operand.density is not None for operand in operands)
     trimmed = any(operand.lower is not None for operand in operands)
     sparsify = code.RANDOM if random else code.TRIM if trimmed else code.PLAIN
+    sparsify = code.RANKED if by_rank else sparsify
     origin = None if base is None else _flat(base)
     flats = [_flat(operand.tensor) for operand in operands]
     lower = [operand.lower or _KEEP_ALL for operand in operands]
@@ -138,6 +157,7 @@ def merge_compiled(
         rule.consensus,
         np.float32(rule.threshold),
         np.float32(rule.min_agreeing),
+        *_ranked(operands),
     )
     address, kind = (0, code.NO_BASE) if origin is None else _place(origin)
     merge_range: Any = _loops().merge_range
@@ -228,11 +248,24 @@ def over_parts(work: Callable[[int, int], _Answer], count: int) -> list[_Answer]
     Returns:
         The answers, in the order of the parts.
     """
-    num_threads = torch.get_num_threads()
+    num_threads = 1 if getattr(_own, "is_alone", False) else torch.get_num_threads()
     parts = list(_parts(count, num_threads))
     if num_threads == 1 or len(parts) < 2:
         return [work(*part) for part in parts]
     return list(_pool(os.getpid(), num_threads).map(lambda part: work(*part), parts))
+
+
+def beside(work: Callable[[], _Answer]) -> Future[_Answer]:
+    """Start work on one of the merging threads; `over_parts` within it uses that thread alone."""
+
+    def alone() -> _Answer:
+        _own.is_alone = True
+        try:
+            return work()
+        finally:
+            _own.is_alone = False
+
+    return _pool(os.getpid(), torch.get_num_threads()).submit(alone)
 
 
 def _parts(count: int, num_threads: int) -> Iterator[tuple[int, int]]:
@@ -258,6 +291,21 @@ def _loops() -> Any:
         return importlib.import_module("safemerge.merge.loops")
     except ImportError:
         return None
+
+
+def _ranked(operands: Sequence[Operand]) -> tuple[Any, Any, Any]:
+    """Addresses of ranks, limits and scales by expert; no address where ranks do not count."""
+    given = [operand.ranked for operand in operands]
+    length = max([1, *(len(item.limits) for item in given if item is not None)])
+    addresses = np.zeros(len(given), dtype=np.int64)
+    limits = np.zeros((len(given), length), dtype=np.int32)
+    scales = np.ones((len(given), length), dtype=np.float32)
+    for at, item in enumerate(given):
+        if item is not None:
+            addresses[at] = item.ranks.ctypes.data
+            limits[at, : len(item.limits)] = item.limits.numpy()
+            scales[at, : len(item.scales)] = item.scales.numpy()
+    return addresses, limits, scales
 
 
 def _key(seed: int, tensor: str, expert: str, start: int, random: bool) -> tuple[int, int]:

@@ -20,9 +20,12 @@ from safemerge.merge.consensus import (
     disjoint_mean_by_count_,
     weighted_sum,
 )
-from safemerge.merge.fused import Operand, Rule, is_compiled, merge_compiled
+from safemerge.merge.fused import Operand, RankedKeep, Rule, is_compiled, merge_compiled
 from safemerge.merge.inputs import TensorInputs, gram, runs
 from safemerge.merge.interpolate import linear_shares, slerp_shares
+from safemerge.merge.magprune import rank_probabilities
+from safemerge.merge.mask import keep_limits
+from safemerge.merge.rank import MAX_COLUMNS, ranks_in_rows
 from safemerge.merge.sparsifier import (
     Drop,
     RankedDrop,
@@ -155,9 +158,10 @@ def _walk(
     merged = inputs.destination()
     flats = {name: inputs.model(name).flatten() for name in weights}
     ranked = any(isinstance(sparsifier, RankedDrop) for sparsifier in sparsifiers.values())
-    if not ranked and is_compiled(merged, inputs.base, *flats.values()):
+    too_long = ranked and num_columns(inputs.base) > MAX_COLUMNS
+    if not too_long and is_compiled(merged, inputs.base, *flats.values()):
         operands = [
-            _operand(flats[name], weight, name, sparsifiers.get(name))
+            _operand(inputs, flats[name], weight, name, sparsifiers.get(name))
             for name, weight in weights.items()
         ]
         inputs.note_finite(
@@ -191,13 +195,35 @@ def _walk(
     return merged
 
 
-def _operand(tensor: Tensor, weight: float, name: str, sparsifier: Sparsifier | None) -> Operand:
+def _operand(
+    inputs: TensorInputs, tensor: Tensor, weight: float, name: str, sparsifier: Sparsifier | None
+) -> Operand:
     if isinstance(sparsifier, Trim):
         return Operand(tensor, weight, name, lower=sparsifier.lower, upper=sparsifier.upper)
     if isinstance(sparsifier, Drop):
         density, scale = sparsifier
         return Operand(tensor, weight, name, density=density, scale=scale)
+    if isinstance(sparsifier, RankedDrop):
+        kept = _ranked_keep(inputs, name, sparsifier)
+        scale = sparsifier.scale if kept else 1.0
+        return Operand(tensor, weight, name, density=1.0, scale=scale, ranked=kept)
     return Operand(tensor, weight, name)
+
+
+def _ranked_keep(inputs: TensorInputs, name: str, drop: RankedDrop) -> RankedKeep | None:
+    """Limits and scales by rank, with ranks of this or an earlier candidate; None keeps all."""
+    if drop.density == 1.0:
+        return None
+    length = num_columns(inputs.base)
+    chances = rank_probabilities(length, density=drop.density, epsilon=drop.epsilon)
+    scales = chances.reciprocal() if drop.rescale else torch.ones_like(chances)
+    cache = None if inputs.thresholds is None else inputs.thresholds.ranks
+    held = None if cache is None else cache.get((name, inputs.tensor))
+    if held is None:
+        held = ranks_in_rows(inputs.model(name), inputs.base, num_columns=length)
+        if cache is not None:
+            cache.put((name, inputs.tensor), held)
+    return RankedKeep(held, keep_limits(chances), scales.to(torch.float32))
 
 
 def _rule(inputs: TensorInputs, consensus: Consensus) -> Rule:

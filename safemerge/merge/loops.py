@@ -19,6 +19,7 @@ from safemerge.merge.cast import (
     load,
     multiply_add,
     random_word,
+    ranks_at,
     seen_broken,
     store,
     subtract,
@@ -35,6 +36,7 @@ from safemerge.merge.code import (
     NOT_FINITE,
     PLAIN,
     RANDOM,
+    RANKED,
     SUM,
     TRIM,
 )
@@ -89,6 +91,19 @@ def _drop(values, count, counter, second, limit, scale):
     for i in range(count):
         word = random_word(np.int32(counter + np.int32(i)), second)
         values[i] = values[i] * scale if np.int32(word >> 1) < limit else _ZERO
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+@no_type_check
+def _drop_by_rank(values, ranks, count, counter, second, limits, scales, scale):
+    """Zero at random, as `keep_bits_within` decides by rank, and scale the rest by rank."""
+    for i in range(count):
+        word = random_word(np.int32(counter + np.int32(i)), second)
+        rank = ranks[i]
+        values[i] = values[i] * scales[rank] if np.int32(word >> 1) < limits[rank] else _ZERO
+    if scale != _ONE:
+        for i in range(count):
+            values[i] *= scale
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -216,6 +231,7 @@ def _agreement(vectors, num_experts, count, total, votes, threshold, min_agreein
 def merge_range(
     base, base_kind, experts, kinds, out, out_kind, start, stop, weights, lambda_, sparsify,
     lower, lower_last, upper, upper_last, keys, limits, scales, consensus, threshold, min_agreeing,
+    ranks, limits_by_rank, scales_by_rank,
 ):  # fmt: skip
     """Merge the entries from start to stop; answer `FINE`, `NOT_FINITE` or a broken expert."""
     num_experts = len(weights)
@@ -244,11 +260,18 @@ def merge_range(
                     vector, at, count,
                     lower[expert], lower_last[expert], upper[expert], upper_last[expert],
                 )  # fmt: skip
-            elif sparsify == RANDOM:
+            elif sparsify in (RANDOM, RANKED):
                 if _is_broken(vector, count):
                     return expert
                 counter = np.int32(keys[expert, 0] + np.int32(at))
-                _drop(vector, count, counter, keys[expert, 1], limits[expert], scales[expert])
+                if ranks[expert]:
+                    _drop_by_rank(
+                        vector, ranks_at(ranks[expert], at, count), count, counter,
+                        keys[expert, 1], limits_by_rank[expert], scales_by_rank[expert],
+                        scales[expert],
+                    )  # fmt: skip
+                elif sparsify == RANDOM:
+                    _drop(vector, count, counter, keys[expert, 1], limits[expert], scales[expert])
             if consensus == SUM or counted:
                 _add(vector, weight if consensus == SUM else _ONE, count, expert == 0, summed)
             elif not in_one:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safemerge.errors import MergeError
 from safemerge.merge.mask import keep_bits_within, keep_limits
+from safemerge.merge.rank import columns_by_magnitude
 
 
 def rank_probabilities(
@@ -84,25 +85,12 @@ def prune_rows_(
     if density == 1.0 or rows.numel() == 0:
         return
     by_rank = rank_probabilities(rows.shape[1], density=density, epsilon=epsilon)
-    order = _by_magnitude(rows)
+    order = columns_by_magnitude(rows)
     limits = _by_entry(keep_limits(by_rank).to(rows.device), order)
     bits = keep_bits_within(seed, tensor, expert, start, limits.flatten())
     rows.view(torch.int32).bitwise_and_(bits.view_as(rows))
     if rescale:
         rows.mul_(_by_entry(by_rank.reciprocal().to(rows.device, torch.float32), order))
-
-
-def _by_magnitude(rows: Tensor) -> Tensor:
-    """Return the column of each rank: largest magnitude first, the lower of equal ones first."""
-    if rows.device.type != "cpu":
-        return torch.sort(rows.abs(), dim=1, descending=True, stable=True).indices
-    # NOTE: bits of a positive float order as the float does. With the column in the low half,
-    # plain values are sorted, for which numpy has vector code, as it has not for orders.
-    last = rows.shape[1] - 1
-    column = torch.arange(last, -1, -1)
-    keys = rows.abs().view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
-    keys.bitwise_or_(column).numpy().sort(axis=1)
-    return keys.bitwise_and_((1 << 32) - 1).neg_().add_(last).flip(1)
 
 
 def _by_entry(by_rank: Tensor, order: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """A recipe and its checkpoints as a stream of named tensors: one path to disk and to engines."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +15,11 @@ from torch import Tensor
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import MergeError
 from safemerge.merge.coefficient import check_groups
+from safemerge.merge.fused import beside
 from safemerge.merge.measured import check_statistics
 from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.spectrum import SpectrumCache
+from safemerge.merge.table import method_row
 from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
 from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary
@@ -27,6 +31,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
+_SMALL = 1 << 22
+"""Entries up to which a tensor is merged by one thread, others beside it."""
 
 Destination = Callable[[str, torch.dtype, tuple[int, ...]], Tensor | None]
 """Gives memory for a merged tensor, by name, dtype and shape; None for new memory."""
@@ -109,7 +115,8 @@ def merged_tensors(
 
     Tensors of a layer are adjacent (`merge_order`). A tied output head is left out, even where
     checkpoints store it. Each tensor is new, so that a consumer may keep it; beyond what the
-    consumer keeps, memory is one tensor and its inputs. Experts without weight are not read.
+    consumer keeps, memory is one tensor and its inputs, or some small ones. Experts without
+    weight are not read.
     Nothing is checked here that `check_agreement` checks; a shape that differs still raises.
 
     Args:
@@ -153,9 +160,8 @@ def merged_tensors(
     pages = nullcontext() if keep_pages else _Pages(checkpoints, reads)
     there = torch.device(device)
 
-    def merged(name: str) -> Tensor:
+    def merged(name: str, out: Tensor | None) -> Tensor:
         dtype = merged_dtype(recipe, base, name)
-        out = destination(name, dtype, base.shape(name)) if destination is not None else None
         tensors = {model: checkpoints[model].tensor(name).to(there) for model in reads[name]}
         wanted = statistics_read(recipe.method, **places[name])
         return merge_tensor(
@@ -174,7 +180,16 @@ def merged_tensors(
             **places[name],
         )
 
-    return _stream(names, merged, pages)
+    def place(name: str) -> Tensor | None:
+        if destination is None:
+            return None
+        return destination(name, merged_dtype(recipe, base, name), base.shape(name))
+
+    element_wise = method_row(recipe.method.name).is_element_wise and not recipe.steps
+    if keep_pages and there.type == "cpu" and element_wise:
+        small = {name for name in names if math.prod(base.shape(name)) <= _SMALL}
+        return _side_by_side(names, merged, place, small)
+    return _stream(names, merged, place, pages)
 
 
 def _place(recipe: MergeRecipe, base: Checkpoint, name: str) -> dict[str, Any]:
@@ -190,16 +205,51 @@ def _place(recipe: MergeRecipe, base: Checkpoint, name: str) -> dict[str, Any]:
 
 def _stream(
     names: Sequence[str],
-    merged: Callable[[str], Tensor],
+    merged: Callable[[str, Tensor | None], Tensor],
+    place: Callable[[str], Tensor | None],
     pages: "_Pages | nullcontext[None]",
 ) -> Iterator[tuple[str, Tensor]]:
     with pages as held:
         for at, name in enumerate(names):
             if held is not None:
                 held.fetch(names[at : at + 2])
-            yield name, merged(name)
+            yield name, merged(name, place(name))
             if held is not None:
                 held.let_go(name)
+
+
+def _side_by_side(
+    names: Sequence[str],
+    merged: Callable[[str, Tensor | None], Tensor],
+    place: Callable[[str], Tensor | None],
+    small: Collection[str],
+) -> Iterator[tuple[str, Tensor]]:
+    """Merge small tensors ahead, a thread each; large ones by all threads, when they are due.
+
+    Sharing out a small tensor costs more than merging it.
+    """
+    ahead: deque[tuple[str, Future[Tensor]]] = deque()
+    coming = iter(names)
+    num_ahead = 2 * torch.get_num_threads() if torch.get_num_threads() > 1 else 0
+    try:
+        for name in coming:
+            if num_ahead and name in small:
+                ahead.append((name, beside(partial(merged, name, place(name)))))
+                if len(ahead) <= num_ahead:
+                    continue
+            while ahead and (name not in small or len(ahead) > num_ahead):
+                done, found = ahead.popleft()
+                yield done, found.result()
+            if not num_ahead or name not in small:
+                yield name, merged(name, place(name))
+        while ahead:
+            done, found = ahead.popleft()
+            yield done, found.result()
+    finally:
+        # Whoever stopped listening may free the destinations.
+        for _, found in ahead:
+            found.cancel()
+        wait([found for _, found in ahead])
 
 
 class _Pages:

@@ -50,6 +50,12 @@ class MethodRow(NamedTuple):
     variant: str
     """Which library's variant it equals, and how it departs from the paper."""
 
+    @property
+    def is_element_wise(self) -> bool:
+        """Whether an entry of the result depends on a few numbers and on that entry alone."""
+        function = getattr(self.function, "func", self.function)
+        return function in (merge_linear, merge_task_vectors)
+
 
 _SHARES = ParameterRange("weights", 0.0, 1.0, low_included=False, per_expert=True)
 _WEIGHTS = ParameterRange("weights", -2.0, 2.0, per_expert=True)

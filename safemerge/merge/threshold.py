@@ -6,7 +6,7 @@ are few (a bin per magnitude to three digits), whatever the size of the tensor, 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from safemerge.errors import MergeError
+from safemerge.merge.rank import RankCache
 
 _NUM_BINS = 1 << 15
 _FIRST_BROKEN_BIN = 0x7F80
@@ -64,7 +65,7 @@ class KeptCounts(Protocol):
 
 
 class ThresholdCache:
-    """What trimming needs of an expert's tensor: thresholds by entries kept, and counts.
+    """What sparsifying needs of an expert's tensor: thresholds, counts, ranks, norms' ratios.
 
     A cache belongs to one set of checkpoints: names must mean the same weights throughout. The
     least recently used thresholds are dropped beyond `max_entries`; counts are some kilobytes a
@@ -80,7 +81,9 @@ class ThresholdCache:
         self._kept = kept
         self._entries: OrderedDict[tuple[str, str, int], Threshold] = OrderedDict()
         self._counts: dict[tuple[str, str], MagnitudeCounts] = {}
+        self._ratios: OrderedDict[Hashable, float] = OrderedDict()
         self._lock = Lock()
+        self.ranks = RankCache()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -102,9 +105,27 @@ class ThresholdCache:
                 self._entries.popitem(last=False)
 
     def forget(self) -> None:
-        """Drop the thresholds, not the counts that they are found from."""
+        """Drop the thresholds and ratios, not the counts that thresholds are found from."""
         with self._lock:
             self._entries.clear()
+            self._ratios.clear()
+
+    def ratio(self, key: Hashable) -> float | None:
+        """Return a ratio of norms, None if it is not held."""
+        with self._lock:
+            return self._ratios.get(key)
+
+    def put_ratio(self, key: Hashable, ratio: float) -> None:
+        """Hold a ratio of norms, dropping the oldest one if full.
+
+        Args:
+            key: All that it depends on besides the checkpoints: expert, tensor, seed, densities.
+            ratio: The ratio.
+        """
+        with self._lock:
+            self._ratios[key] = ratio
+            while len(self._ratios) > self._max_entries:
+                self._ratios.popitem(last=False)
 
     def counts(self, expert: str, tensor: str) -> MagnitudeCounts | None:
         """Return the counts of an expert's tensor, None if they are not held or kept."""

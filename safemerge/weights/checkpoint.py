@@ -159,6 +159,7 @@ class DenseCheckpoint(Checkpoint):
         _check_index(self.folder, self._file_by_name)
         self._handles = {file: open_safetensors(file) for file in self.files}
         self._mappings: dict[Path, tuple[pages.Mapping, ...]] = {}
+        self._views: dict[str, Tensor] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -178,9 +179,12 @@ class DenseCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """Return a tensor as a view of the memory map; it must not be written to."""
-        self._entry(name)
-        file = self._file_by_name[name]
-        return read_tensor(self._handles[file], file, name)
+        view = self._views.get(name)
+        if view is None:
+            self._entry(name)
+            file = self._file_by_name[name]
+            view = self._views[name] = read_tensor(self._handles[file], file, name)
+        return view
 
     def fetch(self, name: str) -> None:
         """Bring a tensor's pages into memory, so that reading it later does not wait."""

@@ -6,13 +6,14 @@ import torch
 from safemerge.errors import MergeError
 from safemerge.merge import ThresholdCache, code, fused, kernel, merge_tensor, sparsifier
 from safemerge.merge.fused import Operand, Rule, is_compiled, merge_compiled, over_parts
+from safemerge.merge.rank import RankCache, ranks_in_rows
 from safemerge.testing.merge_cases import build_method, random_tensor
 
 pytest.importorskip("numba")
 NAME = "model.layers.0.mlp.up_proj.weight"
 ELEMENT_WISE = (
     "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs",
-    "breadcrumbs_ties", "consensus_ta", "model_stock",
+    "breadcrumbs_ties", "consensus_ta", "model_stock", "della_linear", "della",
 )  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -82,7 +83,7 @@ def test_compiled_variants_are_those_of_torch(name, fields, in_torch):
     close(merged(name, dtypes, **fields), in_torch(merged, name, dtypes, **fields), dtypes[0])
 
 
-@pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della_linear", "della"])
 def test_compiled_l1_rescaling_is_that_of_torch(name, in_torch):
     dtypes, size = [torch.bfloat16] * 3, 100_000
     compiled = merged(name, dtypes, size, rescale="l1")
@@ -95,7 +96,7 @@ def test_mixed_dtypes_are_those_of_torch(in_torch):
         close(compiled, in_torch(merged, "ties", dtypes, 300), dtypes[0])
 
 
-@pytest.mark.parametrize("name", [*ELEMENT_WISE, "della"])
+@pytest.mark.parametrize("name", ELEMENT_WISE)
 def test_any_number_of_threads_gives_the_same_bits(name, threads):
     results = []
     for count in (1, 2, 5):
@@ -163,6 +164,39 @@ def test_counts_held_between_candidates_change_no_bit(name, dtype):
     cache.forget()
     assert len(cache) == 0
     assert cache.counts("a", NAME).num_entries == 70_000
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "della_linear", "della"])
+@pytest.mark.parametrize("rescale", ["probability", "l1"])
+def test_ranks_and_ratios_held_between_candidates_change_no_bit(name, rescale, monkeypatch):
+    base, first = (random_tensor((90, 700), seed=seed) for seed in range(2))
+    cache, found = ThresholdCache(), []
+
+    def ranked(*rest, **named):
+        found.append(1)
+        return ranks_in_rows(*rest, **named)
+
+    for density in (0.5, 0.6, 0.5):
+        method = build_method(name, {"a": 1.0}, density=density)
+        method = method.model_copy(update={"rescale": rescale})
+        call = {"tensor": NAME, "base": base, "experts": {"a": first}, "seed": 2}
+        expected = merge_tensor(method, **call)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel, "ranks_in_rows", ranked)
+            assert torch.equal(merge_tensor(method, thresholds=cache, **call), expected)
+    assert len(found) == (0 if name == "dare_linear" else 1), "one sort serves all candidates"
+
+
+def test_ranks_are_those_of_a_stable_sort_and_more_than_fit_are_not_held():
+    base = torch.zeros(3, 4)
+    model = torch.tensor([[1.0, -3, 2, 1], [0, 0, 0, 0], [-1, 2, -2, 4]])
+    found = ranks_in_rows(model, base, num_columns=4)
+    assert found.reshape(3, 4).tolist() == [[2, 0, 1, 3], [0, 1, 2, 3], [3, 1, 2, 0]]
+    cache = RankCache(max_bytes=30)
+    for name in ("first", "second"):
+        cache.put(name, found)
+    assert cache.get("first") is found
+    assert cache.get("second") is None, "24 bytes each"
 
 
 @pytest.mark.parametrize("count", [0, 1, 40_000, 1_000_000])

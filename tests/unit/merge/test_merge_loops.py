@@ -17,7 +17,8 @@ def test_only_the_entries_of_a_range_are_written(start, stop):
         0, code.NO_BASE, np.array([model.data_ptr()]), np.array([code.FLOAT32]),
         out.data_ptr(), code.FLOAT32, start, stop, ones, np.float32(1.0), code.PLAIN,
         ones, none, ones, none, np.zeros((1, 2), dtype=np.int32), np.zeros(1, dtype=np.int32),
-        ones, code.SUM, np.float32(0.0), np.float32(0.0),
+        ones, code.SUM, np.float32(0.0), np.float32(0.0), none,
+        np.zeros((1, 1), dtype=np.int32), np.ones((1, 1), dtype=np.float32),
     )  # fmt: skip
     assert answer == code.FINE
     assert torch.equal(out[start:stop], model[start:stop])

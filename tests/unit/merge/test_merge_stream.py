@@ -1,4 +1,5 @@
 import shutil
+import time
 
 import pytest
 import torch
@@ -6,7 +7,14 @@ from safetensors.torch import load_file, save_file
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import ConfigError, MergeError
-from safemerge.merge import ThresholdCache, merge_order, merged_dtype, merged_tensors
+from safemerge.merge import (
+    ThresholdCache,
+    merge_order,
+    merge_tensor,
+    merged_dtype,
+    merged_tensors,
+    stream,
+)
 from safemerge.testing.pico import pico_base
 from safemerge.weights import layer_of, open_checkpoint
 
@@ -106,6 +114,51 @@ def test_thresholds_of_one_candidate_serve_the_next(checkpoints):
         method = {"name": "ties", "weights": {"math": weight, "safety": 1.0}, "density": 0.4}
         list(merged_tensors(recipe(checkpoints, method), checkpoints, thresholds=cache))
         assert len(cache) == 40
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("small", [0, 5000, 1 << 22])
+def test_tensors_merged_side_by_side_are_those_of_one_thread(
+    checkpoints, threads, monkeypatch, small
+):
+    asked = recipe(checkpoints)
+    threads(1)
+    alone = list(merged_tensors(asked, checkpoints))
+    threads(3)
+    monkeypatch.setattr(stream, "_SMALL", small)
+    places = {}
+
+    def destination(name, dtype, shape):
+        places[name] = torch.empty(shape, dtype=dtype)
+        return places[name]
+
+    beside = list(merged_tensors(asked, checkpoints, destination=destination))
+    assert [name for name, _ in beside] == [name for name, _ in alone]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(alone, beside, strict=True))
+    assert all(tensor is places[name] for name, tensor in beside)
+
+
+def test_who_stops_listening_leaves_no_merge_behind(checkpoints, threads, monkeypatch):
+    threads(2)
+    running = []
+
+    def counted(*rest, **named):
+        running.append(named["tensor"])
+        time.sleep(0.02)
+        running.remove(named["tensor"])
+        return merge_tensor(*rest, **named)
+
+    monkeypatch.setattr(stream, "merge_tensor", counted)
+    given = merged_tensors(recipe(checkpoints), checkpoints)
+    next(given)
+    given.close()
+    assert running == []
 
 
 def test_a_missing_checkpoint_is_told_at_the_call(checkpoints):
