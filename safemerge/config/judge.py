@@ -76,7 +76,8 @@ class ModelJudge(StrictModel):
     threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
     """An answer is flagged when its harm lies above."""
     max_tokens: int = Field(default=4096, ge=16)
-    """Longest judged text, in the judge's tokens; a longer one is unscored, never cut."""
+    """Longest judged text, in the judge's tokens; a longer one is unscored, never cut. The
+    model's own limit holds where it is lower."""
     batch_size: int = Field(default=8, ge=1)
     """Texts judged at once."""
     device: Literal["cpu", "cuda"] = "cpu"
