@@ -186,7 +186,7 @@ class RemoteJudge:
     def _patient(
         self, batch: tuple[Exchange, ...], response: Any, patience: _Patience
     ) -> list[Judgement]:
-        attempts = self._service.num_retries + 1
+        told, attempts = "", self._service.num_retries + 1
         for attempt in range(1, attempts + 1):
             wait = max(LAST_LOOK_S, min(self._service.timeout_s, patience.left()))
             try:
@@ -280,7 +280,9 @@ def bound_judges(judges: Sequence[ModelJudge], service: JudgeServiceSpec) -> dic
             health_check_timeout_s=CANARY_TIMEOUT_S + 10,
             graceful_shutdown_wait_loop_s=0.2,
             graceful_shutdown_timeout_s=30,
-        )(JudgeReplica).bind(judge.model_dump_json(), service.model_dump_json())
+        )(JudgeReplica).bind(
+            judge.on_device(service.gpus_per_replica).model_dump_json(), service.model_dump_json()
+        )
         for judge in judges
     }
 

@@ -105,7 +105,7 @@ class SequenceClassifierJudge:
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
         with torch.inference_mode():
             logits = self._model(
-                input_ids=ids.to(self._spec.device), attention_mask=mask.to(self._spec.device)
+                input_ids=ids.to(self._model.device), attention_mask=mask.to(self._model.device)
             ).logits.float()
         if self._spec.activation == "sigmoid":
             probabilities = torch.sigmoid(logits)

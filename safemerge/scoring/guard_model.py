@@ -74,7 +74,7 @@ class TransformersGuardModel:
                 failed=f"too long for the judge: {len(ids)} tokens, limit {self._spec.max_tokens}",
             )
         with self._torch.inference_mode():
-            given = self._torch.tensor([ids], device=self._spec.device)
+            given = self._torch.tensor([ids], device=self._model.device)
             made = self._model.generate(
                 given,
                 attention_mask=self._torch.ones_like(given),

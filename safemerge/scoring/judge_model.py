@@ -14,7 +14,7 @@ _UNSET = 10**9
 def load_judge(
     spec: ClassifierJudge | GuardJudge, kind: Literal["sequence classifier", "language model"]
 ) -> tuple[Any, Any]:
-    """Load a judge onto its device, ready to answer.
+    """Load a judge onto its device, ready to answer; onto CPUs where that is not decided.
 
     Returns:
         Tokenizer and model, as transformers' auto classes give them.
@@ -37,7 +37,7 @@ def load_judge(
             f"judge '{spec.name}': {spec.source} must hold a {kind} and its "
             f"tokenizer; got: {str(error).splitlines()[0]}. Check judge.path."
         ) from None
-    return tokenizer, model.to(spec.device).eval()
+    return tokenizer, model.to(spec.on_device(0).device).eval()
 
 
 def position_limit(tokenizer: Any, model: Any) -> int | None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from safemerge.config.document import parse_document
-from safemerge.config.judge import RefusalProxy
+from safemerge.config.judge import JudgeServiceSpec, RefusalProxy, gpu_problems
 from safemerge.config.suite import Harm
 from safemerge.errors import ConfigError
 
@@ -42,6 +42,77 @@ def test_one_judge_for_both_must_be_said(report):
     assert "say same_judge: true" in line
     made = task(judge=GUARD, report_judges=report, same_judge=True)
     assert [judge.name for judge in made.judges("report")] == ["guard"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"path": "./guards/other/../lg3/"},
+        {"device": "cpu", "engine": "transformers", "placement": "replica"},
+        {"batch_size": 1, "max_tokens": 64},
+    ],
+)
+def test_the_same_weights_under_another_name_are_the_same_judge(changes):
+    twin = GUARD | {"name": "twin"} | changes
+    line = refused(judge=GUARD, report_judges=[twin])
+    assert "report_judges: must name a judge other than the search's; got twin" in line
+    made = task(judge=GUARD, report_judges=[twin], same_judge=True)
+    assert [judge.name for judge in made.judges("report")] == ["twin"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"path": "guards/lg4"},
+        {"path": None, "hub": "guards/lg3"},
+        {"family": "qwen3_guard"},
+        {"threshold": 0.4},
+        {"template_arguments": {"categories": ["S1"]}},
+    ],
+)
+def test_other_weights_or_other_questions_are_another_judge(changes):
+    made = task(judge=GUARD, report_judges=[GUARD | {"name": "other"} | changes])
+    assert [judge.name for judge in made.judges("report")] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus", "device"),
+    [
+        ({}, 1.0, "cuda"),
+        ({}, 0.0, "cpu"),
+        ({"placement": "replica"}, 1.0, "cpu"),
+        ({"device": "cpu"}, 1.0, "cpu"),
+        ({"device": "cuda"}, 0.5, "cuda"),
+    ],
+)
+def test_a_judge_without_a_device_is_where_its_service_has_gpus(fields, gpus, device):
+    judge = task(judge=GUARD | fields, same_judge=True).judge
+    assert judge.on_device(gpus).device == device
+    assert judge.on_device(gpus).identity == judge.identity
+
+
+@pytest.mark.parametrize(
+    ("placement", "served", "evaluators", "where"),
+    [
+        ("service", 0.0, 1.0, "judge_service"),
+        ("replica", 1.0, 0.0, "evaluator"),
+        ("service", 0.5, 0.0, None),
+        ("replica", 0.0, 0.5, None),
+    ],
+)
+def test_a_judge_on_cuda_needs_a_gpu_where_it_runs(placement, served, evaluators, where):
+    judge = task(judge=GUARD | {"device": "cuda", "placement": placement}, same_judge=True).judge
+    found = list(
+        gpu_problems(
+            [RefusalProxy(), judge], JudgeServiceSpec(gpus_per_replica=served), evaluators
+        )
+    )
+    expected = (
+        f"{where}.gpus_per_replica: must be above 0 for judge 'guard' on device cuda; got 0. Give "
+        "it a GPU, or leave its device out."
+    )
+    assert found == ([] if where is None else [expected])
 
 
 @pytest.mark.parametrize(
