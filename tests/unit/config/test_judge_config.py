@@ -1,11 +1,16 @@
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from safemerge.config.document import parse_document
+from safemerge.config.document import parse_document, read_yaml
+from safemerge.config.identity import study_identity
 from safemerge.config.judge import JudgeServiceSpec, RefusalProxy, gpu_problems
+from safemerge.config.study import StudySpec
 from safemerge.config.suite import Harm
 from safemerge.errors import ConfigError
+from safemerge.testing.landscapes import landscape_study
 
 GUARD = {"kind": "guard", "name": "guard", "family": "llama_guard", "path": "guards/lg3"}
 CLASSIFIER = {"kind": "classifier", "name": "beaver", "path": "beaver-dam"}
@@ -165,3 +170,37 @@ def test_paths_are_taken_from_the_declaring_files_folder(tmp_path):
     assert located.report_judges[0].source == str(tmp_path / "beaver-dam")
     assert located.report_judges[1].source == "a/b"
     assert task().located(Path("x")) == task()
+
+
+def test_where_a_judge_runs_may_change_when_a_run_is_resumed():
+    def identity(**fields):
+        suite = {"name": "judged", "task": {"kind": "harm", "report_judges": [GUARD | fields]}}
+        for split, rows in (("search", {"stop": 100}), ("report", {"start": 100})):
+            suite[split] = {"source": {"kind": "package", "name": "do-not-answer", **rows}}
+        spec = landscape_study()
+        suites = [*(item.resolved() for item in spec.suites), suite]
+        return study_identity(landscape_study(suites=suites))
+
+    assert identity(device="cpu", placement="replica") == identity() != identity(threshold=0.4)
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_design_pages_example_is_the_shipped_study():
+    page = (ROOT / "design/judging.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    shown = yaml.safe_load(block)
+    shipped = read_yaml(ROOT / "search_spaces/judged.yaml")
+    suites = {suite["name"]: suite for suite in shipped["suites"]}
+    (suite,) = shown["suites"]
+    assert suite["task"] == suites[suite["name"]]["task"]
+    assert shown["judge_service"] == shipped["judge_service"]
+
+
+def test_the_shipped_study_is_reported_by_a_guard_that_its_search_never_saw():
+    spec = parse_document(read_yaml(ROOT / "search_spaces/judged.yaml"), StudySpec, where="s")
+    (harm,) = [suite.task for suite in spec.suites if suite.task.kind == "harm"]
+    assert [judge.kind for judge in harm.judges("search")] == ["refusal_proxy"]
+    assert [judge.kind for judge in harm.judges("report")] == ["guard"]
+    assert spec.served_judges == harm.report_judges
