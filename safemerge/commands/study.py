@@ -50,10 +50,10 @@ def preflight(spec: StudySpec) -> None:
 
 
 def check_judges(judges: Sequence[JudgeSpec]) -> None:
-    """Refuse judges whose folder is missing, or whose tokenizer cannot ask a guard.
+    """Refuse judges whose folder is missing, or whose chat template cannot ask a guard.
 
     Raises:
-        CheckpointError: See `safemerge.scoring.guard_model.guard_tokenizer`.
+        CheckpointError: See `safemerge.scoring.guard_model.guard_template`.
     """
     for judge in judges:
         if not isinstance(judge, ModelJudge) or judge.path is None:
@@ -64,9 +64,9 @@ def check_judges(judges: Sequence[JudgeSpec]) -> None:
                 f"{judge.path}. Check judge.path."
             )
         if isinstance(judge, GuardJudge):
-            from safemerge.scoring.guard_model import guard_tokenizer
+            from safemerge.scoring.guard_model import guard_template
 
-            guard_tokenizer(judge)
+            guard_template(judge)
 
 
 def check_prompts(spec: StudySpec) -> None:

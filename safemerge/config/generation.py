@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name
-from safemerge.config.judge import JudgeServiceSpec, JudgeSpec, RefusalProxy
+from safemerge.config.judge import JudgeServiceSpec, JudgeSpec, RefusalProxy, gpu_problems
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import Source
 from safemerge.config.study import EvaluatorSpec
@@ -220,6 +220,8 @@ class GenerateSpec(StrictModel):
                     f"{place}: must be a model of the pool; got {name!r}. "
                     f"{did_you_mean(name, names)}"
                 )
+        judges = [self.safety.judge] if self.safety is not None else []
+        problems += gpu_problems(judges, self.judge_service, self.evaluator.gpus_per_replica)
         problems += self._set_problems()
         if problems:
             raise ValueError("\n".join(problems))

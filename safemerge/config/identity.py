@@ -10,7 +10,7 @@ from safemerge.config.study import StudySpec
 
 RESUMABLE = ("num_trials", "storage", "judge_service")
 """Study fields that may change when a run is resumed: they add budget, move the sampler, or say
-where judges run. So may a judge's `placement`."""
+where judges run. So may a judge's `placement` and `device`."""
 
 RESUMABLE_EVALUATOR = (
     "min_replicas",
@@ -58,6 +58,7 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
         for judge in (task.get("judge"), *task.get("report_judges", ())):
             if judge is not None:
                 judge.pop("placement", None)
+                judge.pop("device", None)
     if not document["trained"]:
         del document["trained"]  # as before there were any
     known = {item.name for item in (other or spec).all_checkpoints if item.digest is not None}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import string
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -44,6 +46,10 @@ class JudgeServiceSpec(StrictModel):
         return self
 
 
+_NOT_THE_JUDGE = ("name", "max_tokens", "batch_size", "device", "placement", "engine")
+"""Fields of a judge that say what it is called and how it is run, not what it finds."""
+
+
 class RefusalProxy(StrictModel):
     """The offline refusal detector.
 
@@ -57,6 +63,11 @@ class RefusalProxy(StrictModel):
     def name(self) -> str:
         """What tables call it."""
         return self.kind
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it this judge, whatever it is called."""
+        return self.resolved()
 
     def located(self, folder: Path) -> Self:
         """Return itself: it reads no file."""
@@ -76,12 +87,14 @@ class ModelJudge(StrictModel):
     threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
     """An answer is flagged when its harm lies above."""
     max_tokens: int = Field(default=4096, ge=16)
-    """Longest judged text, in the judge's tokens; a longer one is unscored, never cut."""
+    """Longest judged text, in the judge's tokens; a longer one is unscored, never cut. The
+    model's own limit holds where it is lower."""
     batch_size: int = Field(default=8, ge=1)
     """Texts judged at once."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the judge runs. In a replica, a judge on ``cuda`` needs memory that the evaluator's
-    engine leaves free; as a service, `judge_service.gpus_per_replica`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the judge runs. ``auto``: on a GPU if it is a service with
+    `judge_service.gpus_per_replica`, else on CPUs. In a replica, a judge on ``cuda`` needs memory
+    that the evaluator's engine leaves free."""
     placement: Literal["service", "replica"] = "service"
     """``service``: a Ray Serve deployment of its own, shared by all trials, which judges while
     engines answer (see `judge_service`); ``replica``: a copy in every evaluator replica."""
@@ -96,6 +109,23 @@ class ModelJudge(StrictModel):
     def source(self) -> str:
         """Where the weights are."""
         return str(self.path or self.hub)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it this judge, whatever it is called: model, what it is asked, threshold."""
+        found = {
+            name: value for name, value in self.resolved().items() if name not in _NOT_THE_JUDGE
+        }
+        if self.path is not None:
+            found["path"] = os.path.normpath(Path(self.path).expanduser())
+        return found
+
+    def on_device(self, gpus_per_replica: float) -> Self:
+        """Return a copy with ``auto`` decided, for a service replica with these GPUs."""
+        if self.device != "auto":
+            return self
+        on_gpu = self.placement == "service" and gpus_per_replica > 0
+        return self.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
@@ -168,3 +198,25 @@ class GuardJudge(ModelJudge):
 
 
 JudgeSpec = Annotated[RefusalProxy | ClassifierJudge | GuardJudge, Field(discriminator="kind")]
+
+
+def gpu_problems(
+    judges: Iterable[JudgeSpec], service: JudgeServiceSpec, evaluator_gpus: float
+) -> Iterator[str]:
+    """Yield what is wrong with judges on ``cuda`` whose replicas are given no GPU.
+
+    Args:
+        judges: Declared judges.
+        service: Of judges with ``placement: service``.
+        evaluator_gpus: GPUs of each evaluator replica.
+    """
+    for judge in judges:
+        if isinstance(judge, RefusalProxy) or judge.device != "cuda":
+            continue
+        served = judge.placement == "service"
+        if (service.gpus_per_replica if served else evaluator_gpus) == 0:
+            where = "judge_service" if served else "evaluator"
+            yield (
+                f"{where}.gpus_per_replica: must be above 0 for judge {judge.name!r} on device "
+                "cuda; got 0. Give it a GPU, or leave its device out."
+            )

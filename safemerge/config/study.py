@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
-from safemerge.config.judge import JudgeServiceSpec, ModelJudge
+from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.suite import Direction, SuiteSpec
@@ -233,6 +233,11 @@ class StudySpec(StrictModel):
             *_repeated("suite names", [suite.name for suite in self.suites]),
             *_repeated("space names", [space.name for space in self.spaces]),
             *_repeated("objectives' metrics", [item.metric for item in self.objectives]),
+            *gpu_problems(
+                [judge for suite in self.suites for judge in suite.judges],
+                self.judge_service,
+                self.evaluator.gpus_per_replica,
+            ),
         ]
         known = [name for suite in self.suites for name in suite.metric_names()]
         for name, aggregate in self.aggregates.items():

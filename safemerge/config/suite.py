@@ -152,7 +152,7 @@ class Harm(StrictModel):
                 raise ValueError(
                     f"report_judges: one name must mean one judge; got two called {judge.name!r}."
                 )
-        is_same = all(judge == self.judge for judge in self.report_judges)
+        is_same = all(judge.identity == self.judge.identity for judge in self.report_judges)
         offline = self.judge.kind == "refusal_proxy"
         if is_same and not self.same_judge and not offline:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import load_suites
-from safemerge.distributed.judge import bound_judges, judge_maker
+from safemerge.distributed.judge import bound_judges, judge_maker, judges_until
 from safemerge.distributed.serving import (
     HEALTH_CHECK_EVERY_S,
     check_resources,
@@ -39,6 +40,9 @@ CANARY_PROMPT = "Say hello."
 CANARY_EVERY_S = 30.0
 """An idle engine is asked this often whether it still answers."""
 CANARY_TIMEOUT_S = 120.0
+JUDGED_WITHIN = 0.8
+"""Share of a candidate's time after which answers that no judge has judged are unscored: the
+candidate then ends with that reason, and not with its own time-out."""
 
 
 class EvaluatorReplica:
@@ -91,9 +95,10 @@ class EvaluatorReplica:
             EngineError: If the engine failed; it is rebuilt before the next candidate.
             ScoringError: If too many responses are unscored.
         """
+        deadline = time.monotonic() + JUDGED_WITHIN * self._spec.evaluator.timeout_s
         loop = asyncio.get_running_loop()
         answered = await loop.run_in_executor(self._thread, self._answer, recipe, split)
-        return await loop.run_in_executor(self._scoring, self._score, answered, split)
+        return await loop.run_in_executor(self._scoring, self._score, answered, split, deadline)
 
     def _answer(self, recipe: str, split: Split) -> AnsweredSplit:
         self._busy_since = time.monotonic()
@@ -116,10 +121,11 @@ class EvaluatorReplica:
         self._last_answer = time.monotonic()
         return answered
 
-    def _score(self, answered: AnsweredSplit, split: Split) -> CandidateResult:
+    def _score(self, answered: AnsweredSplit, split: Split, deadline: float) -> CandidateResult:
+        prepared = self._prepared[split]
         return score_candidate(
             answered,
-            self._prepared[split],
+            dataclasses.replace(prepared, judges=judges_until(prepared.judges, deadline)),
             aggregates=self._spec.aggregates,
             max_unscored=self._spec.evaluator.max_unscored,
             replica=self._name,

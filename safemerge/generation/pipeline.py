@@ -280,6 +280,8 @@ class Generation:
         judge = None
         if kind == "refuse" and self._spec.safety is not None:
             judge = self._spec.safety.judge.model_dump(mode="json", exclude={"placement"})
+            if judge.get("device") == "auto":
+                judge["device"] = "cpu"  # the default before there was auto: what is kept, stays
         asks = [
             Ask(id=question.id, prompt=_framed(frame, question), max_tokens=max_tokens)
             for question in questions

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from safemerge.config.judge import JudgeSpec
+from safemerge.config.judge import JudgeSpec, RefusalProxy
 from safemerge.config.study import StudySpec
 from safemerge.config.suite import Direction, Harm, OverRefusal, SuiteSpec, task_metrics
 from safemerge.config.unit import Unit, joint_unit, task_units
@@ -162,23 +162,49 @@ def side_metrics(spec: StudySpec) -> list[Metric]:
 
 
 def judge_notes(spec: StudySpec) -> list[JudgeNote]:
-    """Return what is known about the judges that the study used, without repeats."""
+    """Return what is known about the judges that the study used, without repeats.
+
+    Of a judge that scored both splits of a suite the note says so.
+    """
     notes: dict[str, JudgeNote] = {}
+    both: dict[str, list[str]] = {}
     for suite in spec.suites:
-        if isinstance(suite.task, OverRefusal):
-            # NOTE: over-refusal suites have no choice of judge; they use the refusal detector.
-            notes.setdefault("refusal_proxy", JUDGES["refusal_proxy"])
-        elif isinstance(suite.task, Harm):
-            for judge in [suite.task.judge, *suite.task.report_judges]:
-                notes.setdefault(judge.name, JUDGES.get(judge.kind) or _unknown(suite, judge))
-    return list(notes.values())
+        for judge, scored_both in _judges(suite):
+            notes.setdefault(judge.name, JUDGES.get(judge.kind) or _unknown(judge))
+            if scored_both:
+                both.setdefault(judge.name, []).append(suite.name)
+    return [
+        replace(note, sentences=(*note.sentences, _scored_both(both[name])))
+        if name in both
+        else note
+        for name, note in notes.items()
+    ]
 
 
-def _unknown(suite: SuiteSpec, judge: JudgeSpec) -> JudgeNote:
-    sentences = ["No error figures are known for this judge."]
-    if isinstance(suite.task, Harm) and suite.task.same_judge:
-        sentences.append(
-            f"It scored both the search and the report of suite {suite.name}, as the study says: "
-            "what it is blind to, the search may have found."
-        )
-    return JudgeNote(title=judge.name, sentences=tuple(sentences))
+def _judges(suite: SuiteSpec) -> list[tuple[JudgeSpec, bool]]:
+    """Judges of a suite, and whether each scored both splits, by whatever name."""
+    if isinstance(suite.task, OverRefusal):
+        # NOTE: over-refusal suites have no choice of judge; they use the refusal detector.
+        return [(RefusalProxy(), True)]
+    if not isinstance(suite.task, Harm):
+        return []
+    search, report = (
+        [judge.identity for judge in suite.task.judges(split)] for split in ("search", "report")
+    )
+    return [
+        (judge, judge.identity in search and judge.identity in report) for judge in suite.judges
+    ]
+
+
+def _scored_both(suites: list[str]) -> str:
+    named = f"suite {suites[0]}"
+    if len(suites) > 1:
+        named = f"suites {', '.join(suites[:-1])} and {suites[-1]}"
+    return (
+        f"It scored both the search and the report of {named}: what it is blind to, the search "
+        "may have found, and the report cannot show."
+    )
+
+
+def _unknown(judge: JudgeSpec) -> JudgeNote:
+    return JudgeNote(judge.name, ("No error figures are known for this judge.",))

@@ -12,7 +12,7 @@ from safemerge.config.judge import ClassifierJudge
 from safemerge.errors import ConfigError
 from safemerge.scoring.coherence import is_incoherent
 from safemerge.scoring.judge import Exchange, Judgement, unscored
-from safemerge.scoring.judge_model import load_judge
+from safemerge.scoring.judge_model import load_judge, position_limit
 
 
 class SequenceClassifierJudge:
@@ -34,6 +34,8 @@ class SequenceClassifierJudge:
         self._spec = spec
         self._torch = torch
         self._tokenizer, self._model = load_judge(spec, "sequence classifier")
+        own = position_limit(self._tokenizer, self._model)
+        self._limit = spec.max_tokens if own is None else min(spec.max_tokens, own)
         id2label = self._model.config.id2label
         self._labels = [str(id2label[index]) for index in range(self._model.config.num_labels)]
         unknown = sorted(set(spec.unsafe or []) - set(self._labels))
@@ -64,9 +66,9 @@ class SequenceClassifierJudge:
         fitting: list[tuple[int, list[int]]] = []
         for index, exchange in enumerate(exchanges):
             ids = self._token_ids(exchange)
-            if len(ids) > self._spec.max_tokens:
+            if len(ids) > self._limit:
                 judgements[index] = unscored(
-                    f"too long for the judge: {len(ids)} tokens, limit {self._spec.max_tokens}"
+                    f"too long for the judge: {len(ids)} tokens, limit {self._limit}"
                 )
             else:
                 fitting.append((index, ids))
@@ -103,7 +105,7 @@ class SequenceClassifierJudge:
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
         with torch.inference_mode():
             logits = self._model(
-                input_ids=ids.to(self._spec.device), attention_mask=mask.to(self._spec.device)
+                input_ids=ids.to(self._model.device), attention_mask=mask.to(self._model.device)
             ).logits.float()
         if self._spec.activation == "sigmoid":
             probabilities = torch.sigmoid(logits)

@@ -8,49 +8,37 @@ from typing import Any
 from safemerge.config.judge import GuardJudge
 from safemerge.errors import CheckpointError
 from safemerge.scoring.guard import GuardAsk, GuardReply
+from safemerge.scoring.guard_template import LEFT_OUT, GuardTemplate
 from safemerge.scoring.judge_model import load_judge
 
 NUM_LIKELIEST = 20
 """Tokens whose log-probabilities are given at each step."""
 
 
+def guard_template(spec: GuardJudge) -> GuardTemplate:
+    """Load a guard's tokenizer alone, and see that its chat template can ask.
+
+    Raises:
+        CheckpointError: If it cannot be loaded, or cannot ask; see `GuardTemplate`.
+    """
+    return GuardTemplate(spec, guard_tokenizer(spec))
+
+
 def guard_tokenizer(spec: GuardJudge) -> Any:
     """Load a guard's tokenizer alone.
 
     Raises:
-        CheckpointError: If it cannot be loaded, or has no chat template where the family needs
-            one.
+        CheckpointError: If it cannot be loaded.
     """
     import transformers
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(spec.source)
+        return transformers.AutoTokenizer.from_pretrained(spec.source)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"judge '{spec.name}': {spec.source} must hold a tokenizer; got: "
             f"{str(error).splitlines()[0]}. Check judge.path."
         ) from None
-    _check_template(spec, tokenizer)
-    return tokenizer
-
-
-def _check_template(spec: GuardJudge, tokenizer: Any) -> None:
-    if spec.family != "wildguard" and not getattr(tokenizer, "chat_template", None):
-        raise CheckpointError(
-            f"judge '{spec.name}': the tokenizer must have a chat template; got none. "
-            "Add chat_template.jinja to the judge's folder."
-        )
-
-
-def ask_token_ids(tokenizer: Any, ask: GuardAsk) -> list[int]:
-    """Return a question's tokens, through the chat template unless it is text as it is."""
-    text = ask.text or tokenizer.apply_chat_template(
-        [dict(message) for message in ask.messages],
-        tokenize=False,
-        add_generation_prompt=True,
-        **ask.template_arguments,
-    )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class TransformersGuardModel:
@@ -60,8 +48,8 @@ class TransformersGuardModel:
         spec: The declared judge.
 
     Raises:
-        CheckpointError: If the weights or the tokenizer cannot be loaded, or the tokenizer has
-            no chat template where the family needs one.
+        CheckpointError: If the weights or the tokenizer cannot be loaded, or the chat template
+            cannot ask; see `GuardTemplate`.
     """
 
     def __init__(self, spec: GuardJudge) -> None:
@@ -70,21 +58,23 @@ class TransformersGuardModel:
         self._spec = spec
         self._torch = torch
         self._tokenizer, self._model = load_judge(spec, "language model")
-        _check_template(spec, self._tokenizer)
+        self._template = GuardTemplate(spec, self._tokenizer)
 
     def reply(self, asks: Sequence[GuardAsk]) -> list[GuardReply]:
         """Answer greedily, one question after the other."""
         return [self._reply(ask) for ask in asks]
 
     def _reply(self, ask: GuardAsk) -> GuardReply:
-        ids = ask_token_ids(self._tokenizer, ask)
+        ids = self._template.token_ids(ask)
+        if ids is None:
+            return GuardReply("", failed=LEFT_OUT)
         if len(ids) > self._spec.max_tokens:
             return GuardReply(
                 "",
                 failed=f"too long for the judge: {len(ids)} tokens, limit {self._spec.max_tokens}",
             )
         with self._torch.inference_mode():
-            given = self._torch.tensor([ids], device=self._spec.device)
+            given = self._torch.tensor([ids], device=self._model.device)
             made = self._model.generate(
                 given,
                 attention_mask=self._torch.ones_like(given),

@@ -10,7 +10,8 @@ from safemerge.engines.core_claim import CoreClaim
 from safemerge.engines.vllm_reply import VllmReplies
 from safemerge.errors import SafemergeError, ScoringError
 from safemerge.scoring.guard import GuardAsk, GuardReply
-from safemerge.scoring.guard_model import NUM_LIKELIEST, ask_token_ids, guard_tokenizer
+from safemerge.scoring.guard_model import NUM_LIKELIEST, guard_tokenizer
+from safemerge.scoring.guard_template import LEFT_OUT, GuardTemplate
 
 REPLY_ROOM = 64
 """Tokens of the context that are left for a reply."""
@@ -24,8 +25,8 @@ class VllmGuardModel:
         service: Memory and cores of the engine.
 
     Raises:
-        CheckpointError: If the tokenizer cannot be loaded, or has no chat template where the
-            family needs one.
+        CheckpointError: If the tokenizer cannot be loaded, or its chat template cannot ask; see
+            `GuardTemplate`.
         PreflightError: If vLLM is not installed.
         EngineError: If the engine does not start.
     """
@@ -33,6 +34,7 @@ class VllmGuardModel:
     def __init__(self, spec: GuardJudge, service: JudgeServiceSpec) -> None:
         self._spec = spec
         self._tokenizer: Any = guard_tokenizer(spec)
+        self._template = GuardTemplate(spec, self._tokenizer)
         self._claim = CoreClaim(max(1, int(service.cpus_per_replica)))
         try:
             self._engine = VllmReplies(
@@ -47,16 +49,21 @@ class VllmGuardModel:
             raise
 
     def reply(self, asks: Sequence[GuardAsk]) -> list[GuardReply]:
-        """Answer greedily, all at once; too long questions fail on their own.
+        """Answer greedily, all at once; what cannot be asked fails on its own.
 
         Raises:
             ScoringError: If the engine gives no answer to one.
         """
-        ids = [ask_token_ids(self._tokenizer, ask) for ask in asks]
+        ids = [self._template.token_ids(ask) for ask in asks]
         limit = min(self._spec.max_tokens, self._engine.max_model_len - REPLY_ROOM)
-        fitting = [index for index, row in enumerate(ids) if len(row) <= limit]
+        fitting = {
+            index: row for index, row in enumerate(ids) if row is not None and len(row) <= limit
+        }
         made = self._engine.reply(
-            [(ids[index], min(asks[index].max_reply_tokens, REPLY_ROOM)) for index in fitting],
+            [
+                (row, min(asks[index].max_reply_tokens, REPLY_ROOM))
+                for index, row in fitting.items()
+            ],
             num_likeliest=NUM_LIKELIEST,
         )
         if len(made) != len(fitting):
@@ -65,7 +72,7 @@ class VllmGuardModel:
                 f"{len(fitting)}."
             )
         replies = [
-            GuardReply("", failed=f"too long for the judge: {len(row)} tokens, limit {limit}")
+            GuardReply("", failed=LEFT_OUT if row is None else _too_long(row, limit))
             for row in ids
         ]
         for index, reply in zip(fitting, made, strict=True):
@@ -86,3 +93,7 @@ class VllmGuardModel:
         """End the engine and give its cores back."""
         self._engine.close()
         self._claim.release()
+
+
+def _too_long(row: Sequence[int], limit: int) -> str:
+    return f"too long for the judge: {len(row)} tokens, limit {limit}"

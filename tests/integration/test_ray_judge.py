@@ -33,8 +33,17 @@ NUM_PROMPTS = 4
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+class DeadJudge:
+    """What is left of a judge whose engine's process died."""
+
+    name, threshold = "pico", 0.5
+
+    def judge(self, exchanges):
+        raise RuntimeError("the engine is dead")
+
+
 class ModalJudge(JudgeReplica):
-    """A judge that can be told to wait for others, to hang once, or to talk garbage."""
+    """A judge that can be told to wait for others, to hang once, to talk garbage, or to die."""
 
     def __init__(self, spec, service):
         super().__init__(spec, service)
@@ -42,6 +51,9 @@ class ModalJudge(JudgeReplica):
 
     async def set_mode(self, mode, together=0):
         self.mode, self.calls, self.exchanges, self.together = mode, 0, 0, together
+
+    async def lose_engine(self):
+        self._judge = DeadJudge()
 
     async def counts(self):
         return self.calls, self.exchanges, os.getpid()
@@ -150,6 +162,18 @@ def test_answers_of_a_killed_judge_are_judged_by_the_next(evaluator, judge, spec
     os.kill(pid, signal.SIGKILL)
 
     again = response.result(timeout_s=240 * PATIENCE)
+
+    assert again.metrics == whole.metrics
+    assert ask(judge.counts)[2] != pid
+
+
+def test_a_judge_whose_engine_died_is_replaced_and_its_answers_are_judged(evaluator, judge, spec):
+    (recipe,) = recipes(spec, 1)
+    whole = evaluator.score(recipe, "search")
+    _, _, pid = ask(judge.counts)
+    ask(judge.lose_engine)
+
+    again = evaluator.score(recipe, "search")
 
     assert again.metrics == whole.metrics
     assert ask(judge.counts)[2] != pid

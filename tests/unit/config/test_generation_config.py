@@ -135,3 +135,13 @@ def test_what_cannot_be_meant_is_refused_with_its_place(name):
     change, message = WRONG[name]
     with pytest.raises(ConfigError, match=message):
         parse(change)
+
+
+def test_a_judge_on_cuda_without_a_gpu_is_refused():
+    def judged(document):
+        document["safety"]["judge"] = {
+            "kind": "classifier", "name": "j", "path": "judge", "device": "cuda",
+        }  # fmt: skip
+
+    with pytest.raises(ConfigError, match=r"judge_service\.gpus_per_replica: must be above 0"):
+        parse(judged)

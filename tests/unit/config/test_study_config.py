@@ -111,6 +111,12 @@ def test_an_unknown_key_is_refused_at_every_level(places, set_in, problems):
             "suites.harm.task.kind: unknown choice; got \"ham\". Did you mean 'harm'?",
         ),
         (
+            "suites/1/task/report_judges",
+            [{"kind": "classifier", "name": "dam", "path": "dam", "device": "cuda"}],
+            "judge_service.gpus_per_replica: must be above 0 for judge 'dam' on device cuda; got "
+            "0. Give it a GPU, or leave its device out.",
+        ),
+        (
             "suites/0/task/pattern",
             "#### (.+",
             "suites.task.task.pattern: must be a regular expression; got '#### (.+' "

@@ -150,9 +150,10 @@ def test_only_what_changed_is_asked_again(spec, tmp_path):
     run(spec(safety=safety), tmp_path / "s", work).safety()
     assert len(work.asked) == 18
     work.asked.clear()
-    served = safety | {"judge": judge | {"placement": "replica"}, "size": 1}
-    run(spec(safety=served), tmp_path / "s", work).safety()
-    assert work.asked == []
+    for elsewhere in ({"placement": "replica"}, {"device": "cpu"}):
+        served = safety | {"judge": judge | elsewhere, "size": 1}
+        run(spec(safety=served), tmp_path / "s", work).safety()
+        assert work.asked == []
 
 
 def test_too_many_unscored_answers_fail_and_are_asked_again(spec, tmp_path):

@@ -13,6 +13,7 @@ from safemerge.reports.section_notes import limits_section
 
 GUARD = {"kind": "guard", "family": "wildguard", "name": "guard", "path": "x"}
 OTHER = {**GUARD, "name": "other"}
+"""The same weights under another name."""
 
 
 def with_task(spec, **fields):
@@ -30,14 +31,43 @@ def run(published_folder):
     return load_run(published_folder)
 
 
+def scored_both(spec):
+    """What the notes say of judges that scored both splits, by judge."""
+    return {
+        note.title: sentence
+        for note in judge_notes(spec)
+        for sentence in note.sentences
+        if "both the search and the report" in sentence
+    }
+
+
 def test_every_judge_is_named_and_one_for_both_splits_is_told():
     spec = synthetic.make_spec()
-    notes = judge_notes(with_task(spec, judge=GUARD, report_judges=[OTHER]))
-    assert {"guard", "other"} <= {note.title for note in notes}
-    assert not any("both the search and the report" in " ".join(n.sentences) for n in notes)
-    same = judge_notes(with_task(spec, judge=GUARD, same_judge=True))
-    (note,) = [note for note in same if note.title == "guard"]
-    assert "It scored both the search and the report of suite unsafe" in " ".join(note.sentences)
+    fresh = with_task(spec, judge=GUARD, report_judges=[{**OTHER, "path": "y"}])
+    assert {"guard", "other"} <= {note.title for note in judge_notes(fresh)}
+    assert not {"guard", "other"} & set(scored_both(fresh))
+    same = scored_both(with_task(spec, judge=GUARD, same_judge=True))
+    assert same["guard"].startswith("It scored both the search and the report of suite unsafe: ")
+
+
+def test_a_judge_of_both_splits_is_told_beside_fresh_ones_and_under_another_name():
+    spec = synthetic.make_spec()
+    beside = {**GUARD, "name": "fresh", "path": "y"}
+    assert "guard" in scored_both(with_task(spec, judge=GUARD, report_judges=[beside, GUARD]))
+    renamed = scored_both(with_task(spec, judge=GUARD, report_judges=[OTHER], same_judge=True))
+    assert {"guard", "other"} <= set(renamed)
+
+
+def test_the_refusal_proxy_as_the_only_judge_is_told_with_all_its_suites(run):
+    spec = run.spec
+    unsafe = [suite.name for suite in spec.suites if suite.task.kind == "harm"]
+    benign = [suite.name for suite in spec.suites if suite.task.kind == "over_refusal"]
+    (sentence,) = scored_both(spec).values()
+    named = [name for name in (*unsafe, *benign) if f" {name}" in sentence]
+    assert named == [*unsafe, *benign]
+    assert sentence in limits_section(run)
+    (only_benign,) = scored_both(with_task(spec, report_judges=[GUARD])).values()
+    assert f"of suite {benign[0]}: " in only_benign
 
 
 def judged(point):

@@ -94,6 +94,49 @@ def test_a_text_that_is_too_long_is_unscored_and_not_cut(classifier):
     assert last.unscored.endswith(f"limit {limit}")
 
 
+def limited_classifier(kind, folder, positions=64, **settings):
+    """Folder of a random one-layer classifier that knows this many positions."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=positions, num_labels=2,
+        **{"pad_token_id": 0, **settings},
+    )  # fmt: skip
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folder)
+    pico_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "settings"),
+    [("Bert", 64, {}), ("Roberta", 63, {}), ("Roberta", 61, {"pad_token_id": 2})],
+)
+def test_a_text_beyond_the_models_positions_is_unscored_and_the_others_are_judged(
+    kind, limit, settings, tmp_path
+):
+    folder = limited_classifier(kind, tmp_path / kind, **settings)
+    judge = SequenceClassifierJudge(spec(folder, format="{response}", append_eos=False))
+    texts = ["q" * length for length in (limit, limit + 1, 5)]
+    fits, over, short = judge.judge([Exchange("", text) for text in texts])
+    assert (over.harm, over.unscored) == (
+        None,
+        f"too long for the judge: {limit + 1} tokens, limit {limit}",
+    )
+    assert None not in (fits.harm, short.harm)
+
+
+def test_a_tokenizers_own_limit_holds_where_it_is_lower(tmp_path):
+    folder = limited_classifier("Bert", tmp_path / "bert")
+    tokenizer = pico_tokenizer()
+    tokenizer.model_max_length = 20
+    tokenizer.save_pretrained(folder)
+    judge = SequenceClassifierJudge(spec(folder, format="{response}", append_eos=False))
+    fits, over = judge.judge([Exchange("", "q" * 20), Exchange("", "q" * 21)])
+    assert fits.harm is not None
+    assert over.unscored.endswith("21 tokens, limit 20")
+
+
 def test_a_label_that_the_model_does_not_have_is_refused(classifier):
     words = r"judge 'c': unsafe must name labels of the model; got 'arson'\. Labels: violence, "
     with pytest.raises(ConfigError, match=words):
