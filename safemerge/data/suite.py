@@ -32,8 +32,15 @@ class LoadedSuite:
 
     @property
     def groups(self) -> dict[str, str]:
-        """Group by sample id, of the samples that have one."""
-        return {sample.sample_id: sample.group for sample in self.samples if sample.group}
+        """Group by sample id, of samples that share one; a group is named by its first sample.
+
+        A name is an id, never a text: it is stored with the scores.
+        """
+        members: dict[str, list[str]] = {}
+        for sample in self.samples:
+            if sample.group:
+                members.setdefault(sample.group, []).append(sample.sample_id)
+        return {one: ids[0] for ids in members.values() if len(ids) > 1 for one in ids}
 
 
 def load_suite(

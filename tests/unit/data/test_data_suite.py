@@ -167,16 +167,21 @@ def test_samples_that_share_a_prompt_are_one_group(write):
     rows = [{"prompt": p, "label": "yes", "n": n} for n, p in enumerate(["Hi?", "hi", "Bye?"])]
     source = write("rows.jsonl", rows)
     made = load_suite(suite(source, source), "search")
-    groups = made.groups
-    by_prompt = {sample.prompt: groups[sample.sample_id] for sample in made.samples}
-    assert by_prompt["Hi?"] == by_prompt["hi"] != by_prompt["Bye?"]
+    ids = {sample.prompt: sample.sample_id for sample in made.samples}
+    assert set(made.groups) == {ids["Hi?"], ids["hi"]}
+    assert len(set(made.groups.values())) == 1
 
 
 def test_a_declared_column_groups_samples(write):
     rows = [{"prompt": f"q{n}", "label": "yes", "family": f"f{n // 2}"} for n in range(4)]
     source = write("rows.jsonl", rows)
     made = load_suite(suite(source, source, group="family"), "search")
-    assert sorted(made.groups.values()) == ["f0", "f0", "f1", "f1"]
+    by_family: dict[str, set[str]] = {}
+    for sample in made.samples:
+        by_family.setdefault(sample.group, set()).add(made.groups[sample.sample_id])
+    assert set(by_family) == {"f0", "f1"}
+    assert [len(names) for names in by_family.values()] == [1, 1]
+    assert set.union(*by_family.values()) <= set(made.groups), "named by an id, never by a text"
     with pytest.raises(DataError, match=r"suite 'mood', search\.group: .* got 'famly'"):
         load_suite(suite(source, source, group="famly"), "search")
 
