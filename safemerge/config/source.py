@@ -110,6 +110,20 @@ class PromptData(StrictModel):
         return self.model_copy(update={"source": self.source.located(folder)})
 
 
+class SeenData(StrictModel):
+    """Prompts that a merge was made with, so that it is not measured on them."""
+
+    name: str
+    """Place for messages, e.g. ``toy.safety.0``."""
+    data: PromptData
+    rows: str
+    """Digest of the rows' ids: changed data are told."""
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        return self.model_copy(update={"data": self.data.located(folder)})
+
+
 class TrainingData(PromptData):
     """Rows turned into prompt and target pairs, with a share of the mixture."""
 

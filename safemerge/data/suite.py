@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from safemerge.config.source import PromptData, SeenData
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.suite import Choice, Classification, LmEval, SuiteSpec, Task
 from safemerge.config.training import TrainingSpec
 from safemerge.data.lm_eval_task import LmEvalTask
 from safemerge.data.overlap import near_duplicates
-from safemerge.data.rows import load_rows, load_samples, own_words
+from safemerge.data.rows import load_samples
 from safemerge.data.sample import Sample, normalized_text
+from safemerge.data.seen import check_unchanged, seen_texts
 from safemerge.errors import DataError
 from safemerge.records import Split
 
@@ -193,37 +195,43 @@ def check_disjoint(search: Sequence[LoadedSuite], report: Sequence[LoadedSuite])
 
 
 def check_training(
-    stages: Sequence[TrainingSpec | StatisticsSpec], report: Sequence[LoadedSuite]
+    stages: Sequence[TrainingSpec | StatisticsSpec],
+    report: Sequence[LoadedSuite],
+    *,
+    seen: Sequence[SeenData] = (),
 ) -> None:
     """Refuse report prompts that a declared training stage has seen, or a model was measured on.
 
     Args:
         stages: Training and statistics files of the study's checkpoints, with paths resolved.
         report: The report split.
+        seen: Data recorded in recipes, e.g. those that `safemerge optimize` found numbers on.
 
     Raises:
         DataError: If a report prompt has the id or the normalised text of a training prompt (or
             of its row's column ``question``), or is a near-duplicate of one; names up to three
-            offenders. Also if a stage's data cannot be read.
+            offenders. Also if a stage's data cannot be read, or recorded data have changed.
     """
+    check_unchanged(seen)
+    sets: list[tuple[str, dict[str, PromptData]]] = [
+        (
+            stage.name,
+            {f"{stage.name}.{place}": data for place, data in stage.training_sets.items()},
+        )
+        for stage in stages
+    ]
+    sets += [(item.name, {item.name: item.data}) for item in seen]
     trained: dict[str, tuple[str, str]] = {}
-    for stage in stages:
-        for place, data in stage.training_sets.items():
-            where = f"{stage.name}.{place}"
-            for row in load_rows(data.source, where=where):
-                name = f"{row.sample_id} ({stage.name})"
-                text = own_words(data.prompt, row, where=where)
-                trained.setdefault(row.sample_id, (name, text))
-                # Generated data hold a prompt in its frame, and the question alone beside it.
-                question = row.columns.get("question")
-                if isinstance(question, str) and question.strip() not in ("", text):
-                    trained.setdefault(f"{row.sample_id}/question", (name, question))
+    for owner, declared in sets:
+        for identity, text in seen_texts(declared):
+            name = f"{identity.removesuffix('/question')} ({owner})"
+            trained.setdefault(identity, (name, text))
     texts = {normalized_text(text) for _, text in trained.values()}
     _refuse_shared(
         report,
         lambda sample: sample.sample_id in trained or normalized_text(sample.own_text) in texts,
         rule="suites: the report split must not hold prompts that a stage of the study is "
-        "trained on",
+        "trained on or a recipe was optimised on",
     )
     _refuse_near(
         list(trained.values()),

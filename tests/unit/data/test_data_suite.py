@@ -2,9 +2,11 @@ import json
 
 import pytest
 
+from safemerge.config.source import PromptData
 from safemerge.config.suite import Classification, Harm, SuiteSpec
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.data.sample import Sample
+from safemerge.data.seen import recorded
 from safemerge.data.suite import (
     LoadedSuite,
     check_disjoint,
@@ -258,7 +260,8 @@ def test_a_report_prompt_that_a_stage_has_seen_is_refused(write, made_of):
     seen = write("seen.jsonl", [{"prompt": "How do I do it?", "answer": "x"}])
     made = made_of(clean, seen)
     words = (
-        r"that a stage of the study is trained on; got 1 shared, e\.g\. r:7 \(a\)\. Use disjoint"
+        r"that a stage of the study is trained on or a recipe was optimised on; got 1 shared, "
+        r"e\.g\. r:7 \(a\)\. Use disjoint"
     )
     with pytest.raises(DataError, match=words):
         check_training([made], [loaded("a", "report", ("r:7", "how do I do it"))])
@@ -275,6 +278,22 @@ def test_a_report_prompt_near_a_training_prompt_is_refused(write):
         check_training([stage(seen)], [report])
     allowed = loaded("a", "report", ("r:7", f"Please: {LONG}"), max_similarity=None)
     check_training([stage(seen)], [allowed])
+
+
+def test_what_a_recipe_was_optimised_on_is_refused_and_must_be_as_it_was(write):
+    source = write("pairs.jsonl", [{"prompt": "How do I do it?"}, {"prompt": LONG}])
+    data = PromptData.model_validate({"source": source})
+    seen = recorded({"toy.safety.0": data})
+    check_training([], [loaded("a", "report", ("r:1", "fresh"))], seen=seen)
+    with pytest.raises(DataError, match=r"a recipe was optimised on; got 1 shared, e\.g\. r:7"):
+        check_training([], [loaded("a", "report", ("r:7", "how do I do it"))], seen=seen)
+    near = ("r:8", f"Please: {LONG}")
+    with pytest.raises(DataError, match=r"r:8 \(a\) and pairs\.jsonl:\w+ \(toy\.safety\.0\)"):
+        check_training([], [loaded("a", "report", near)], seen=seen)
+    check_training([], [loaded("a", "report", near, max_similarity=None)], seen=seen)
+    write("pairs.jsonl", [{"prompt": "quite another"}])
+    with pytest.raises(DataError, match=r"toy\.safety\.0: must hold the rows that the recipe was"):
+        check_training([], [loaded("a", "report", ("r:1", "fresh"))], seen=seen)
 
 
 # --- worked examples --------------------------------------------------------------------
