@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         spec = spec.model_copy(update={"vocabulary": recipe.vocabulary})
     single = spec.evaluator.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     spec = spec.model_copy(update={"evaluator": single})
-    preflight(spec)
+    preflight(spec, console)
 
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import Evaluator

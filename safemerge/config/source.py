@@ -54,6 +54,10 @@ class FileSource(_Source):
 
     kind: Literal["file"]
     path: str
+    where: dict[str, str | int | bool] = Field(
+        default_factory=dict, exclude_if=lambda given: not given
+    )
+    """Keep rows whose columns equal these values."""
     unique: str | None = None
     """Column by which rows are made unique: of equal values (case and punctuation aside) the
     first row is kept, before the range is cut."""

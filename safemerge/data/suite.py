@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from safemerge.config.source import PromptData, SeenData
@@ -12,7 +12,7 @@ from safemerge.config.suite import Choice, Classification, LmEval, SuiteSpec, Ta
 from safemerge.config.training import TrainingSpec
 from safemerge.data.lm_eval_task import LmEvalTask
 from safemerge.data.overlap import near_duplicates
-from safemerge.data.rows import load_samples
+from safemerge.data.rows import load_samples, repeated_rows
 from safemerge.data.sample import Sample, normalized_text
 from safemerge.data.seen import check_unchanged, seen_texts
 from safemerge.errors import DataError
@@ -31,6 +31,8 @@ class LoadedSuite:
     """See `SuiteSpec.max_similarity`."""
     harness: LmEvalTask | None = field(default=None, compare=False)
     """The loaded task of an lm_eval suite; None for others."""
+    num_near: int = field(default=0, compare=False)
+    """Prompts dropped as near-duplicates of the other split's."""
 
     @property
     def groups(self) -> dict[str, str]:
@@ -155,7 +157,33 @@ def _without_near(search: LoadedSuite, report: LoadedSuite) -> LoadedSuite:
             f"suite '{search.name}', search: must keep a prompt; got {len(near)} of "
             f"{len(search.samples)} near a report prompt. Use other rows for one of the splits."
         )
-    return replace(search, samples=kept)
+    return replace(search, samples=kept, num_near=len(search.samples) - len(kept))
+
+
+def dropped_lines(
+    suites: Sequence[SuiteSpec], loaded: Mapping[Split, Sequence[LoadedSuite]]
+) -> list[str]:
+    """Return one line for each suite that rows were left out of, with the counts.
+
+    Args:
+        suites: As declared.
+        loaded: The same suites, see `load_splits`.
+
+    Raises:
+        DataError: If a source cannot be read.
+    """
+    lines = []
+    for index, suite in enumerate(suites):
+        told = []
+        for split, prompts in (("search", suite.search), ("report", suite.report)):
+            where = f"suite '{suite.name}', {split}"
+            if repeated := repeated_rows(prompts.source, where=where):
+                told.append(f"rows that repeat in the {split} source: {repeated}")
+        if near := loaded["search"][index].num_near:
+            told.append(f"search prompts near report prompts: {near}")
+        if told:
+            lines.append(f"suite '{suite.name}', left out: {', '.join(told)}")
+    return lines
 
 
 def check_disjoint(search: Sequence[LoadedSuite], report: Sequence[LoadedSuite]) -> None:

@@ -11,7 +11,7 @@ from ray import tune
 from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
-from safemerge.data.suite import load_suites
+from safemerge.data.suite import dropped_lines, load_suites
 from safemerge.distributed.contamination import check_report
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
 from safemerge.distributed.searcher import StudySearcher
@@ -35,8 +35,12 @@ def check_models(spec: StudySpec) -> None:
     ResidentCheckpoints.open(study_models(spec), for_engine=True)
 
 
-def check_suites(spec: StudySpec) -> int:
+def check_suites(spec: StudySpec, *, say: Callable[[str], None] | None = None) -> int:
     """Load every suite, check the splits and what the study's own stages are trained on.
+
+    Args:
+        spec: The study, located.
+        say: Called with a line for each suite that rows are left out of.
 
     Returns:
         Prompts of the search split.
@@ -45,6 +49,9 @@ def check_suites(spec: StudySpec) -> int:
         DataError: See `safemerge.data.suite`.
     """
     suites = load_suites(spec)
+    if say is not None:
+        for line in dropped_lines(spec.suites, suites):
+            say(line)
     check_report(spec.all_checkpoints, suites["report"])
     return sum(len(suite.samples) for suite in suites["search"])
 

@@ -11,6 +11,8 @@ from safemerge.data.suite import (
     LoadedSuite,
     check_disjoint,
     check_training,
+    dropped_lines,
+    load_splits,
     load_suite,
     load_suites,
 )
@@ -207,6 +209,25 @@ def test_dropping_keeps_equal_prompts_refused_and_a_prompt_at_least(write):
     near = write("near.jsonl", [{"prompt": f"Please: {LONG}", "label": "yes"}])
     with pytest.raises(DataError, match="must keep a prompt; got 1 of 1 near a report prompt"):
         load_suites(study([suite(near, report, near_duplicates="drop")]))
+
+
+def test_what_is_left_out_of_a_suite_is_told_with_its_counts(write):
+    near = {"prompt": f"Please: {LONG}", "label": "yes"}
+    own = {"prompt": "quite another question", "label": "yes"}
+    search = write("search.jsonl", [near, own, {**own, "prompt": "Quite another question!"}])
+    report = write("report.jsonl", [{"prompt": LONG, "label": "no"}])
+    unique = {**search, "unique": "prompt"}
+    specs = [
+        suite(unique, report, near_duplicates="drop"),
+        suite({**unique, "start": 0}, report, name="calm", near_duplicates="drop"),
+        suite(write("other.jsonl", [own]), report, name="none"),
+    ]
+    lines = dropped_lines(specs, load_splits(specs))
+    assert lines == [
+        f"suite '{name}', left out: rows that repeat in the search source: 1, "
+        "search prompts near report prompts: 1"
+        for name in ("mood", "calm")
+    ]
 
 
 # --- training data ----------------------------------------------------------------------
