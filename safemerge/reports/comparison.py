@@ -9,7 +9,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -19,6 +19,7 @@ from safemerge.errors import StudyError
 from safemerge.records import CandidateResult, Front, FrontPoint, Split
 from safemerge.statistics import (
     group_sums,
+    holm_adjusted,
     mcnemar_p_value,
     paired_share_interval,
     resampled_means,
@@ -31,6 +32,13 @@ candidates apart: a percentile interval over a handful of values is too narrow t
 
 NUM_RESAMPLES = 2000
 """Bootstrap resamples of a comparison."""
+
+MAX_P_VALUE = 0.05
+"""Above this p-value, corrected where a table has more than one, nothing is told apart."""
+
+_FLIPS_A_COMPARISON = 40
+"""Random sign flips for each comparison of a table, so that Holm's first step can come to half
+of `MAX_P_VALUE`."""
 
 _Sums = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 _Values = dict[tuple[int, str, tuple[str, ...]], dict[str, float]]
@@ -61,9 +69,14 @@ class PairedDifference:
 
     @property
     def is_distinguishable(self) -> bool:
-        """Whether the interval excludes 0, on at least `MIN_PAIRS` independent samples."""
+        """Whether the interval excludes 0, on at least `MIN_PAIRS` independent samples.
+
+        The p-value, corrected or not, must agree: at most `MAX_P_VALUE`.
+        """
         pairs = self.n if self.num_groups is None else self.num_groups
         if self.low is None or self.high is None or pairs < MIN_PAIRS:
+            return False
+        if self.p_value is not None and self.p_value > MAX_P_VALUE:
             return False
         return self.low > 0 or self.high < 0
 
@@ -95,6 +108,7 @@ def paired_difference(
     direction: Direction | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
+    num_comparisons: int = 1,
 ) -> PairedDifference:
     """Compare two candidates on one metric, over the prompts that both answered.
 
@@ -116,6 +130,8 @@ def paired_difference(
         direction: The better direction; taken from the results' estimates if left out.
         seed: Seed of the resampling, 0 or more.
         num_resamples: Bootstrap resamples, at least 1.
+        num_comparisons: Comparisons that the p-value is corrected for by `holm_corrected`: so
+            many more signs are flipped that a small p-value can still be told.
 
     Returns:
         The difference with its interval, in the metric's unit (a fraction for shares).
@@ -124,7 +140,15 @@ def paired_difference(
         StudyError: If the two results are of different splits.
     """
     return _paired_difference(
-        left, right, metric, tuple(mean_of), direction, seed, num_resamples, known={}
+        left,
+        right,
+        metric,
+        tuple(mean_of),
+        direction,
+        seed,
+        num_resamples,
+        num_comparisons=num_comparisons,
+        known={},
     )
 
 
@@ -137,6 +161,7 @@ def _paired_difference(
     seed: int,
     num_resamples: int,
     *,
+    num_comparisons: int,
     known: _Values,
 ) -> PairedDifference:
     """Compare two candidates; `known` spares reading a result twice while it is alive."""
@@ -177,6 +202,7 @@ def _paired_difference(
     exact = _verdict_interval(strata[0]) if num_metrics == 1 else None
     if exact is not None and (low == high or len(strata[0]) == counts[0]):
         low, high = exact
+    num_flips = max(num_resamples, _FLIPS_A_COMPARISON * num_comparisons)
     is_grouped = any(len(sums) < n for sums, n in zip(strata, counts, strict=True))
     return PairedDifference(
         metric,
@@ -186,7 +212,7 @@ def _paired_difference(
         high,
         min(counts),
         left_out,
-        _p_value(strata, weights, seed=seed, num_flips=num_resamples),
+        _p_value(strata, weights, seed=seed, num_flips=num_flips),
         num_groups=min(map(len, strata)) if is_grouped else None,
     )
 
@@ -227,21 +253,44 @@ def indistinguishable_pairs(
 
     Returns:
         One entry for each pair and objective whose 95 % interval of the paired difference
-        holds 0, or that share fewer than `MIN_PAIRS` samples; ordered as the front is. No
-        correction is made for the number of comparisons.
+        holds 0, whose p-value, Holm-corrected over all pairs of the objective, exceeds
+        `MAX_P_VALUE`, or that share fewer than `MIN_PAIRS` samples; ordered as the front is.
     """
     known: _Values = {}
-    pairs = []
-    for left, right in combinations(front.points, 2):
-        found = _point_differences(
-            left, right, front.objectives, split, seed, num_resamples, known=known
+    compared = list(combinations(front.points, 2))
+    found = [
+        _point_differences(
+            left,
+            right,
+            front.objectives,
+            split,
+            seed,
+            num_resamples,
+            num_comparisons=len(compared),
+            known=known,
         )
-        pairs += [
-            Pair(left.number, right.number, difference)
-            for difference in found
-            if not difference.is_distinguishable
-        ]
-    return pairs
+        for left, right in compared
+    ]
+    by_objective = [holm_corrected(row) for row in zip(*found, strict=True)]
+    return [
+        Pair(left.number, right.number, difference)
+        for (left, right), row in zip(compared, zip(*by_objective, strict=True), strict=True)
+        for difference in row
+        if not difference.is_distinguishable
+    ]
+
+
+def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
+    """Return the comparisons of a table, their p-values corrected for their number by Holm.
+
+    Those without a p-value stay without.
+    """
+    known = [item.p_value for item in differences if item.p_value is not None]
+    adjusted = iter(holm_adjusted(known))
+    return [
+        item if item.p_value is None else replace(item, p_value=next(adjusted))
+        for item in differences
+    ]
 
 
 def point_differences(
@@ -266,7 +315,9 @@ def point_differences(
     Returns:
         One paired difference an objective, in their order.
     """
-    return _point_differences(left, right, objectives, split, seed, num_resamples, known={})
+    return _point_differences(
+        left, right, objectives, split, seed, num_resamples, num_comparisons=1, known={}
+    )
 
 
 def _point_differences(
@@ -277,6 +328,7 @@ def _point_differences(
     seed: int,
     num_resamples: int,
     *,
+    num_comparisons: int,
     known: _Values,
 ) -> list[PairedDifference]:
     results = (left.report, right.report) if split == "report" else (left.search, right.search)
@@ -288,7 +340,14 @@ def _point_differences(
         metric = str(objective["metric"])
         differences.append(
             _paired_difference(
-                *results, metric, parts, direction, seed, num_resamples, known=known
+                *results,
+                metric,
+                parts,
+                direction,
+                seed,
+                num_resamples,
+                num_comparisons=num_comparisons,
+                known=known,
             )
         )
     return differences

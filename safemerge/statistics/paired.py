@@ -192,7 +192,13 @@ def sign_flip_p_value(
         values = np.asarray(differences, dtype=np.float64)
         observed += weight * float(values.mean())
         sizes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
-        for size, count in zip(sizes, counts, strict=True):
+        once = sizes[counts == 1]
+        # Sizes that come up once are flipped bit by bit: of graded scores there are thousands.
+        for start in range(0, num_flips if len(once) else 0, _RESAMPLES_AT_ONCE):
+            stop = min(start + _RESAMPLES_AT_ONCE, num_flips)
+            signs = generator.integers(0, 2, size=(stop - start, len(once)), dtype=np.int8)
+            flipped[start:stop] += weight * ((2 * signs - 1) @ once) / len(values)
+        for size, count in zip(sizes[counts > 1], counts[counts > 1], strict=True):
             positive = generator.binomial(count, 0.5, size=num_flips)
             flipped += weight * size * (2 * positive - count) / len(values)
     # NOTE: sums of the same values in another order may differ in the last bits.

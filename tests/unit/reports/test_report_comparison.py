@@ -1,14 +1,17 @@
 """Paired differences agree with a bootstrap written out in full."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synthetic_run as synthetic
 
 from safemerge.errors import StudyError
-from safemerge.records import Score
+from safemerge.records import Front, FrontPoint, Score
 from safemerge.reports.comparison import (
     MIN_PAIRS,
     PairedDifference,
+    holm_corrected,
     indistinguishable_pairs,
     paired_difference,
     point_differences,
@@ -211,7 +214,7 @@ def test_pairs_that_cannot_be_told_apart_are_marked_by_objective():
     pairs = indistinguishable_pairs(front)
     assert [(item.left, item.right, item.difference.metric) for item in pairs] == [(1, 2, "skill")]
     again = point_differences(front.points[1], front.points[2], objectives=front.objectives)
-    assert again[0] == pairs[0].difference
+    assert again[0] == replace(pairs[0].difference, p_value=again[0].p_value)
     assert again[1].verdict == "better"
 
 
@@ -284,3 +287,49 @@ def test_an_aggregate_flips_the_groups_of_its_suites():
     # Four groups in all: 2 of 16 ways are as far from 0.
     assert found.p_value == pytest.approx(0.125, abs=0.03)
     assert (found.n, found.num_groups, found.verdict) == (12, 2, "not told apart")
+
+
+def front_of(*results):
+    points = [
+        FrontPoint(
+            number=number,
+            label=f"trial {number}",
+            candidate=result.candidate,
+            role="sampled",
+            search=result,
+            report=result,
+            recipe={},
+        )
+        for number, result in enumerate(results)
+    ]
+    objectives = [{"metric": synthetic.HARM, "direction": "minimize"}]
+    return Front(study="toy", study_digest="abc", objectives=objectives, points=points)
+
+
+def test_pairs_of_a_front_are_told_apart_only_after_correction_for_their_number():
+    high = candidate("a", {"unsafe": harm_scores([1] * 12 + [0] * 48)})
+    low = candidate("b", {"unsafe": harm_scores([0] * 12 + [1] * 3 + [0] * 45)})
+    alone = paired_difference(high, low, metric=synthetic.HARM)
+    assert 0.03 < alone.p_value < 0.04
+    assert alone.verdict == "worse"
+    assert indistinguishable_pairs(front_of(high, low)) == []
+    pairs = indistinguishable_pairs(front_of(high, low, high, low))
+    assert len(pairs) == 6, "six times that p-value is no finding"
+    assert pairs[0].difference.p_value == pytest.approx(6 * alone.p_value)
+
+
+def test_a_table_of_many_graded_pairs_can_still_tell_the_surest_apart():
+    generator = np.random.default_rng(3)
+    noise = generator.random(60)
+    results = [candidate(f"c{n}", {"unsafe": harm_scores(noise * n / 20)}) for n in range(1, 13)]
+    pairs = indistinguishable_pairs(front_of(*results), num_resamples=200)
+    assert pairs == [], "66 comparisons, each as sure as sign flips can tell"
+
+
+def test_a_tables_correction_leaves_out_what_has_no_p_value():
+    made = [
+        PairedDifference("m", "minimize", 0.1, 0.05, 0.2, 50, 0, p_value)
+        for p_value in (0.01, None, 0.04)
+    ]
+    assert [item.p_value for item in holm_corrected(made)] == [0.02, None, 0.04]
+    assert holm_corrected([]) == []
