@@ -320,11 +320,21 @@ def _score(
                 made = score_responses(suite.task, suite.samples, answered, judges=judges)
             estimates = suite_estimates(suite.name, suite.task.kind, made, groups=suite.groups)
         _check_unscored(suite.name, made, max_unscored)
-        scores[suite.name] = made
+        scores[suite.name] = _grouped(made, suite.groups)
         metrics.update((estimate.metric, estimate) for estimate in estimates)
     for name, aggregate in aggregates.items():
         metrics[name] = mean_estimate(name, [metrics[part] for part in aggregate.mean_of])
     return scores, metrics
+
+
+def _grouped(scores: Sequence[Score], groups: Mapping[str, str]) -> list[Score]:
+    """Name the group on the scores of samples that share one: comparisons need it."""
+    return [
+        score.model_copy(update={"group": groups[score.sample_id]})
+        if score.sample_id in groups
+        else score
+        for score in scores
+    ]
 
 
 def _check_unscored(suite: str, scores: Sequence[Score], limit: float) -> None:

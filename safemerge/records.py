@@ -41,6 +41,9 @@ class Score(StrictModel):
     )
     """Whether each of several judges flags the response, by the judge's name; None: that judge
     gave no verdict. Empty where one judge scored alone."""
+    group: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """Name of the group of a suite's samples that are not independent, e.g. those that share a
+    prompt; None for a sample that stands for itself."""
 
     @model_validator(mode="after")
     def _either(self) -> Self:

@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> None:
     """Score a recipe over the study's models, or a checkpoint as it is."""
     console = Console()
     spec = load_study(options.study)
+    ingredients = spec.all_checkpoints
     if options.json is not None:
         check_parent(Path(options.json))
     if options.model is not None:
@@ -37,11 +38,21 @@ def run(options: argparse.Namespace) -> None:
         spec = spec.model_copy(update={"vocabulary": recipe.vocabulary})
     single = spec.evaluator.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     spec = spec.model_copy(update={"evaluator": single})
-    preflight(spec)
+    preflight(spec, console)
 
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import Evaluator
 
+    if options.split == "report":
+        from safemerge.data.suite import load_suites
+        from safemerge.distributed.contamination import check_report
+
+        # What the study's own files train is behind its exported merges too.
+        check_report(
+            [*ingredients, *spec.checkpoints],
+            load_suites(spec)["report"],
+            seen=recipe.seen if recipe is not None else [],
+        )
     with ExitStack() as stack:
         resolved = resolve_study(spec, console, stack=stack)
         chosen = _recipe(resolved, recipe)

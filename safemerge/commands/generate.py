@@ -113,9 +113,15 @@ def _write(
             console.plain(line)
     for path in files.values():
         console.say(f"data: {path}")
-    console.say(
-        "next: name a file in an align or finetune file, `source: {kind: file, path: "
-        f'{next(iter(files.values()))}}}` with `response: "{{response}}"`'
+    console.say(next_step(next(iter(files.values()))))
+
+
+def next_step(data: Path) -> str:
+    """Return how a data file is named in a training file, wherever that one lies."""
+    source = json.dumps(str(data.resolve()), ensure_ascii=False)
+    return (
+        "next: name a file in an align or finetune file, "
+        f'`source: {{kind: file, path: {source}}}` with `response: "{{response}}"`'
     )
 
 

@@ -17,6 +17,7 @@ from safemerge.config.coefficient import leaves
 from safemerge.config.document import load_document
 from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.source import SeenData
 from safemerge.errors import UserError
 from safemerge.files import disk_errors, replace_file
 from safemerge.provenance import current_provenance
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, Any]:
     from safemerge.distributed.cluster import ray_cluster
+    from safemerge.distributed.contamination import seen_data
     from safemerge.distributed.ingredient import Ingredients
     from safemerge.distributed.optimize import (
         RESULT_FILE,
@@ -66,7 +68,12 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
         resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
         console.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
         table = check_optimization(resolved)
-        _claim(resolved, folder)
+        sets = {
+            f"{spec.name}.{key}.{index}": item
+            for key, declared in (("safety", spec.safety), ("expert", spec.expert))
+            for index, item in enumerate(declared)
+        }
+        _claim(resolved, folder, seen=seen_data(spec.checkpoints, sets))
         if (folder / RESULT_FILE).exists():
             console.say("finished already")
             found: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
@@ -83,21 +90,29 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
         )
 
 
-def _claim(spec: OptimizeSpec, folder: Path) -> None:
+def _claim(spec: OptimizeSpec, folder: Path, *, seen: Sequence[SeenData] = ()) -> None:
     """Write what is optimised into the run folder, or check that it is the same as there."""
     settings = {key: value for key, value in spec.resolved().items() if key not in UNCOUNTED}
     path = folder / SPEC_FILE
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))["digest"]
-        if known != digest(settings):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["digest"] != digest(settings):
             raise UserError(
                 f"{folder}: must hold a run of the same settings, data and models; got digest "
-                f"{known}, now {digest(settings)}. Rename the optimisation, or remove the folder."
+                f"{before['digest']}, now {digest(settings)}. Rename the optimisation, or remove "
+                "the folder."
+            )
+        rows = [item.rows for item in seen]
+        if [item["rows"] for item in before.get("seen", [])] not in ([], rows):
+            raise UserError(
+                f"{folder}: must hold a run on the same rows; got data that changed since. Put "
+                "them back, or remove the folder, or rename the optimisation."
             )
         return
     document = {
         "digest": digest(settings),
         "spec": spec.resolved(),
+        "seen": [item.resolved() for item in seen],
         "provenance": current_provenance().model_dump(mode="json"),
     }
     with disk_errors(folder):
@@ -106,7 +121,10 @@ def _claim(spec: OptimizeSpec, folder: Path) -> None:
 
 
 def _finish(spec: OptimizeSpec, folder: Path, result: Mapping[str, Any], console: Console) -> None:
-    recipe = MergeRecipe.model_validate_json(json.dumps(result["recipe"]), by_alias=True)
+    told = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")).get("seen", [])
+    recipe = MergeRecipe.model_validate_json(
+        json.dumps({**result["recipe"], "seen": told}), by_alias=True
+    )
     text = "\n".join([*loss_table(spec, result["losses"]), "", *weight_table(recipe)]) + "\n"
     document = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
     with disk_errors(folder):

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
         )
     check_disk(folder)
     check_engine(spec.evaluator)
-    suites = _check(spec)
+    suites = _check(spec, console)
     attacked = sum(cell.mode is not None for cell in spec.cells())
     console.say(
         f"measurement '{spec.name}': {len(spec.cells())} cells, {attacked} of them attacks, "
@@ -72,7 +72,7 @@ def _again(options: argparse.Namespace) -> str:
     return shlex.join([*parts, "--resume"])
 
 
-def _check(spec: RobustnessSpec) -> dict[str, LoadedSuite]:
+def _check(spec: RobustnessSpec, console: Console) -> dict[str, LoadedSuite]:
     from safemerge.data.attack import check_attack_data
     from safemerge.distributed.hardening import hardening_stages
     from safemerge.weights.adapter import open_checkpoint
@@ -80,7 +80,7 @@ def _check(spec: RobustnessSpec) -> dict[str, LoadedSuite]:
     for ref in spec.checkpoints:
         if ref.path is not None:
             open_checkpoint(ref.path)
-    return check_attack_data(spec, hardening_stages(spec))
+    return check_attack_data(spec, hardening_stages(spec), say=console.say)
 
 
 def _measure(

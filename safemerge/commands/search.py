@@ -61,7 +61,7 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     from safemerge.distributed.search import check_suites
 
     check_disk(folder)
-    preflight(spec)
+    preflight(spec, console)
     num_prompts = check_suites(spec)
     console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} prompts each")
     try:
@@ -176,7 +176,8 @@ def _dry_run(spec: StudySpec, console: Console) -> None:
     from safemerge.distributed.statistics import gathered_files
     from safemerge.weights.adapter import open_checkpoint
 
-    console.say(f"study '{spec.name}': {check_suites(spec)} search prompts, splits disjoint")
+    num_prompts = check_suites(spec, say=console.say)
+    console.say(f"study '{spec.name}': {num_prompts} search prompts, splits disjoint")
     for wave in training_plan(spec.all_checkpoints):
         for stage in wave:
             console.say(f"would train unless cached: {stage.label}")

@@ -16,7 +16,7 @@ def run(options: argparse.Namespace) -> None:
     """Start the evaluator and wait for Ctrl-C."""
     console = Console()
     spec = load_study(options.study)
-    preflight(spec)
+    preflight(spec, console)
 
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import DEPLOYMENT, Evaluator

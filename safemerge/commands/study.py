@@ -24,11 +24,12 @@ def load_study(path: str) -> StudySpec:
     return load_document(path, StudySpec).located(Path(path).resolve().parent)
 
 
-def preflight(spec: StudySpec) -> None:
+def preflight(spec: StudySpec, console: Console) -> None:
     """Refuse what can be seen to fail before a cluster starts.
 
     Args:
         spec: The study; checkpoints still to be trained are not looked at.
+        console: Where it is said which rows of the suites are left out.
 
     Raises:
         PreflightError: If the engine is not installed.
@@ -46,7 +47,7 @@ def preflight(spec: StudySpec) -> None:
         if expert.path is not None and (base is not None or not is_adapter(expert.path)):
             open_checkpoint(expert.path, base)
     if spec.base.path is not None:
-        check_prompts(spec)
+        check_prompts(spec, console)
 
 
 def check_judges(judges: Sequence[JudgeSpec]) -> None:
@@ -69,22 +70,26 @@ def check_judges(judges: Sequence[JudgeSpec]) -> None:
             guard_template(judge)
 
 
-def check_prompts(spec: StudySpec) -> None:
+def check_prompts(spec: StudySpec, console: Console) -> None:
     """Tokenise both splits once, as every replica will, and let no judge be loaded for it.
 
     Args:
         spec: A study whose base is a folder.
+        console: Where it is said which rows are left out.
 
     Raises:
         CheckpointError, DataError, ConfigError: See `preflight`.
     """
-    from safemerge.data.suite import load_suites
+    from safemerge.data.suite import dropped_lines, load_suites
     from safemerge.engines.chat import ChatFormat
     from safemerge.evaluation import prepare_split
     from safemerge.scoring.judge import RefusalProxyJudge
 
     chat = ChatFormat(str(spec.base.path))
-    for suites in load_suites(spec).values():
+    loaded = load_suites(spec)
+    for line in dropped_lines(spec.suites, loaded):
+        console.say(line)
+    for suites in loaded.values():
         prepare_split(
             suites,
             chat,
@@ -136,5 +141,5 @@ def resolve_study(
     resolved = spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
     check_models(resolved)
     if spec.base.path is None:
-        check_prompts(resolved)
+        check_prompts(resolved, console)
     return resolved

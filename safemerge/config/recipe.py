@@ -21,6 +21,7 @@ from safemerge.config.method import (
     Ties,
 )
 from safemerge.config.problems import did_you_mean
+from safemerge.config.source import SeenData
 from safemerge.config.step import Step
 
 __all__ = [
@@ -61,6 +62,9 @@ class MergeRecipe(StrictModel):
     and after them the experts' added ones in order. In a model that lacks a token its row is the
     base's, else the mean of the rows of the experts that have it, so that its task vector there
     is zero. Tokenizers are no part of digests."""
+    seen: list[SeenData] = Field(default_factory=list, exclude_if=lambda items: not items)
+    """Written by `safemerge optimize`: the data that numbers and models were found with. Reports
+    on their prompts are refused; no part of digests."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -181,9 +185,9 @@ class MergeRecipe(StrictModel):
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative paths are taken from `folder`."""
-        return self.model_copy(
-            update=changed_models(self.checkpoints, lambda ref: ref.located(folder))
-        )
+        update = changed_models(self.checkpoints, lambda ref: ref.located(folder))
+        update["seen"] = [item.located(folder) for item in self.seen]
+        return self.model_copy(update=update)
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
         """Return a copy whose checkpoints are replaced by name."""
@@ -201,6 +205,7 @@ class MergeRecipe(StrictModel):
         digest.
         """
         document: dict[str, Any] = self.resolved()
+        document.pop("seen", None)
         read = self.statistics_read()
         if document["vocabulary"] == "refuse":
             del document["vocabulary"]

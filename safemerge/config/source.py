@@ -54,6 +54,10 @@ class FileSource(_Source):
 
     kind: Literal["file"]
     path: str
+    where: dict[str, str | int | bool] = Field(
+        default_factory=dict, exclude_if=lambda given: not given
+    )
+    """Keep rows whose columns equal these values."""
     unique: str | None = None
     """Column by which rows are made unique: of equal values (case and punctuation aside) the
     first row is kept, before the range is cut."""
@@ -108,6 +112,20 @@ class PromptData(StrictModel):
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
         return self.model_copy(update={"source": self.source.located(folder)})
+
+
+class SeenData(StrictModel):
+    """Prompts that a merge was made with, so that it is not measured on them."""
+
+    name: str
+    """Place for messages, e.g. ``toy.safety.0``."""
+    data: PromptData
+    rows: str
+    """Digest of the rows' ids: changed data are told."""
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        return self.model_copy(update={"data": self.data.located(folder)})
 
 
 class TrainingData(PromptData):

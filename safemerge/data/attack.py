@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.robustness import RobustnessSpec
@@ -13,18 +13,22 @@ from safemerge.config.training import FinetuneSpec, PoisonSpec, TrainingSpec
 from safemerge.data.overlap import near_duplicates
 from safemerge.data.rows import load_rows, own_words
 from safemerge.data.sample import Row, normalized_text
-from safemerge.data.suite import LoadedSuite, check_training, load_splits
+from safemerge.data.suite import LoadedSuite, check_training, dropped_lines, load_splits
 from safemerge.errors import DataError
 
 
 def check_attack_data(
-    spec: RobustnessSpec, stages: Sequence[TrainingSpec]
+    spec: RobustnessSpec,
+    stages: Sequence[TrainingSpec],
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, LoadedSuite]:
     """Load what the attacks and the measurements need, and refuse what would spoil them.
 
     Args:
         spec: The measurement, located.
         stages: Every training file behind the methods.
+        say: Called with a line for each suite that rows are left out of.
 
     Returns:
         The suites of the measured split, by name.
@@ -35,7 +39,10 @@ def check_attack_data(
             the attack (or of its loss curve) is among the rows of a stage, nearly or word for
             word, or in both poison and curve.
     """
-    suites = load_splits(spec.suites)[spec.split]
+    loaded = load_splits(spec.suites)
+    for line in dropped_lines(spec.suites, loaded):
+        say(line)
+    suites = loaded[spec.split]
     _check_sizes(spec)
     attack = FinetuneSpec(
         name="attack",

@@ -67,6 +67,18 @@ def load_rows(source: Source, *, where: str) -> list[Row]:
     return [rows[identity] for identity in ids]
 
 
+def repeated_rows(source: Source, *, where: str) -> int:
+    """Return how many rows a source's ``unique`` leaves out, of all that it has.
+
+    Raises:
+        DataError: See `load_rows`.
+    """
+    if getattr(source, "unique", None) is None:
+        return 0
+    rows = _raw_rows(source, where)
+    return len(rows) - len(_unique(source, rows, where))
+
+
 def taken_ids(source: Source, ids: Sequence[str], *, name: str, where: str) -> list[str]:
     """Shuffle sample ids by a source's seed and cut out its range.
 
@@ -320,14 +332,14 @@ def _file_rows(source: FileSource, where: str) -> list[dict[str, Any]]:
         )
     except StopIteration:
         return []  # how `datasets` takes a file without a row
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError, RuntimeError) as error:
         cause = error.__cause__ or error
         raise DataError(f"{where}: {path} cannot be parsed; {cause}. Mend the file.") from None
     finally:
         datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()
-    return [dict(row) for row in loaded]
+    return _filtered(source, loaded, where)
 
 
 def _hub_rows(source: HubSource, where: str) -> list[dict[str, Any]]:
@@ -335,11 +347,22 @@ def _hub_rows(source: HubSource, where: str) -> list[dict[str, Any]]:
 
     try:
         loaded = datasets.load_dataset(source.dataset, source.config, split=source.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (
+        OSError,
+        ValueError,
+        # NOTE: of data sets that are a script, which `datasets` runs no more.
+        RuntimeError,
+        datasets.exceptions.DatasetNotFoundError,
+    ) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
-            f"{where}: hub data set '{source.dataset}' cannot be loaded; "
-            f"{str(error).splitlines()[0]}. Check the id, split and network."
+            f"{where}: hub data set '{source.dataset}' cannot be loaded; {told}. Check the id, "
+            "split and network, or save its rows as a file and take a file source."
         ) from None
+    return _filtered(source, loaded, where)
+
+
+def _filtered(source: FileSource | HubSource, loaded: Any, where: str) -> list[dict[str, Any]]:
     missing = sorted(set(source.where) - set(loaded.column_names))
     if missing:
         raise DataError(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from safemerge.config.source import PromptData, SeenData
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.suite import Choice, Classification, LmEval, SuiteSpec, Task
 from safemerge.config.training import TrainingSpec
 from safemerge.data.lm_eval_task import LmEvalTask
 from safemerge.data.overlap import near_duplicates
-from safemerge.data.rows import load_rows, load_samples, own_words
+from safemerge.data.rows import load_samples, repeated_rows
 from safemerge.data.sample import Sample, normalized_text
+from safemerge.data.seen import check_unchanged, seen_texts
 from safemerge.errors import DataError
 from safemerge.records import Split
 
@@ -29,11 +31,20 @@ class LoadedSuite:
     """See `SuiteSpec.max_similarity`."""
     harness: LmEvalTask | None = field(default=None, compare=False)
     """The loaded task of an lm_eval suite; None for others."""
+    num_near: int = field(default=0, compare=False)
+    """Prompts dropped as near-duplicates of the other split's."""
 
     @property
     def groups(self) -> dict[str, str]:
-        """Group by sample id, of the samples that have one."""
-        return {sample.sample_id: sample.group for sample in self.samples if sample.group}
+        """Group by sample id, of samples that share one; a group is named by its first sample.
+
+        A name is an id, never a text: it is stored with the scores.
+        """
+        members: dict[str, list[str]] = {}
+        for sample in self.samples:
+            if sample.group:
+                members.setdefault(sample.group, []).append(sample.sample_id)
+        return {one: ids[0] for ids in members.values() if len(ids) > 1 for one in ids}
 
 
 def load_suite(
@@ -146,7 +157,33 @@ def _without_near(search: LoadedSuite, report: LoadedSuite) -> LoadedSuite:
             f"suite '{search.name}', search: must keep a prompt; got {len(near)} of "
             f"{len(search.samples)} near a report prompt. Use other rows for one of the splits."
         )
-    return replace(search, samples=kept)
+    return replace(search, samples=kept, num_near=len(search.samples) - len(kept))
+
+
+def dropped_lines(
+    suites: Sequence[SuiteSpec], loaded: Mapping[Split, Sequence[LoadedSuite]]
+) -> list[str]:
+    """Return one line for each suite that rows were left out of, with the counts.
+
+    Args:
+        suites: As declared.
+        loaded: The same suites, see `load_splits`.
+
+    Raises:
+        DataError: If a source cannot be read.
+    """
+    lines = []
+    for index, suite in enumerate(suites):
+        told = []
+        for split, prompts in (("search", suite.search), ("report", suite.report)):
+            where = f"suite '{suite.name}', {split}"
+            if repeated := repeated_rows(prompts.source, where=where):
+                told.append(f"rows that repeat in the {split} source: {repeated}")
+        if near := loaded["search"][index].num_near:
+            told.append(f"search prompts near report prompts: {near}")
+        if told:
+            lines.append(f"suite '{suite.name}', left out: {', '.join(told)}")
+    return lines
 
 
 def check_disjoint(search: Sequence[LoadedSuite], report: Sequence[LoadedSuite]) -> None:
@@ -186,37 +223,43 @@ def check_disjoint(search: Sequence[LoadedSuite], report: Sequence[LoadedSuite])
 
 
 def check_training(
-    stages: Sequence[TrainingSpec | StatisticsSpec], report: Sequence[LoadedSuite]
+    stages: Sequence[TrainingSpec | StatisticsSpec],
+    report: Sequence[LoadedSuite],
+    *,
+    seen: Sequence[SeenData] = (),
 ) -> None:
     """Refuse report prompts that a declared training stage has seen, or a model was measured on.
 
     Args:
         stages: Training and statistics files of the study's checkpoints, with paths resolved.
         report: The report split.
+        seen: Data recorded in recipes, e.g. those that `safemerge optimize` found numbers on.
 
     Raises:
         DataError: If a report prompt has the id or the normalised text of a training prompt (or
             of its row's column ``question``), or is a near-duplicate of one; names up to three
-            offenders. Also if a stage's data cannot be read.
+            offenders. Also if a stage's data cannot be read, or recorded data have changed.
     """
+    check_unchanged(seen)
+    sets: list[tuple[str, dict[str, PromptData]]] = [
+        (
+            stage.name,
+            {f"{stage.name}.{place}": data for place, data in stage.training_sets.items()},
+        )
+        for stage in stages
+    ]
+    sets += [(item.name, {item.name: item.data}) for item in seen]
     trained: dict[str, tuple[str, str]] = {}
-    for stage in stages:
-        for place, data in stage.training_sets.items():
-            where = f"{stage.name}.{place}"
-            for row in load_rows(data.source, where=where):
-                name = f"{row.sample_id} ({stage.name})"
-                text = own_words(data.prompt, row, where=where)
-                trained.setdefault(row.sample_id, (name, text))
-                # Generated data hold a prompt in its frame, and the question alone beside it.
-                question = row.columns.get("question")
-                if isinstance(question, str) and question.strip() not in ("", text):
-                    trained.setdefault(f"{row.sample_id}/question", (name, question))
+    for owner, declared in sets:
+        for identity, text in seen_texts(declared):
+            name = f"{identity.removesuffix('/question')} ({owner})"
+            trained.setdefault(identity, (name, text))
     texts = {normalized_text(text) for _, text in trained.values()}
     _refuse_shared(
         report,
         lambda sample: sample.sample_id in trained or normalized_text(sample.own_text) in texts,
         rule="suites: the report split must not hold prompts that a stage of the study is "
-        "trained on",
+        "trained on or a recipe was optimised on",
     )
     _refuse_near(
         list(trained.values()),

@@ -11,11 +11,10 @@ from ray import tune
 from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
-from safemerge.data.suite import check_training, load_suites
+from safemerge.data.suite import dropped_lines, load_suites
+from safemerge.distributed.contamination import check_report
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
-from safemerge.distributed.ingredient import training_plan
 from safemerge.distributed.searcher import StudySearcher
-from safemerge.distributed.statistics import gathered_files, load_statistics_spec
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
 from safemerge.merge.resident import ResidentCheckpoints
@@ -36,8 +35,12 @@ def check_models(spec: StudySpec) -> None:
     ResidentCheckpoints.open(study_models(spec), for_engine=True)
 
 
-def check_suites(spec: StudySpec) -> int:
+def check_suites(spec: StudySpec, *, say: Callable[[str], None] | None = None) -> int:
     """Load every suite, check the splits and what the study's own stages are trained on.
+
+    Args:
+        spec: The study, located.
+        say: Called with a line for each suite that rows are left out of.
 
     Returns:
         Prompts of the search split.
@@ -46,10 +49,10 @@ def check_suites(spec: StudySpec) -> int:
         DataError: See `safemerge.data.suite`.
     """
     suites = load_suites(spec)
-    waves = training_plan(spec.all_checkpoints)
-    stages = [stage.load() for wave in waves for stage in wave]
-    measured = [load_statistics_spec(file) for file in gathered_files(spec.all_checkpoints)]
-    check_training([*stages, *measured], suites["report"])
+    if say is not None:
+        for line in dropped_lines(spec.suites, suites):
+            say(line)
+    check_report(spec.all_checkpoints, suites["report"])
     return sum(len(suite.samples) for suite in suites["search"])
 
 

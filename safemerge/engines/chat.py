@@ -123,6 +123,18 @@ class ChatFormat:
             return int(ids[-1])
         return int(self.tokenizer.eos_token_id)
 
+    def stop_ids(self, stop: Sequence[str]) -> tuple[int, ...]:
+        """Return the ids of those stop texts that are single special tokens.
+
+        Answers are decoded without special tokens, so that no text of theirs shows such a one.
+        """
+        known = zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True)
+        special = {str(text): int(token) for text, token in known}
+        for token, told in self.tokenizer.added_tokens_decoder.items():
+            if told.special:
+                special[str(told.content)] = int(token)
+        return tuple(sorted({special[text] for text in stop if text in special}))
+
     def label_ids(self, labels: Sequence[str], *, where: str) -> tuple[int, ...]:
         """Return each label's first token.
 

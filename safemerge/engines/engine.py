@@ -35,6 +35,8 @@ class TokenizedPrompt:
     """Tokens that the answer is restricted to; None for all."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; what comes from the first one on is cut off."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end the answer and are no part of it: special ones, which no text shows."""
     sampling: Sampling | None = None
     """None for greedy decoding."""
 

@@ -43,6 +43,7 @@ class LmEvalRequests:
         max_tokens: int,
         where: str,
     ) -> None:
+        self._chat = chat
         self._tokenizer = chat.tokenizer
         self._max_model_len = max_model_len
         self._max_tokens = max_tokens
@@ -145,8 +146,8 @@ class LmEvalRequests:
                 f"{self._where}: answers must be greedy; got a request that samples. "
                 "Choose another task."
             )
-        given = [settings[key] for key in MAX_TOKENS_KEYS if settings.get(key) is not None]
-        max_tokens = int(given[0]) if given else self._max_tokens
+        limits = [settings[key] for key in MAX_TOKENS_KEYS if settings.get(key) is not None]
+        max_tokens = int(limits[0]) if limits else self._max_tokens
         ids = self._encode(context)
         if len(ids) + max_tokens > self._max_model_len:
             raise DataError(
@@ -154,7 +155,8 @@ class LmEvalRequests:
                 f"{len(ids)} + {max_tokens}. Raise evaluator.max_model_len, or lower num_fewshot."
             )
         until = settings.get("until") or []
-        stop = [until] if isinstance(until, str) else list(until)
+        given = [until] if isinstance(until, str) else list(until)
+        stop = tuple(text for text in given if text)
         return TokenizedPrompt(
-            identity, tuple(ids), max_tokens, stop=tuple(text for text in stop if text)
+            identity, tuple(ids), max_tokens, stop=stop, stop_ids=self._chat.stop_ids(stop)
         )

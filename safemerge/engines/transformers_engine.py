@@ -36,19 +36,22 @@ class _AllowedIds:
         return scores
 
 
-class _StopTexts:
-    """Stopping criterion: rows end once a stop text is in what they generated."""
+class _Stops:
+    """Stopping criterion: rows end with a stop token, or once a stop text is in what they say."""
 
     def __init__(
-        self, stops: Sequence[tuple[str, ...]], decode: Callable[..., str], num_prompt: int
+        self, prompts: Sequence[TokenizedPrompt], decode: Callable[..., str], num_prompt: int
     ) -> None:
-        self._stops, self._decode, self._num_prompt = stops, decode, num_prompt
+        self._prompts, self._decode, self._num_prompt = prompts, decode, num_prompt
 
     def __call__(self, ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
         ended = []
-        for row, stop in zip(ids, self._stops, strict=True):
-            text = self._decode(row[self._num_prompt :], skip_special_tokens=True) if stop else ""
-            ended.append(any(end in text for end in stop))
+        for row, prompt in zip(ids, self._prompts, strict=True):
+            said = row[self._num_prompt :]
+            text = self._decode(said, skip_special_tokens=True) if prompt.stop else ""
+            ended.append(
+                int(said[-1]) in prompt.stop_ids or any(end in text for end in prompt.stop)
+            )
         return torch.tensor(ended, device=ids.device)
 
 
@@ -102,8 +105,9 @@ class TransformersEngine:
             batch = [prompts[i] for i in indexes]
             for index, tokens in zip(indexes, self._generate_batch(batch), strict=True):
                 cut = tokens[: prompts[index].max_tokens]
-                ended = self._end_id in cut
-                kept = cut[: cut.index(self._end_id)] if ended else cut
+                ends = {self._end_id, *prompts[index].stop_ids}
+                length = next((at for at, token in enumerate(cut) if token in ends), None)
+                ended, kept = length is not None, cut[:length]
                 text = self._decode(kept, skip_special_tokens=True)
                 answer = until_stop(text, prompts[index].stop)
                 responses[index] = Response(
@@ -134,9 +138,7 @@ class TransformersEngine:
                     _AllowedIds([prompt.allowed_ids for prompt in batch]),
                     DrawnTokens([prompt.sampling for prompt in batch]),
                 ],
-                stopping_criteria=[
-                    _StopTexts([prompt.stop for prompt in batch], self._decode, longest)
-                ],
+                stopping_criteria=[_Stops(batch, self._decode, longest)],
             )
         return [row[longest:].tolist() for row in output]
 

@@ -151,6 +151,7 @@ class VllmEngine:
                     max_tokens=prompt.max_tokens,
                     allowed_token_ids=list(prompt.allowed_ids) if prompt.allowed_ids else None,
                     stop=list(prompt.stop) or None,
+                    stop_token_ids=list(prompt.stop_ids) or None,
                     **_drawn(prompt.sampling),
                 )
                 for prompt in prompts

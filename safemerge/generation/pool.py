@@ -20,6 +20,8 @@ from safemerge.scoring.refusal import is_refusal
 from safemerge.weights.adapter import is_adapter
 
 TOO_LONG = "prompt and answer exceed the context"
+CUT = "cut at max_tokens"
+"""Why an answer without an end is dropped: trained on, it would teach to end in mid-sentence."""
 
 
 def model_groups(models: Sequence[CheckpointRef]) -> list[list[CheckpointRef]]:
@@ -169,7 +171,8 @@ def outcomes(
 
     Args:
         kind: ``draft`` keeps the question found in a reply, ``answer`` coherent replies,
-            ``refuse`` what the judge takes for a refusal, and nothing else.
+            ``refuse`` what the judge takes for a refusal, and nothing else. Answers and refusals
+            that reach their token limit are dropped; what a judge finds in them is told first.
         asks: What was asked.
         replies: See `ModelPool.reply`.
         judge: Needed by ``refuse``.
@@ -185,7 +188,9 @@ def outcomes(
         exchanges = [Exchange(asks[index].prompt, reply.text) for index, reply in answered.items()]
         judgements = judge.judge(exchanges) if exchanges else []
         for (index, reply), judgement in zip(answered.items(), judgements, strict=True):
-            found[index] = _refusal(reply.text.strip(), judgement, judge.threshold)
+            made = _refusal(reply.text.strip(), judgement, judge.threshold)
+            is_cut = made.text is not None and not reply.finished
+            found[index] = Outcome(dropped=CUT) if is_cut else made
         return found
     for index, reply in answered.items():
         if kind == "draft":
@@ -193,6 +198,8 @@ def outcomes(
             found[index] = Outcome(text=question) if question else Outcome(dropped="no question")
         elif is_incoherent(reply.text):
             found[index] = Outcome(dropped="incoherent answer")
+        elif not reply.finished:
+            found[index] = Outcome(dropped=CUT)
         else:
             found[index] = Outcome(text=reply.text.strip())
     return found

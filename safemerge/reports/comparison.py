@@ -9,7 +9,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -17,18 +17,30 @@ import numpy as np
 from safemerge.config.suite import Direction
 from safemerge.errors import StudyError
 from safemerge.records import CandidateResult, Front, FrontPoint, Split
-from safemerge.statistics import mcnemar_p_value, paired_share_interval, sign_flip_p_value
+from safemerge.statistics import (
+    group_sums,
+    holm_adjusted,
+    mcnemar_p_value,
+    paired_share_interval,
+    resampled_means,
+    sign_flip_p_value,
+)
 
 MIN_PAIRS = 10
-"""Fewer paired samples than this never tell two candidates apart: a percentile interval over
-a handful of values is too narrow to be believed."""
+"""Fewer independent pairs (groups, where samples come in groups) than this never tell two
+candidates apart: a percentile interval over a handful of values is too narrow to be believed."""
 
 NUM_RESAMPLES = 2000
 """Bootstrap resamples of a comparison."""
 
-_RESAMPLES_AT_ONCE = 200
+MAX_P_VALUE = 0.05
+"""Above this p-value, corrected where a table has more than one, nothing is told apart."""
 
-_Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+_FLIPS_A_COMPARISON = 40
+"""Random sign flips for each comparison of a table, so that Holm's first step can come to half
+of `MAX_P_VALUE`."""
+
+_Sums = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 _Values = dict[tuple[int, str, tuple[str, ...]], dict[str, float]]
 """Value by sample id, by (identity of the result, suite, metrics read)."""
 
@@ -49,13 +61,22 @@ class PairedDifference:
     left_out: int
     """Samples without a verdict on one side or the other, over all suites compared."""
     p_value: float | None = None
-    """Two-sided, of no difference: McNemar's exact test for verdicts of 0 and 1 of one suite,
-    else by random sign flips. Not corrected for the number of comparisons; None without pairs."""
+    """Two-sided, of no difference: exact where all that differ do so by one size (McNemar's test
+    for verdicts of 0 and 1), else by random sign flips, of whole groups. Not corrected for the
+    number of comparisons, unless a table says so; None without pairs."""
+    num_groups: int | None = None
+    """Groups that the samples come in, of the suite with the fewest; None: each stands alone."""
 
     @property
     def is_distinguishable(self) -> bool:
-        """Whether the interval excludes 0, on at least `MIN_PAIRS` samples."""
-        if self.low is None or self.high is None or self.n < MIN_PAIRS:
+        """Whether the interval excludes 0, on at least `MIN_PAIRS` independent samples.
+
+        The p-value, corrected or not, must agree: at most `MAX_P_VALUE`.
+        """
+        pairs = self.n if self.num_groups is None else self.num_groups
+        if self.low is None or self.high is None or pairs < MIN_PAIRS:
+            return False
+        if self.p_value is not None and self.p_value > MAX_P_VALUE:
             return False
         return self.low > 0 or self.high < 0
 
@@ -87,13 +108,15 @@ def paired_difference(
     direction: Direction | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
+    num_comparisons: int = 1,
 ) -> PairedDifference:
     """Compare two candidates on one metric, over the prompts that both answered.
 
     The statistic is the mean over suites of the mean over samples of (left - right). Verdicts
     of 0 and 1 of one suite get the interval of `paired_share_interval`, which has a width even
     where no verdict differs. Else samples are drawn with replacement within each suite, and
-    the interval holds the 2.5th to the 97.5th percentile. A sample counts only if both
+    the interval holds the 2.5th to the 97.5th percentile. Samples of one group (see
+    `Score.group`) are drawn, and change their sign, together. A sample counts only if both
     candidates have a verdict on every metric that is read from its suite; the others are left
     out and counted, never taken as 0. The same seed gives the same interval, whatever else is
     compared.
@@ -107,6 +130,8 @@ def paired_difference(
         direction: The better direction; taken from the results' estimates if left out.
         seed: Seed of the resampling, 0 or more.
         num_resamples: Bootstrap resamples, at least 1.
+        num_comparisons: Comparisons that the p-value is corrected for by `holm_corrected`: so
+            many more signs are flipped that a small p-value can still be told.
 
     Returns:
         The difference with its interval, in the metric's unit (a fraction for shares).
@@ -115,7 +140,15 @@ def paired_difference(
         StudyError: If the two results are of different splits.
     """
     return _paired_difference(
-        left, right, metric, tuple(mean_of), direction, seed, num_resamples, known={}
+        left,
+        right,
+        metric,
+        tuple(mean_of),
+        direction,
+        seed,
+        num_resamples,
+        num_comparisons=num_comparisons,
+        known={},
     )
 
 
@@ -128,6 +161,7 @@ def _paired_difference(
     seed: int,
     num_resamples: int,
     *,
+    num_comparisons: int,
     known: _Values,
 ) -> PairedDifference:
     """Compare two candidates; `known` spares reading a result twice while it is alive."""
@@ -146,32 +180,64 @@ def _paired_difference(
     num_metrics = sum(len(leaves) for leaves in by_suite.values())
     generator = np.random.default_rng(seed)
     total = 0.0
-    strata: list[_Array] = []
+    strata: list[_Sums] = []
     weights: list[float] = []
     resampled = np.zeros(num_resamples)
     counts: list[int] = []
     left_out = 0
     for suite, leaves in sorted(by_suite.items()):
-        differences, missing = _suite_differences(left, right, suite, tuple(leaves), known)
-        counts.append(len(differences))
+        sums, missing = _suite_differences(left, right, suite, tuple(leaves), known)
+        counts.append(int(sums[:, 1].sum()))
         left_out += missing
-        if len(differences) == 0:
+        if len(sums) == 0:
             continue
         share = len(leaves) / num_metrics
-        strata.append(differences)
+        strata.append(sums)
         weights.append(share)
-        total += share * float(differences.mean())
-        resampled += share * _resampled_means(differences, generator, num_resamples)
+        total += share * float(sums[:, 0].sum() / counts[-1])
+        resampled += share * resampled_means(sums, generator, num_resamples=num_resamples)
     if min(counts) == 0:
         return PairedDifference(metric, direction, None, None, None, 0, left_out)
-    if num_metrics == 1 and set(strata[0].tolist()) <= {-1.0, 0.0, 1.0}:
-        left_only, right_only = int((strata[0] > 0).sum()), int((strata[0] < 0).sum())
-        low, high = paired_share_interval(left_only, right_only, counts[0])
-        p_value = mcnemar_p_value(left_only, right_only)
-    else:
-        low, high = (float(end) for end in np.percentile(resampled, [2.5, 97.5]))
-        p_value = sign_flip_p_value(strata, weights=weights, seed=seed, num_flips=num_resamples)
-    return PairedDifference(metric, direction, total, low, high, min(counts), left_out, p_value)
+    low, high = (float(end) for end in np.percentile(resampled, [2.5, 97.5]))
+    exact = _verdict_interval(strata[0]) if num_metrics == 1 else None
+    if exact is not None and (low == high or len(strata[0]) == counts[0]):
+        low, high = exact
+    num_flips = max(num_resamples, _FLIPS_A_COMPARISON * num_comparisons)
+    is_grouped = any(len(sums) < n for sums, n in zip(strata, counts, strict=True))
+    return PairedDifference(
+        metric,
+        direction,
+        total,
+        low,
+        high,
+        min(counts),
+        left_out,
+        _p_value(strata, weights, seed=seed, num_flips=num_flips),
+        num_groups=min(map(len, strata)) if is_grouped else None,
+    )
+
+
+def _verdict_interval(sums: _Sums) -> tuple[float, float] | None:
+    """Interval of verdicts of 0 and 1, a group whose verdicts agree taken for one sample.
+
+    It has a width where a bootstrap has none; None where a group's verdicts differ.
+    """
+    means = sums[:, 0] / sums[:, 1]
+    if not set(means.tolist()) <= {-1.0, 0.0, 1.0}:
+        return None
+    return paired_share_interval(int((means > 0).sum()), int((means < 0).sum()), len(means))
+
+
+def _p_value(
+    strata: Sequence[_Sums], weights: Sequence[float], *, seed: int, num_flips: int
+) -> float:
+    """The sign of a whole group's sum is flipped; exact where all sums are of one size."""
+    if len(strata) == 1 and len({abs(value) for value in strata[0][:, 0].tolist() if value}) <= 1:
+        values = strata[0][:, 0]
+        return mcnemar_p_value(int((values > 0).sum()), int((values < 0).sum()))
+    # Scaled so that the mean over groups is the mean over samples.
+    values_by_group = [sums[:, 0] * len(sums) / sums[:, 1].sum() for sums in strata]
+    return sign_flip_p_value(values_by_group, weights=weights, seed=seed, num_flips=num_flips)
 
 
 def indistinguishable_pairs(
@@ -187,21 +253,44 @@ def indistinguishable_pairs(
 
     Returns:
         One entry for each pair and objective whose 95 % interval of the paired difference
-        holds 0, or that share fewer than `MIN_PAIRS` samples; ordered as the front is. No
-        correction is made for the number of comparisons.
+        holds 0, whose p-value, Holm-corrected over all pairs of the objective, exceeds
+        `MAX_P_VALUE`, or that share fewer than `MIN_PAIRS` samples; ordered as the front is.
     """
     known: _Values = {}
-    pairs = []
-    for left, right in combinations(front.points, 2):
-        found = _point_differences(
-            left, right, front.objectives, split, seed, num_resamples, known=known
+    compared = list(combinations(front.points, 2))
+    found = [
+        _point_differences(
+            left,
+            right,
+            front.objectives,
+            split,
+            seed,
+            num_resamples,
+            num_comparisons=len(compared),
+            known=known,
         )
-        pairs += [
-            Pair(left.number, right.number, difference)
-            for difference in found
-            if not difference.is_distinguishable
-        ]
-    return pairs
+        for left, right in compared
+    ]
+    by_objective = [holm_corrected(row) for row in zip(*found, strict=True)]
+    return [
+        Pair(left.number, right.number, difference)
+        for (left, right), row in zip(compared, zip(*by_objective, strict=True), strict=True)
+        for difference in row
+        if not difference.is_distinguishable
+    ]
+
+
+def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
+    """Return the comparisons of a table, their p-values corrected for their number by Holm.
+
+    Those without a p-value stay without.
+    """
+    known = [item.p_value for item in differences if item.p_value is not None]
+    adjusted = iter(holm_adjusted(known))
+    return [
+        item if item.p_value is None else replace(item, p_value=next(adjusted))
+        for item in differences
+    ]
 
 
 def point_differences(
@@ -226,7 +315,9 @@ def point_differences(
     Returns:
         One paired difference an objective, in their order.
     """
-    return _point_differences(left, right, objectives, split, seed, num_resamples, known={})
+    return _point_differences(
+        left, right, objectives, split, seed, num_resamples, num_comparisons=1, known={}
+    )
 
 
 def _point_differences(
@@ -237,6 +328,7 @@ def _point_differences(
     seed: int,
     num_resamples: int,
     *,
+    num_comparisons: int,
     known: _Values,
 ) -> list[PairedDifference]:
     results = (left.report, right.report) if split == "report" else (left.search, right.search)
@@ -248,7 +340,14 @@ def _point_differences(
         metric = str(objective["metric"])
         differences.append(
             _paired_difference(
-                *results, metric, parts, direction, seed, num_resamples, known=known
+                *results,
+                metric,
+                parts,
+                direction,
+                seed,
+                num_resamples,
+                num_comparisons=num_comparisons,
+                known=known,
             )
         )
     return differences
@@ -260,8 +359,8 @@ def _suite_differences(
     suite: str,
     leaves: tuple[str, ...],
     known: _Values,
-) -> tuple[_Array, int]:
-    """Per-sample differences of a suite, by sample id, and the number of samples left out."""
+) -> tuple[_Sums, int]:
+    """Sums of a suite's per-sample differences and sizes, by group, and the samples left out."""
     values = []
     for result in (left, right):
         key = (id(result), suite, leaves)
@@ -272,26 +371,12 @@ def _suite_differences(
                 if all(leaf in score.values for leaf in leaves)
             }
         values.append(known[key])
-    asked = {score.sample_id for result in (left, right) for score in result.scores.get(suite, [])}
+    scores = [score for result in (left, right) for score in result.scores.get(suite, [])]
+    asked = {score.sample_id for score in scores}
+    groups = {score.sample_id: score.group for score in scores if score.group is not None}
     shared = sorted(values[0].keys() & values[1].keys())
-    differences = np.array([values[0][key] - values[1][key] for key in shared], dtype=np.float64)
-    return differences, len(asked) - len(shared)
-
-
-def _resampled_means(
-    differences: _Array, generator: np.random.Generator, num_resamples: int
-) -> _Array:
-    """Draw resampled means by how often each distinct difference comes up.
-
-    The counts of a resample with replacement are multinomial, so this is the bootstrap
-    itself; with verdicts of 0 and 1 only three values are distinct.
-    """
-    size = len(differences)
-    distinct, counts = np.unique(differences, return_counts=True)
-    means = np.empty(num_resamples)
-    # NOTE: in slices, so that thousands of distinct values do not need gigabytes at once.
-    for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
-        stop = min(start + _RESAMPLES_AT_ONCE, num_resamples)
-        drawn = generator.multinomial(size, counts / size, size=stop - start)
-        means[start:stop] = drawn @ distinct / size
-    return means
+    if not shared:
+        return np.zeros((0, 2)), len(asked)
+    differences = [values[0][key] - values[1][key] for key in shared]
+    sums = group_sums(differences, [groups.get(key, key) for key in shared])
+    return sums, len(asked) - len(shared)

@@ -22,8 +22,8 @@ from safemerge.reports.markup import (
 from safemerge.reports.metric import Metric, metrics_of, safety_metrics, side_metrics
 from safemerge.reports.run import Point, Run
 from safemerge.reports.table import by_first_objective
-from safemerge.reports.versus import compare_with_references, is_parent
-from safemerge.reports.wording import counted, difference_text, recipe_text
+from safemerge.reports.versus import compare_all_with_references, is_parent
+from safemerge.reports.wording import counted, difference_text, p_value_text, recipe_text
 
 MAX_MATRIX = 24
 """Front points beyond which the matrix of pairs gives way to the list."""
@@ -111,19 +111,21 @@ def pairs_section(run: Run) -> str:
                 text_cell(f"{pair.left} and {pair.right}"),
                 text_cell(pair.difference.metric),
                 Cell(escape(difference_text(pair.difference)), pair.difference.value),
+                Cell(escape(p_value_text(pair.difference.p_value)), pair.difference.p_value),
                 number_cell(float(pair.difference.n), str(pair.difference.n)),
                 number_cell(float(pair.difference.left_out), str(pair.difference.left_out)),
             ]
             for pair in pairs
         ]
-        heads = ["trials", "objective", "first minus second", "n", "left out"]
+        heads = ["trials", "objective", "first minus second", "p", "n", "left out"]
         inner = table(
-            "Pairs whose 95 % interval of the paired difference holds 0, on the report split.",
+            "Pairs whose 95 % interval of the paired difference holds 0, or whose p-value, "
+            "Holm-corrected over all pairs of the objective, exceeds 0.05, on the report split.",
             heads,
             rows,
         )
         parts.append(
-            f"<details><summary>All {counted(len(pairs), 'comparison')} that hold 0"
+            f"<details><summary>All {counted(len(pairs), 'comparison')} not told apart"
             f"</summary>{inner}</details>"
         )
     return "".join(parts)
@@ -176,12 +178,10 @@ def _safety_lost(run: Run, metric: Metric) -> str:
     points = by_first_objective(run, run.points)
     if not parents or not points:
         return ""
+    compared = compare_all_with_references(run, points, metrics=[metric], references=parents)
     found = {
-        point.number: {
-            item.reference.number: item.differences[0]
-            for item in compare_with_references(run, point, metrics=[metric])
-        }
-        for point in points
+        number: {item.reference.number: item.differences[0] for item in row}
+        for number, row in compared.items()
     }
     rows = []
     for point in points:
@@ -198,7 +198,8 @@ def _safety_lost(run: Run, metric: Metric) -> str:
     caption = (
         f"Safety lost against each parent: {code(metric.name)} of the point minus the parent's, "
         "in percentage points on the same prompts. Above 0, the merge is less safe than that "
-        "parent. p: of no difference, Holm-corrected over the row."
+        "parent. p: of no difference, Holm-corrected over the whole table; better or worse is "
+        "said only where the 95 % interval leaves out 0 and p is at most 0.05."
     )
     return table(caption, heads, rows, css="versus")
 
@@ -220,5 +221,8 @@ def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> str:
             )
         rows.append(cells)
     heads = ["", *(str(point.number) for point in points)]
-    caption = f"{code(metric)}: \u2248 not told apart, \u2260 differs"
+    caption = (
+        f"{code(metric)}: \u2248 not told apart, \u2260 differs (p at most 0.05, Holm-corrected "
+        "over all pairs of this objective)"
+    )
     return table(caption, heads, rows, css="matrix", sortable=False)

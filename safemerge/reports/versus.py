@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from safemerge.records import Split
-from safemerge.reports.comparison import PairedDifference, paired_difference
+from safemerge.reports.comparison import (
+    PairedDifference,
+    holm_corrected,
+    paired_difference,
+)
 from safemerge.reports.metric import Metric
 from safemerge.reports.run import Point, Run
-from safemerge.statistics import holm_adjusted
 
 
 @dataclass(frozen=True)
@@ -37,44 +41,71 @@ def compare_with_references(
         report split where both have it, else on the search split. All p-values are
         Holm-corrected together; the intervals are not.
     """
-    found = []
-    for reference in run.references:
-        if reference.search.candidate == point.search.candidate:
-            continue
-        split: Split = "search"
-        left, right = point.search, reference.search
-        if point.report is not None and reference.report is not None:
-            split, left, right = "report", point.report, reference.report
-        differences = tuple(
-            paired_difference(
-                left,
-                right,
-                metric=metric.name,
-                mean_of=metric.mean_of,
-                direction=metric.direction,
-                seed=seed,
-            )
-            for metric in metrics
-        )
-        found.append(Versus(reference, split, differences))
-    return _corrected(found)
+    return compare_all_with_references(run, [point], metrics=metrics, seed=seed)[point.number]
 
 
-def _corrected(found: Sequence[Versus]) -> list[Versus]:
-    known = [
-        item.p_value for versus in found for item in versus.differences if item.p_value is not None
-    ]
-    adjusted = iter(holm_adjusted(known) if known else [])
-    return [
-        replace(
-            versus,
-            differences=tuple(
-                item if item.p_value is None else replace(item, p_value=next(adjusted))
-                for item in versus.differences
-            ),
+def compare_all_with_references(
+    run: Run,
+    points: Sequence[Point],
+    *,
+    metrics: Sequence[Metric],
+    references: Sequence[Point] | None = None,
+    seed: int = 0,
+) -> dict[int, list[Versus]]:
+    """Compare points with reference points: a table.
+
+    Args:
+        run: The run.
+        points: Points of it, with distinct numbers.
+        metrics: What to compare on.
+        references: What to compare with; every parent and the plain mean if left out.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        By number of the point, see `compare_with_references`. All p-values of all points are
+        Holm-corrected together; the intervals are not.
+    """
+    against = run.references if references is None else references
+    num_comparisons = len(points) * len(against) * len(metrics)
+    found = {
+        point.number: [
+            _compared(point, reference, metrics, seed, num_comparisons)
+            for reference in against
+            if reference.search.candidate != point.search.candidate
+        ]
+        for point in points
+    }
+    rows = [versus for row in found.values() for versus in row]
+    corrected = iter(holm_corrected([item for versus in rows for item in versus.differences]))
+    return {
+        number: [
+            replace(versus, differences=tuple(islice(corrected, len(versus.differences))))
+            for versus in row
+        ]
+        for number, row in found.items()
+    }
+
+
+def _compared(
+    point: Point, reference: Point, metrics: Sequence[Metric], seed: int, num_comparisons: int
+) -> Versus:
+    split: Split = "search"
+    left, right = point.search, reference.search
+    if point.report is not None and reference.report is not None:
+        split, left, right = "report", point.report, reference.report
+    differences = tuple(
+        paired_difference(
+            left,
+            right,
+            metric=metric.name,
+            mean_of=metric.mean_of,
+            direction=metric.direction,
+            seed=seed,
+            num_comparisons=num_comparisons,
         )
-        for versus in found
-    ]
+        for metric in metrics
+    )
+    return Versus(reference, split, differences)
 
 
 def is_parent(run: Run, point: Point) -> bool:

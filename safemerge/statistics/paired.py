@@ -192,7 +192,13 @@ def sign_flip_p_value(
         values = np.asarray(differences, dtype=np.float64)
         observed += weight * float(values.mean())
         sizes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
-        for size, count in zip(sizes, counts, strict=True):
+        once = sizes[counts == 1]
+        # Sizes that come up once are flipped bit by bit: of graded scores there are thousands.
+        for start in range(0, num_flips if len(once) else 0, _RESAMPLES_AT_ONCE):
+            stop = min(start + _RESAMPLES_AT_ONCE, num_flips)
+            signs = generator.integers(0, 2, size=(stop - start, len(once)), dtype=np.int8)
+            flipped[start:stop] += weight * ((2 * signs - 1) @ once) / len(values)
+        for size, count in zip(sizes[counts > 1], counts[counts > 1], strict=True):
             positive = generator.binomial(count, 0.5, size=num_flips)
             flipped += weight * size * (2 * positive - count) / len(values)
     # NOTE: sums of the same values in another order may differ in the last bits.
@@ -221,31 +227,62 @@ def bootstrap_interval(
     Raises:
         ScoringError: If there is no value or the lengths differ.
     """
-    n = len(differences)
+    sums = group_sums(differences, groups)
+    means = resampled_means(sums, np.random.default_rng(seed), num_resamples=num_resamples)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def group_sums(
+    values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]],
+    groups: Sequence[Hashable] | None = None,
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Return each group's sum of values and its number of samples, shape (groups, 2).
+
+    Args:
+        values: One a sample; at least one.
+        groups: Group of each sample; each its own if left out.
+
+    Raises:
+        ScoringError: If there is no value or the lengths differ.
+    """
+    n = len(values)
     labels = range(n) if groups is None else groups
     if n == 0 or len(labels) != n:
         raise ScoringError(
             f"bootstrap: needs one group for each value; got {n} values, {len(labels)} groups."
         )
-    totals: dict[Hashable, float] = {}
-    sizes: dict[Hashable, int] = {}
-    for value, group in zip(differences, labels, strict=True):
-        totals[group] = totals.get(group, 0.0) + value
-        sizes[group] = sizes.get(group, 0) + 1
-    # Equal groups are drawn together: with verdicts of 0 and 1 few are distinct.
-    kinds, counts = np.unique(
-        np.array([(totals[group], sizes[group]) for group in totals], dtype=np.float64),
-        axis=0,
-        return_counts=True,
-    )
-    generator = np.random.default_rng(seed)
+    place = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+    found = np.zeros((len(place), 2))
+    np.add.at(found, [place[label] for label in labels], np.column_stack([values, np.ones(n)]))
+    return found
+
+
+def resampled_means(
+    sums: np.ndarray[tuple[int, int], np.dtype[np.float64]],
+    generator: np.random.Generator,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Draw means of whole groups with replacement, by how often each distinct group comes up.
+
+    The counts of a resample are multinomial, so this is the bootstrap itself; with verdicts of
+    0 and 1 few groups are distinct.
+
+    Args:
+        sums: See `group_sums`.
+        generator: Source of chance.
+        num_resamples: Means drawn, at least 1.
+    """
+    size = len(sums)
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)
     means = np.empty(num_resamples)
+    # NOTE: in slices, so that thousands of distinct groups do not need gigabytes at once.
     for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
         stop = min(start + _RESAMPLES_AT_ONCE, num_resamples)
-        drawn = generator.multinomial(len(totals), counts / len(totals), size=stop - start)
+        drawn = generator.multinomial(size, counts / size, size=stop - start)
         means[start:stop] = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return means
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:

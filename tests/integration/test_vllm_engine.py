@@ -287,6 +287,25 @@ def test_stop_texts_end_answers_as_in_the_transformers_engine(engine, models, me
     reference.close()
 
 
+def test_a_special_token_ends_answers_as_in_the_transformers_engine(
+    engine, models, merge, tiny_base
+):
+    chat = ChatFormat(tiny_base)
+    ids, stop = tuple(chat.prompt_ids("Tell me more.")), ("<|im_start|>",)
+    (special,) = chat.stop_ids(stop)
+    asked = [
+        TokenizedPrompt("cut", ids, 6, (special,), stop, stop_ids=(special,)),
+        TokenizedPrompt("whole", ids, 6, (special,), stop),
+    ]
+    engine.load(merge)
+    reference = TransformersEngine(models, SPEC)
+    reference.load(merge)
+    for answers in (engine.generate(asked), reference.generate(asked)):
+        told = [(found.text, found.num_tokens, found.finished) for found in answers]
+        assert told == [("", 1, True), ("", 6, False)]
+    reference.close()
+
+
 def test_drafts_hang_on_their_seed_and_not_on_the_batch(engine, merge, tiny_base):
     engine.load(merge)
     ids = tuple(ChatFormat(tiny_base).prompt_ids("Write a question."))

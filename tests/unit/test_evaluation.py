@@ -374,11 +374,15 @@ def test_samples_that_share_a_prompt_widen_a_suites_intervals():
                                  for s in SUITES[0].samples)
     )  # fmt: skip
     prepared = replace(PREPARED, suites=(grouped, *SUITES[1:]))
-    found = evaluate_candidate(
+    result = evaluate_candidate(
         ScriptedEngine(script(ANSWERS)), recipe(), prepared, aggregates={}, max_unscored=0.0
-    ).metrics["mood.accuracy"]
+    )
+    found = result.metrics["mood.accuracy"]
     assert found.value == alone.value
     assert found.low < alone.low
+    groups = [score.group for score in result.scores["mood"]]
+    assert groups == ["mood:0", "mood:0", "mood:2", "mood:2"]
+    assert {score.group for score in result.scores["topic"]} == {None}
 
 
 def test_a_scripted_engine_answers_nothing_before_a_load_or_after_its_end():

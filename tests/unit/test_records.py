@@ -39,6 +39,14 @@ def test_a_score_has_values_or_a_reason_but_never_both_or_neither():
             Score(sample_id="1", **fields)
 
 
+def test_a_score_stores_its_group_only_where_it_has_one():
+    alone = Score(sample_id="1", values={"accuracy": 1.0})
+    assert "group" not in alone.model_dump(mode="json")
+    assert Score.model_validate_json(alone.model_dump_json()).group is None
+    shared = alone.model_copy(update={"group": "0"})
+    assert Score.model_validate_json(shared.model_dump_json()).group == "0"
+
+
 def test_an_unscored_metric_has_no_value_rather_than_zero():
     result = CandidateResult(candidate="c", split="search", metrics={HARM: estimate(None)})
     assert math.isnan(result.value(HARM))

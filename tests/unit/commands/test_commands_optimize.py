@@ -4,10 +4,13 @@ import pytest
 import yaml
 
 from safemerge.cli import main
+from safemerge.commands.console import Console
 from safemerge.commands.optimize import loss_table, weight_table
 from safemerge.config.document import load_document
 from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.recipe import MergeRecipe
+from safemerge.distributed.contamination import seen_data
+from safemerge.errors import UserError
 from safemerge.testing import pico
 
 
@@ -142,6 +145,40 @@ def test_workers_do_not_count_as_settings(started, tmp_path):
 
     other = started.workers.model_copy(update={"cpus_per_worker": 1.0})
     _claim(started.model_copy(update={"workers": other}), tmp_path / "r" / "toy")
+
+
+def test_the_recipe_records_the_data_that_it_was_found_with(write, tmp_path):
+    from safemerge.commands.optimize import _claim, _finish
+
+    path = write()
+    spec = load_document(path, OptimizeSpec).located(path.parent)
+    seen = seen_data(spec.checkpoints, {"toy.safety.0": spec.safety[0]})
+    folder = tmp_path / "r" / "toy"
+    _claim(spec, folder, seen=seen)
+    plain = MergeRecipe(
+        base=spec.base,
+        experts=spec.experts,
+        method={"name": "task_arithmetic", "weights": {"math": 1.0}},
+    )
+    losses = {"base": {"safety": 2.0, "expert": 1.0}}
+    _finish(spec, folder, {"recipe": plain.resolved(), "losses": losses}, Console())
+    written = load_document(folder / "recipe.yaml", MergeRecipe)
+    assert [item.name for item in written.seen] == ["toy.safety.0"]
+    assert written.seen[0].data.source.path == str(tmp_path / "rows.jsonl")
+    assert written.digest == plain.digest, "the weights are the same"
+    assert "seen" not in plain.resolved()
+
+
+def test_a_resumed_run_must_have_the_same_rows(write, refused, tmp_path):
+    from safemerge.commands.optimize import _claim
+
+    path = write()
+    spec = load_document(path, OptimizeSpec).located(path.parent)
+    sets = {"toy.safety.0": spec.safety[0]}
+    _claim(spec, tmp_path / "r", seen=seen_data(spec.checkpoints, sets))
+    (tmp_path / "rows.jsonl").write_text('{"q": "another", "a": "yes"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="must hold a run on the same rows"):
+        _claim(spec, tmp_path / "r", seen=seen_data(spec.checkpoints, sets))
 
 
 def test_tables_show_losses_and_weights(write):

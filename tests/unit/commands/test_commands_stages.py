@@ -228,7 +228,7 @@ def evaluator(no_cluster, monkeypatch):
     module = SimpleNamespace(Evaluator=FakeEvaluator, DEPLOYMENT="Deployed")
     monkeypatch.setitem(sys.modules, "safemerge.distributed.evaluator", module)
     for command in (evaluate, serve):
-        monkeypatch.setattr(command, "preflight", lambda spec: None)
+        monkeypatch.setattr(command, "preflight", lambda spec, console: None)
         monkeypatch.setattr(command, "resolve_study", lambda spec, _, stack=None: spec)
     return log
 
@@ -260,6 +260,12 @@ def test_a_recipe_is_scored_over_its_own_checkpoints_on_the_report_split(
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    document = yaml.safe_load(study_file.read_text())
+    document["suites"][0]["task"]["labels"] = ["positive", "negative"]
+    for suite in document["suites"]:  # which are read, since the report's must be unseen
+        for part in ("search", "report"):
+            suite[part]["prompt"] = "{prompt}"
+    study_file.write_text(yaml.safe_dump(document), encoding="utf-8")
     assert main(["evaluate", str(study_file), "--recipe", str(path)]) == 0
     scored, split, _ = evaluator[2]
     assert split == "report"

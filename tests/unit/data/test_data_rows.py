@@ -167,6 +167,8 @@ def hub(monkeypatch):
         asked.append((name, config, split))
         if name == "a/absent":
             raise datasets.exceptions.DatasetNotFoundError("no such set\nsecond line")
+        if name == "a/script":
+            raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
         return table
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -190,6 +192,37 @@ def test_a_filter_on_a_missing_column_is_refused(hub):
     words = r"must have the filtered column; got 'harm'\. Columns: prompt, safe, level\."
     with pytest.raises(DataError, match=words):
         hub_rows(where={"harm": 1})
+
+
+def test_a_hub_set_that_is_a_script_is_refused_in_one_line(hub):
+    words = (
+        r"'a/script' cannot be loaded; Dataset scripts are no longer supported, "
+        r"but found set\.py\. Check .* take a file source\."
+    )
+    with pytest.raises(DataError, match=words):
+        hub_rows("a/script")
+
+
+def test_file_rows_are_filtered_before_they_are_made_unique(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    told = [("a", True), ("A!", False), ("b", False), ("c", True)]
+    lines = [json.dumps({"prompt": prompt, "is_safe": safe}) + "\n" for prompt, safe in told]
+    path.write_text("".join(lines), encoding="utf-8")
+
+    def read(**fields):
+        source = FileSource(kind="file", path=str(path), unique="prompt", **fields)
+        return load_rows(source, where="suite 'x', search")
+
+    assert sorted(prompts(read(where={"is_safe": False}))) == ["A!", "b"]
+    assert sorted(prompts(read())) == ["a", "b", "c"]
+    with pytest.raises(DataError, match=r"must have the filtered column; got 'safe'\. Columns:"):
+        read(where={"safe": False})
+
+
+def test_a_filter_counts_in_a_source_only_where_there_is_one():
+    plain = FileSource(kind="file", path="rows.jsonl")
+    assert "where" not in plain.resolved(), "caches keep their digests"
+    assert plain.model_copy(update={"where": {"a": 1}}).resolved()["where"] == {"a": 1}
 
 
 def test_a_hub_set_that_cannot_be_loaded_is_refused_in_one_line(hub):

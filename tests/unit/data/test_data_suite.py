@@ -2,13 +2,17 @@ import json
 
 import pytest
 
+from safemerge.config.source import PromptData
 from safemerge.config.suite import Classification, Harm, SuiteSpec
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.data.sample import Sample
+from safemerge.data.seen import recorded
 from safemerge.data.suite import (
     LoadedSuite,
     check_disjoint,
     check_training,
+    dropped_lines,
+    load_splits,
     load_suite,
     load_suites,
 )
@@ -167,16 +171,21 @@ def test_samples_that_share_a_prompt_are_one_group(write):
     rows = [{"prompt": p, "label": "yes", "n": n} for n, p in enumerate(["Hi?", "hi", "Bye?"])]
     source = write("rows.jsonl", rows)
     made = load_suite(suite(source, source), "search")
-    groups = made.groups
-    by_prompt = {sample.prompt: groups[sample.sample_id] for sample in made.samples}
-    assert by_prompt["Hi?"] == by_prompt["hi"] != by_prompt["Bye?"]
+    ids = {sample.prompt: sample.sample_id for sample in made.samples}
+    assert set(made.groups) == {ids["Hi?"], ids["hi"]}
+    assert len(set(made.groups.values())) == 1
 
 
 def test_a_declared_column_groups_samples(write):
     rows = [{"prompt": f"q{n}", "label": "yes", "family": f"f{n // 2}"} for n in range(4)]
     source = write("rows.jsonl", rows)
     made = load_suite(suite(source, source, group="family"), "search")
-    assert sorted(made.groups.values()) == ["f0", "f0", "f1", "f1"]
+    by_family: dict[str, set[str]] = {}
+    for sample in made.samples:
+        by_family.setdefault(sample.group, set()).add(made.groups[sample.sample_id])
+    assert set(by_family) == {"f0", "f1"}
+    assert [len(names) for names in by_family.values()] == [1, 1]
+    assert set.union(*by_family.values()) <= set(made.groups), "named by an id, never by a text"
     with pytest.raises(DataError, match=r"suite 'mood', search\.group: .* got 'famly'"):
         load_suite(suite(source, source, group="famly"), "search")
 
@@ -200,6 +209,25 @@ def test_dropping_keeps_equal_prompts_refused_and_a_prompt_at_least(write):
     near = write("near.jsonl", [{"prompt": f"Please: {LONG}", "label": "yes"}])
     with pytest.raises(DataError, match="must keep a prompt; got 1 of 1 near a report prompt"):
         load_suites(study([suite(near, report, near_duplicates="drop")]))
+
+
+def test_what_is_left_out_of_a_suite_is_told_with_its_counts(write):
+    near = {"prompt": f"Please: {LONG}", "label": "yes"}
+    own = {"prompt": "quite another question", "label": "yes"}
+    search = write("search.jsonl", [near, own, {**own, "prompt": "Quite another question!"}])
+    report = write("report.jsonl", [{"prompt": LONG, "label": "no"}])
+    unique = {**search, "unique": "prompt"}
+    specs = [
+        suite(unique, report, near_duplicates="drop"),
+        suite({**unique, "start": 0}, report, name="calm", near_duplicates="drop"),
+        suite(write("other.jsonl", [own]), report, name="none"),
+    ]
+    lines = dropped_lines(specs, load_splits(specs))
+    assert lines == [
+        f"suite '{name}', left out: rows that repeat in the search source: 1, "
+        "search prompts near report prompts: 1"
+        for name in ("mood", "calm")
+    ]
 
 
 # --- training data ----------------------------------------------------------------------
@@ -253,7 +281,8 @@ def test_a_report_prompt_that_a_stage_has_seen_is_refused(write, made_of):
     seen = write("seen.jsonl", [{"prompt": "How do I do it?", "answer": "x"}])
     made = made_of(clean, seen)
     words = (
-        r"that a stage of the study is trained on; got 1 shared, e\.g\. r:7 \(a\)\. Use disjoint"
+        r"that a stage of the study is trained on or a recipe was optimised on; got 1 shared, "
+        r"e\.g\. r:7 \(a\)\. Use disjoint"
     )
     with pytest.raises(DataError, match=words):
         check_training([made], [loaded("a", "report", ("r:7", "how do I do it"))])
@@ -270,6 +299,22 @@ def test_a_report_prompt_near_a_training_prompt_is_refused(write):
         check_training([stage(seen)], [report])
     allowed = loaded("a", "report", ("r:7", f"Please: {LONG}"), max_similarity=None)
     check_training([stage(seen)], [allowed])
+
+
+def test_what_a_recipe_was_optimised_on_is_refused_and_must_be_as_it_was(write):
+    source = write("pairs.jsonl", [{"prompt": "How do I do it?"}, {"prompt": LONG}])
+    data = PromptData.model_validate({"source": source})
+    seen = recorded({"toy.safety.0": data})
+    check_training([], [loaded("a", "report", ("r:1", "fresh"))], seen=seen)
+    with pytest.raises(DataError, match=r"a recipe was optimised on; got 1 shared, e\.g\. r:7"):
+        check_training([], [loaded("a", "report", ("r:7", "how do I do it"))], seen=seen)
+    near = ("r:8", f"Please: {LONG}")
+    with pytest.raises(DataError, match=r"r:8 \(a\) and pairs\.jsonl:\w+ \(toy\.safety\.0\)"):
+        check_training([], [loaded("a", "report", near)], seen=seen)
+    check_training([], [loaded("a", "report", near, max_similarity=None)], seen=seen)
+    write("pairs.jsonl", [{"prompt": "quite another"}])
+    with pytest.raises(DataError, match=r"toy\.safety\.0: must hold the rows that the recipe was"):
+        check_training([], [loaded("a", "report", ("r:1", "fresh"))], seen=seen)
 
 
 # --- worked examples --------------------------------------------------------------------

@@ -233,6 +233,16 @@ def test_settings_of_a_request_become_those_of_a_prompt(chat):
     ]
 
 
+def test_stop_texts_that_are_special_tokens_stop_by_their_ids(chat):
+    until = ["<|im_start|>", "\n", "<|im_end|>\n", "a"]
+    (special,) = ask(chat, Request("generate_until", "Hi", {"until": until})).prompts
+    start = chat.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert (special.stop, special.stop_ids) == (tuple(until), (start,))
+    assert chat.tokenizer.decode([start], skip_special_tokens=True) == "", "no text shows it"
+    (plain,) = ask(chat, Request("generate_until", "Hi", {"until": "a"})).prompts
+    assert plain.stop_ids == ()
+
+
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}])
 def test_a_request_that_samples_is_refused(chat, settings):
     with pytest.raises(ConfigError, match="'s', search: answers must be greedy; got a request"):

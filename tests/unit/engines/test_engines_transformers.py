@@ -259,6 +259,22 @@ def test_a_stop_text_ends_the_answer_and_is_cut_off(engine, folders, prompts):
     assert second == whole
 
 
+def test_a_stop_token_ends_the_answer_and_is_no_part_of_it(engine, folders, prompts):
+    weights = {"a": 1.0}
+    engine.load(recipe(folders, **weights))
+    long = replace(prompts[1], max_tokens=24)
+    chat = ChatFormat(folders["base"])
+    tokens, _ = greedy(model_of(folders, weights), long, chat.end_of_turn_id())
+    stop = tokens[6]
+    before = tokens[: tokens.index(stop)]
+    never = next(i for i in range(200) if i not in tokens and i != chat.end_of_turn_id())
+    asked = [replace(long, stop_ids=(never, stop)), replace(long, stop_ids=(never,)), long]
+    first, second, third = engine.generate(asked)
+    assert first.text == chat.tokenizer.decode(before, skip_special_tokens=True)
+    assert (first.finished, first.num_tokens) == (True, len(before) + 1)
+    assert second == third, "other answers are as before"
+
+
 def test_an_expert_of_other_ids_answers_as_before_in_the_bases_vocabulary(
     folders, models, engine, prompts, tmp_path
 ):

@@ -4,7 +4,7 @@ import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.errors import ConfigError, EngineError, ScoringError
-from safemerge.generation.pool import TOO_LONG, ModelPool, model_groups, outcomes
+from safemerge.generation.pool import CUT, TOO_LONG, ModelPool, model_groups, outcomes
 from safemerge.generation.record import Ask
 from safemerge.records import Response
 from safemerge.scoring.judge import Judgement, RefusalProxyJudge, unscored
@@ -203,3 +203,21 @@ def test_degenerate_answers_are_dropped():
         ("finance", None),
         (None, "incoherent answer"),
     ]
+
+
+def cut(*texts):
+    return [item.model_copy(update={"finished": False}) for item in said(*texts)]
+
+
+def test_an_experts_answer_that_was_cut_is_dropped_and_the_reason_counted():
+    replies = [*said("finance"), *cut("A bird is an animal that")]
+    found = outcomes("answer", asks("q0", "q1"), replies)
+    assert [(item.text, item.dropped) for item in found] == [("finance", None), (None, CUT)]
+
+
+def test_a_refusal_that_was_cut_is_judged_but_not_drawn():
+    judge = ScriptedJudge(Judgement(0.1), Judgement(0.9), unscored("timed out"))
+    found = outcomes("refuse", asks("q0", "q1", "q2"), cut(REFUSAL, REFUSAL, REFUSAL), judge=judge)
+    assert len(judge.seen) == 3
+    assert [item.dropped for item in found] == [CUT, "flagged by the judge", "unscored: timed out"]
+    assert [item.unscored for item in found] == [False, False, True]

@@ -1,14 +1,17 @@
 """Paired differences agree with a bootstrap written out in full."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synthetic_run as synthetic
 
 from safemerge.errors import StudyError
-from safemerge.records import Score
+from safemerge.records import Front, FrontPoint, Score
 from safemerge.reports.comparison import (
     MIN_PAIRS,
     PairedDifference,
+    holm_corrected,
     indistinguishable_pairs,
     paired_difference,
     point_differences,
@@ -211,5 +214,122 @@ def test_pairs_that_cannot_be_told_apart_are_marked_by_objective():
     pairs = indistinguishable_pairs(front)
     assert [(item.left, item.right, item.difference.metric) for item in pairs] == [(1, 2, "skill")]
     again = point_differences(front.points[1], front.points[2], objectives=front.objectives)
-    assert again[0] == pairs[0].difference
+    assert again[0] == replace(pairs[0].difference, p_value=again[0].p_value)
     assert again[1].verdict == "better"
+
+
+def in_groups(values, size):
+    scores = harm_scores(values)
+    return [
+        score.model_copy(update={"group": f"u{place - place % size}"})
+        for place, score in enumerate(scores)
+    ]
+
+
+def test_samples_that_share_a_prompt_are_flipped_and_counted_as_one():
+    left = candidate("a", {"unsafe": in_groups([1] * 15, 5)})
+    right = candidate("b", {"unsafe": in_groups([0] * 15, 5)})
+    found = paired_difference(left, right, metric=synthetic.HARM)
+    assert (found.n, found.num_groups) == (15, 3)
+    assert found.p_value == 0.25, "two of the eight ways to flip three groups are as far from 0"
+    assert found.low < 0.9 < found.value == 1.0
+    assert found.verdict == "not told apart", "three groups prove nothing"
+
+
+def test_graded_groups_of_several_sizes_are_resampled_and_flipped_whole():
+    generator = np.random.default_rng(2)
+    sizes = [1, 2, 6, 3, 4] * 8
+    shifts = np.repeat(generator.normal(0.05, 0.2, len(sizes)), sizes)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+
+    def made(name, values):
+        scores = [
+            score.model_copy(update={"group": f"g{group}"})
+            for score, group in zip(harm_scores(values), groups, strict=True)
+        ]
+        return candidate(name, {"unsafe": scores})
+
+    found = paired_difference(
+        made("a", 0.5 + shifts), made("b", np.full(len(shifts), 0.5)), metric=synthetic.HARM
+    )
+    drawn = generator.integers(0, len(sizes), (4000, len(sizes)))
+    totals = np.bincount(groups, weights=shifts)
+    means = totals[drawn].sum(1) / np.asarray(sizes)[drawn].sum(1)
+    assert found.num_groups == 40
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
+    flipped = (generator.choice([-1, 1], (4000, len(sizes))) * totals).sum(1)
+    as_far = (np.abs(flipped) >= abs(totals.sum())).mean()
+    assert found.p_value == pytest.approx(as_far, abs=0.03)
+    alone = paired_difference(
+        candidate("a", {"unsafe": harm_scores(0.5 + shifts)}),
+        candidate("b", {"unsafe": harm_scores(np.full(len(shifts), 0.5))}),
+        metric=synthetic.HARM,
+    )
+    assert found.high - found.low > 1.4 * (alone.high - alone.low)
+
+
+def test_an_aggregate_flips_the_groups_of_its_suites():
+    def scores(value):
+        return {
+            suite: [
+                Score(sample_id=f"{suite}{place}", values={"accuracy": value}, group=group)
+                for place, group in enumerate(["x"] * 6 + ["y"] * 6)
+            ]
+            for suite in ("arithmetic", "reviews")
+        }
+
+    found = paired_difference(
+        candidate("a", scores(1.0)),
+        candidate("b", scores(0.0)),
+        metric="skill",
+        mean_of=["arithmetic.accuracy", "reviews.accuracy"],
+    )
+    # Four groups in all: 2 of 16 ways are as far from 0.
+    assert found.p_value == pytest.approx(0.125, abs=0.03)
+    assert (found.n, found.num_groups, found.verdict) == (12, 2, "not told apart")
+
+
+def front_of(*results):
+    points = [
+        FrontPoint(
+            number=number,
+            label=f"trial {number}",
+            candidate=result.candidate,
+            role="sampled",
+            search=result,
+            report=result,
+            recipe={},
+        )
+        for number, result in enumerate(results)
+    ]
+    objectives = [{"metric": synthetic.HARM, "direction": "minimize"}]
+    return Front(study="toy", study_digest="abc", objectives=objectives, points=points)
+
+
+def test_pairs_of_a_front_are_told_apart_only_after_correction_for_their_number():
+    high = candidate("a", {"unsafe": harm_scores([1] * 12 + [0] * 48)})
+    low = candidate("b", {"unsafe": harm_scores([0] * 12 + [1] * 3 + [0] * 45)})
+    alone = paired_difference(high, low, metric=synthetic.HARM)
+    assert 0.03 < alone.p_value < 0.04
+    assert alone.verdict == "worse"
+    assert indistinguishable_pairs(front_of(high, low)) == []
+    pairs = indistinguishable_pairs(front_of(high, low, high, low))
+    assert len(pairs) == 6, "six times that p-value is no finding"
+    assert pairs[0].difference.p_value == pytest.approx(6 * alone.p_value)
+
+
+def test_a_table_of_many_graded_pairs_can_still_tell_the_surest_apart():
+    generator = np.random.default_rng(3)
+    noise = generator.random(60)
+    results = [candidate(f"c{n}", {"unsafe": harm_scores(noise * n / 20)}) for n in range(1, 13)]
+    pairs = indistinguishable_pairs(front_of(*results), num_resamples=200)
+    assert pairs == [], "66 comparisons, each as sure as sign flips can tell"
+
+
+def test_a_tables_correction_leaves_out_what_has_no_p_value():
+    made = [
+        PairedDifference("m", "minimize", 0.1, 0.05, 0.2, 50, 0, p_value)
+        for p_value in (0.01, None, 0.04)
+    ]
+    assert [item.p_value for item in holm_corrected(made)] == [0.02, None, 0.04]
+    assert holm_corrected([]) == []

@@ -6,6 +6,8 @@ from synthetic_run import HARM, LIMIT, SKILL
 
 from safemerge.errors import StudyError
 from safemerge.records import Front
+from safemerge.reports import load_run
+from safemerge.reports.comparison import paired_difference
 from safemerge.reports.front import (
     assemble_front,
     broken_constraints,
@@ -14,6 +16,9 @@ from safemerge.reports.front import (
     knee_number,
     reference_trials,
 )
+from safemerge.reports.metric import safety_metrics
+from safemerge.reports.versus import compare_all_with_references, is_parent
+from safemerge.statistics import holm_adjusted
 
 
 def result(number, split, skill, harm, refusal=0.0, broken=None):
@@ -178,3 +183,24 @@ def test_hypervolume_never_falls_and_failed_trials_leave_it_as_it_was():
     steps = hypervolume_steps(SPEC, trials)
     assert [step.value for step in steps] == pytest.approx([0.25, 0.25, 0.25, 0.56])
     assert [step.finished for step in steps] == [1, 2, 3, 4]
+
+
+def test_safety_lost_is_corrected_over_the_whole_table(published_folder):
+    run = load_run(published_folder)
+    (metric,) = [item for item in safety_metrics(run.spec) if item.name == synthetic.HARM]
+    parents = [point for point in run.references if is_parent(run, point)]
+    found = compare_all_with_references(run, run.points, metrics=[metric], references=parents)
+    told = [item.differences[0] for row in found.values() for item in row]
+    by_number = {point.number: point for point in run.points}
+    alone = [
+        paired_difference(
+            by_number[number].report,
+            item.reference.report,
+            metric=metric.name,
+            direction=metric.direction,
+        ).p_value
+        for number, row in found.items()
+        for item in row
+    ]
+    assert len(told) > len(parents) > 1, "more than one row"
+    assert [item.p_value for item in told] == pytest.approx(holm_adjusted(alone))
