@@ -49,7 +49,8 @@ def recipe_of_mergekit(document: dict[str, Any], *, where: str) -> MergekitRecip
     """Translate a mergekit file.
 
     Models are named by the last part of their path, an adapter on the base by the adapter's.
-    Gradients become anchors, filters become layer groups. Two sources are taken as whole models
+    Gradients become anchors (after the last layer the last value, where mergekit 0.1.5 takes the
+    first), filters become layer groups. Two sources are taken as whole models
     if one slice holds them at equal ``layer_range`` from 0. Weights are merged in float32
     whatever mergekit's ``dtype``, which is taken as the result's.
 
