@@ -90,20 +90,24 @@ def write_entry(kind: str, key: str, entry: dict[str, Any]) -> None:
 class BlobCache:
     """Bytes by key in a sub-folder of the cache, up to a size; safe to share among threads.
 
-    Each entry carries its SHA-256, so that a damaged one counts as missing, and is removed.
-    Beyond `max_bytes` the entries longest unused are removed. The cache only saves time: where
-    it cannot be written, nothing is kept and nothing is said.
+    Each entry carries its SHA-256, so that a damaged one counts as missing, and is removed. Where
+    a new entry finds no room, entries that this object has neither read nor kept go, the longest
+    unused first; if there are none, the new one is not kept. A user that needs more than
+    `max_bytes` again and again, in one order, then finds a part of it each time, where removing
+    its own oldest entries would leave it nothing. The cache only saves time: where it cannot be
+    written, nothing is kept and nothing is said.
 
     Args:
         kind: Sub-folder of the cache.
-        max_bytes: Size that the entries may have together; it may be passed by an eighth
-            between two times of tidying up.
+        max_bytes: Size that the entries may have together; each writer that is at work beside
+            others may pass it by an eighth.
     """
 
     def __init__(self, kind: str, max_bytes: int) -> None:
         self._kind = kind
         self._max_bytes = max_bytes
-        self._unchecked_bytes = max_bytes
+        self._room = 0
+        self._used: set[str] = set()
         self._lock = Lock()
 
     def get(self, key: str) -> bytes | None:
@@ -122,10 +126,14 @@ class BlobCache:
             os.utime(path)
         except OSError:
             return None
+        with self._lock:
+            self._used.add(key)
         return content
 
     def put(self, key: str, content: bytes) -> None:
-        """Keep an entry, whole or not at all; what is larger than an eighth of all is not kept.
+        """Keep an entry, whole or not at all, if there is room.
+
+        What is larger than an eighth of all is not kept.
 
         Args:
             key: File name without suffix.
@@ -136,32 +144,36 @@ class BlobCache:
             return
         folder = cache_dir() / self._kind
         try:
+            with self._lock:
+                if size > self._room:
+                    self._room = self._made_room(folder)
+                if size > self._room:
+                    return
+                self._room -= size
+                self._used.add(key)
             digest = hashlib.sha256(content).digest()
             _write(folder, key, f"{key}{_BLOB_SUFFIX}", digest + content)
-            with self._lock:
-                self._unchecked_bytes += size
-                if self._unchecked_bytes > self._max_bytes // 8:
-                    self._unchecked_bytes = 0
-                    _tidy(folder, self._max_bytes)
         except OSError:
             return
 
-
-def _tidy(folder: Path, max_bytes: int) -> None:
-    """Remove the blobs longest unused until the rest has at most `max_bytes`."""
-    found = []
-    for path in folder.glob(f"*{_BLOB_SUFFIX}"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        found.append((status.st_mtime_ns, status.st_size, path))
-    excess = sum(size for _, size, _ in found) - max_bytes
-    for _, size, path in sorted(found):
-        if excess <= 0:
-            return
-        path.unlink(missing_ok=True)
-        excess -= size
+    def _made_room(self, folder: Path) -> int:
+        """Remove what is longest unused by others; return the room, an eighth of all at most."""
+        found = []
+        for path in folder.glob(f"*{_BLOB_SUFFIX}"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append((status.st_mtime_ns, status.st_size, path))
+        wanted = self._max_bytes // 8
+        room = self._max_bytes - sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if room >= wanted:
+                break
+            if path.stem not in self._used:
+                path.unlink(missing_ok=True)
+                room += size
+        return min(room, wanted)
 
 
 def _write(folder: Path, key: str, name: str, content: bytes) -> None:

@@ -94,9 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
         "that loses",
     )
 
-    methods = add("methods", "list merge methods and safety operators, or tell all of one")
+    methods = add(
+        "methods", "list merge methods, safety operators and optimisers, or tell all of one"
+    )
     methods.add_argument(
-        "name", nargs="?", metavar="NAME", help="a method or step; all if left out"
+        "name", nargs="?", metavar="NAME", help="a method, step or optimiser; all if left out"
     )
     methods.add_argument("--json", action="store_true", help="as JSON")
 

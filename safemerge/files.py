@@ -140,25 +140,6 @@ def read_lines(path: Path) -> list[bytes]:
     return content.split(b"\n")[:-1]
 
 
-def new_lines(path: Path, offset: int) -> tuple[list[bytes], int]:
-    """Return the lines that were finished since a file was last read; [] if it is missing.
-
-    Args:
-        path: A file that another process appends to.
-        offset: Bytes read before, 0 at first.
-
-    Returns:
-        The lines without newlines, and the offset to ask with next.
-    """
-    if not path.exists():
-        return [], offset
-    with path.open("rb") as file:
-        file.seek(offset)
-        content = file.read()
-    end = content.rfind(b"\n") + 1
-    return content[:end].splitlines(), offset + end
-
-
 def parse_stored(text: str | bytes, model: type[Model], *, where: str) -> Model:
     """Return a record that was stored as JSON.
 

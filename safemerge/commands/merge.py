@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -12,6 +12,7 @@ from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import is_mergekit, recipe_of_mergekit
 from safemerge.config.mergekit_export import mergekit_of_recipe
+from safemerge.config.mergekit_folders import locate_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import ConfigError, UserError
 from safemerge.files import disk_errors, replace_file
@@ -30,11 +31,13 @@ def run(options: argparse.Namespace) -> None:
     if is_mergekit(document):
         document, num_layers = recipe_of_mergekit(document, where=str(path))
         console.say(f"{path} is a mergekit file; merging what it asks for")
+        for note in locate_models(document, path.absolute(), Path.cwd()):
+            console.say(note)
     recipe = parse_document(document, MergeRecipe, where=str(path))
     recipe = recipe.located(path.resolve().parent)
     _check_form(options, recipe)
     recipe = resolve_recipe(recipe, console)
-    exported = mergekit_of_recipe(recipe) if options.mergekit is not None else None
+    exported = _as_mergekit(recipe) if options.mergekit is not None else None
     out = Path(options.out)
     if options.adapter:
         write_as_adapter(recipe, out, console, num_layers=num_layers, rank=options.rank)
@@ -46,6 +49,13 @@ def run(options: argparse.Namespace) -> None:
         with disk_errors(target.parent):
             replace_file(target, text)
         console.say(f"mergekit file: {options.mergekit}")
+
+
+def _as_mergekit(recipe: MergeRecipe) -> dict[str, Any]:
+    from safemerge.weights.adapter import is_adapter
+
+    adapters = [ref.name for ref in recipe.experts if is_adapter(str(ref.path))]
+    return mergekit_of_recipe(recipe, adapters=adapters)
 
 
 def _check_form(options: argparse.Namespace, recipe: MergeRecipe) -> None:

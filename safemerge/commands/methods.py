@@ -1,8 +1,9 @@
-"""``safemerge methods``: the table of merge methods and safety operators."""
+"""``safemerge methods``: the tables of merge methods, safety operators and optimisers."""
 
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,27 @@ if TYPE_CHECKING:
 _SHARED = ("name", "on", "experts")
 """Fields that the short table leaves out."""
 
+_HEADINGS = {
+    "method": "Merge methods",
+    "step": "Safety operators (steps)",
+    "optimizer": "Optimisers of coefficients (safemerge optimize)",
+}
+_KINDS = {
+    "method": "merge method",
+    "step": "safety operator (step)",
+    "optimizer": "optimiser (safemerge optimize)",
+}
+
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table, one method in full, or either as JSON."""
+    """Print the tables, one row in full, or either as JSON."""
     rows = describe()
     if options.name is not None:
         rows = [row for row in rows if row["name"] == options.name]
         if not rows:
-            known = [*METHOD_SPECS, *STEP_SPECS]
+            known = [row["name"] for row in describe()]
             raise ConfigError(
-                f"methods: must be a known merge method or safety operator; got "
+                f"methods: must be a known merge method, safety operator or optimiser; got "
                 f"{options.name!r}. {did_you_mean(options.name, known)}"
             )
     if options.json:
@@ -40,15 +52,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def describe() -> list[dict[str, Any]]:
-    """Return every merge method, then every safety operator, as JSON-ready documents.
+    """Return every merge method, safety operator and optimiser, as JSON-ready documents.
 
     Returns:
-        Documents with name, kind (``method`` or ``step``), title, summary, uses_base, citation,
-        url, variant and parameters; each parameter with name, description, required, default,
-        allowed (its values by the declaration) and usual (the range worth searching, or null).
+        Documents with name, kind (``method``, ``step`` or ``optimizer``), title, summary,
+        uses_base, citation, url, variant and parameters; each parameter with name, description,
+        required, default, allowed (its values by the declaration) and usual (the range worth
+        searching, or null).
     """
     from safemerge.merge.step import STEPS
     from safemerge.merge.table import METHODS
+    from safemerge.training.optimizer_table import OPTIMIZERS
 
     documents = []
     for name, spec in METHOD_SPECS.items():
@@ -88,6 +102,20 @@ def describe() -> list[dict[str, Any]]:
                 "variant": step_row.variant,
             }
         )
+    for optimizer in OPTIMIZERS.values():
+        documents.append(
+            {
+                "name": optimizer.name,
+                "kind": "optimizer",
+                "title": optimizer.title,
+                "summary": optimizer.finds,
+                "uses_base": optimizer.uses_base,
+                "parameters": _parameters(optimizer.spec),
+                "citation": optimizer.citation,
+                "url": optimizer.url,
+                "variant": optimizer.variant,
+            }
+        )
     return documents
 
 
@@ -114,6 +142,9 @@ def _parameters(spec: type[StrictModel]) -> list[dict[str, Any]]:
 
 def _allowed(item: dict[str, Any]) -> str:
     """Say in a few words what a property of a JSON schema may be."""
+    if "$ref" in item:
+        # One of the declared things, by its name in words.
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", item["$ref"].rpartition("/")[2]).lower()
     if "enum" in item:
         return " | ".join(map(str, item["enum"]))
     if "const" in item:
@@ -148,7 +179,9 @@ def _interval(item: dict[str, Any]) -> str:
 def _short(row: dict[str, Any]) -> str:
     parts = []
     for item in row["parameters"]:
-        if item["name"] not in _SHARED:
+        if row["kind"] == "optimizer":
+            parts.append(f"{item['name']} {item['allowed']} ({_told(item['default'])})")
+        elif item["name"] not in _SHARED:
             limits = item["usual"] or (item["allowed"] if "|" not in item["allowed"] else "")
             choices = "|".join(item["allowed"].split(" | "))
             simple = item["usual"] is None and isinstance(item["default"], str)
@@ -156,10 +189,18 @@ def _short(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _told(default: object) -> str:
+    if isinstance(default, str):
+        return default
+    if default is None:
+        return "none"
+    return f"{default:g}" if isinstance(default, float) else json.dumps(default)
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = []
     width = max(len(row["name"]) for row in rows) + 2
-    for kind, heading in (("method", "Merge methods"), ("step", "Safety operators (steps)")):
+    for kind, heading in _HEADINGS.items():
         lines += [heading, ""]
         for row in rows:
             if row["kind"] == kind:
@@ -175,12 +216,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
                     break_on_hyphens=False,
                 )
         lines.append("")
+    lines.append("In brackets after an optimiser's setting: its default.")
     lines.append("'safemerge methods NAME' tells more: each parameter, and whose variant it is.")
     return "\n".join(lines)
 
 
 def _full(row: dict[str, Any]) -> str:
-    kind = "merge method" if row["kind"] == "method" else "safety operator (step)"
+    kind = _KINDS[row["kind"]]
     base = "task vectors from the base" if row["uses_base"] else "whole weights"
     lines = [f"{row['name']}: {row['title']}, {kind}", "", row["summary"], ""]
     lines += [f"works on  {base}", f"source    {row['citation']}", f"          {row['url']}"]

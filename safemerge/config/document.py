@@ -77,6 +77,9 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not valid YAML; {error}.") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply. Flatten it.") from None
+    except ValueError as error:
+        # NOTE: PyYAML lets through what Python says of a date or a number that cannot be.
+        raise ConfigError(f"{path}: not a date or number; got: {error}. Quote it.") from None
     if document is None:
         raise ConfigError(f"{path}: must hold a document; got an empty file.")
     return document

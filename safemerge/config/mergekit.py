@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from safemerge.config.coefficient import DEFAULT_GROUP
-from safemerge.errors import ConfigError
+from safemerge.config.mergekit_file import MergekitFile, Source
 
-_TOP = frozenset(
-    {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype"}
-    | {"tokenizer_source", "tokenizer", "chat_template", "modules"}
-)
-_DTYPES = ("float32", "bfloat16", "float16")
 _METHOD_NAMES = {"multislerp": "multi_slerp"}
 _SPARSE = (
     "ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties",
@@ -28,6 +24,11 @@ _DEFAULTS: Mapping[str, float] = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15
 
 _IGNORED = frozenset({"int8_mask"})
 """Saves mergekit memory and changes no weight."""
+
+_CONDITION = frozenset({"filter", "value"})
+_BASELESS = ("linear", "karcher", "multislerp")
+_PER_MODEL = frozenset({"weight", "density", "gamma", "epsilon"})
+"""What a model may have of its own; mergekit reads the rest for the whole merge only."""
 
 
 class MergekitRecipe(NamedTuple):
@@ -47,10 +48,11 @@ def is_mergekit(document: object) -> bool:
 def recipe_of_mergekit(document: dict[str, Any], *, where: str) -> MergekitRecipe:
     """Translate a mergekit file.
 
-    Models are named by the last part of their path. Gradients become anchors, filters become
-    layer groups. Two sources are taken as whole models if one slice holds them at equal
-    ``layer_range`` from 0. Weights are merged in float32 whatever mergekit's ``dtype``, which is
-    taken as the result's.
+    Models are named by the last part of their path, an adapter on the base by the adapter's.
+    Gradients become anchors (after the last layer the last value, where mergekit 0.1.5 takes the
+    first), filters become layer groups. Two sources are taken as whole models
+    if one slice holds them at equal ``layer_range`` from 0. Weights are merged in float32
+    whatever mergekit's ``dtype``, which is taken as the result's.
 
     Args:
         document: What `read_yaml` returned.
@@ -60,35 +62,28 @@ def recipe_of_mergekit(document: dict[str, Any], *, where: str) -> MergekitRecip
         The recipe's document and the number of layers it presumes.
 
     Raises:
-        ConfigError: If the file uses what safemerge does not support; names it.
+        ConfigError: If the file is malformed or uses what safemerge does not support; names it.
     """
     return _Translation(document, where).result()
 
 
 class _Translation:
     def __init__(self, document: dict[str, Any], where: str) -> None:
-        self.document = document
-        self.where = where
-        self.name = str(document.get("merge_method"))
-        self.parameters: dict[str, Any] = dict(document.get("parameters") or {})
+        self.file = MergekitFile(document, where, _SUPPORTED)
+        self.name = self.file.name
+        self.parameters = self.file.parameters
         self.filters: list[str] = []
-        self.num_layers: int | None = None
+        self._error = self.file.error
 
     def result(self) -> MergekitRecipe:
-        self._check_top()
-        models = self._models()
-        base = self.document.get("base_model")
-        if base is None and self.name not in ("linear", "karcher", "multislerp"):
-            raise self._error("base_model", f"is needed by {self.name}", None, "Add it")
-        paths = [path for path, _ in models]
-        if base is None:
-            base = paths[0]
-        name_of = _names([self._path("base_model", base), *paths])
-        base_path = self._path("base_model", base)
-        method = self._method(models, name_of, base_path)
-        experts = [path for path in dict.fromkeys(paths) if path != base_path]
+        file = self.file
+        base = self._base()
+        paths = [source.model.path for source in file.sources]
+        name_of = _names([base, *paths])
+        method = self._method(file.sources, name_of, base)
+        experts = [path for path in dict.fromkeys(paths) if path != base]
         document: dict[str, Any] = {
-            "base": {"name": name_of[base_path], "path": base_path},
+            "base": {"name": name_of[base], "path": base},
             "experts": [{"name": name_of[path], "path": path} for path in experts],
             "method": method,
             "layer_groups": [
@@ -96,81 +91,45 @@ class _Translation:
                 for at, text in enumerate(self.filters)
             ],
         }
-        dtype = self.document.get("out_dtype") or self.document.get("dtype")
-        if dtype is not None:
-            if dtype not in _DTYPES:
-                raise self._error("dtype", f"must be one of {', '.join(_DTYPES)}", dtype, "Change")
-            document["dtype"] = dtype
-        if self.document.get("tokenizer_source") is not None:
-            document["vocabulary"] = self.document["tokenizer_source"]
-        return MergekitRecipe(document, self.num_layers)
+        if file.dtype is not None:
+            document["dtype"] = file.dtype
+        if file.tokenizer_source is not None:
+            document["vocabulary"] = file.tokenizer_source
+        return MergekitRecipe(document, file.num_layers)
 
-    def _check_top(self) -> None:
-        unknown = sorted(map(str, set(self.document) - _TOP))
-        if unknown:
-            raise self._error(
-                unknown[0], "is no key of mergekit that safemerge knows", None, "Drop"
-            )
-        if self.name not in _SUPPORTED:
-            raise self._error(
-                "merge_method", f"must be one of {', '.join(_SUPPORTED)}", self.name, "Change"
-            )
-        for key in ("tokenizer", "chat_template", "modules"):
-            if self.document.get(key) is not None:
+    def _base(self) -> str:
+        """Return the base's folder: the one named, or that of the first model."""
+        named, first = self.file.base, self.file.sources[0].model
+        if named is None:
+            if self.name not in _BASELESS:
+                raise self._error("base_model", f"is needed by {self.name}", None, "Add it as")
+            base = first.host or first.path
+        elif named.host is not None:
+            raise self._error("base_model", "must be a whole model", named.text, "Change")
+        else:
+            base = named.path
+        for source in self.file.sources:
+            if source.model.host not in (None, base):
                 raise self._error(
-                    key, "is not supported: the base's is kept", self.document[key], "Drop"
-                )
-        source = self.document.get("tokenizer_source")
-        if source not in (None, "base", "union"):
-            raise self._error("tokenizer_source", "must be base or union", source, "Change")
-
-    def _models(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return (path, parameters) of every model listed."""
-        slices, models = self.document.get("slices"), self.document.get("models")
-        if slices is not None:
-            if models is not None or not isinstance(slices, list) or len(slices) != 1:
-                raise self._error(
-                    "slices", "layers cannot be rearranged: one slice over all layers is taken",
-                    f"{len(slices) if isinstance(slices, list) else 'no list'}", "Use models",
+                    "models", f"an adapter must be on the base, {base!r}", source.model.text,
+                    "Merge it into its own model first, then name that one in",
                 )  # fmt: skip
-            models = list((slices[0] or {}).get("sources") or [])
-            ranges = [source.get("layer_range") for source in models]
-            first = ranges[0] if ranges else None
-            if not first or any(item != first for item in ranges) or first[0] != 0:
-                raise self._error(
-                    "slices.0", "sources must share one layer_range from 0", ranges, "Use models"
-                )
-            self.num_layers = int(first[1])
-            own = (slices[0] or {}).get("parameters") or {}
-            self.parameters = {**self.parameters, **own}
-        if not isinstance(models, list) or not models:
-            raise self._error("models", "must list models", models, "Add some")
-        found = []
-        for index, entry in enumerate(models):
-            place = f"models.{index}"
-            if not isinstance(entry, dict) or "model" not in entry:
-                raise self._error(place, "must be a mapping with 'model'", entry, "Change")
-            extra = sorted(set(entry) - {"model", "parameters", "layer_range"})
-            if extra:
-                raise self._error(
-                    f"{place}.{extra[0]}", "is not supported", entry[extra[0]], "Drop"
-                )
-            path = self._path(f"{place}.model", entry["model"])
-            found.append((path, dict(entry.get("parameters") or {})))
-        return found
+        return base
 
     def _method(
-        self, models: list[tuple[str, dict[str, Any]]], name_of: Mapping[str, str], base: str
+        self, sources: list[Source], name_of: Mapping[str, str], base: str
     ) -> dict[str, Any]:
         name = self.name
-        merged = models
+        merged = [(source.model.path, source.parameters) for source in sources]
         if name in (*_TASK_VECTORS, "model_stock"):
-            merged = [(path, own) for path, own in models if path != base]
+            merged = [(path, own) for path, own in merged if path != base]
+            if not merged:
+                raise self._error("models", "must list a model besides the base", None, "Add to")
         self._collect_filters(own for _, own in merged)
         method: dict[str, Any] = {"name": _METHOD_NAMES.get(name, name)}
         allowed: set[str] = set(_IGNORED)
         if name == "slerp":
-            ends = list(dict.fromkeys([base, *(path for path, _ in models)]))
+            ends = list(dict.fromkeys([base, *(path for path, _ in merged)]))
             if len(ends) != 2:
                 raise self._error(
                     "models", "slerp takes the base and one model", len(ends), "Change"
@@ -180,13 +139,13 @@ class _Translation:
             allowed |= {"t"}
         elif name == "model_stock":
             method["models"] = [name_of[path] for path, _ in merged]
-            if self.parameters.get("filter_wise"):
+            if self._flag("filter_wise", default=False):
                 raise self._error("parameters.filter_wise", "is not supported", True, "Drop")
             allowed |= {"filter_wise"}
         elif name == "karcher":
             method["weights"] = {name_of[path]: 1.0 for path, _ in merged}
-            method["num_steps"] = int(self.parameters.get("max_iter", 10))
-            method["tolerance"] = float(self.parameters.get("tol", 1e-5))
+            method["num_steps"] = self._number("max_iter", 10, whole=True)
+            method["tolerance"] = self._number("tol", 1e-5)
             allowed |= {"max_iter", "tol"}
         else:
             method["weights"] = {name_of[path]: self._value("weight", own) for path, own in merged}
@@ -202,19 +161,20 @@ class _Translation:
         return method
 
     def _multislerp(self, method: dict[str, Any], allowed: set[str]) -> None:
-        if self.document.get("base_model") is not None:
+        if self.file.base is not None:
             raise self._error(
                 "base_model", "multislerp around a base is not supported", None, "Drop"
             )
         if not self._flag("normalize_weights", default=True):
             raise self._error("parameters.normalize_weights", "must be true", False, "Drop")
         method["variant"] = "mergekit"
+        self._number("eps", 1e-8)
         allowed |= {"normalize_weights", "eps"}
 
     def _task_vectors(
         self,
         method: dict[str, Any],
-        merged: list[tuple[str, dict[str, Any]]],
+        merged: list[tuple[str, Mapping[str, Any]]],
         name_of: Mapping[str, str],
         allowed: set[str],
     ) -> None:
@@ -244,17 +204,22 @@ class _Translation:
         elif self._flag("rescale", default=False):
             raise self._error("parameters.rescale", f"is not supported for {name}", True, "Drop")
 
-    def _check_parameters(self, allowed: set[str], own: Iterable[dict[str, Any]]) -> None:
+    def _check_parameters(self, allowed: set[str], own: Iterable[Mapping[str, Any]]) -> None:
         for place, given in (
             ("parameters", self.parameters),
             *(("models.parameters", item) for item in own),
         ):
-            for key in sorted(map(str, set(given) - allowed)):
+            for key in sorted(set(given) - allowed):
                 raise self._error(
                     f"{place}.{key}", f"is not supported for {self.name}", given[key], "Drop"
                 )
+            for key in sorted(set(given) - _PER_MODEL if place != "parameters" else ()):
+                raise self._error(
+                    f"{place}.{key}", "is one for the whole merge", given[key],
+                    "Write under the file's own parameters the",
+                )  # fmt: skip
 
-    def _shared(self, key: str, merged: list[tuple[str, dict[str, Any]]]) -> Any:
+    def _shared(self, key: str, merged: list[tuple[str, Mapping[str, Any]]]) -> Any:
         """Return a value that safemerge takes once for all models."""
         values = [self._value(key, own) for _, own in merged]
         if any(value != values[0] for value in values):
@@ -269,15 +234,22 @@ class _Translation:
             raise self._error(f"parameters.{key}", "must be true or false", value, "Change")
         return bool(value)
 
-    def _collect_filters(self, own: Iterable[dict[str, Any]]) -> None:
+    def _number(self, key: str, default: float, *, whole: bool = False) -> float:
+        value = self.parameters.get(key, default)
+        if not _is_number(value) or (whole and not isinstance(value, int)):
+            rule = f"must be a {'whole ' if whole else ''}number"
+            raise self._error(f"parameters.{key}", rule, value, "Change")
+        return value
+
+    def _collect_filters(self, own: Iterable[Mapping[str, Any]]) -> None:
         for given in (*own, self.parameters):
             for value in given.values():
-                for item in value if isinstance(value, list) else ():
-                    text = item.get("filter") if isinstance(item, dict) else None
-                    if text not in (None, "*", *self.filters):
-                        self.filters.append(str(text))
+                for item in _conditions(value):
+                    text = item.get("filter")
+                    if isinstance(text, str) and text not in ("*", *self.filters):
+                        self.filters.append(text)
 
-    def _value(self, key: str, own: dict[str, Any]) -> Any:
+    def _value(self, key: str, own: Mapping[str, Any]) -> Any:
         given = own.get(key, self.parameters.get(key))
         default = _DEFAULTS.get(key)
         if own.get(key) is not None and (outer := self.parameters.get(key)) is not None:
@@ -285,62 +257,61 @@ class _Translation:
             default = outer if _is_number(outer) else None
         if given is None:
             if default is None:
-                raise self._error(f"parameters.{key}", "is needed", None, "Add it")
+                raise self._error(f"parameters.{key}", "is needed", None, "Add it as")
             return default
-        if _is_number(given):
-            return float(given)
-        if isinstance(given, list) and given and all(map(_is_number, given)):
-            return [float(item) for item in given] if len(given) > 1 else float(given[0])
-        if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
+        plain = _plain(given)
+        if plain is not None:
+            return plain
+        conditions = _conditions(given)
+        if not conditions:
             raise self._error(f"parameters.{key}", "must be a number or a list", given, "Change")
         by_group: dict[str, Any] = {}
         seen: list[str] = []
-        for item in given:
-            text, inner = item.get("filter"), item.get("value")
-            number = self._value(key, {key: inner})
+        for item in conditions:
+            text, number = item.get("filter"), _plain(item.get("value"))
+            if number is None or not isinstance(text, str | None) or set(item) - _CONDITION:
+                raise self._error(
+                    f"parameters.{key}", "must have a value, and at most a filter, in each item",
+                    item, "Change",
+                )  # fmt: skip
             if text in (None, "*"):
                 by_group[DEFAULT_GROUP] = number
                 break
-            seen.append(str(text))
-            by_group.setdefault(_group_name(self.filters.index(str(text))), number)
+            seen.append(text)
+            by_group.setdefault(_group_name(self.filters.index(text)), number)
         if DEFAULT_GROUP not in by_group:
             if default is None:
                 raise self._error(f"parameters.{key}", "must end with a value for the rest", given,
-                                  "Add one without filter")  # fmt: skip
+                                  "Add one without filter to")  # fmt: skip
             by_group[DEFAULT_GROUP] = default
-        if seen != self.filters[: len(seen)] or len(seen) != len(self.filters):
+        if seen != self.filters:
             raise self._error(
                 f"parameters.{key}", "all filtered values must have the same filters in one order",
-                f"{seen} against {self.filters}", "List the same filters everywhere",
+                f"{seen} against {self.filters}", "List the same filters everywhere, also in",
             )  # fmt: skip
         return by_group
 
-    def _path(self, place: str, model: object) -> str:
-        if isinstance(model, dict):
-            inner = model.get("model")
-            path = inner.get("path") if isinstance(inner, dict) else inner
-            if path is None or model.get("lora") is not None:
-                raise self._error(
-                    place, "an adapter on a model is not supported", model,
-                    "Name the adapter's folder alone",
-                )  # fmt: skip
-            return str(path)
-        if not isinstance(model, str) or not model:
-            raise self._error(place, "must be a model's folder", model, "Change")
-        if "+" in model:
-            raise self._error(
-                place, "an adapter on a model is not supported", model,
-                "Name the adapter's folder alone",
-            )  # fmt: skip
-        return model
 
-    def _error(self, key: str, rule: str, got: object, advice: str) -> ConfigError:
-        value = "" if got is None else f"; got {got!r}"
-        return ConfigError(f"{self.where}: mergekit's {key}: {rule}{value}. {advice} {key}.")
+def _plain(given: object) -> float | list[float] | None:
+    """Return a number, or the anchors of a gradient; None for anything else."""
+    if _is_number(given):
+        return float(given)
+    if not isinstance(given, list) or not given or not all(map(_is_number, given)):
+        return None
+    return [float(item) for item in given] if len(given) > 1 else float(given[0])
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _conditions(given: object) -> list[dict[str, Any]]:
+    """Return the items of a setting with filters, which may be one; none for anything else."""
+    items: list[Any] = given if isinstance(given, list) else [given]
+    return items if all(isinstance(item, dict) for item in items) else []
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a number that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _group_name(at: int) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from safemerge.config.coefficient import Number, leaves
+from safemerge.config.mergekit_model import MergekitModel
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import ConfigError
 
@@ -28,7 +29,7 @@ _NAMES = {
 _PLAIN_PATTERN = re.compile(r"\*([^*?\[\]]+)\*")
 
 
-def mergekit_of_recipe(recipe: MergeRecipe) -> dict[str, Any]:
+def mergekit_of_recipe(recipe: MergeRecipe, *, adapters: Collection[str] = ()) -> dict[str, Any]:
     """Translate a recipe into a mergekit file.
 
     mergekit gives the same weights up to rounding (it computes in the file's ``dtype``), save
@@ -36,6 +37,8 @@ def mergekit_of_recipe(recipe: MergeRecipe) -> dict[str, Any]:
 
     Args:
         recipe: A recipe whose checkpoints are given by path.
+        adapters: Names of the experts that are LoRA adapters on the base; written as
+            ``base+adapter``.
 
     Returns:
         The file's content as plain dicts and lists.
@@ -49,7 +52,11 @@ def mergekit_of_recipe(recipe: MergeRecipe) -> dict[str, Any]:
             f"recipe {recipe.digest[:4]}: mergekit cannot express it; got {problem}. "
             f"Keep the recipe in safemerge's own form."
         )
-    path = {ref.name: str(ref.path) for ref in recipe.checkpoints}
+    base = str(recipe.base.path)
+    path = {
+        ref.name: MergekitModel(str(ref.path), base if ref.name in adapters else None).written()
+        for ref in recipe.checkpoints
+    }
     filters = {
         group.name: match.group(1)
         for group in recipe.layer_groups
@@ -123,7 +130,7 @@ def _gammas(recipe: MergeRecipe) -> list[Number]:
 
 
 def _models(
-    recipe: MergeRecipe, path: dict[str, str], filters: dict[str, str]
+    recipe: MergeRecipe, path: Mapping[str, str | dict[str, Any]], filters: dict[str, str]
 ) -> list[dict[str, Any]]:
     weights: dict[str, Number] = getattr(recipe.method, "weights", {})
     density = getattr(recipe.method, "density", None)

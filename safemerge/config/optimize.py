@@ -89,7 +89,9 @@ class GradientDescent(_Coefficients):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Adam's, constant (AdaMerging's). About the most that a coefficient moves in a step."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's share of the old mean gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's share of the old mean square."""
     batch_size: int = Field(default=16, ge=1)
     """Pairs of each of `safety` and `expert` in a step, over all workers."""
     micro_batches: int = Field(default=1, ge=1)

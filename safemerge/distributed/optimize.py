@@ -24,7 +24,7 @@ from safemerge.distributed.train import POLL_S
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import TrainingError
-from safemerge.files import new_lines, replace_file
+from safemerge.files import replace_file
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.training.coefficient_search import (
@@ -39,7 +39,7 @@ from safemerge.training.coefficient_table import (
     first_values,
 )
 from safemerge.training.device import claim_device
-from safemerge.training.log import LOG_FILE, MetricsLog
+from safemerge.training.log import FollowedLog, MetricsLog
 from safemerge.training.lora import check_adapters_base
 from safemerge.training.merged_model import MergedModel
 from safemerge.training.objective import PairLosses
@@ -137,8 +137,7 @@ def run_optimization(spec: OptimizeSpec, folder: Path, *, on_step: OnStep) -> di
 
 
 def _run_on_workers(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
-    log = folder / LOG_FILE
-    offset = log.stat().st_size if log.exists() else 0
+    log = FollowedLog(folder, from_start=False)
     fit = start_fit(
         _optimize_worker,
         {"spec": spec.model_dump_json(by_alias=True), "folder": str(folder.resolve())},
@@ -150,21 +149,18 @@ def _run_on_workers(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
     done = False
     while not done:
         done = bool(wait([fit], timeout=POLL_S).done)
-        offset = _follow(log, offset, on_step)
+        _follow(log, on_step)
     if (error := fit.exception()) is not None:
         raise TrainingError(
             f"optimisation failed: {cause_of(error)} Checkpoints are kept: go on with --resume."
         ) from error
 
 
-def _follow(path: Path, offset: int, on_step: OnStep) -> int:
-    lines, offset = new_lines(path, offset)
-    for line in lines:
-        values = json.loads(line)
+def _follow(log: FollowedLog, on_step: OnStep) -> None:
+    for values in log.new():
         steps = int(values.pop("steps"))
         plain = {name: value for name, value in values.items() if "/" not in name}
         on_step(OptimizeStep(**plain), steps)
-    return offset
 
 
 def _optimize_worker(config: dict[str, str]) -> None:
@@ -186,7 +182,8 @@ def _optimize_worker(config: dict[str, str]) -> None:
     merged = MergedModel(model.to(device), resident, table, where=spec.name)
     score = model_score(spec, merged, pairs, team)
     search = make_search(spec, table, merged, pairs, score=score, team=team)
-    log = MetricsLog(folder) if rank == 0 else None
+    first_step = _restore(search)
+    log = MetricsLog(folder, done=first_step) if rank == 0 else None
 
     def on_step(found: OptimizeStep) -> None:
         if log is not None:
@@ -195,7 +192,7 @@ def _optimize_worker(config: dict[str, str]) -> None:
         if _is_due(spec, search, found):
             _report(search, found, save=rank == 0)
 
-    recipe, losses = _drive(spec, search, score, first_step=_restore(search), on_step=on_step)
+    recipe, losses = _drive(spec, search, score, first_step=first_step, on_step=on_step)
     if log is not None:
         log.close()
         _write_result(folder, recipe, losses)
@@ -204,9 +201,10 @@ def _optimize_worker(config: dict[str, str]) -> None:
 def _run_on_evaluator(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
     table = coefficient_table(spec, _open(spec, check=False))
     state = folder / STATE_FILE
-    log = MetricsLog(folder)
     with PairEvaluator(spec) as evaluator:
         search = make_scored_search(spec, table, score=evaluator.score)
+        first_step = _load(search, state) if state.exists() else 0
+        log = MetricsLog(folder, done=first_step)
 
         def on_found(found: OptimizeStep) -> None:
             log.write(_Logged(found, search.num_steps))
@@ -215,7 +213,6 @@ def _run_on_evaluator(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None
             torch.save({"step": found.step, "search": search.state_dict()}, content)
             replace_file(state, content.getvalue())
 
-        first_step = _load(search, state) if state.exists() else 0
         recipe, losses = _drive(
             spec, search, evaluator.score, first_step=first_step, on_step=on_found
         )

@@ -20,7 +20,6 @@ from safemerge.distributed.fit import cause_of, start_fit
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import TrainingError
-from safemerge.files import new_lines
 from safemerge.training.batch import load_mixture
 from safemerge.training.device import claim_device
 from safemerge.training.full import (
@@ -32,7 +31,7 @@ from safemerge.training.full import (
 )
 from safemerge.training.gradient import Loss
 from safemerge.training.ingredient import MARKER
-from safemerge.training.log import LOG_FILE, MetricsLog
+from safemerge.training.log import FollowedLog, MetricsLog
 from safemerge.training.lora import attach_lora, load_lora, save_trained
 from safemerge.training.method import Method, held_out_loss, make_method, method_batches
 from safemerge.training.sft import StepMetrics, make_optimizer, stage_loss, train
@@ -78,12 +77,13 @@ def run_stages(
     for stage in stages:
         stage.work.mkdir(parents=True, exist_ok=True)
     pending = {_start(stage): stage for stage in stages}
-    seen = {stage.label: 0 for stage in stages}
+    logs = [(stage, FollowedLog(stage.work, from_start=True)) for stage in stages]
     failures = []
     while pending:
         done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-        for stage in stages:
-            seen[stage.label] = _follow(stage, seen[stage.label], on_progress)
+        for stage, log in logs:
+            for values in log.new():
+                on_progress(stage.label, StepMetrics(**values), stage.spec.steps)
         for fit in done:
             stage = pending.pop(fit)
             if (error := fit.exception()) is not None:
@@ -93,15 +93,6 @@ def run_stages(
             f"training failed: {'; '.join(failures)}. Checkpoints are kept: the same command "
             "continues from the last one."
         )
-
-
-def _follow(
-    stage: StageRun, offset: int, on_progress: Callable[[str, StepMetrics, int], None]
-) -> int:
-    lines, offset = new_lines(stage.work / LOG_FILE, offset)
-    for line in lines:
-        on_progress(stage.label, StepMetrics(**json.loads(line)), stage.spec.steps)
-    return offset
 
 
 def _start(stage: StageRun) -> Future[None]:
@@ -145,7 +136,7 @@ def _train_worker(config: dict[str, str]) -> None:
         sharded=sharded,
     )
     first_step = _restore(model, optimizer, method)
-    log = MetricsLog(Path(config["work"])) if rank == 0 else None
+    log = MetricsLog(Path(config["work"]), done=first_step) if rank == 0 else None
 
     def measure(step: int) -> dict[str, float]:
         """Loss on held-out harmful rows, which the first worker computes, all if it is sharded."""

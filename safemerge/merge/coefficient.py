@@ -62,8 +62,9 @@ def depth_of(name: str, num_layers: int | None) -> float | None:
 
     Returns:
         Layer number over ``num_layers - 1``, in [0, 1]; 0 for embeddings before the layers
-        (and for a model of one layer), 1 for what comes after them, as mergekit has it. None
-        for a tensor of a layer if the number of layers is unknown.
+        (and for a model of one layer), 1 for what comes after them, as in mergekit 0.0 (0.1.5
+        reads the first anchor there). None for a tensor of a layer if the number of layers is
+        unknown.
     """
     layer = layer_of(name)
     if layer is None:

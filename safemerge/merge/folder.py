@@ -1,11 +1,13 @@
 """A checkpoint's folder that is whole or absent, on a disk with enough space."""
 
 import errno
+import fcntl
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,6 +15,7 @@ from safetensors import SafetensorError
 from safemerge.errors import PreflightError, UserError
 
 _SPARE_BYTES = 64 * 2**20
+_LOCK_SUFFIX = ".lock"
 
 
 def free_place(out_dir: Path | str) -> Path:
@@ -43,7 +46,9 @@ def free_place(out_dir: Path | str) -> Path:
 def whole_folder(out: Path, *, num_bytes: int) -> Iterator[Path]:
     """Give a temporary folder beside `out` that is renamed to it at the end.
 
-    After an error, an interrupt included, the temporary folder is removed.
+    After an error, an interrupt included, the temporary folder is removed. A process that is
+    killed leaves it; the next one that writes `out` removes it, known by a lock that no living
+    process holds.
 
     Args:
         out: What `free_place` returned; parents are made.
@@ -57,19 +62,64 @@ def whole_folder(out: Path, *, num_bytes: int) -> Iterator[Path]:
             folder cannot be written.
     """
     needed = num_bytes + _SPARE_BYTES
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    with _disk_errors(out, needed):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < needed:
-            raise PreflightError(_no_space(out, needed, f"{free / 2**30:.2f} GiB free"))
-        partial.mkdir()
-    try:
+    with ExitStack() as stack:
+        with _disk_errors(out, needed):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(out)
+            free = shutil.disk_usage(out.parent).free
+            if free < needed:
+                raise PreflightError(_no_space(out, needed, f"{free / 2**30:.2f} GiB free"))
+            partial = stack.enter_context(_partial_folder(out))
         with _disk_errors(out, needed):
             yield partial
             partial.rename(out)
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """Make a folder of a new name beside `out`, and hold its lock as long as it may be there."""
+    lock, handle = _new_lock(out)
+    partial = lock.with_suffix("")
+    try:
+        partial.mkdir()
+        yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _new_lock(out: Path) -> tuple[Path, int]:
+    """Return a new lock file, held before the folder that it is for is made."""
+    while True:
+        lock = out.parent / f"{_prefix(out)}{secrets.token_hex(8)}{_LOCK_SUFFIX}"
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        # NOTE: where the file system has no locks, nobody can take this one away either.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Another process may have seen it before it was held, and removed it as abandoned.
+        if lock.exists():
+            return lock, handle
+        os.close(handle)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove what killed processes left of `out`: folders whose lock can be taken."""
+    for lock in out.parent.iterdir():
+        if not (lock.name.startswith(_prefix(out)) and lock.name.endswith(_LOCK_SUFFIX)):
+            continue
+        with suppress(OSError):
+            handle = os.open(lock, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink()
+            finally:
+                os.close(handle)
+
+
+def _prefix(out: Path) -> str:
+    return f".{out.name}.partial-"
 
 
 def _no_space(out: Path, needed: int, got: str) -> str:

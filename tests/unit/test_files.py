@@ -157,17 +157,6 @@ class Kept(BaseModel):
     number: int
 
 
-def test_lines_are_told_once_and_only_when_they_are_finished(tmp_path):
-    path = tmp_path / "log.jsonl"
-    assert files.new_lines(path, 0) == ([], 0)
-    path.write_bytes(b"one\ntwo\nthr")
-    lines, offset = files.new_lines(path, 0)
-    assert lines == [b"one", b"two"]
-    with path.open("ab") as file:
-        file.write(b"ee\n")
-    assert files.new_lines(path, offset) == ([b"three"], len(b"one\ntwo\nthree\n"))
-
-
 def test_a_stored_record_is_read_back_or_its_damage_is_named():
     assert files.parse_stored('{"number": 3}', Kept, where="x.json") == Kept(number=3)
     with pytest.raises(StudyError, match=r"x\.json: damaged at number; got .*Restore the file"):

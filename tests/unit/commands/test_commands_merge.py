@@ -199,6 +199,33 @@ def test_a_mergekit_file_with_something_unsupported_is_refused(tmp_path, capsys)
     assert "mergekit's merge_method: must be one of linear" in capsys.readouterr().err
 
 
+def test_a_mergekit_file_takes_folders_from_where_it_is_run(
+    tmp_path, tiny_base, tiny_expert, no_cluster, monkeypatch, capsys
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    for name, folder in {"base": tiny_base, "expert": tiny_expert}.items():
+        (here / name).symlink_to(folder)
+    (tmp_path / "base").symlink_to(tiny_base)
+    models = [{"model": "expert", "parameters": {"weight": 1}}]
+    document = {"merge_method": "task_arithmetic", "base_model": "base", "models": models}
+    path = tmp_path / "m.yml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    monkeypatch.chdir(here)
+    assert main(["merge", str(path), str(tmp_path / "merged")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["merge", str(path), str(tmp_path / "again")]) == 2
+    assert "model 'expert': must be a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["parameters: {max_iter: ten}", "parameters: 3", "dtype: [a]"])
+def test_a_malformed_mergekit_file_ends_with_one_message(tmp_path, capsys, text):
+    path = tmp_path / "mergekit.yml"
+    path.write_text(f"merge_method: karcher\nmodels: [{{model: a}}]\n{text}\n", encoding="utf-8")
+    assert main(["merge", str(path), str(tmp_path / "merged")]) == 2
+    assert capsys.readouterr().err.startswith(f"safemerge: {path}: mergekit's ")
+
+
 @pytest.fixture
 def adapters_file(tmp_path, tiny_base, tiny_adapter):
     from safemerge.testing.pico import pico_adapter
@@ -224,6 +251,17 @@ def test_adapters_are_merged_into_one(adapters_file, tmp_path, no_cluster, capsy
     assert f"merged adapter: {out} (candidate " in text
     assert "rank 6" in text
     assert "lost" not in text
+
+
+def test_adapters_are_exported_to_mergekit_on_their_base(
+    adapters_file, tmp_path, tiny_base, tiny_adapter, no_cluster
+):
+    target = tmp_path / "mergekit.yml"
+    out = tmp_path / "merged"
+    assert main(["merge", str(adapters_file), str(out), "--mergekit", str(target)]) == 0
+    document = yaml.safe_load(target.read_text())
+    named = [item["model"] for item in document["models"]]
+    assert named == [f"{tiny_base}+{tiny_adapter}", f"{tiny_base}+{tmp_path / 'other'}"]
 
 
 def test_what_a_lower_rank_loses_is_said(adapters_file, tmp_path, no_cluster, capsys):

@@ -1,11 +1,16 @@
 import json
+from typing import get_args
 
 import pytest
 
 from safemerge.cli import main
 from safemerge.config.method import METHOD_SPECS
+from safemerge.config.optimize import OptimizerSpec
 from safemerge.config.step import STEP_SPECS
 from safemerge.merge import METHODS, STEPS
+from safemerge.training.optimizer_table import OPTIMIZERS
+
+OPTIMIZER_SPECS = get_args(get_args(OptimizerSpec)[0])
 
 
 def printed(capsys, *arguments):
@@ -21,12 +26,15 @@ def test_every_row_has_a_declaration_and_the_other_way_round():
 def test_the_table_has_every_method_and_step_with_its_source(capsys):
     text = printed(capsys)
     joined = " ".join(text.split())
-    for row in (*METHODS.values(), *STEPS.values()):
+    for row in (*METHODS.values(), *STEPS.values(), *OPTIMIZERS.values()):
         assert f"\n  {row.name} " in text
     for row in METHODS.values():
         assert " ".join(row.citation.split(" ")[:3]) in joined
     assert "density (0, 1]" in joined
     assert "variant mergekit|peft" in joined
+    assert "temperature number above 0 (5)" in joined
+    assert "sigma number above 0 (0.166667)" in joined
+    assert "coefficients layer | group | model (layer)" in joined
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -52,11 +60,31 @@ def test_a_step_is_told_in_full(capsys):
     assert "threshold: number in [-1, 1], layer-wise (default 0.5)" in text
 
 
+def test_an_optimiser_is_told_in_full(capsys):
+    text = " ".join(printed(capsys, "entropy").split())
+    for words in (
+        "entropy: AdaMerging, optimiser (safemerge optimize)",
+        "https://arxiv.org/abs/2310.02575",
+        "'objective: entropy' with 'optimizer: {name: gradient}'",
+        "steps: whole number from 1 (default 500)",
+        "layer_groups: list of layer group",
+        "start: number | null (default null)",
+    ):
+        assert words in text
+
+
+def test_every_declared_optimiser_has_a_row():
+    declared = {get_args(spec.model_fields["name"].annotation)[0] for spec in OPTIMIZER_SPECS}
+    assert declared | {"entropy"} == set(OPTIMIZERS)
+    for name, row in OPTIMIZERS.items():
+        assert name == "entropy" or get_args(row.spec.model_fields["name"].annotation) == (name,)
+
+
 def test_the_table_is_json_for_other_programs(capsys):
     rows = json.loads(printed(capsys, "--json"))
     by_name = {row["name"]: row for row in rows}
-    assert set(by_name) == set(METHODS) | set(STEPS)
-    assert {row["kind"] for row in rows} == {"method", "step"}
+    assert set(by_name) == set(METHODS) | set(STEPS) | set(OPTIMIZERS)
+    assert {row["kind"] for row in rows} == {"method", "step", "optimizer"}
     assert not by_name["linear"]["uses_base"]
     assert by_name["ties"]["uses_base"]
     (gamma,) = [item for item in by_name["breadcrumbs"]["parameters"] if item["name"] == "gamma"]

@@ -123,6 +123,31 @@ def test_linear_may_do_without_a_base():
     assert recipe.method.weights == {"m": 1.0, "m-2": 2.0}
 
 
+def test_an_adapter_on_the_base_is_an_expert():
+    models = [{"model": "org/base+lora/a"}, {"model": {"model": "org/base", "lora": "lora/b"}}]
+    document = {**TIES, "models": models, "parameters": {"weight": 1}}
+    recipe, _ = translated(document)
+    assert recipe.base.path == "org/base"
+    assert [(item.name, item.path) for item in recipe.experts] == [
+        ("a", "lora/a"),
+        ("b", "lora/b"),
+    ]
+
+
+def test_the_model_under_an_adapter_is_the_base_where_none_is_named():
+    models = [{"model": "org/base+lora/a"}, {"model": "org/b"}]
+    document = {"merge_method": "linear", "models": models, "parameters": {"weight": 1}}
+    recipe, _ = translated(document)
+    assert recipe.base.path == "org/base"
+    assert recipe.method.weights == {"a": 1.0, "b": 1.0}
+
+
+def test_one_filter_may_stand_without_a_list():
+    parameters = {"weight": 0.5, "density": {"filter": "mlp", "value": [0.1, 0.2]}}
+    found = method({**TIES, "models": [{"model": "a", "parameters": parameters}]})
+    assert found["density"] == {"a": {"filter-1": [0.1, 0.2], "default": 1.0}}
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -154,7 +179,33 @@ def test_methods_by_angles_are_translated(name, expected):
         ({"merge_methd": 1}, "merge_methd: is no key of mergekit"),
         ({"parameters": {"gamma": 0.1}}, "parameters.gamma: is not supported for ties; got 0.1"),
         ({"parameters": {"rescale": True}}, "parameters.rescale: is not supported for ties"),
-        ({"models": [{"model": "a+b"}]}, "models.0.model: an adapter on a model is not supported"),
+        (
+            {"models": [{"model": "a+b"}]},
+            "models: an adapter must be on the base, 'org/base'; got",
+        ),
+        ({"base_model": "org/base+b"}, "base_model: must be a whole model; got 'org/base.b'"),
+        ({"models": [{"model": "org/base"}]}, "models: must list a model besides the base"),
+        ({"models": [MODELS[0], MODELS[0]]}, "models.1: lists a model again; got 'org/math-7b'"),
+        (
+            {"models": [{"model": "a", "parameters": {"weight": 1, "normalize": False}}]},
+            "models.parameters.normalize: is one for the whole merge; got False",
+        ),
+        (
+            {"models": [{"model": "a", "parameters": {"weight": [{"filter": "mlp"}]}}]},
+            "parameters.weight: must have a value, and at most a filter, in each item",
+        ),
+        (
+            {"merge_method": "karcher", "parameters": {"max_iter": "ten"}},
+            "parameters.max_iter: must be a w",
+        ),
+        (
+            {"merge_method": "karcher", "parameters": {"max_iter": 1.5}},
+            "parameters.max_iter: must be a",
+        ),
+        (
+            {"merge_method": "karcher", "parameters": {"tol": [1]}},
+            "parameters.tol: must be a number",
+        ),
         ({"models": [{"model": "a"}]}, "parameters.weight: is needed"),
         (
             {

@@ -93,3 +93,18 @@ def test_a_file_made_from_a_recipe_is_read_as_the_same_recipe(method):
 def test_what_mergekit_cannot_express_is_named(method, changes, words):
     with pytest.raises(ConfigError, match=f"mergekit cannot express it; got {words}"):
         mergekit_of_recipe(recipe(method, **changes))
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_an_adapter_is_written_on_its_base_and_read_back(method):
+    given = recipe({"name": method, "weights": WEIGHTS})
+    document = mergekit_of_recipe(given, adapters=["math"])
+    assert [item["model"] for item in document["models"]] == ["org/base+org/math", "org/code"]
+    assert document.get("base_model") in (None, "org/base")
+    back = recipe_of_mergekit(document, where="m.yml").document
+    back = parse_document(back, MergeRecipe, where="m.yml")
+    assert (back.base.path, [ref.path for ref in back.experts]) == (
+        "org/base",
+        ["org/math", "org/code"],
+    )
+    assert back.method.weights == WEIGHTS

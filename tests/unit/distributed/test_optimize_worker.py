@@ -12,6 +12,7 @@ from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.distributed import optimize
 from safemerge.distributed.optimize import RESULT_FILE, check_optimization
+from safemerge.training.log import FollowedLog, MetricsLog
 
 GRADIENT = {"name": "gradient", "steps": 6, "batch_size": 4, "learning_rate": 0.05}
 CMA = {"name": "cma_es", "evaluations": 12, "population": 4}
@@ -118,14 +119,33 @@ def test_an_interrupted_worker_goes_on_to_the_same_result(spec, work, settings, 
     assert result_of(resumed) == found
 
 
-def test_new_steps_are_followed_and_old_ones_are_not_told_again(spec, work):
-    folder = work(spec(optimizer=GRADIENT), "run")
+def test_steps_after_the_last_checkpoint_are_logged_once(spec, work, monkeypatch):
+    declared = spec(optimizer=GRADIENT)
+    write = MetricsLog.write
+
+    def killed(log, metrics):
+        write(log, metrics)
+        if metrics.step == 5:
+            raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsLog, "write", killed)
+        with pytest.raises(Interrupted):
+            work(declared, "run")
+    folder = work(declared, "run")
+    assert steps_of(folder) == list(range(1, 7))
+
+
+def test_new_steps_are_followed_and_old_ones_are_not_told_again(spec, work, tmp_path):
+    declared = spec(optimizer=GRADIENT)
+    with pytest.raises(Interrupted):
+        work(declared, "run", stop_at=4)
     told = []
-    log = folder / "metrics.jsonl"
-    first_line = len(log.read_bytes().splitlines(keepends=True)[0])
-    end = optimize._follow(log, first_line, lambda step, steps: told.append((step.step, steps)))
-    assert told == [(step, 6) for step in range(2, 7)]
-    assert optimize._follow(log, end, lambda step, steps: pytest.fail("told again")) == end
+    log = FollowedLog(tmp_path / "run", from_start=False)
+    work(declared, "run")
+    optimize._follow(log, lambda step, steps: told.append((step.step, steps)))
+    assert told == [(5, 6), (6, 6)]
+    optimize._follow(log, lambda step, steps: pytest.fail("told again"))
 
 
 def test_what_is_checked_beforehand_is_what_is_optimised(spec):

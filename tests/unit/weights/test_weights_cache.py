@@ -71,19 +71,46 @@ def test_a_damaged_blob_counts_as_missing_and_goes(damage):
     assert cache.get("key") == b"anew"
 
 
-def test_blobs_longest_unused_go_first():
+def blobs(kind="kind"):
+    return {path.stem: path.stat() for path in (cache_dir() / kind).iterdir()}
+
+
+def test_blobs_of_others_go_longest_unused_first():
+    old = BlobCache("kind", 8000)
+    for at in range(8):
+        old.put(f"old{at}", bytes(900))
+        os.utime(cache_dir() / "kind" / f"old{at}.blob", ns=(at, at))
+    new = BlobCache("kind", 8000)
+    assert new.get("old0") == bytes(900)
+    for at in range(3):
+        new.put(f"new{at}", bytes(900))
+    assert set(blobs()) == {"old0", *(f"old{at}" for at in range(4, 8)), "new0", "new1", "new2"}
+    assert sum(status.st_size for status in blobs().values()) <= 8000
+
+
+def test_a_user_that_needs_more_than_there_is_keeps_what_came_first():
+    keys = [f"key{at}" for at in range(40)]
+
+    def walk():
+        """Read every entry in order, and keep what is missing, as candidates do."""
+        cache = BlobCache("kind", 8000)
+        found = [key for key in keys if cache.get(key) is not None or cache.put(key, bytes(900))]
+        return found, {key: (status.st_ino, status.st_size) for key, status in blobs().items()}
+
+    assert walk()[0] == []
+    kept = blobs()
+    assert 7000 < sum(status.st_size for status in kept.values()) <= 8000
+    found, after = walk()
+    assert found == keys[: len(kept)]
+    assert after == {key: (status.st_ino, status.st_size) for key, status in kept.items()}
+
+
+def test_one_user_does_not_drop_its_own_entries():
     cache = BlobCache("kind", 8000)
-    folder = cache_dir() / "kind"
     for at in range(40):
         cache.put(f"key{at}", bytes(900))
-        os.utime(folder / f"key{at}.blob", ns=(at, at))
-        if at > 3:
-            assert cache.get("key3") == bytes(900)
-            os.utime(folder / "key3.blob", ns=(at, at))
-    names = {path.stem for path in folder.iterdir()}
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 9000
-    assert {"key3", "key39"} <= names
-    assert "key4" not in names
+    assert cache.get("key0") == bytes(900)
+    assert cache.get("key39") is None
 
 
 def test_a_blob_too_large_for_the_cache_is_not_kept():

@@ -1,0 +1,49 @@
+import pytest
+
+from safemerge.config.mergekit_model import MergekitModel
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "host"),
+    [
+        ("org/model", "org/model", None),
+        ("./models//a/", "models/a", None),
+        ("org/model+lora", "lora", "org/model"),
+        ({"model": "org/model"}, "org/model", None),
+        ({"model": {"path": "odd@name", "revision": None}}, "odd@name", None),
+        ({"model": {"path": "a+b"}, "lora": {"path": "c+d"}}, "c+d", "a+b"),
+        ({"model": "a", "lora": "b", "override_architecture": None}, "b", "a"),
+    ],
+)
+def test_a_model_is_read_in_every_notation_and_written_back(given, path, host):
+    model = MergekitModel.parse(given)
+    assert model == (path, host)
+    assert MergekitModel.parse(model.written()) == model
+
+
+def test_text_is_written_wherever_mergekit_reads_it_as_it_is_meant():
+    assert MergekitModel("lora", "base").written() == "base+lora"
+    assert MergekitModel("base").written() == "base"
+    assert MergekitModel("a@b").written() == {"model": {"path": "a@b"}}
+    assert MergekitModel("l", "b+").written() == {"model": {"path": "b+"}, "lora": {"path": "l"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        (None, "must be a model's folder"),
+        ("", "must be a model's folder"),
+        ("a+", "must be a model's folder"),
+        ("a+b+c", "must be a folder, or folder.adapter"),
+        (["a"], "must be a model's folder"),
+        ({"path": "a"}, "must be a model's folder"),
+        ({"model": {"path": 3}}, "must be a model's folder"),
+        ({"model": {"folder": "a"}}, "must be a model's folder"),
+        ("org/model@main", "a revision .after @. is not supported"),
+        ({"model": {"path": "a", "revision": "main"}}, "revision is not supported"),
+        ({"model": "a", "override_architecture": "B"}, "override_architecture is not supported"),
+    ],
+)
+def test_what_is_no_models_folder_is_refused(given, rule):
+    with pytest.raises(ValueError, match=rule):
+        MergekitModel.parse(given)
