@@ -216,7 +216,8 @@ class StudySpec(StrictModel):
     objectives: list[Objective] = Field(min_length=1)
     constraints: list[Constraint] = Field(default_factory=list)
     num_trials: int = Field(ge=1)
-    """Sampled recipes; reference points (parents, plain mean) come on top."""
+    """Sampled recipes, those for warm starts among them; reference points (parents, plain mean,
+    warm starts that no space expresses) come on top."""
     references: bool = True
     """Evaluate every parent and the plain mean first."""
     start: list[str] = Field(default_factory=list)

@@ -110,6 +110,8 @@ class _Fit:
     def _is_same_place(self, path: str) -> bool:
         """Whether a path means the same in the recipe as in the space: groups, anchors."""
         parent, _, last = path.rpartition(".")
+        if not parent:
+            return True
         above, like = self._own(parent), get_path(self._template, parent)
         if isinstance(like, list) and last.isdigit():
             return len(above) == len(like)
@@ -146,7 +148,7 @@ class _Fit:
     def _span(self, path: str) -> Span:
         groups, num_layers = self._space.layer_groups, self._start.num_layers
         parent, _, last = path.rpartition(".")
-        above = get_path(self._template, parent)
+        above = get_path(self._template, parent) if parent else None
         if isinstance(above, list) and last.isdigit():
             return depth_span(int(last), len(above), num_layers=num_layers)
         if last == DEFAULT_GROUP or any(group.name == last for group in groups):

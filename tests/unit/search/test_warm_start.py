@@ -193,6 +193,39 @@ def test_a_start_that_is_a_reference_already_is_told_and_not_doubled():
     assert second.told.endswith("(as for start 'a', once)")
 
 
+def test_what_is_no_coefficient_may_vary_too_and_must_be_among_the_choices():
+    vary = {
+        "dtype": {"choices": ["base", "float32"]},
+        "method.normalize": {"choices": [True, False]},
+        "method.density": {"low": 0.1, "high": 1.0},
+    }
+    ties = space(vary, {"skill": 0.25, "safety": 0.75}, method="ties")
+    fields = {"normalize": False, "density": {"skill": 0.25, "safety": 0.5}}
+    plan = plan_of(recipe("ties", dtype="float32", method_fields=fields), [ties])
+    assert plan.point.params == {
+        "dtype": "float32",
+        "method.normalize": False,
+        "method.density": 0.375,
+    }
+    fields["density"] = 0.5
+    assert plan_of(recipe("ties", dtype="float32", method_fields=fields), [ties]).point.exact
+    other = plan_of(recipe("ties", dtype="bfloat16", method_fields=fields), [ties])
+    assert "dtype" not in other.point.params
+    assert not other.point.exact
+
+
+def test_a_group_of_the_same_name_over_other_layers_is_averaged():
+    weights = {"skill": {"early": 0.5, "default": 0.5}, "safety": 0.75}
+    vary = dict.fromkeys(["method.weights.skill.early", "method.weights.skill.default"], UNIT)
+    mine = {"skill": {"early": 0.0, "default": 0.8}, "safety": 0.75}
+    plan = plan_of(
+        recipe(weights=mine, layer_groups=[{"name": "early", "layers": "0"}]),
+        [space(vary, weights, layer_groups=HALVES)],
+    )
+    assert list(plan.point.params.values()) == pytest.approx([0.4, 0.8])
+    assert not plan.point.exact
+
+
 @pytest.mark.parametrize(
     ("groups", "number", "span", "expected"),
     [
@@ -300,6 +333,24 @@ def test_what_no_space_expresses_is_a_reference_and_its_nearest_comes_first(begi
     ]
     assert records[0].recipe["method"]["weights"] == OUTSIDE
     assert records[1].params == {"method.weights.skill": 1.0, "method.weights.safety": 0.5}
+
+
+def test_what_a_recipe_says_nothing_of_is_left_to_the_sampler(begin):
+    stepped = space({**BOTH, "steps.pre_post.alpha": UNIT})
+    stepped["steps"] = [{"name": "pre_post", "alpha": 0.5}]
+    study = begin(**starting(recipe(), **FAST, num_trials=1, spaces=[stepped]))
+    reference, sampled = finish(study)
+    assert reference.label == "start a"
+    assert sampled.start == "a"
+    assert sampled.params.pop("steps.pre_post.alpha") not in (0.0, 0.5)
+    assert sampled.params == {"method.weights.skill": 0.25, "method.weights.safety": 0.75}
+
+
+def test_with_several_spaces_a_start_is_sampled_in_the_one_that_has_its_method(begin):
+    linear = space(BOTH, name="linear", method="linear")
+    study = begin(**starting(recipe("linear"), **FAST, num_trials=1, spaces=[space(BOTH), linear]))
+    (record,) = finish(study)
+    assert (record.space, record.start) == ("linear", "a")
 
 
 def test_a_resumed_search_does_not_sample_its_starts_again(begin):
