@@ -51,6 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("study", metavar="STUDY.yaml", help="what to search (see search_spaces/)")
     search.add_argument("--results", default="results", metavar="DIR", help=results)
     search.add_argument(
+        "--start",
+        action="append",
+        default=[],
+        metavar="R.yaml",
+        help="start from a recipe, e.g. of `safemerge optimize`, beside those of the study's "
+        "`start`; may be given again",
+    )
+    search.add_argument(
         "--resume", action="store_true", help="continue a run: finished trials are kept"
     )
     search.add_argument(

@@ -115,9 +115,10 @@ class TrialRecord(StrictModel):
     number: int = Field(ge=0)
     """Position in the study, from 0."""
     role: TrialRole
-    """``reference``: a parent or the plain mean; ``sampled``: proposed by the sampler."""
+    """``reference``: a parent, the plain mean or a warm start as it is; ``sampled``: proposed by
+    the sampler."""
     label: str
-    """Human name: the parent's, ``mean``, or ``trial N``."""
+    """Human name: the parent's, ``mean``, ``start NAME``, or ``trial N``."""
     state: TrialState
     reason: str | None = None
     """Why it failed, or why a complete trial is infeasible."""
@@ -125,6 +126,8 @@ class TrialRecord(StrictModel):
     """Search space it was drawn from."""
     params: dict[str, float | int | bool | str] = Field(default_factory=dict)
     """Varied values by dotted path."""
+    start: str | None = None
+    """Warm start that it was sampled for; None if the sampler chose freely."""
     recipe: dict[str, Any]
     """The resolved recipe, as a document."""
     candidate: str
@@ -163,7 +166,7 @@ class Front(StrictModel):
     points: list[FrontPoint]
     """Non-dominated feasible trials on the search split, all reported on the report split."""
     references: list[FrontPoint] = Field(default_factory=list)
-    """Parents and the plain mean, on both splits, for comparison."""
+    """Parents, the plain mean and warm starts, on both splits, for comparison."""
     knee: int | None = None
     """Trial number of the knee point on the report split."""
     hypervolume_search: float | None = None

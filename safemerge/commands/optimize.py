@@ -136,6 +136,7 @@ def _finish(spec: OptimizeSpec, folder: Path, result: Mapping[str, Any], console
     console.say(f"recipe: {path} (candidate {recipe.digest})")
     console.say(f"next: safemerge merge {path} OUT_DIR")
     console.say(f"      safemerge evaluate STUDY.yaml --recipe {path}")
+    console.say(f"      safemerge search STUDY.yaml --start {path}")
 
 
 def loss_table(spec: OptimizeSpec, losses: Mapping[str, Mapping[str, float]]) -> list[str]:

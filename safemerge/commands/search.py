@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> None:
     """Search, publish the front, write the report."""
     console = Console()
-    spec = load_study(options.study)
+    spec = with_start_files(load_study(options.study), options.start)
     folder = Path(options.results) / spec.name
     if options.dry_run:
         _dry_run(spec, console)
         return
-    again = _resume_command(options.study, options.results)
+    again = _resume_command(options.study, options.results, options.start)
     _check_folder(folder, resume=options.resume, again=again)
     search(spec, folder, console, again=again)
 
@@ -43,9 +44,16 @@ def _check_folder(folder: Path, *, resume: bool, again: str) -> None:
         )
 
 
-def _resume_command(study: str, results: str) -> str:
+def _resume_command(study: str, results: str, start: Sequence[str]) -> str:
     where = [] if results == "results" else ["--results", results]
-    return shlex.join(["safemerge", "search", study, *where, "--resume"])
+    starts = [word for file in start for word in ("--start", file)]
+    return shlex.join(["safemerge", "search", study, *where, *starts, "--resume"])
+
+
+def with_start_files(spec: StudySpec, files: Sequence[str]) -> StudySpec:
+    """Return a study that also starts from other recipe files; one it has is not added again."""
+    given = [str(Path(file).expanduser().resolve()) for file in files]
+    return spec.model_copy(update={"start": list(dict.fromkeys([*spec.start, *given]))})
 
 
 def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> None:
@@ -59,14 +67,16 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     """
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.search import check_suites
+    from safemerge.distributed.warm_start import read_starts, with_starts
 
     check_disk(folder)
     preflight(spec, console)
     num_prompts = check_suites(spec)
+    starts = read_starts(spec)
     console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} prompts each")
     try:
         with ExitStack() as stack:
-            resolved = resolve_study(spec, console, stack=stack)
+            resolved = with_starts(resolve_study(spec, console, stack=stack), starts)
             store = RunStore(folder)
             store = RunStore.open(folder) if store.exists else store.create(resolved)
             store.check_same_study(resolved)
@@ -82,12 +92,15 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
 def _search(spec: StudySpec, store: RunStore, console: Console) -> None:
     from safemerge.distributed.evaluator import Evaluator
     from safemerge.distributed.search import run_search
-    from safemerge.search import reference_recipes
+    from safemerge.search import start_plans, study_references
 
     finished = store.trials()
     if finished:
         console.say(f"resuming: {len(finished)} finished trials kept")
-    total = spec.num_trials + (len(reference_recipes(spec)) if spec.references else 0)
+    else:
+        for plan in start_plans(spec):
+            console.say(plan.told)
+    total = spec.num_trials + len(study_references(spec))
     app = f"safemerge-{spec.name}"
     console.say(f"starting {spec.evaluator.min_replicas} evaluator replicas (about 30 to 60 s)")
     with Evaluator(spec, app=app) as evaluator:
@@ -174,6 +187,7 @@ def _dry_run(spec: StudySpec, console: Console) -> None:
     from safemerge.distributed.ingredient import training_plan
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.statistics import gathered_files
+    from safemerge.distributed.warm_start import read_starts
     from safemerge.weights.adapter import open_checkpoint
 
     num_prompts = check_suites(spec, say=console.say)
@@ -183,6 +197,8 @@ def _dry_run(spec: StudySpec, console: Console) -> None:
             console.say(f"would train unless cached: {stage.label}")
     for file in gathered_files(spec.all_checkpoints):
         console.say(f"would gather unless cached: statistics {file}")
+    for start in read_starts(spec):
+        console.say(f"would start from '{start.name}': {start.file}")
     base = None
     for ref in spec.checkpoints:
         if ref.path is not None:

@@ -61,6 +61,10 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
                 judge.pop("device", None)
     if not document["trained"]:
         del document["trained"]  # as before there were any
+    # Warm starts count by what they are, not by their files; without any, as before there were.
+    del document["start"], document["started"]
+    if spec.started:
+        document["start"] = {start.name: start.recipe.digest for start in spec.started}
     known = {item.name for item in (other or spec).all_checkpoints if item.digest is not None}
     for item in (document["base"], *document["experts"], *document.get("trained", ())):
         if not item["settings"]:

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
+from safemerge.config.dotted_path import set_path
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
@@ -23,6 +24,7 @@ from safemerge.config.variant import (
     training_path,
     training_problems,
 )
+from safemerge.config.warm_start import WarmStart
 
 
 class FloatRange(StrictModel):
@@ -214,9 +216,14 @@ class StudySpec(StrictModel):
     objectives: list[Objective] = Field(min_length=1)
     constraints: list[Constraint] = Field(default_factory=list)
     num_trials: int = Field(ge=1)
-    """Sampled recipes; reference points (parents, plain mean) come on top."""
+    """Sampled recipes, those for warm starts among them; reference points (parents, plain mean,
+    warm starts that no space expresses) come on top."""
     references: bool = True
     """Evaluate every parent and the plain mean first."""
+    start: list[str] = Field(default_factory=list)
+    """Recipe files to start from, e.g. of `safemerge optimize`, taken from the study's folder.
+    Each, or what a space can say that is nearest to it, is among the first sampled recipes; one
+    that no space can express exactly is a reference point too."""
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     storage: Literal["sqlite", "journal"] = "sqlite"
     """Optuna storage in the run's folder; the journal suits network file systems."""
@@ -225,6 +232,8 @@ class StudySpec(StrictModel):
     """Where judges with ``placement: service`` run."""
     trained: list[CheckpointRef] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what it trained for `variants`, in order."""
+    started: list[WarmStart] = Field(default_factory=list)
+    """Written by safemerge into resolved studies: what `start` names, over the study's models."""
 
     @model_validator(mode="after")
     def _names_and_metrics(self) -> Self:
@@ -303,7 +312,9 @@ class StudySpec(StrictModel):
         models = changed_models(self.checkpoints, lambda ref: ref.located(folder))
         suites = [suite.located(folder) for suite in self.suites]
         trained = [ref.located(folder) for ref in self.trained]
-        return self.model_copy(update={**models, "suites": suites, "trained": trained})
+        start = [str((folder / Path(file).expanduser()).resolve()) for file in self.start]
+        changes = {"suites": suites, "trained": trained, "start": start}
+        return self.model_copy(update={**models, **changes})
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
         """Return a copy whose checkpoints, those of variants too, are replaced by name."""
@@ -338,42 +349,6 @@ class StudySpec(StrictModel):
             if isinstance(judge, ModelJudge) and judge.placement == "service":
                 found += [judge] if judge not in found else []
         return found
-
-
-def set_path(document: Any, path: str, value: Any) -> None:
-    """Set a value in a nested document by dotted path; list members go by their name.
-
-    Args:
-        document: Nested dicts and lists; changed in place.
-        path: E.g. ``method.weights.math`` or ``experts.math.path``.
-        value: What to put there.
-
-    Raises:
-        KeyError: If the path does not exist in the document.
-    """
-    *parents, last = path.split(".")
-    here = document
-    for part in parents:
-        here = _member(here, part, path)
-    _member(here, last, path)
-    here[int(last) if isinstance(here, list) else last] = value
-
-
-def _member(here: Any, part: str, path: str) -> Any:
-    known: list[str] = []
-    if isinstance(here, dict):
-        if part in here:
-            return here[part]
-        known = sorted(map(str, here))
-    elif isinstance(here, list):
-        named = {item["name"]: item for item in here if isinstance(item, dict) and "name" in item}
-        if part in named:
-            return named[part]
-        if not named and part.isdigit() and int(part) < len(here):
-            return here[int(part)]
-        known = sorted(named) or [str(place) for place in range(len(here))]
-    advice = did_you_mean(part, known) if known else "It goes deeper than the template does."
-    raise KeyError(f"no such path in the template; got {path!r}, wrong at {part!r}. {advice}")
 
 
 def _recipe_problems(document: dict[str, Any]) -> list[str]:

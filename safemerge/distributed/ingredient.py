@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from safemerge.config.checkpoint import CheckpointRef, Setting
 from safemerge.config.document import load_document, parse_document
-from safemerge.config.study import set_path
+from safemerge.config.dotted_path import set_path
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.distributed.statistics import (
@@ -117,6 +117,27 @@ def training_plan(refs: Sequence[CheckpointRef]) -> list[list[Stage]]:
     for stage, level in depth.items():
         waves[level - 1].append(stage)
     return waves
+
+
+def finished_folder(ref: CheckpointRef) -> Path | None:
+    """Return the folder of a checkpoint that exists or was trained; None if it is to be trained.
+
+    Raises:
+        UserError: If a training file, or what it names, is wrong.
+    """
+    if ref.package is not None:
+        return packaged_model(ref.package)
+    stage = stage_file(ref)
+    if stage is None:
+        return Path(str(ref.path))
+    spec = stage.load()
+    base = finished_folder(spec.base)
+    if base is None:
+        return None
+    mixture = load_mixture(spec, ChatFormat(base))
+    key = ingredient_digest(spec, base_fingerprint=fingerprint(base), mixture=mixture)
+    folder = ingredient_folder(spec.name, key)
+    return folder if is_finished(folder) else None
 
 
 class Ingredients:

@@ -51,7 +51,7 @@ def front_trials(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[TrialRe
 
 
 def reference_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Choose the reference points with a result, feasible or not: parents and the plain mean.
+    """Choose the reference points with a result, feasible or not: parents, mean, warm starts.
 
     Args:
         trials: Finished trials, in any order.

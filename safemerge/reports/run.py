@@ -59,7 +59,7 @@ class Run:
 
     @cached_property
     def references(self) -> tuple[Point, ...]:
-        """Parents and the plain mean, by trial number."""
+        """Parents, the plain mean and warm starts, by trial number."""
         if self.front is not None:
             return self._published(self.front, "references")
         return tuple(_searched(trial) for trial in reference_trials(self.trials))

@@ -22,7 +22,7 @@ from safemerge.reports.markup import (
 from safemerge.reports.metric import Metric, metrics_of, safety_metrics, side_metrics
 from safemerge.reports.run import Point, Run
 from safemerge.reports.table import by_first_objective
-from safemerge.reports.versus import compare_all_with_references, is_parent
+from safemerge.reports.versus import compare_all_with_references, is_parent, is_warm_start
 from safemerge.reports.wording import counted, difference_text, p_value_text, recipe_text
 
 MAX_MATRIX = 24
@@ -139,6 +139,8 @@ def _row(
         marks.append('<span class="flag knee">knee</span>')
     if point.trial.role == "reference":
         kind = "parent" if is_parent(run, point) else "reference merge"
+        if is_warm_start(run, point):
+            kind = "warm start"
         where = "" if is_front else ", not on the front"
         marks.append(f'<span class="quiet">#{point.number}, {kind}{where}</span>')
     cells = [Cell(f"{escape(point.name)} {' '.join(marks)}", float(point.number))]

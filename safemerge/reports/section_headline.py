@@ -19,7 +19,12 @@ from safemerge.reports.markup import (
 )
 from safemerge.reports.metric import Metric, metrics_of
 from safemerge.reports.run import Point, Run, outcome
-from safemerge.reports.versus import Versus, compare_with_references, is_parent
+from safemerge.reports.versus import (
+    Versus,
+    compare_with_references,
+    is_parent,
+    is_warm_start,
+)
 from safemerge.reports.wording import (
     DIRECTION_WORDS,
     amount,
@@ -107,6 +112,8 @@ def _knee(run: Run, knee: Point) -> str:
     limits = [metrics[item.metric] for item in run.spec.constraints]
     if knee.trial.role == "reference":
         kind = "a model you already had" if is_parent(run, knee) else "the plain mean"
+        if is_warm_start(run, knee):
+            kind = "a recipe that the search started from"
         lead = (
             f"The best-balanced point is <b>{escape(knee.name)}</b>, {kind}: no merge that "
             "the search tried strikes a better balance."

@@ -95,6 +95,8 @@ def trials_section(run: Run) -> str:
             f"{trial.state} {how}",
         )
         name = escape(trial.label if trial.role == "reference" else f"trial {trial.number}")
+        if trial.start is not None:
+            name += f' <span class="quiet">for start {escape(trial.start)}</span>'
         front = ' <span class="flag">front</span>' if trial.number in on_front else ""
         values = [
             number_cell(value, amount(value, metric.unit, sign=False))

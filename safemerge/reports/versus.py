@@ -28,7 +28,7 @@ class Versus:
 def compare_with_references(
     run: Run, point: Point, *, metrics: Sequence[Metric], seed: int = 0
 ) -> list[Versus]:
-    """Compare a point with every parent and the plain mean.
+    """Compare a point with every reference point: parents, the plain mean, warm starts.
 
     Args:
         run: The run.
@@ -112,3 +112,8 @@ def is_parent(run: Run, point: Point) -> bool:
     """Whether a reference point is one of the merged models, rather than a merge of them."""
     names = {item.name for item in run.spec.checkpoints}
     return point.label in names | {variant.label for variant in run.spec.variants}
+
+
+def is_warm_start(run: Run, point: Point) -> bool:
+    """Whether a reference point is a recipe that the search started from."""
+    return point.label in {start.label for start in run.spec.started}

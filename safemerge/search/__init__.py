@@ -3,6 +3,7 @@
 from safemerge.search.records import Failure, Proposal
 from safemerge.search.space import Reference, Suggestion, reference_recipes, suggest
 from safemerge.search.study import SearchStudy
+from safemerge.search.warm_start import start_plans, study_references
 
 __all__ = [
     "Failure",
@@ -11,5 +12,7 @@ __all__ = [
     "SearchStudy",
     "Suggestion",
     "reference_recipes",
+    "start_plans",
+    "study_references",
     "suggest",
 ]

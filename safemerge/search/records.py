@@ -16,12 +16,14 @@ class Proposal:
     """Position in the study, from 0; unique over all runs of the study."""
     role: TrialRole
     label: str
-    """The parent's name, ``mean``, or ``trial N``."""
+    """The parent's name, ``mean``, ``start NAME``, or ``trial N``."""
     recipe: MergeRecipe
     space: str | None = None
     """Search space it was drawn from; None for a reference."""
     params: dict[str, float | int | bool | str] = field(default_factory=dict)
     """Value by dotted path."""
+    start: str | None = None
+    """Warm start that it was sampled for."""
     attempt: int = 0
     """How often this candidate crashed before, in this study."""
 

@@ -30,6 +30,8 @@ RETRY_OF = "retry_of"
 """Number of the trial that this one tries again."""
 RETRIED = "retried"
 """Set on a failed trial that another one tries again; the two count once in the budget."""
+START = "start"
+"""Warm start that a trial stands for."""
 REASON = "reason"
 """Why a trial failed or is infeasible, for Optuna's dashboard."""
 
@@ -116,7 +118,10 @@ class Recovery:
                 for other in trials
             )
             if not tried:
-                self._study.enqueue_trial(params, user_attrs={RETRY_OF: parent, ATTEMPT: attempt})
+                start = {START: attributes[START]} if START in attributes else {}
+                self._study.enqueue_trial(
+                    params, user_attrs={RETRY_OF: parent, ATTEMPT: attempt, **start}
+                )
 
     def _interrupted(self, trial: FrozenTrial) -> TrialRecord:
         space = self._space(trial)
@@ -134,6 +139,7 @@ class Recovery:
             reason=INTERRUPTED,
             space=space.name,
             params=params,
+            start=trial.user_attrs.get(START),
             recipe=recipe.resolved(),
             candidate=recipe.digest,
             started_at=started.astimezone(UTC).isoformat(timespec="milliseconds")
@@ -154,6 +160,8 @@ class Recovery:
         }
         if record.reason is not None:
             attributes[REASON] = record.reason
+        if record.start is not None:
+            attributes[START] = record.start
         if earlier:
             attributes[RETRY_OF] = max(item.number for item in earlier)
         if record.state == "FAIL" and (later or record.reason == INTERRUPTED):

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from safemerge.config.document import parse_document
+from safemerge.config.dotted_path import set_path
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import FloatRange, SearchSpace, StudySpec, set_path
+from safemerge.config.study import FloatRange, SearchSpace, StudySpec
 from safemerge.config.variant import (
     ExpertVariant,
     expert_settings,
@@ -171,7 +172,9 @@ def space_by_name(spec: StudySpec, name: str) -> SearchSpace:
 
 def optuna_params(spec: StudySpec, space: SearchSpace, params: dict[str, Value]) -> dict[str, Any]:
     """Return values by dotted path as Optuna's parameters, the choice of space included."""
-    named: dict[str, Any] = {parameter_name(space, path): params[path] for path in space.vary}
+    named: dict[str, Any] = {
+        parameter_name(space, path): params[path] for path in space.vary if path in params
+    }
     return {SPACE_PARAMETER: space.name, **named} if len(spec.spaces) > 1 else named
 
 

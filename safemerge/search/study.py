@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,11 +16,18 @@ from safemerge.pareto import hypervolume, non_dominated_mask
 from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.search.records import Failure, Proposal
-from safemerge.search.recovery import ATTEMPT, NUMBER, REASON, RETRIED, RETRY_OF, Recovery
+from safemerge.search.recovery import (
+    ATTEMPT,
+    NUMBER,
+    REASON,
+    RETRIED,
+    RETRY_OF,
+    START,
+    Recovery,
+)
 from safemerge.search.space import (
     Reference,
     optuna_params,
-    reference_recipes,
     space_by_name,
     suggest,
 )
@@ -31,6 +39,7 @@ from safemerge.search.storage import (
     storage_path,
 )
 from safemerge.search.verdict import Verdict, judge
+from safemerge.search.warm_start import start_plans, study_references
 from safemerge.store import RunStore
 
 
@@ -45,11 +54,12 @@ class _Pending:
 class SearchStudy:
     """One study, asked and told by a single driver; any number of trials may be in flight.
 
-    The references (each parent, the plain mean) come first and live in the run's store
-    alone, since no search space holds them. Sampled trials live in Optuna as well, which may
-    be rebuilt: ``trials.jsonl`` is the truth. Every trial ends COMPLETE or FAIL with a
-    reason. A crashed candidate is proposed again up to ``evaluator.num_retries`` times, each
-    try under its own number. Methods may be called from several threads.
+    The references (each parent, the plain mean, warm starts that no space can express) come
+    first and live in the run's store alone, since no search space holds them; then the points
+    that are sampled for warm starts. Sampled trials live in Optuna as well, which may be
+    rebuilt: ``trials.jsonl`` is the truth. Every trial ends COMPLETE or FAIL with a reason. A
+    crashed candidate is proposed again up to ``evaluator.num_retries`` times, each try under
+    its own number. Methods may be called from several threads.
 
     Opening it again resumes: trials that were in flight are recorded as FAIL, *interrupted*,
     and their parameters proposed again before anything new; a trial that finished in one of
@@ -71,7 +81,7 @@ class SearchStudy:
         self._held = ExitStack()
         self._pending: dict[int, _Pending] = {}
         self._given_up: set[str] = set()
-        self._references: list[Reference] = reference_recipes(spec) if spec.references else []
+        self._references: list[Reference] = study_references(spec)
         self._path = storage_path(spec, store.folder)
         with ExitStack() as undo:
             undo.enter_context(store.driving())
@@ -83,6 +93,7 @@ class SearchStudy:
                 for record in recovery.run():
                     self._keep(record)
                 trials = self._study.get_trials(deepcopy=False)
+                self._enqueue_starts(trials)
             self.interrupted: tuple[int, ...] = recovery.interrupted
             """Numbers of the trials that a killed driver had in flight."""
             self._study.sampler = make_sampler(spec, num_existing=len(trials))
@@ -293,6 +304,7 @@ class SearchStudy:
             recipe=recipe,
             space=space,
             params=params,
+            start=trial.user_attrs.get(START),
             attempt=int(trial.user_attrs.get(ATTEMPT, 0)),
         )
         return _Pending(proposal, utc_now(), trial)
@@ -314,10 +326,27 @@ class SearchStudy:
 
     def _enqueue(self, proposal: Proposal) -> None:
         space = space_by_name(self.spec, proposal.space or "")
+        start = {} if proposal.start is None else {START: proposal.start}
         self._study.enqueue_trial(
             optuna_params(self.spec, space, proposal.params),
-            user_attrs={RETRY_OF: proposal.number, ATTEMPT: proposal.attempt + 1},
+            user_attrs={RETRY_OF: proposal.number, ATTEMPT: proposal.attempt + 1, **start},
         )
+
+    def _enqueue_starts(self, trials: Sequence[optuna.trial.FrozenTrial]) -> None:
+        """Let the warm starts be sampled that neither have been nor wait to be."""
+        waiting = optuna.trial.TrialState.WAITING
+        # One that was killed while it was being asked for has no number: it is sampled anew.
+        taken = {
+            trial.user_attrs.get(START)
+            for trial in trials
+            if NUMBER in trial.user_attrs or trial.state == waiting
+        }
+        for start, _, point, _ in start_plans(self.spec):
+            if point is not None and start.name not in taken:
+                space = space_by_name(self.spec, point.space)
+                self._study.enqueue_trial(
+                    optuna_params(self.spec, space, point.params), user_attrs={START: start.name}
+                )
 
 
 def _record(
@@ -333,6 +362,7 @@ def _record(
         reason=verdict.reason,
         space=proposal.space,
         params=dict(proposal.params),
+        start=proposal.start,
         recipe=proposal.recipe.resolved(),
         candidate=proposal.candidate,
         objectives=verdict.objectives,

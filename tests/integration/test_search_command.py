@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from safemerge.config.recipe import MergeRecipe
@@ -22,12 +23,24 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def searched(study_document, tmp_path_factory):
-    """A folder with a study and its finished run, and what the search printed."""
+    """A folder with a study and its finished run, and what the search printed.
+
+    It starts from a recipe by layers, of which its space by model knows the mean alone.
+    """
     folder = tmp_path_factory.mktemp("searched")
     study = write_study_to(folder, study_document)
-    cache = str(folder / "cache")
+    recipe = {key: study_document[key] for key in ("base", "experts")} | {
+        "method": {
+            "name": "task_arithmetic",
+            "weights": {"math": {"first": 0.2, "default": 0.8}, "safety": 0.25},
+        },
+        "layer_groups": [{"name": "first", "layers": "0"}],
+    }
+    (folder / "found.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     done = run_safemerge(
-        folder, "search", study, SAFEMERGE_TEST_MARK=marked("whole-run"), SAFEMERGE_CACHE=cache
+        *(folder, "search", study, "--start", "found.yaml"),
+        SAFEMERGE_TEST_MARK=marked("whole-run"),
+        SAFEMERGE_CACHE=str(folder / "cache"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout, done.stderr
@@ -41,8 +54,15 @@ def test_search_writes_a_whole_run_folder_and_leaves_no_process(searched):
     records = RunStore.open(run).trials()
     assert [record.state for record in records] == ["COMPLETE"] * len(records)
     labels = [record.label for record in records if record.role == "reference"]
-    assert set(labels) == {"base", "math", "safety", "mean"}
+    assert set(labels) == {"base", "math", "safety", "mean", "start found"}
     assert sum(record.role == "sampled" for record in records) == 4
+    (nearest,) = [record for record in records if record.start == "found"]
+    assert nearest.number == 5
+    assert nearest.params == {
+        "method.weights.math": pytest.approx(0.5),
+        "method.weights.safety": 0.25,
+    }
+    assert "start 'found': no space expresses it, so it is a reference point as it is" in told
     front = RunStore.open(run).read_front()
     assert front is not None
     assert {point.report.split for point in front.points} == {"report"}

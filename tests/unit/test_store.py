@@ -7,6 +7,7 @@ import pytest
 
 from safemerge import files
 from safemerge.config.document import load_document
+from safemerge.config.identity import study_identity
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import PreflightError, StudyError
 from safemerge.records import Front, TrialRecord
@@ -330,3 +331,30 @@ def test_a_moved_checkpoint_with_the_same_fingerprint_is_the_same_study(tmp_path
 def test_a_checkpoint_without_fingerprint_is_compared_by_reference(tmp_path, spec):
     store = RunStore(tmp_path / "run").create(_fingerprinted(spec, "/nowhere/skill", "f1"))
     store.check_same_study(spec)
+
+
+def _started(spec, weight, *, name="a", file="/found/recipe.yaml"):
+    recipe = spec.template(spec.spaces[0])
+    recipe["method"]["weights"]["skill"] = weight
+    document = spec.resolved()
+    document["start"] = [file]
+    document["started"] = [{"name": name, "recipe": recipe, "num_layers": 2}]
+    return type(spec).model_validate_json(json.dumps(document))
+
+
+def test_a_warm_start_is_part_of_the_study_by_what_it_is_and_not_by_its_file(tmp_path, spec):
+    store = RunStore(tmp_path / "run").create(_started(spec, 0.25))
+    store.check_same_study(_started(spec, 0.25, file="/moved.yaml"))
+    with pytest.raises(StudyError, match=r'at start\.a: "[0-9a-f]+" vs "[0-9a-f]+"'):
+        store.check_same_study(_started(spec, 0.5))
+    with pytest.raises(StudyError, match=r"at start: .* vs \(absent\)"):
+        store.check_same_study(spec)
+    assert RunStore(tmp_path / "run").study().config.started[0].recipe.method.weights == {
+        "skill": 0.25,
+        "safety": 0.5,
+    }
+
+
+def test_a_study_without_warm_starts_is_the_study_it_was_before_there_were_any(spec):
+    identity = study_identity(spec)
+    assert not {"start", "started"} & set(identity)

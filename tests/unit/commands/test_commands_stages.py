@@ -123,11 +123,15 @@ def test_a_studys_paths_are_taken_from_its_own_folder(study_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("results", "again"),
-    [("results", "s.yaml --resume"), ("my runs", "s.yaml --results 'my runs' --resume")],
+    ("results", "start", "again"),
+    [
+        ("results", [], "s.yaml --resume"),
+        ("my runs", [], "s.yaml --results 'my runs' --resume"),
+        ("results", ["a.yaml", "b.yaml"], "s.yaml --start a.yaml --start b.yaml --resume"),
+    ],
 )
 def test_a_run_is_not_written_over_unless_it_is_resumed(
-    results, again, tmp_path, study_file, monkeypatch
+    results, start, again, tmp_path, study_file, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     study_file.rename("s.yaml")
@@ -137,7 +141,9 @@ def test_a_run_is_not_written_over_unless_it_is_resumed(
 
     def run(folder, *, resume):
         search.run(
-            argparse.Namespace(study="s.yaml", results=folder, resume=resume, dry_run=False)
+            argparse.Namespace(
+                study="s.yaml", results=folder, resume=resume, dry_run=False, start=start
+            )
         )
 
     with pytest.raises(UserError, match=f"toy: holds a run .* `safemerge search {again}`"):
@@ -145,9 +151,26 @@ def test_a_run_is_not_written_over_unless_it_is_resumed(
     assert started == []
     run(results, resume=True)
     run("other", resume=False)
+    words = "".join(f"--start {file} " for file in start)
     assert started == [
         f"safemerge search {again}",
-        "safemerge search s.yaml --results other --resume",
+        f"safemerge search s.yaml --results other {words}--resume",
+    ]
+
+
+def test_recipes_of_the_study_and_of_the_command_line_are_taken_once_each(
+    study_file, tmp_path, monkeypatch
+):
+    document = yaml.safe_load(study_file.read_text())
+    document["start"] = ["found/recipe.yaml"]
+    study_file.write_text(yaml.safe_dump(document), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "..")
+    spec = search.with_start_files(
+        load_study(str(study_file)), [f"{tmp_path.name}/found/recipe.yaml", "other.yaml"]
+    )
+    assert spec.start == [
+        str(tmp_path / "found" / "recipe.yaml"),
+        str(tmp_path.parent / "other.yaml"),
     ]
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from safemerge.config.document import parse_document
+from safemerge.config.dotted_path import set_path
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import set_path
 
 EXPERTS = [{"name": "math", "path": "/math"}, {"name": "code", "path": "/code"}]
 WEIGHTS = {"math": 0.5, "code": 1}

@@ -238,6 +238,29 @@ def test_a_knee_that_is_a_parent_is_called_one():
     assert "aligned , a model you already had: no merge" in page.text
 
 
+def test_a_warm_start_is_called_one_wherever_it_stands():
+    small = synthetic.Synthetic(counts={"search": 40, "report": 40})
+    rates = {"skill": 0.6, "harm": 0.1, "refusal": 0.1}
+    recipe = synthetic.recipe_document({"aligned": 0.3})
+    start = {"name": "found", "recipe": recipe, "num_layers": 2}
+    spec = synthetic.make_spec(started=[start])
+    as_it_is = synthetic.make_trial(
+        0, small.result(0, "search", **rates), role="reference", label="start found"
+    )
+    worse = small.result(1, "search", skill=0.5, harm=0.2, refusal=0.2)
+    nearest = synthetic.make_trial(1, worse).model_copy(update={"start": "found"})
+    front = synthetic.assemble_front(
+        spec,
+        [as_it_is, nearest],
+        {as_it_is.candidate: small.result(0, "report", **rates)},
+        study_digest="d",
+    )
+    page = Page(render_html(synthetic.make_run([as_it_is, nearest], spec=spec, front=front)))
+    assert "start found , a recipe that the search started from: no merge" in page.text
+    assert "#0, warm start" in page.text
+    assert "trial 1 for start found" in page.text
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_folder_without_a_run_is_the_users_error(tmp_path, exists):
     folder = tmp_path / "nothing"
