@@ -102,6 +102,30 @@ def test_an_empty_suite_is_refused(
     assert words in line
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_recipe_that_cannot_start_a_study_is_refused_before_anything_starts(
+    options, refused, write_study, study_document, tmp_path, no_cluster
+):
+    recipe = {key: study_document[key] for key in ("base", "experts")}
+    recipe["experts"] = [
+        recipe["experts"][0],
+        recipe["experts"][1] | {"path": recipe["base"]["path"]},
+    ]
+    method = {"name": "task_arithmetic", "weights": {"math": 0.5}}
+    (tmp_path / "others.yaml").write_text(yaml.safe_dump(recipe | {"method": method}))
+    method = {"name": "ties", "weights": {"math": 0.5}}
+    (tmp_path / "ties.yaml").write_text(yaml.safe_dump(recipe | {"method": method}))
+    others, ties = str(tmp_path / "others.yaml"), str(tmp_path / "ties.yaml")
+    study = write_study(start=["others.yaml"])
+    lines = refused("search", study, "--start", ties, *options)
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{others}: model 'safety': must be the study's; got fingerprint ")
+    assert lines[1] == (
+        f"{ties}: method: must be that of a space; got 'ties'. The spaces have task_arithmetic. "
+        "Add a space with it."
+    )
+
+
 # --- checkpoints -------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ CONTRACT = (
 """Commands that scripts rely on (design/architecture.md)."""
 
 OPTIONS = {
-    "search": ["study", "--results", "--resume", "--dry-run"],
+    "search": ["study", "--results", "--start", "--resume", "--dry-run"],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
     "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
     "methods": ["name", "--json"],
