@@ -67,12 +67,12 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     """
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.search import check_suites
-    from safemerge.distributed.warm_start import read_starts, with_starts
+    from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
 
     check_disk(folder)
     preflight(spec, console)
-    num_prompts = check_suites(spec)
     starts = read_starts(spec)
+    num_prompts = check_suites(spec, seen=seen_by(starts))
     console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} prompts each")
     try:
         with ExitStack() as stack:
@@ -187,17 +187,18 @@ def _dry_run(spec: StudySpec, console: Console) -> None:
     from safemerge.distributed.ingredient import training_plan
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.statistics import gathered_files
-    from safemerge.distributed.warm_start import read_starts
+    from safemerge.distributed.warm_start import read_starts, seen_by
     from safemerge.weights.adapter import open_checkpoint
 
-    num_prompts = check_suites(spec, say=console.say)
+    starts = read_starts(spec)
+    num_prompts = check_suites(spec, seen=seen_by(starts), say=console.say)
     console.say(f"study '{spec.name}': {num_prompts} search prompts, splits disjoint")
     for wave in training_plan(spec.all_checkpoints):
         for stage in wave:
             console.say(f"would train unless cached: {stage.label}")
     for file in gathered_files(spec.all_checkpoints):
         console.say(f"would gather unless cached: statistics {file}")
-    for start in read_starts(spec):
+    for start in starts:
         console.say(f"would start from '{start.name}': {start.file}")
     base = None
     for ref in spec.checkpoints:

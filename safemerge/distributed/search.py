@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ray import tune
 
 from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import dropped_lines, load_suites
 from safemerge.distributed.contamination import check_report
@@ -35,11 +36,17 @@ def check_models(spec: StudySpec) -> None:
     ResidentCheckpoints.open(study_models(spec), for_engine=True)
 
 
-def check_suites(spec: StudySpec, *, say: Callable[[str], None] | None = None) -> int:
+def check_suites(
+    spec: StudySpec,
+    *,
+    seen: Sequence[SeenData] = (),
+    say: Callable[[str], None] | None = None,
+) -> int:
     """Load every suite, check the splits and what the study's own stages are trained on.
 
     Args:
         spec: The study, located.
+        seen: What the recipes that it starts from were found with.
         say: Called with a line for each suite that rows are left out of.
 
     Returns:
@@ -52,7 +59,7 @@ def check_suites(spec: StudySpec, *, say: Callable[[str], None] | None = None) -
     if say is not None:
         for line in dropped_lines(spec.suites, suites):
             say(line)
-    check_report(spec.all_checkpoints, suites["report"])
+    check_report(spec.all_checkpoints, suites["report"], seen=seen)
     return sum(len(suite.samples) for suite in suites["search"])
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
 from safemerge.config.warm_start import WarmStart, read_recipe, warm_start_names
 from safemerge.distributed.ingredient import finished_folder
@@ -59,6 +60,11 @@ def read_starts(spec: StudySpec) -> list[ReadStart]:
     if problems:
         raise ConfigError("\n".join(problems))
     return found
+
+
+def seen_by(starts: Sequence[ReadStart]) -> list[SeenData]:
+    """Return the data that recipes were found with: no report may be about them."""
+    return [item for start in starts for item in start.recipe.seen]
 
 
 def with_starts(spec: StudySpec, starts: Sequence[ReadStart]) -> StudySpec:

@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from safemerge.config.warm_start import warm_start_names
+from safemerge.data.seen import recorded
 from safemerge.distributed.ingredient import Ingredients, finished_folder, stage_file
-from safemerge.distributed.warm_start import read_starts, with_starts
+from safemerge.distributed.search import check_suites
+from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
 from safemerge.engines.chat import ChatFormat
-from safemerge.errors import ConfigError
+from safemerge.errors import ConfigError, DataError
 from safemerge.search import start_plans
 from safemerge.testing import pico
 from safemerge.testing.landscapes import landscape_study
@@ -192,3 +194,19 @@ def test_the_same_file_of_training_is_the_same_model_though_neither_is_trained(
 def test_names_tell_files_apart():
     files = ["/r/optimize/recipe.yaml", "/a/7.yaml", "/b/optimize/recipe.yaml", "/b/7.yaml"]
     assert warm_start_names(files) == ["optimize", "7", "optimize (2)", "7 (2)"]
+
+
+def test_a_search_refuses_report_prompts_that_a_recipe_it_starts_from_was_found_with(study, write):
+    assert seen_by(read_starts(study(write()))) == []
+    (suite, *_) = study().suites
+    splits = {
+        split: getattr(suite, split).model_copy(update={"prompt": "{prompt}"})
+        for split in ("search", "report")
+    }
+    seen = recorded({"found.safety.0": splits["report"]})
+    spec = study(write(seen=[item.model_dump(mode="json") for item in seen]))
+    task = suite.task.model_copy(update={"labels": ["positive", "negative"]})
+    spec = spec.model_copy(update={"suites": [suite.model_copy(update={**splits, "task": task})]})
+    with pytest.raises(DataError, match=r"a recipe was optimised on; got 100 shared"):
+        check_suites(spec, seen=seen_by(read_starts(spec)))
+    assert check_suites(spec) == 100
