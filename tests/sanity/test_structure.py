@@ -25,6 +25,7 @@ PYTHON = sorted(
     path.relative_to(ROOT)
     for folder in ("safemerge", "tests", "benchmarks", "constraints")
     for path in (ROOT / folder).rglob("*.py")
+    if "site-packages" not in path.parts  # environments of peers
 )
 TESTS = {
     path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))
