@@ -1,8 +1,9 @@
 """What the merged value of one tensor depends on, and the runs of entries it is made in."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -17,6 +18,8 @@ from safemerge.weights.statistics import TensorStatistics
 
 _CHUNK_CPU = 1 << 16
 _CHUNK_DEVICE = 1 << 26
+
+_Derived = TypeVar("_Derived")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,21 @@ class TensorInputs:
                 f"A merge of nothing has no weights: give a model a weight."
             )
         return weights
+
+    def derived(self, key: tuple[Hashable, ...], find: Callable[[], _Derived]) -> _Derived:
+        """Return what depends on the models alone: what an earlier candidate found, or found now.
+
+        Args:
+            key: What it is, and of which models.
+            find: Finds it.
+        """
+        if self.thresholds is None:
+            return find()
+        held: _Derived | None = self.thresholds.derived((self.tensor, *key))
+        if held is None:
+            held = find()
+            self.thresholds.put_derived((self.tensor, *key), held)
+        return held
 
     def require_statistics(self, name: str) -> None:
         """Refuse a model of which nothing was measured.

@@ -7,6 +7,7 @@ References:
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -53,32 +54,24 @@ def linear_shares(
     return {name: weight / total for name, weight in weights.items()}
 
 
-def slerp_shares(
-    first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"], *, t: float
-) -> tuple[float, float]:
-    """Return the coefficients of two tensors in their spherical interpolation.
+class InnerProducts(NamedTuple):
+    """What slerp reads of two tensors."""
 
-    With the angle theta between the flattened tensors: sin((1 - t) theta) / sin(theta) and
-    sin(t theta) / sin(theta). 1 - t and t (linear) where abs(cos theta) > 0.9995, parallel or
-    opposite, and where a tensor is zero or empty. Norms are not changed beforehand, as in
-    mergekit. Inner products are added up in float64 over runs of 2**18 entries.
+    product: float
+    first_square: float
+    second_square: float
 
-    Args:
-        first: Tensor at t = 0.
-        second: Tensor at t = 1.
-        t: Position, in [0, 1].
 
-    Returns:
-        Coefficient of the first and of the second tensor.
+def inner_products(
+    first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]
+) -> InnerProducts:
+    """Return the inner products of two flattened tensors, with each other and themselves.
+
+    They are added up in float64 over runs of 2**18 entries.
 
     Raises:
-        MergeError: If t is outside [0, 1] or an entry is not finite.
-
-    References:
-        Shoemake 1985, formula Slerp. Departure: the tensors are not of unit norm.
+        MergeError: If an entry is not finite.
     """
-    if not 0.0 <= t <= 1.0:
-        raise MergeError(f"slerp: t must be in [0, 1]; got {t}. Use linear to extrapolate.")
     product = first_square = second_square = 0.0
     flat_first, flat_second = first.flatten(), second.flatten()
     for start in range(0, flat_first.numel(), _CHUNK):
@@ -92,18 +85,55 @@ def slerp_shares(
             f"slerp: entries must be finite; got an inner product of {product}. "
             f"Check the checkpoints."
         )
-    norms = math.sqrt(first_square) * math.sqrt(second_square)
-    cosine = product / norms if norms > 0.0 else 1.0
+    return InnerProducts(product, first_square, second_square)
+
+
+def arc_shares(products: InnerProducts, *, t: float) -> tuple[float, float]:
+    """Return the coefficients of two tensors in their spherical interpolation.
+
+    With the angle theta between the flattened tensors: sin((1 - t) theta) / sin(theta) and
+    sin(t theta) / sin(theta). 1 - t and t (linear) where abs(cos theta) > 0.9995, parallel or
+    opposite, and where a tensor is zero or empty. Norms are not changed beforehand, as in
+    mergekit.
+
+    Args:
+        products: Of the tensor at t = 0 and that at t = 1.
+        t: Position, in [0, 1].
+
+    Returns:
+        Coefficient of the first and of the second tensor.
+
+    Raises:
+        MergeError: If t is outside [0, 1].
+
+    References:
+        Shoemake 1985, formula Slerp. Departure: the tensors are not of unit norm.
+    """
+    if not 0.0 <= t <= 1.0:
+        raise MergeError(f"slerp: t must be in [0, 1]; got {t}. Use linear to extrapolate.")
+    norms = math.sqrt(products.first_square) * math.sqrt(products.second_square)
+    cosine = products.product / norms if norms > 0.0 else 1.0
     if abs(cosine) > PARALLEL:
         return 1.0 - t, t
     theta = math.acos(cosine)
     return math.sin((1.0 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
 
 
+def slerp_shares(
+    first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"], *, t: float
+) -> tuple[float, float]:
+    """Return the coefficients of two tensors in their spherical interpolation; see `arc_shares`.
+
+    Raises:
+        MergeError: If t is outside [0, 1] or an entry is not finite.
+    """
+    return arc_shares(inner_products(first, second), t=t)
+
+
 def slerp(
     first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"], *, t: float
 ) -> Float[Tensor, "*shape"]:
-    """Interpolate two tensors along the arc between them; see `slerp_shares`.
+    """Interpolate two tensors along the arc between them; see `arc_shares`.
 
     Args:
         first: Tensor at t = 0.

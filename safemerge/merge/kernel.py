@@ -22,7 +22,7 @@ from safemerge.merge.consensus import (
 )
 from safemerge.merge.fused import Operand, RankedKeep, Rule, is_compiled, merge_compiled
 from safemerge.merge.inputs import TensorInputs, gram, runs
-from safemerge.merge.interpolate import linear_shares, slerp_shares
+from safemerge.merge.interpolate import arc_shares, inner_products, linear_shares
 from safemerge.merge.magprune import rank_probabilities
 from safemerge.merge.mask import keep_limits
 from safemerge.merge.rank import MAX_COLUMNS, ranks_in_rows
@@ -56,7 +56,7 @@ def merge_linear(inputs: TensorInputs) -> Float[Tensor, "..."]:
 
 
 def merge_slerp(inputs: TensorInputs) -> Float[Tensor, "..."]:
-    """Merge one tensor by spherical interpolation of two models; see `slerp_shares`.
+    """Merge one tensor by spherical interpolation of two models; see `arc_shares`.
 
     Raises:
         MergeError: If the number of models is not 2 or an entry is not finite.
@@ -69,7 +69,11 @@ def merge_slerp(inputs: TensorInputs) -> Float[Tensor, "..."]:
     t = inputs.coefficients.t
     if t in (0.0, 1.0):
         return _sum_of_shares(inputs, {first: 1.0 - t, second: t})
-    shares = slerp_shares(inputs.model(first), inputs.model(second), t=t)
+    products = inputs.derived(
+        ("inner products", first, second),
+        lambda: inner_products(inputs.model(first), inputs.model(second)),
+    )
+    shares = arc_shares(products, t=t)
     return _sum_of_shares(inputs, dict(zip(inputs.models, shares, strict=True)))
 
 
@@ -86,7 +90,10 @@ def merge_on_sphere(inputs: TensorInputs, *, mean: Sphere) -> Float[Tensor, "...
     names = [name for name, weight in sorted(weights.items()) if weight]
     if len(names) < 2 or inputs.base.numel() == 0:
         return _sum_of_shares(inputs, weights)
-    products = gram([inputs.model(name) for name in names], where=inputs.where)
+    products = inputs.derived(
+        ("gram", *names),
+        lambda: gram([inputs.model(name) for name in names], where=inputs.where),
+    )
     given = [weights[name] for name in names]
     if mean == "karcher":
         shares = karcher_shares(
@@ -110,7 +117,12 @@ def merge_model_stock(inputs: TensorInputs) -> Float[Tensor, "..."]:
     names = list(inputs.active)
     if not names or inputs.base.numel() == 0:
         return inputs.untouched()
-    products = gram([inputs.model(name) for name in names], origin=inputs.base, where=inputs.where)
+    products = inputs.derived(
+        ("gram of task vectors", *names),
+        lambda: gram(
+            [inputs.model(name) for name in names], origin=inputs.base, where=inputs.where
+        ),
+    )
     share = stock_ratio(products) / len(names)
     return _walk(inputs, dict.fromkeys(names, share), {}, consensus="sum")
 

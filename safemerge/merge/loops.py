@@ -97,10 +97,15 @@ def _drop(values, count, counter, second, limit, scale):
 @no_type_check
 def _drop_by_rank(values, ranks, count, counter, second, limits, scales, scale):
     """Zero at random, as `keep_bits_within` decides by rank, and scale the rest by rank."""
+    # NOTE: reading tables by rank does not vectorise; apart from it the rest does.
+    limit = np.empty(BLOCK, np.int32)
+    for i in range(count):
+        limit[i] = limits[ranks[i]]
+    for i in range(count):
+        values[i] *= scales[ranks[i]]
     for i in range(count):
         word = random_word(np.int32(counter + np.int32(i)), second)
-        rank = ranks[i]
-        values[i] = values[i] * scales[rank] if np.int32(word >> 1) < limits[rank] else _ZERO
+        values[i] = values[i] if np.int32(word >> 1) < limit[i] else _ZERO
     if scale != _ONE:
         for i in range(count):
             values[i] *= scale

@@ -206,10 +206,12 @@ def _magnitudes(model: Tensor, base: Tensor) -> Tensor:
 
 def _norm_ratio(inputs: TensorInputs, name: str, drop: Drop | RankedDrop) -> float:
     """L1 norm of a task vector over that of what is kept of it; 1 where either is tiny."""
-    key = (name, inputs.tensor, inputs.seed, drop)
-    held = None if inputs.thresholds is None else inputs.thresholds.ratio(key)
-    if held is not None:
-        return held
+    return inputs.derived(
+        ("norm ratio", name, inputs.seed, drop), lambda: _found_norm_ratio(inputs, name, drop)
+    )
+
+
+def _found_norm_ratio(inputs: TensorInputs, name: str, drop: Drop | RankedDrop) -> float:
     model, base = inputs.model(name), inputs.base
     if isinstance(drop, Drop) and is_compiled(model, base):
         before, after = compiled_norms(
@@ -217,10 +219,7 @@ def _norm_ratio(inputs: TensorInputs, name: str, drop: Drop | RankedDrop) -> flo
         )
     else:
         before, after = _norms(inputs, name, drop)
-    ratio = before / after if min(before, after) >= _SMALL_NORM else 1.0
-    if inputs.thresholds is not None:
-        inputs.thresholds.put_ratio(key, ratio)
-    return ratio
+    return before / after if min(before, after) >= _SMALL_NORM else 1.0
 
 
 def _norms(inputs: TensorInputs, name: str, drop: Drop | RankedDrop) -> tuple[float, float]:

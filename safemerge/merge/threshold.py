@@ -8,7 +8,7 @@ are few (a bin per magnitude to three digits), whatever the size of the tensor, 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ class KeptCounts(Protocol):
 
 
 class ThresholdCache:
-    """What sparsifying needs of an expert's tensor: thresholds, counts, ranks, norms' ratios.
+    """What sparsifying needs of an expert's tensor: thresholds, counts, ranks, norms.
 
     A cache belongs to one set of checkpoints: names must mean the same weights throughout. The
     least recently used thresholds are dropped beyond `max_entries`; counts are some kilobytes a
@@ -81,7 +81,7 @@ class ThresholdCache:
         self._kept = kept
         self._entries: OrderedDict[tuple[str, str, int], Threshold] = OrderedDict()
         self._counts: dict[tuple[str, str], MagnitudeCounts] = {}
-        self._ratios: OrderedDict[Hashable, float] = OrderedDict()
+        self._derived: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = Lock()
         self.ranks = RankCache()
 
@@ -105,27 +105,27 @@ class ThresholdCache:
                 self._entries.popitem(last=False)
 
     def forget(self) -> None:
-        """Drop the thresholds and ratios, not the counts that thresholds are found from."""
+        """Drop thresholds and small results, not the counts that thresholds are found from."""
         with self._lock:
             self._entries.clear()
-            self._ratios.clear()
+            self._derived.clear()
 
-    def ratio(self, key: Hashable) -> float | None:
-        """Return a ratio of norms, None if it is not held."""
+    def derived(self, key: Hashable) -> Any:
+        """Return another small result, None if it is not held."""
         with self._lock:
-            return self._ratios.get(key)
+            return self._derived.get(key)
 
-    def put_ratio(self, key: Hashable, ratio: float) -> None:
-        """Hold a ratio of norms, dropping the oldest one if full.
+    def put_derived(self, key: Hashable, found: Any) -> None:
+        """Hold another small result, such as inner products, dropping the oldest one if full.
 
         Args:
-            key: All that it depends on besides the checkpoints: expert, tensor, seed, densities.
-            ratio: The ratio.
+            key: All that it depends on besides the checkpoints: tensor, models, seed, densities.
+            found: A few numbers; not None.
         """
         with self._lock:
-            self._ratios[key] = ratio
-            while len(self._ratios) > self._max_entries:
-                self._ratios.popitem(last=False)
+            self._derived[key] = found
+            while len(self._derived) > self._max_entries:
+                self._derived.popitem(last=False)
 
     def counts(self, expert: str, tensor: str) -> MagnitudeCounts | None:
         """Return the counts of an expert's tensor, None if they are not held or kept."""
