@@ -20,8 +20,6 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import ConfigError, TrainingError
 from safemerge.reports.wording import seconds
-from safemerge.training.partial_sums import PartialSums
-from safemerge.training.statistics import Gathering, load_measured_rows, statistics_digest
 from safemerge.weights.adapter import is_adapter, open_checkpoint
 from safemerge.weights.statistics import STATISTICS_FILE, ModelStatistics, save_statistics
 
@@ -144,6 +142,9 @@ def resolve_statistics(
 
 
 def _planned(ref: CheckpointRef, base: CheckpointRef) -> GatherRun:
+    # What trains takes a second to import, and most merges read no statistics.
+    from safemerge.training.statistics import load_measured_rows, statistics_digest
+
     assert ref.statistics is not None, "asked only of models with statistics"
     spec = load_statistics_spec(str(ref.statistics.gather))
     rows = load_measured_rows(spec, ChatFormat(str(base.path)))
@@ -225,6 +226,8 @@ def _gather_worker(config: dict[str, str]) -> None:
     import torch
 
     from safemerge.training.device import claim_device
+    from safemerge.training.partial_sums import PartialSums
+    from safemerge.training.statistics import Gathering, load_measured_rows
 
     spec = StatisticsSpec.model_validate_json(config["spec"])
     context = ray.train.get_context()
