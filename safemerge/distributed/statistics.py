@@ -48,6 +48,18 @@ class GatherRun:
         """Folder of the Ray Train run and of partial sums; removed when it has ended well."""
         return self.folder.with_name(f"{self.folder.name}.work")
 
+    @property
+    def config(self) -> dict[str, str]:
+        """What a Ray Train worker is told of the run."""
+        return {
+            "spec": self.spec.model_dump_json(by_alias=True),
+            "model": str(self.model),
+            "base": str(self.base),
+            "folder": str(self.folder),
+            "work": str(self.work),
+            "provenance": json.dumps(self.provenance),
+        }
+
 
 def load_statistics_spec(path: str | Path) -> StatisticsSpec:
     """Read a statistics file, its relative paths taken from its own folder."""
@@ -177,16 +189,8 @@ def gather_statistics(runs: Sequence[GatherRun], *, say: Callable[[str], None]) 
     for run in runs:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(run.work / _RUN, ignore_errors=True)
-        config = {
-            "spec": run.spec.model_dump_json(by_alias=True),
-            "model": str(run.model),
-            "base": str(run.base),
-            "folder": str(run.folder),
-            "work": str(run.work),
-            "provenance": json.dumps(run.provenance),
-        }
         workers = run.spec.workers
-        fit = start_fit(_gather_worker, config, workers, name=_RUN, storage=run.work)
+        fit = start_fit(_gather_worker, run.config, workers, name=_RUN, storage=run.work)
         pending.append((run, fit))
     failures = []
     for run, fit in pending:

@@ -144,14 +144,14 @@ class ResidentCheckpoints:
                 f"'{self.vocabulary}'; got '{recipe.vocabulary}'. Open them for this recipe."
             )
         # Thresholds and spectra are kept by the recipe's names, so each set of weights under
-        # them has its own; spectra are large, and kept for the set of plain names alone.
+        # them has its own; spectra and ranks are large, and kept for the plain names alone.
         others = tuple(sorted((name, own) for name, own in held.items() if name != own))
         thresholds = self.thresholds
         if others:
             if others not in self._other_thresholds:
                 refs = {name: self._refs[own] for name, own in held.items()}
                 derived = _derived(refs, self.base_name, self.vocabulary)
-                self._other_thresholds[others] = ThresholdCache(kept=derived)
+                self._other_thresholds[others] = ThresholdCache(kept=derived, max_rank_bytes=0)
             thresholds = self._other_thresholds[others]
         return merged_tensors(
             recipe,

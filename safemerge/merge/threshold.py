@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from safemerge.errors import MergeError
-from safemerge.merge.rank import RankCache
+from safemerge.merge.rank import MAX_BYTES, RankCache
 
 _NUM_BINS = 1 << 15
 _FIRST_BROKEN_BIN = 0x7F80
@@ -74,16 +74,23 @@ class ThresholdCache:
     Args:
         max_entries: Thresholds held; one takes about 300 bytes.
         kept: Where counts are kept for other processes; None for nowhere.
+        max_rank_bytes: Memory that DELLA's ranks may take.
     """
 
-    def __init__(self, max_entries: int = 100_000, *, kept: KeptCounts | None = None) -> None:
+    def __init__(
+        self,
+        max_entries: int = 100_000,
+        *,
+        kept: KeptCounts | None = None,
+        max_rank_bytes: int = MAX_BYTES,
+    ) -> None:
         self._max_entries = max_entries
         self._kept = kept
         self._entries: OrderedDict[tuple[str, str, int], Threshold] = OrderedDict()
         self._counts: dict[tuple[str, str], MagnitudeCounts] = {}
         self._derived: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = Lock()
-        self.ranks = RankCache()
+        self.ranks = RankCache(max_rank_bytes)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -150,16 +150,7 @@ def test_a_worker_writes_statistics_that_fit_the_model(
     (run,) = gathering
     monkeypatch.setattr("ray.train.get_context", Alone)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    statistics._gather_worker(
-        {
-            "spec": run.spec.model_dump_json(by_alias=True),
-            "model": str(run.model),
-            "base": str(run.base),
-            "folder": str(run.folder),
-            "work": str(run.work),
-            "provenance": json.dumps(run.provenance),
-        }
-    )
+    statistics._gather_worker(run.config)
     base = open_checkpoint(tiny_base)
     opened = ModelStatistics(found.path)
     opened.check(base, opened.quantities, "test")
@@ -195,14 +186,6 @@ def test_a_worker_that_died_goes_on_from_its_sums(
     found = resolve([ref("base", tiny_base), ref("math", tiny_expert, gather=file)], print)
     folder = Path(found["math"].statistics.path)
     (run,) = gathering
-    config = {
-        "spec": run.spec.model_dump_json(by_alias=True),
-        "model": str(run.model),
-        "base": str(run.base),
-        "folder": str(run.folder),
-        "work": str(run.work),
-        "provenance": json.dumps(run.provenance),
-    }
     monkeypatch.setattr("ray.train.get_context", Alone)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr("safemerge.training.partial_sums.FIRST_SAVE_S", 0.0)
@@ -217,14 +200,14 @@ def test_a_worker_that_died_goes_on_from_its_sums(
 
     monkeypatch.setattr(Gathering, "add", dies_once)
     with pytest.raises(KeyboardInterrupt):
-        statistics._gather_worker(config)
+        statistics._gather_worker(run.config)
     assert not folder.exists()
-    statistics._gather_worker(config)
+    statistics._gather_worker(run.config)
     assert measured == [0, 1, 2, 0, "died", 1, 2], "three rows of the model, then of the base"
     resumed = load_file(folder / "importance.safetensors")
     shutil.rmtree(folder)
     shutil.rmtree(run.work)
-    statistics._gather_worker(config)
+    statistics._gather_worker(run.config)
     whole = load_file(folder / "importance.safetensors")
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
