@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -31,7 +31,7 @@ from safemerge.files import (
     replace_file,
 )
 from safemerge.provenance import Provenance, current_provenance
-from safemerge.records import CandidateResult, TrialState
+from safemerge.records import CandidateResult
 
 CELL_FORMAT = 1
 """Version of the folder's layout."""
@@ -58,7 +58,7 @@ class CellRecord(StrictModel):
     key: str
     """Digest of everything that the result depends on."""
     cell: Cell
-    state: TrialState
+    state: Literal["COMPLETE", "FAIL"]
     reason: str | None = None
     """Why it failed."""
     result: CandidateResult | None = None

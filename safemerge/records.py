@@ -105,7 +105,21 @@ class CandidateResult(StrictModel):
         return math.nan if estimate is None or estimate.value is None else estimate.value
 
 
-TrialState = Literal["COMPLETE", "FAIL"]
+class RungResult(StrictModel):
+    """A candidate's losses on the pairs of the low rung."""
+
+    candidate: str
+    """Digest of the candidate."""
+    losses: dict[str, list[list[float]]]
+    """Nats a target token, lower is better: of each row in order, by set, then by source."""
+    timings: Timings = Field(default_factory=Timings)
+    """Swap, then scoring."""
+    replica: str = ""
+    """Which evaluator replica scored it."""
+
+
+TrialState = Literal["COMPLETE", "PRUNED", "FAIL"]
+"""PRUNED: stopped at the low rung, so without a result."""
 TrialRole = Literal["sampled", "reference"]
 
 
@@ -121,7 +135,7 @@ class TrialRecord(StrictModel):
     """Human name: the parent's, ``mean``, ``start NAME``, or ``trial N``."""
     state: TrialState
     reason: str | None = None
-    """Why it failed, or why a complete trial is infeasible."""
+    """Why it failed or was pruned, or why a complete trial is infeasible."""
     space: str | None = None
     """Search space it was drawn from."""
     params: dict[str, float | int | bool | str] = Field(default_factory=dict)
@@ -133,12 +147,17 @@ class TrialRecord(StrictModel):
     candidate: str
     """Digest of the candidate."""
     objectives: dict[str, float] = Field(default_factory=dict)
-    """Value by metric; empty for FAIL."""
+    """Value by metric; empty for FAIL and PRUNED."""
     violations: dict[str, float] = Field(default_factory=dict)
     """Constraint violation by metric, 0 or less where it holds."""
     feasible: bool = False
     result: CandidateResult | None = None
-    """Search-split result; None for FAIL."""
+    """Search-split result; None for FAIL and PRUNED."""
+    rung: RungResult | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Losses on the low rung, if the study has one."""
+    rival: int | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Trial that is better on every set of the rung. With a result this trial was to be pruned,
+    and was scored all the same to see what pruning costs."""
     started_at: str = ""
     """UTC, ISO 8601."""
     finished_at: str = ""

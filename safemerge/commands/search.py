@@ -193,6 +193,8 @@ def _dry_run(spec: StudySpec, console: Console) -> None:
     starts = read_starts(spec)
     num_prompts = check_suites(spec, seen=seen_by(starts), say=console.say)
     console.say(f"study '{spec.name}': {num_prompts} search prompts, splits disjoint")
+    if spec.rung is not None:
+        console.say(f"low rung first: losses on {', '.join(spec.rung.sets)}")
     for wave in training_plan(spec.all_checkpoints):
         for stage in wave:
             console.say(f"would train unless cached: {stage.label}")
@@ -218,8 +220,8 @@ class _Progress:
 
     def record(self, record: TrialRecord, study: object) -> None:
         place, left = self._pace.step()
-        if record.state == "FAIL" or record.result is None:
-            told = f"FAIL: {record.reason}"
+        if record.result is None:
+            told = f"{record.state}: {record.reason}"
         else:
             told = _objectives(self._spec, record.result)
             if not record.feasible:

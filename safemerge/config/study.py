@@ -17,6 +17,7 @@ from safemerge.config.dotted_path import set_path
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
+from safemerge.config.rung import RungSpec
 from safemerge.config.suite import Direction, SuiteSpec
 from safemerge.config.variant import (
     ExpertVariant,
@@ -220,6 +221,9 @@ class StudySpec(StrictModel):
     warm starts that no space expresses) come on top."""
     references: bool = True
     """Evaluate every parent and the plain mean first."""
+    rung: RungSpec | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Losses on pairs that sampled recipes are scored on first; hopeless ones are pruned there,
+    at a fraction of the cost."""
     start: list[str] = Field(default_factory=list)
     """Recipe files to start from, e.g. of `safemerge optimize`, taken from the study's folder.
     Each, or what a space can say that is nearest to it, is among the first sampled recipes; one
@@ -260,6 +264,11 @@ class StudySpec(StrictModel):
         for index, constraint in enumerate(self.constraints):
             problems += _unknown_metric(f"constraints.{index}.metric", constraint.metric, known)
         problems += [problem for space in self.spaces for problem in self._space_problems(space)]
+        if self.rung is not None and len(self.rung.sets) < min(2, len(self.objectives)):
+            problems.append(
+                f"rung.sets: {len(self.objectives)} objectives need at least 2 sets; got 1. One "
+                "loss would prune whatever trades it for the other objective. Add a set."
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -313,7 +322,8 @@ class StudySpec(StrictModel):
         suites = [suite.located(folder) for suite in self.suites]
         trained = [ref.located(folder) for ref in self.trained]
         start = [str((folder / Path(file).expanduser()).resolve()) for file in self.start]
-        changes = {"suites": suites, "trained": trained, "start": start}
+        rung = None if self.rung is None else self.rung.located(folder)
+        changes = {"suites": suites, "trained": trained, "start": start, "rung": rung}
         return self.model_copy(update={**models, **changes})
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from safemerge.config.rung import RungSpec
 from safemerge.config.source import PromptData, SeenData
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
@@ -241,7 +242,7 @@ def check_training(
             offenders. Also if a stage's data cannot be read, or recorded data have changed.
     """
     check_unchanged(seen)
-    sets: list[tuple[str, dict[str, PromptData]]] = [
+    sets: list[tuple[str, Mapping[str, PromptData]]] = [
         (
             stage.name,
             {f"{stage.name}.{place}": data for place, data in stage.training_sets.items()},
@@ -249,23 +250,53 @@ def check_training(
         for stage in stages
     ]
     sets += [(item.name, {item.name: item.data}) for item in seen]
-    trained: dict[str, tuple[str, str]] = {}
+    _refuse_seen(
+        sets,
+        report,
+        same="suites: the report split must not hold prompts that a stage of the study is "
+        "trained on or a recipe was optimised on",
+        near="suites: report prompts must not be near-duplicates of training prompts",
+    )
+
+
+def check_rung(rung: RungSpec, suites: Sequence[LoadedSuite]) -> None:
+    """Refuse prompts that a study's low rung shares with its suites.
+
+    Args:
+        rung: The rung, located.
+        suites: Suites of both splits.
+
+    Raises:
+        DataError: As `check_training`, of the rung's prompts.
+    """
+    _refuse_seen(
+        [("rung", rung.prompt_sets)],
+        suites,
+        same="suites: neither split may hold prompts of the rung",
+        near="suites: prompts must not be near-duplicates of the rung's",
+    )
+
+
+def _refuse_seen(
+    sets: Sequence[tuple[str, Mapping[str, PromptData]]],
+    suites: Sequence[LoadedSuite],
+    *,
+    same: str,
+    near: str,
+) -> None:
+    """Compare suites with declared data, given by owner and place."""
+    found: dict[str, tuple[str, str]] = {}
     for owner, declared in sets:
         for identity, text in seen_texts(declared):
             name = f"{identity.removesuffix('/question')} ({owner})"
-            trained.setdefault(identity, (name, text))
-    texts = {normalized_text(text) for _, text in trained.values()}
+            found.setdefault(identity, (name, text))
+    texts = {normalized_text(text) for _, text in found.values()}
     _refuse_shared(
-        report,
-        lambda sample: sample.sample_id in trained or normalized_text(sample.own_text) in texts,
-        rule="suites: the report split must not hold prompts that a stage of the study is "
-        "trained on or a recipe was optimised on",
+        suites,
+        lambda sample: sample.sample_id in found or normalized_text(sample.own_text) in texts,
+        rule=same,
     )
-    _refuse_near(
-        list(trained.values()),
-        report,
-        rule="suites: report prompts must not be near-duplicates of training prompts",
-    )
+    _refuse_near(list(found.values()), suites, rule=near)
 
 
 def _refuse_shared(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import serve
 
@@ -16,6 +16,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import load_suites
 from safemerge.distributed.judge import bound_judges, judge_maker, judges_until
+from safemerge.distributed.rung import RungPairs
 from safemerge.distributed.serving import (
     HEALTH_CHECK_EVERY_S,
     check_resources,
@@ -33,7 +34,9 @@ from safemerge.evaluation import (
     prepare_split,
     score_candidate,
 )
-from safemerge.records import CandidateResult, Split
+from safemerge.records import CandidateResult, RungResult, Split
+
+_Answer = TypeVar("_Answer")
 
 DEPLOYMENT = "CandidateEvaluator"
 CANARY_PROMPT = "Say hello."
@@ -67,6 +70,11 @@ class EvaluatorReplica:
             )
             for split, suites in load_suites(self._spec).items()
         }
+        self._pairs: RungPairs | None = None
+        if (rung := self._spec.rung) is not None:
+            self._pairs = RungPairs(
+                rung, self._chat, max_model_len=evaluator.max_model_len, seed=self._spec.seed
+            )
         # Only vLLM binds its threads; a claim of the transformers engine would just keep cores
         # from others.
         binds = evaluator.engine == "vllm" and evaluator.gpus_per_replica == 0
@@ -100,14 +108,44 @@ class EvaluatorReplica:
         answered = await loop.run_in_executor(self._thread, self._answer, recipe, split)
         return await loop.run_in_executor(self._scoring, self._score, answered, split, deadline)
 
+    async def screen(self, recipe: str) -> RungResult | CandidateResult:
+        """Merge a recipe and take its losses on the study's low rung.
+
+        Args:
+            recipe: JSON of a resolved recipe.
+
+        Returns:
+            See `RungPairs.screen`.
+
+        Raises:
+            EngineError: If the engine failed; it is rebuilt before the next candidate.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._screen, recipe)
+
+    def _screen(self, recipe: str) -> RungResult | CandidateResult:
+        pairs = self._pairs
+        assert pairs is not None, "asked only in studies with a rung"
+        return self._with_engine(
+            lambda engine: pairs.screen(
+                engine, MergeRecipe.model_validate_json(recipe), replica=self._name
+            )
+        )
+
     def _answer(self, recipe: str, split: Split) -> AnsweredSplit:
+        return self._with_engine(
+            lambda engine: answer_candidate(
+                engine, MergeRecipe.model_validate_json(recipe), self._prepared[split]
+            )
+        )
+
+    def _with_engine(self, ask: Callable[[Engine], _Answer]) -> _Answer:
+        """Ask the engine something; one that fails is rebuilt before the next candidate."""
         self._busy_since = time.monotonic()
         try:
             if self._engine is None:
                 self._engine = self._start_engine()
-            answered = answer_candidate(
-                self._engine, MergeRecipe.model_validate_json(recipe), self._prepared[split]
-            )
+            answered = ask(self._engine)
         except SafemergeError as error:
             if isinstance(error, EngineError):
                 self._drop_engine()
@@ -282,6 +320,21 @@ def score_through(
     """
     response = handle.score.remote(recipe.model_dump_json(by_alias=True), split)
     return _result(response, timeout_s=timeout_s)
+
+
+def screen_through(
+    handle: Any, recipe: MergeRecipe, *, timeout_s: float
+) -> RungResult | CandidateResult:
+    """Take a recipe's losses on the low rung through a deployment handle.
+
+    Raises:
+        EngineError: What the replica raised, without Ray's wrapping.
+    """
+    response = handle.screen.remote(recipe.model_dump_json(by_alias=True))
+    found: RungResult | CandidateResult = unwrapped(
+        response, timeout_s=timeout_s, what="evaluator"
+    )
+    return found
 
 
 def _result(response: Any, *, timeout_s: float) -> CandidateResult:

@@ -12,10 +12,10 @@ from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
-from safemerge.data.suite import dropped_lines, load_suites
+from safemerge.data.suite import check_rung, dropped_lines, load_suites
 from safemerge.distributed.contamination import check_report
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
-from safemerge.distributed.searcher import StudySearcher
+from safemerge.distributed.searcher import RungScheduler, StudySearcher
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
 from safemerge.merge.resident import ResidentCheckpoints
@@ -60,6 +60,8 @@ def check_suites(
         for line in dropped_lines(spec.suites, suites):
             say(line)
     check_report(spec.all_checkpoints, suites["report"], seen=seen)
+    if spec.rung is not None:
+        check_rung(spec.rung, [*suites["search"], *suites["report"]])
     return sum(len(suite.samples) for suite in suites["search"])
 
 
@@ -107,14 +109,19 @@ def _tune(
     for name in ("ray.tune", "ray.tune.execution", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
     trainable = tune.with_parameters(
-        CandidateTrainable, app=app, timeout_s=spec.evaluator.timeout_s
+        CandidateTrainable,
+        app=app,
+        timeout_s=spec.evaluator.timeout_s,
+        has_rung=spec.rung is not None,
     )
+    searcher = StudySearcher(study, on_record=lambda record: on_record(record, study))
     resources = tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY_BYTES}])
     with tempfile.TemporaryDirectory(prefix="safemerge-tune-") as scratch:
         tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study, on_record=lambda record: on_record(record, study)),
+                search_alg=searcher,
+                scheduler=None if spec.rung is None else RungScheduler(searcher.promote),
                 num_samples=-1,  # the searcher says when it is done
                 # One more than the replicas take, so that none waits for the driver.
                 max_concurrent_trials=spec.evaluator.max_replicas * candidates_at_once(spec) + 1,

@@ -11,17 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from safemerge.errors import StudyError
-from safemerge.records import CandidateResult, TrialRecord
-from safemerge.search.records import Failure, Proposal
+from safemerge.records import CandidateResult, RungResult, TrialRecord
+from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.study import SearchStudy
 
 logger = logging.getLogger(__name__)
 
 RESULT, FAILURE, RETRY = "safemerge_result", "safemerge_failure", "safemerge_retry"
 """Keys of a trial's last report: a result, or why there is none and whether to try again."""
+RUNG = "safemerge_rung"
+"""Key of a trial's report before, if the study has a low rung: its losses there."""
 
 
 class StudySearcher(Searcher):
@@ -37,6 +40,7 @@ class StudySearcher(Searcher):
         self._study = study
         self._on_record = on_record
         self._numbers: dict[str, int] = {}
+        self._pruned: dict[str, Pruned] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's configuration, or that there is none left."""
@@ -53,15 +57,24 @@ class StudySearcher(Searcher):
         self._numbers[trial_id] = proposal.number
         return _config(proposal)
 
+    def promote(self, trial_id: str, found: RungResult) -> bool:
+        """Say whether a trial goes on from the low rung; the scheduler stops it if not."""
+        pruned = self._study.promote(self._numbers[trial_id], found)
+        if pruned is not None:
+            self._pruned[trial_id] = pruned
+        return pruned is None
+
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study: a result, or a failure with its reason."""
+        """Tell the study: a result, or why there is none."""
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
-        outcome: CandidateResult | Failure
-        if not error and result is not None and RESULT in result:
+        outcome: CandidateResult | Failure | Pruned | None = self._pruned.pop(trial_id, None)
+        if outcome is not None:
+            pass
+        elif not error and result is not None and RESULT in result:
             outcome = CandidateResult.model_validate_json(result[RESULT])
         elif result is not None and FAILURE in result:
             outcome = Failure(str(result[FAILURE]), retry=bool(result.get(RETRY, True)))
@@ -70,7 +83,7 @@ class StudySearcher(Searcher):
         self._on_record(self._study.tell(number, outcome))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing to learn before a trial is complete."""
+        """Nothing to learn before a trial is complete; the scheduler has asked about the rung."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its set-up for its own way to resume, which is not ours.
@@ -89,6 +102,33 @@ class StudySearcher(Searcher):
             f"{checkpoint_path}: a study resumes from its run folder; got a Tune checkpoint. "
             "Use `safemerge search … --resume`."
         )
+
+
+class RungScheduler(FIFOScheduler):
+    """Asks the search, after a trial's report from the rung, whether it goes on.
+
+    Args:
+        promote: From a trial's id and its losses to whether it goes on.
+    """
+
+    # NOTE: buffered, a trial would answer the prompts before anybody has looked at its losses.
+    _supports_buffered_results = False
+
+    def __init__(self, promote: Callable[[str, RungResult], bool]) -> None:
+        super().__init__()
+        self._promote = promote
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop a trial that the rung prunes; let every other one go on."""
+        if RUNG not in result:
+            return str(self.CONTINUE)
+        found = RungResult.model_validate_json(result[RUNG])
+        goes_on = self._promote(trial.trial_id, found)
+        return str(self.CONTINUE if goes_on else self.STOP)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its set-up for its own way to resume, which is not ours.
+        return {}
 
 
 def _config(proposal: Proposal) -> dict[str, Any]:

@@ -84,12 +84,12 @@
     reference: { shape: "diamond", size: 5.5, css: "m-reference", text: "reference point" },
     dominated: { shape: "circle", size: 4, css: "m-dominated", text: "dominated trial" },
     infeasible: { shape: "triangle", size: 5, css: "m-infeasible", text: "infeasible trial" },
-    none: { shape: "cross", size: 4.5, css: "m-none", text: "no value (failed or broken)" },
+    none: { shape: "cross", size: 4.5, css: "m-none", text: "no value (failed, broken or pruned)" },
   };
 
   function kindOf(trial) {
     if (trial.front) return trial.role === "reference" ? "parentFront" : "front";
-    if (trial.outcome === "failed" || trial.outcome === "broken") return "none";
+    if (["failed", "broken", "pruned"].includes(trial.outcome)) return "none";
     if (trial.reference) return "reference";
     return trial.outcome === "infeasible" ? "infeasible" : "dominated";
   }

@@ -85,9 +85,10 @@ class Run:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Trials by outcome: ``feasible``, ``infeasible``, ``broken``, ``failed``."""
+        """Trials by outcome: ``feasible``, ``infeasible``, ``broken``, ``pruned``, ``failed``."""
         found = Counter(outcome(trial) for trial in self.trials)
-        return {key: found[key] for key in ("feasible", "infeasible", "broken", "failed")}
+        names = ("feasible", "infeasible", "broken", "pruned", "failed")
+        return {key: found[key] for key in names}
 
     @property
     def num_sampled(self) -> int:
@@ -171,9 +172,9 @@ def load_run(folder: str | Path) -> Run:
 
 
 def outcome(trial: TrialRecord) -> str:
-    """Say how a trial ended, in a word: feasible, infeasible, broken or failed."""
-    if trial.state == "FAIL":
-        return "failed"
+    """Say how a trial ended, in a word: feasible, infeasible, broken, pruned or failed."""
+    if trial.state != "COMPLETE":
+        return "failed" if trial.state == "FAIL" else "pruned"
     if trial.result is not None and trial.result.broken is not None:
         return "broken"
     return "feasible" if trial.feasible else "infeasible"

@@ -50,6 +50,7 @@ def status_banner(run: Run) -> str:
         counted(counts["feasible"], "feasible trial"),
         f"{counts['infeasible']} infeasible",
         f"{counts['broken']} broken",
+        *([f"{counts['pruned']} pruned"] if run.spec.rung is not None else []),
         f"{counts['failed']} failed",
     ]
     parts = [f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"]

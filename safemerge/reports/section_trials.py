@@ -23,6 +23,7 @@ OUTCOME_MARKS = {
     "feasible": "\u25cf",
     "infeasible": "\u25cb",
     "broken": "\u2298",
+    "pruned": "\u2702",
     "failed": "\u2715",
 }
 
@@ -76,11 +77,12 @@ def trials_section(run: Run) -> str:
     if not run.trials:
         return paragraph("No trial has finished yet.")
     counts = run.counts
-    complete = len(run.trials) - counts["failed"]
+    complete = len(run.trials) - counts["failed"] - counts["pruned"]
+    pruned = "" if run.spec.rung is None else f" {counts['pruned']} PRUNED,"
     told = (
         f"{counted(len(run.trials), 'trial')}: {complete} COMPLETE "
         f"({counts['feasible']} feasible, {counts['infeasible']} infeasible, "
-        f"{counts['broken']} broken), {counts['failed']} FAIL."
+        f"{counts['broken']} broken),{pruned} {counts['failed']} FAIL."
     )
     on_front = {point.number for point in run.points}
     known = metrics_of(run.spec)
@@ -90,7 +92,7 @@ def trials_section(run: Run) -> str:
         how = outcome(trial)
         state = Cell(
             f'<span class="outcome {how}"><span aria-hidden="true">{OUTCOME_MARKS[how]}</span> '
-            f"{'FAIL' if how == 'failed' else f'COMPLETE, {how}'}</span>"
+            f"{f'COMPLETE, {how}' if trial.state == 'COMPLETE' else trial.state}</span>"
             f'<span class="reason">{escape(trial.reason or "")}</span>',
             f"{trial.state} {how}",
         )

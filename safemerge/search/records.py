@@ -42,3 +42,11 @@ class Failure:
     retry: bool = True
     """Whether another try may end differently, as after a crash. Too many unscored responses
     are no crash."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The candidate was stopped at the low rung; it has losses and no result."""
+
+    reason: str
+    """One line: which trial beat it there."""

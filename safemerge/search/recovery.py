@@ -33,7 +33,7 @@ RETRIED = "retried"
 START = "start"
 """Warm start that a trial stands for."""
 REASON = "reason"
-"""Why a trial failed or is infeasible, for Optuna's dashboard."""
+"""Why a trial failed, was pruned or is infeasible, for Optuna's dashboard."""
 
 INTERRUPTED = "interrupted: the driver stopped before the result came back"
 _FIXED = "fixed_params"
@@ -93,9 +93,8 @@ class Recovery:
                         live.set_constraint(metric, violation)
                 if record.reason is not None:
                     live.set_user_attr(REASON, record.reason)
-                values = self._values(record)
-                state = TrialState.FAIL if values is None else TrialState.COMPLETE
-                self._study.tell(trial.number, values, state=state)
+                state = TrialState[record.state]
+                self._study.tell(trial.number, self._values(record), state=state)
 
     def _enqueue_again(self) -> None:
         trials = self._trials()
@@ -166,10 +165,9 @@ class Recovery:
             attributes[RETRY_OF] = max(item.number for item in earlier)
         if record.state == "FAIL" and (later or record.reason == INTERRUPTED):
             attributes[RETRIED] = True
-        values = self._values(record)
         return create_trial(
-            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
-            values=values,
+            state=TrialState[record.state],
+            values=self._values(record),
             params=optuna_params(self._spec, space, record.params),
             distributions=optuna_distributions(self._spec, space),
             user_attrs=attributes,
@@ -177,7 +175,7 @@ class Recovery:
         )
 
     def _values(self, record: TrialRecord) -> list[float] | None:
-        if record.state == "FAIL":
+        if record.state != "COMPLETE":
             return None
         return [record.objectives[item.metric] for item in self._spec.objectives]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Self
 
 import optuna
@@ -14,8 +14,9 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError
 from safemerge.pareto import hypervolume, non_dominated_mask
 from safemerge.provenance import utc_now
-from safemerge.records import CandidateResult, TrialRecord
-from safemerge.search.records import Failure, Proposal
+from safemerge.records import CandidateResult, RungResult, TrialRecord
+from safemerge.search.pending import Pending
+from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.recovery import (
     ATTEMPT,
     NUMBER,
@@ -25,6 +26,7 @@ from safemerge.search.recovery import (
     START,
     Recovery,
 )
+from safemerge.search.rung import find_rival, is_audited
 from safemerge.search.space import (
     Reference,
     optuna_params,
@@ -38,17 +40,9 @@ from safemerge.search.storage import (
     storage_errors,
     storage_path,
 )
-from safemerge.search.verdict import Verdict, judge
+from safemerge.search.verdict import judge
 from safemerge.search.warm_start import start_plans, study_references
 from safemerge.store import RunStore
-
-
-@dataclass(frozen=True)
-class _Pending:
-    proposal: Proposal
-    started_at: str
-    trial: optuna.Trial | None
-    """Optuna's side of it; None for a reference."""
 
 
 class SearchStudy:
@@ -57,9 +51,9 @@ class SearchStudy:
     The references (each parent, the plain mean, warm starts that no space can express) come
     first and live in the run's store alone, since no search space holds them; then the points
     that are sampled for warm starts. Sampled trials live in Optuna as well, which may be
-    rebuilt: ``trials.jsonl`` is the truth. Every trial ends COMPLETE or FAIL with a reason. A
-    crashed candidate is proposed again up to ``evaluator.num_retries`` times, each try under
-    its own number. Methods may be called from several threads.
+    rebuilt: ``trials.jsonl`` is the truth. Every trial ends COMPLETE, PRUNED or FAIL with a
+    reason. A crashed candidate is proposed again up to ``evaluator.num_retries`` times, each try
+    under its own number. Methods may be called from several threads.
 
     Opening it again resumes: trials that were in flight are recorded as FAIL, *interrupted*,
     and their parameters proposed again before anything new; a trial that finished in one of
@@ -79,7 +73,7 @@ class SearchStudy:
         self.store = store
         self._lock = threading.RLock()
         self._held = ExitStack()
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
         self._given_up: set[str] = set()
         self._references: list[Reference] = study_references(spec)
         self._path = storage_path(spec, store.folder)
@@ -123,7 +117,32 @@ class SearchStudy:
             self._next = pending.proposal.number + 1
             return pending.proposal
 
-    def tell(self, number: int, outcome: CandidateResult | Failure) -> TrialRecord:
+    def promote(self, number: int, found: RungResult) -> Pruned | None:
+        """Decide whether a trial goes on to be scored, by its losses on the low rung.
+
+        Args:
+            number: Number of the proposal.
+            found: Its losses; they are kept with the trial.
+
+        Returns:
+            What to tell about it if it stops here; None if it goes on.
+
+        Raises:
+            StudyError: If the trial is not in flight.
+        """
+        with self._lock:
+            pending = self._in_flight(number)
+            proposal, rung = pending.proposal, self.spec.rung
+            free = rung is None or proposal.role == "reference" or proposal.start is not None
+            rival = None if free or rung is None else find_rival(rung, found, self._records)
+            self._pending[number] = replace(pending, rung=found, rival=rival)
+            if rung is None or rival is None:
+                return None
+            if is_audited(rung, seed=self.spec.seed, number=number):
+                return None
+            return Pruned(rival.reason)
+
+    def tell(self, number: int, outcome: CandidateResult | Failure | Pruned) -> TrialRecord:
         """Finish a trial: first in the store, then in Optuna.
 
         Args:
@@ -139,17 +158,11 @@ class SearchStudy:
                 again.
         """
         with self._lock:
-            pending = self._pending.get(number)
-            if pending is None:
-                flight = ", ".join(map(str, sorted(self._pending))) or "none"
-                raise StudyError(
-                    f"trial {number}: must be in flight to be told; got a trial that is not. "
-                    f"In flight: {flight}."
-                )
+            pending = self._in_flight(number)
             proposal = pending.proposal
             verdict = judge(self.spec, proposal, outcome)
             again = verdict.retry and proposal.attempt < self.spec.evaluator.num_retries
-            record = _record(pending, verdict, outcome)
+            record = pending.record(verdict, outcome)
             with storage_errors(self._path):
                 if pending.trial is not None and again:
                     # Before the record, so that a driver killed in between tries again.
@@ -235,6 +248,16 @@ class SearchStudy:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _in_flight(self, number: int) -> Pending:
+        pending = self._pending.get(number)
+        if pending is None:
+            flight = ", ".join(map(str, sorted(self._pending))) or "none"
+            raise StudyError(
+                f"trial {number}: must be in flight to be told; got a trial that is not. "
+                f"In flight: {flight}."
+            )
+        return pending
+
     @property
     def _directions(self) -> list[Any]:
         return [item.direction for item in self.spec.objectives]
@@ -261,7 +284,7 @@ class SearchStudy:
             for item in self._records
         )
 
-    def _ask_reference(self) -> _Pending | None:
+    def _ask_reference(self) -> Pending | None:
         for label, recipe in self._open_references():
             proposal = Proposal(
                 number=self._next,
@@ -270,7 +293,7 @@ class SearchStudy:
                 recipe=recipe,
                 attempt=self._num_failed(recipe.digest),
             )
-            return _Pending(proposal, utc_now(), None)
+            return Pending(proposal, utc_now(), None)
         return None
 
     def _waiting(self) -> list[optuna.trial.FrozenTrial]:
@@ -285,7 +308,7 @@ class SearchStudy:
         ]
         return again.count(False)
 
-    def _ask_sampled(self) -> _Pending | None:
+    def _ask_sampled(self) -> Pending | None:
         if not self._waiting() and self._num_counted() >= self.spec.num_trials:
             return None
         trial = self._study.ask()
@@ -307,7 +330,7 @@ class SearchStudy:
             start=trial.user_attrs.get(START),
             attempt=int(trial.user_attrs.get(ATTEMPT, 0)),
         )
-        return _Pending(proposal, utc_now(), trial)
+        return Pending(proposal, utc_now(), trial)
 
     def _keep(self, record: TrialRecord) -> None:
         self.store.append(record)
@@ -316,8 +339,8 @@ class SearchStudy:
     def _tell_optuna(self, trial: optuna.Trial, record: TrialRecord) -> None:
         if record.reason is not None:
             trial.set_user_attr(REASON, record.reason)
-        if record.state == "FAIL":
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        if record.state != "COMPLETE":
+            self._study.tell(trial, state=optuna.trial.TrialState[record.state])
             return
         # NOTE: samplers read constraints from the finished trial, so they come before tell.
         for metric, violation in record.violations.items():
@@ -347,28 +370,3 @@ class SearchStudy:
                 self._study.enqueue_trial(
                     optuna_params(self.spec, space, point.params), user_attrs={START: start.name}
                 )
-
-
-def _record(
-    pending: _Pending, verdict: Verdict, outcome: CandidateResult | Failure
-) -> TrialRecord:
-    proposal = pending.proposal
-    result = outcome if isinstance(outcome, CandidateResult) else None
-    return TrialRecord(
-        number=proposal.number,
-        role=proposal.role,
-        label=proposal.label,
-        state=verdict.state,
-        reason=verdict.reason,
-        space=proposal.space,
-        params=dict(proposal.params),
-        start=proposal.start,
-        recipe=proposal.recipe.resolved(),
-        candidate=proposal.candidate,
-        objectives=verdict.objectives,
-        violations=verdict.violations,
-        feasible=verdict.feasible,
-        result=result if verdict.state == "COMPLETE" else None,
-        started_at=pending.started_at,
-        finished_at=utc_now(),
-    )

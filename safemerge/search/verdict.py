@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from safemerge.config.study import Constraint, StudySpec
 from safemerge.errors import StudyError
 from safemerge.records import CandidateResult, TrialState
-from safemerge.search.records import Failure, Proposal
+from safemerge.search.records import Failure, Proposal, Pruned
 
 BROKEN = "broken"
 """Name of the violation that a broken candidate has, always 1."""
@@ -21,7 +21,7 @@ class Verdict:
     state: TrialState
     reason: str | None = None
     objectives: dict[str, float] = field(default_factory=dict)
-    """Value by metric; empty for FAIL."""
+    """Value by metric; empty for FAIL and PRUNED."""
     violations: dict[str, float] = field(default_factory=dict)
     """By metric; above 0 where a constraint is broken."""
     feasible: bool = False
@@ -29,13 +29,15 @@ class Verdict:
     """Whether another try may end differently."""
 
 
-def judge(spec: StudySpec, proposal: Proposal, outcome: CandidateResult | Failure) -> Verdict:
+def judge(
+    spec: StudySpec, proposal: Proposal, outcome: CandidateResult | Failure | Pruned
+) -> Verdict:
     """Decide how a trial ends.
 
     A crash is FAIL and may be tried again. A candidate that is deterministically broken is
     COMPLETE with every objective at its reference value, and infeasible, so that the sampler
     learns to stay away. A missing objective or constraint metric is FAIL: unscored is not
-    zero. A violated constraint is COMPLETE and infeasible.
+    zero. A violated constraint is COMPLETE and infeasible. What the low rung stopped is PRUNED.
 
     Args:
         spec: The study.
@@ -50,6 +52,8 @@ def judge(spec: StudySpec, proposal: Proposal, outcome: CandidateResult | Failur
     """
     if isinstance(outcome, Failure):
         return Verdict("FAIL", outcome.reason or "failed without a reason", retry=outcome.retry)
+    if isinstance(outcome, Pruned):
+        return Verdict("PRUNED", outcome.reason)
     if outcome.split != "search":
         raise StudyError(
             f"trial {proposal.number}: needs a result of the search split; "

@@ -100,10 +100,20 @@ def test_a_study_that_changed_is_not_resumed(searched, study_document):
     assert "Traceback" not in done.stderr
 
 
-def test_a_killed_driver_resumes_without_losing_a_finished_trial(
+def test_a_killed_search_with_a_rung_resumes_without_losing_a_finished_trial(
     start_safemerge, safemerge, write_study, tmp_path
 ):
-    study = write_study(num_trials=8)
+    rows = [{"question": f"pair number {i}", "answer": ("yes", "no")[i % 2]} for i in range(12)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "pairs.jsonl").write_text(lines, encoding="utf-8")
+    pairs = {
+        "source": {"kind": "file", "path": "pairs.jsonl"},
+        "prompt": "{question}",
+        "response": "{answer}",
+    }
+    # Twice the same pairs: one order of all candidates. Their differences are small and random.
+    rung = {"sets": {"one": [pairs], "other": [pairs]}, "level": 0.99, "audit": 0.0}
+    study = write_study(num_trials=8, rung=rung)
     trials = tmp_path / "results" / "pico" / "trials.jsonl"
     driver = start_safemerge("search", study, SAFEMERGE_TEST_MARK=marked("killed-driver"))
 
@@ -124,11 +134,22 @@ def test_a_killed_driver_resumes_without_losing_a_finished_trial(
     assert f"{len(before)} finished trials kept" in done.stdout
     after = [json.loads(line) for line in trials.read_text().splitlines()]
     assert after[: len(before)] == before
-    sampled = [t for t in after if t["role"] == "sampled" and t["state"] == "COMPLETE"]
+    sampled = [t for t in after if t["role"] == "sampled" and t["state"] != "FAIL"]
     assert len(sampled) == 8
+    best = min(_loss(t) for t in after if t["state"] == "COMPLETE")
+    pruned = [t for t in sampled if t["state"] == "PRUNED"]
+    assert pruned
+    assert all(_loss(t) > best and t["result"] is None for t in pruned)
+    assert all("rung" in t for t in after if t["state"] == "COMPLETE")
+    assert "PRUNED: rung: " in done.stdout + (tmp_path / "told.txt").read_text()
     assert len({t["number"] for t in after}) == len(after)
     interrupted = [t for t in after if t["state"] == "FAIL"]
     assert all("interrupted" in t["reason"] for t in interrupted)
+
+
+def _loss(trial):
+    (rows,) = trial["rung"]["losses"]["one"]
+    return sum(rows) / len(rows)
 
 
 def test_an_expert_with_nan_weights_is_refused_before_anything_starts(

@@ -1,0 +1,89 @@
+"""What the low rung did: how many it pruned, how far its losses can be believed, what it cost."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from safemerge.config.rung import RungSpec
+from safemerge.records import TrialRecord
+from safemerge.reports.markup import Cell, escape, number_cell, paragraph, table
+from safemerge.reports.metric import metrics_of
+from safemerge.reports.run import Run, is_measured
+from safemerge.reports.wording import DIRECTION_WORDS, counted, joined, seconds
+from safemerge.statistics.rank import spearman
+
+
+def rung_section(run: Run) -> str:
+    """Return what the rung did, in words and a table; empty if the study has none."""
+    rung = run.spec.rung
+    screened = [trial for trial in run.trials if trial.rung is not None]
+    if rung is None or not screened:
+        return ""
+    pruned = [trial for trial in screened if trial.state == "PRUNED"]
+    audited = [trial for trial in screened if trial.rival is not None and trial.state != "PRUNED"]
+    front = {point.number for point in run.points}
+    wrong = [trial for trial in audited if trial.number in front]
+    pairs = sum(len(rows) for sources in _losses(screened[0]).values() for rows in sources)
+    told = [
+        f"<b>Low rung.</b> {counted(len(screened), 'candidate')} took losses on {pairs} pairs "
+        f"first ({escape(joined(list(rung.sets)))}); {len(pruned)} were pruned there: a scored "
+        "candidate had lower losses on every set.",
+        _audit(len(audited), len(wrong)),
+        _cost(screened),
+    ]
+    return paragraph(" ".join(part for part in told if part)) + _correlations(run, rung, screened)
+
+
+def _audit(audited: int, wrong: int) -> str:
+    if not audited:
+        return "None of those to be pruned was scored, so what pruning missed is not known."
+    return (
+        f"{audited} that were to be pruned {'was' if audited == 1 else 'were'} scored all the "
+        f"same: {wrong} of them {'is' if wrong == 1 else 'are'} on the front."
+    )
+
+
+def _cost(screened: list[TrialRecord]) -> str:
+    rung_s = [trial.rung.timings.total_s for trial in screened if trial.rung is not None]
+    scored_s = [trial.result.timings.total_s for trial in screened if trial.result is not None]
+    if not scored_s:
+        return ""
+    return (
+        f"A candidate took {seconds(median(rung_s))} on the rung and {seconds(median(scored_s))} "
+        "to be scored (medians)."
+    )
+
+
+def _correlations(run: Run, rung: RungSpec, screened: list[TrialRecord]) -> str:
+    scored: dict[str, TrialRecord] = {}
+    for trial in screened:
+        if is_measured(trial):
+            scored.setdefault(trial.candidate, trial)
+    found = list(scored.values())
+    means = [rung.means(_losses(trial)) for trial in found]
+    known = metrics_of(run.spec)
+    metrics = [known[item.metric] for item in run.spec.objectives]
+    rows = []
+    for name in rung.sets:
+        cells = [Cell(escape(name))]
+        for metric in metrics:
+            value = spearman(
+                [mean[name] for mean in means], [trial.objectives[metric.name] for trial in found]
+            )
+            cells.append(
+                Cell('<span class="quiet">none</span>', None, is_number=True)
+                if value is None
+                else number_cell(value, f"{value:+.2f}")
+            )
+        rows.append(cells)
+    caption = (
+        f"Rank correlation (Spearman) of the rung\u2019s losses with the objectives over the "
+        f"{counted(len(found), 'scored candidate')}; pruned ones are not in it. Where no set goes "
+        "with an objective, the rung is blind for it: add a set, or do without the rung."
+    )
+    heads = ["loss on", *(f"{item.name} ({DIRECTION_WORDS[item.direction]})" for item in metrics)]
+    return table(caption, heads, rows, sortable=False)
+
+
+def _losses(trial: TrialRecord) -> dict[str, list[list[float]]]:
+    return {} if trial.rung is None else trial.rung.losses

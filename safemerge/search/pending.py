@@ -1,0 +1,54 @@
+"""A trial that was asked for and not told yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from safemerge.provenance import utc_now
+from safemerge.records import CandidateResult, RungResult, TrialRecord
+from safemerge.search.records import Failure, Proposal, Pruned
+from safemerge.search.rung import Rival
+from safemerge.search.verdict import Verdict
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A proposal in flight."""
+
+    proposal: Proposal
+    started_at: str
+    trial: optuna.Trial | None
+    """Optuna's side of it; None for a reference."""
+    rung: RungResult | None = None
+    """Its losses, once it has been on the low rung."""
+    rival: Rival | None = None
+    """Candidate that beat it there."""
+
+    def record(self, verdict: Verdict, outcome: CandidateResult | Failure | Pruned) -> TrialRecord:
+        """Return what is stored of the trial, now that it is told."""
+        proposal = self.proposal
+        result = outcome if isinstance(outcome, CandidateResult) else None
+        return TrialRecord(
+            number=proposal.number,
+            role=proposal.role,
+            label=proposal.label,
+            state=verdict.state,
+            reason=verdict.reason,
+            space=proposal.space,
+            params=dict(proposal.params),
+            start=proposal.start,
+            recipe=proposal.recipe.resolved(),
+            candidate=proposal.candidate,
+            objectives=verdict.objectives,
+            violations=verdict.violations,
+            feasible=verdict.feasible,
+            result=result if verdict.state == "COMPLETE" else None,
+            rung=None if verdict.state == "FAIL" else self.rung,
+            rival=None if verdict.state == "FAIL" or self.rival is None else self.rival.number,
+            started_at=self.started_at,
+            finished_at=utc_now(),
+        )

@@ -1,0 +1,94 @@
+"""What the page says of the low rung: counts, correlations, and what was audited."""
+
+import re
+
+import pytest
+import synthetic_run as synthetic
+
+from safemerge.records import RungResult, Timings
+from safemerge.reports import front_table, load_run, render_html
+from safemerge.reports.run import outcome
+from safemerge.reports.section_rung import rung_section
+
+PAIRS = [{"source": {"kind": "file", "path": "/nowhere/pairs.jsonl"}, "response": "{answer}"}]
+RUNG = {"sets": {"refusals": PAIRS, "tasks": PAIRS}}
+
+
+def with_rung(trial, total_s=1.5):
+    """Losses that go with the objectives: the more harm, and the less skill, the higher."""
+    skill = trial.objectives.get(synthetic.SKILL, 0.3)
+    harm = trial.objectives.get(synthetic.HARM, 0.9)
+    losses = {"refusals": [[harm, harm + 0.5]], "tasks": [[1 - skill, 2 - skill]]}
+    timings = Timings(total_s=total_s)
+    rung = RungResult(candidate=trial.candidate, losses=losses, timings=timings)
+    return trial.model_copy(update={"rung": rung})
+
+
+def pruned(trial, rival):
+    gone = {"state": "PRUNED", "result": None, "objectives": {}, "violations": {}}
+    reason = f"rung: trial {rival} has lower losses <&>"
+    return trial.model_copy(update={**gone, "feasible": False, "reason": reason, "rival": rival})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run in which the last dominated trials were pruned, and one was audited."""
+    spec = synthetic.make_spec(num_trials=20, rung=RUNG)
+    sizes = synthetic.Synthetic(counts={"search": 40, "report": 60})
+    trials, rates = synthetic.make_trials(20, synthetic=sizes)
+    front = {trial.number for trial in synthetic.front_trials(spec, trials)}
+    made, behind = [], 0
+    for trial in trials:
+        trial = with_rung(trial) if trial.state == "COMPLETE" else trial
+        if trial.role == "sampled" and trial.number not in front and outcome(trial) == "feasible":
+            behind += 1
+            if behind <= 3:
+                trial = pruned(trial, 1)
+            elif behind == 4:
+                trial = trial.model_copy(update={"rival": 1})
+        made.append(trial)
+    folder = tmp_path_factory.mktemp("rung") / "demo"
+    synthetic.write_run(folder, spec=spec, trials=made, synthetic=sizes, publish=False)
+    del rates
+    return load_run(folder)
+
+
+def text_of(markup):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", markup))
+
+
+def test_the_page_counts_pruned_trials_and_tells_their_reason(run):
+    page = render_html(run)
+    told = text_of(page)
+    assert run.counts["pruned"] == 3
+    assert "3 PRUNED," in told
+    assert "3 pruned" in told
+    assert "rung: trial 1 has lower losses &lt;&amp;&gt;" in page
+    assert "\u2702" in page
+    assert front_table(run)
+
+
+def test_the_rung_is_told_with_its_cost_and_its_audit(run):
+    told = text_of(rung_section(run))
+    screened = sum(trial.rung is not None for trial in run.trials)
+    assert f"{screened} candidates took losses on 4 pairs first (refusals and tasks)" in told
+    assert "3 were pruned there" in told
+    assert "1 that were to be pruned was scored all the same: 0 of them are on the front" in told
+    assert "A candidate took 1.50 s on the rung" in told
+
+
+def test_losses_are_compared_with_every_objective(run):
+    rows = re.findall(r"<tr.*?</tr>", rung_section(run), flags=re.S)
+    refusals, tasks = (text_of(row).split() for row in rows[-2:])
+    assert refusals[0] == "refusals"
+    assert refusals[-1] == "+1.00"
+    assert tasks[0] == "tasks"
+    assert tasks[1] == "-1.00"
+
+
+def test_a_study_without_a_rung_says_nothing_of_it(published_folder):
+    run = load_run(published_folder)
+    assert rung_section(run) == ""
+    page = text_of(render_html(run))
+    assert "PRUNED" not in page
+    assert "Low rung" not in page
