@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import resource
 import statistics
@@ -37,6 +36,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from machine import machine, save
 
 from safemerge.config.source import TrainingData
 from safemerge.config.training import LoraSpec
@@ -97,8 +97,8 @@ def main() -> None:
     rows = _measure(ways, options)
     _print(rows, ways, options)
     if options.json:
-        told = {"machine": _machine(options), "options": vars(options), "ways": rows}
-        Path(options.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        asked = {name: value for name, value in vars(options).items() if name != "json"}
+        save(options.json, {"machine": _machine(options), "options": asked, "ways": rows})
 
 
 def _model(options, folder):
@@ -327,11 +327,7 @@ def _here(way, options):
 def _machine(options):
     if options.device == "cuda":
         return {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    return {
-        "device": platform.processor() or platform.machine(),
-        "threads": options.threads,
-        "torch": torch.__version__,
-    }
+    return {**machine(), "threads": options.threads, "torch": torch.__version__}
 
 
 def _print(rows, ways, options):
