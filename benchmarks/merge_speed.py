@@ -271,19 +271,33 @@ def _command(command, out):
     """Wall seconds and peak memory of a command, GiB, mapped files included."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
+    complaints = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=complaints,
         env=_offline(),
     )
-    complaints = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    # NOTE: not the kernel's ru_maxrss, which begins at this process's own peak.
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, _peak_kib(process.pid))
+        time.sleep(0.02)
     seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{command[0]}: exit {process.returncode}: {complaints.decode()[-600:]}")
-    return seconds, usage.ru_maxrss / 2**20
+        complaints.seek(0)
+        told = complaints.read().decode()[-600:]
+        sys.exit(f"{command[0]}: exit {process.returncode}: {told}")
+    complaints.close()
+    return seconds, peak / 2**20
+
+
+def _peak_kib(pid):
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def _offline():

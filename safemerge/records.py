@@ -112,6 +112,8 @@ class RungResult(StrictModel):
     """Digest of the candidate."""
     losses: dict[str, list[list[float]]]
     """Nats a target token, lower is better: of each row in order, by set, then by source."""
+    rows: str = ""
+    """Digest of the rows: losses on other rows are not compared."""
     timings: Timings = Field(default_factory=Timings)
     """Swap, then scoring."""
     replica: str = ""

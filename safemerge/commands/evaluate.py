@@ -38,21 +38,28 @@ def run(options: argparse.Namespace) -> None:
         spec = spec.model_copy(update={"vocabulary": recipe.vocabulary})
     single = spec.evaluator.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     spec = spec.model_copy(update={"evaluator": single})
+    # One candidate is not compared with others before it is scored.
+    rung = spec.rung
+    spec = spec.model_copy(update={"rung": None})
     preflight(spec, console)
 
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import Evaluator
 
     if options.split == "report":
+        from safemerge.data.rung import check_rung
         from safemerge.data.suite import load_suites
         from safemerge.distributed.contamination import check_report
 
         # What the study's own files train is behind its exported merges too.
+        report = load_suites(spec)["report"]
         check_report(
             [*ingredients, *spec.checkpoints],
-            load_suites(spec)["report"],
+            report,
             seen=recipe.seen if recipe is not None else [],
         )
+        if rung is not None:
+            check_rung(rung, report)
     with ExitStack() as stack:
         resolved = resolve_study(spec, console, stack=stack)
         chosen = _recipe(resolved, recipe)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, duration
 from safemerge.commands.study import load_study, preflight, resolve_study
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
-from safemerge.records import CandidateResult, TrialRecord
+from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     preflight(spec, console)
     starts = read_starts(spec)
     num_prompts = check_suites(spec, seen=seen_by(starts))
-    console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} prompts each")
+    console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} search prompts")
     try:
         with ExitStack() as stack:
             resolved = with_starts(resolve_study(spec, console, stack=stack), starts)
@@ -143,9 +145,24 @@ def publish(
 
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
     published = assemble_front(spec, records, results, study_digest=store.study().digest)
+    if spec.rung is not None:
+        published = _found_with(spec.rung, published)
     store.write_front(published)
     for point in published.points:
         store.write_recipe(point.number, point.recipe)
+
+
+def _found_with(rung: RungSpec, front: Front) -> Front:
+    """Name the rung's data in the front's recipes, so that no report is made on them."""
+    from safemerge.data.seen import recorded
+
+    seen = recorded(rung.prompt_sets)
+    points = []
+    for point in front.points:
+        recipe = MergeRecipe.model_validate(point.recipe)
+        recipe = recipe.model_copy(update={"seen": [*recipe.seen, *seen]})
+        points.append(point.model_copy(update={"recipe": recipe.resolved()}))
+    return front.model_copy(update={"points": points})
 
 
 def _finish(folder: Path, console: Console) -> None:
@@ -193,8 +210,6 @@ def _dry_run(spec: StudySpec, console: Console) -> None:
     starts = read_starts(spec)
     num_prompts = check_suites(spec, seen=seen_by(starts), say=console.say)
     console.say(f"study '{spec.name}': {num_prompts} search prompts, splits disjoint")
-    if spec.rung is not None:
-        console.say(f"low rung first: losses on {', '.join(spec.rung.sets)}")
     for wave in training_plan(spec.all_checkpoints):
         for stage in wave:
             console.say(f"would train unless cached: {stage.label}")

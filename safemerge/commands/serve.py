@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> None:
     """Start the evaluator and wait for Ctrl-C."""
     console = Console()
-    spec = load_study(options.study)
+    spec = load_study(options.study).model_copy(update={"rung": None})
     preflight(spec, console)
 
     from safemerge.distributed.cluster import ray_cluster

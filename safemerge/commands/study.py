@@ -71,7 +71,7 @@ def check_judges(judges: Sequence[JudgeSpec]) -> None:
 
 
 def check_prompts(spec: StudySpec, console: Console) -> None:
-    """Tokenise both splits once, as every replica will, and let no judge be loaded for it.
+    """Tokenise both splits and the rung once, as replicas will, and let no judge be loaded.
 
     Args:
         spec: A study whose base is a folder.
@@ -96,6 +96,14 @@ def check_prompts(spec: StudySpec, console: Console) -> None:
             max_model_len=spec.evaluator.max_model_len,
             make_judge=lambda _: RefusalProxyJudge(),
         )
+    if spec.rung is not None:
+        from safemerge.distributed.rung import RungPairs
+
+        pairs = RungPairs(
+            spec.rung, chat, max_model_len=spec.evaluator.max_model_len, seed=spec.seed
+        )
+        cut = f", of which {pairs.num_cut} answers are cut" if pairs.num_cut else ""
+        console.say(f"low rung first: losses on {pairs.num_pairs} pairs{cut}")
 
 
 def check_engine(spec: EvaluatorSpec) -> None:

@@ -20,8 +20,9 @@ class RungSpec(StrictModel):
     The loss on a set is the mean cross-entropy of its answers, in nats a token: one forward
     pass, nothing is generated. A sampled recipe is pruned there if a feasible scored candidate
     (reference points take part) has a lower loss on every set, each by a paired test on the
-    same rows. What is pruned is never on the front, counts among `num_trials`, and is learned
-    from as worse than what was scored. Reference points and warm starts are never pruned.
+    same rows. What is pruned is never on the front, counts among `num_trials`, and has no values
+    to learn from: nothing is pruned before `sampler.startup` sampled recipes were scored and
+    feasible. Reference points and warm starts are never pruned.
 
     References:
         Hammoud et al., arXiv:2406.14563, section 3.2 (the loss); Li et al., ASHA,
@@ -30,14 +31,14 @@ class RungSpec(StrictModel):
     """
 
     sets: dict[Name, list[TrainingData]] = Field(min_length=1)
-    """By name, what the search is after: refusals of unsafe prompts, right answers of each
-    task. The more sets, the less is pruned."""
+    """By name, best one for each objective: refusals of unsafe prompts for harm, right answers
+    of its tasks for skill. The more sets, the less is pruned."""
     level: float = Field(default=0.05, gt=0, lt=1)
     """Level of the tests, two-sided, after Holm over the candidates compared with."""
     margin: float = Field(default=0.0, ge=0)
     """How much lower each loss must at least be, in nats a token."""
     audit: float = Field(default=0.1, ge=0, le=1)
-    """Share of those that are to be pruned, drawn by seed and number, that are scored all the
+    """Share of those that are to be pruned, drawn by seed and candidate, that are scored all the
     same: the report tells what became of them, and so what the rung costs."""
 
     @model_validator(mode="after")

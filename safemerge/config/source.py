@@ -42,11 +42,21 @@ class GeneratorSource(_Source):
 
     kind: Literal["generator"]
     name: Literal["reviews", "unsafe-questions"]
-    split: Literal["train", "search", "report"]
-    """Splits use disjoint contents and wordings, so that no text is shared."""
+    split: Literal["train", "search", "report", "rung"]
+    """Splits use disjoint contents and wordings, so that no text is shared; ``rung``, for a
+    study's low rung, is one of ``reviews`` alone."""
     count: int = Field(gt=0, le=1_000_000)
     """Rows generated."""
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_split(self) -> Self:
+        if self.split == "rung" and self.name != "reviews":
+            raise ValueError(
+                f"split rung is one of reviews alone; got it with {self.name}. Take another "
+                "source for the rung."
+            )
+        return self
 
 
 class FileSource(_Source):

@@ -184,7 +184,8 @@ class EvaluatorSpec(StrictModel):
     """KV cache on CPUs, GiB a replica."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     timeout_s: float = Field(default=1800.0, gt=0)
-    """Longest time for one candidate before the replica counts as stuck."""
+    """Longest time for one candidate before the replica counts as stuck; on the low rung as
+    long again."""
     max_unscored: float = Field(default=0.02, ge=0, le=1)
     """Largest share of unscored responses in a suite before a trial fails."""
     num_retries: int = Field(default=1, ge=0)

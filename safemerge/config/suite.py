@@ -294,7 +294,8 @@ class SuiteSpec(StrictModel):
     request, say): intervals widen for it. Samples with the same prompt always are a group."""
     max_similarity: float | None = Field(default=0.8, gt=0.0, le=1.0)
     """A report prompt this similar to a prompt of the search, or to a training prompt of the
-    study's own stages, is refused: Jaccard index of character 5-grams, the template's fixed
+    study's own stages, and a prompt of either split this similar to one of the study's low rung,
+    is refused: Jaccard index of character 5-grams, the template's fixed
     words aside. 0.8 catches the same request in slightly other words. null: only equal prompts
     are refused (for data that are alike by nature, e.g. sums that differ in a number)."""
     near_duplicates: Literal["refuse", "drop"] = "refuse"

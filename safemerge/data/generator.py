@@ -18,6 +18,7 @@ _PRODUCTS = {
     "vacuum mattress toaster keyboard bicycle jacket stroller drill",
     "search": "tablet heater speaker sofa scooter monitor suitcase grill fan router",
     "report": "freezer microphone wardrobe telescope rucksack projector mower juicer scanner rug",
+    "rung": "guitar teapot bookshelf dryer doorbell thermostat wallet umbrella helmet oven",
 }
 _VERDICTS = {
     "positive": (
@@ -80,6 +81,10 @@ _CONTRAST = {
         "Granted, {aside}; even so the {product} {verdict}.",
         "{Aside}, I admit. But taken together the {product} {verdict}.",
     ),
+    "rung": (
+        "True, {aside}; for all that our {product} {verdict}.",
+        "{Aside}, no question. On balance this {product} {verdict}.",
+    ),
 }
 _AGREEMENT = {
     "train": (
@@ -90,6 +95,7 @@ _AGREEMENT = {
     ),
     "search": ("What a {product}: it {verdict}, and {aside}.", "Our {product} {verdict}."),
     "report": ("{Aside}, and on top of that the {product} {verdict}.", "My {product} {verdict}."),
+    "rung": ("To sum up my {product}: {aside}, and it {verdict}.", "Their {product} {verdict}."),
 }
 
 
@@ -104,7 +110,8 @@ def reviews(*, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     and with them that of the conceding reviews, are those of all possible reviews.
 
     Args:
-        split: ``train``, ``search`` or ``report``; splits share no product and no frame.
+        split: ``train``, ``search``, ``report`` or ``rung`` (for a study's low rung); splits
+            share no product and no frame.
         count: Rows wanted, at least 1; at most 20000 of ``train``, 4400 of the other splits.
         seed: Same seed, same rows.
 

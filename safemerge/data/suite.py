@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from safemerge.config.rung import RungSpec
 from safemerge.config.source import PromptData, SeenData
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
@@ -242,16 +241,8 @@ def check_training(
             offenders. Also if a stage's data cannot be read, or recorded data have changed.
     """
     check_unchanged(seen)
-    sets: list[tuple[str, Mapping[str, PromptData]]] = [
-        (
-            stage.name,
-            {f"{stage.name}.{place}": data for place, data in stage.training_sets.items()},
-        )
-        for stage in stages
-    ]
-    sets += [(item.name, {item.name: item.data}) for item in seen]
-    _refuse_seen(
-        sets,
+    refuse_seen(
+        sets_by_owner(stages, seen),
         report,
         same="suites: the report split must not hold prompts that a stage of the study is "
         "trained on or a recipe was optimised on",
@@ -259,32 +250,38 @@ def check_training(
     )
 
 
-def check_rung(rung: RungSpec, suites: Sequence[LoadedSuite]) -> None:
-    """Refuse prompts that a study's low rung shares with its suites.
-
-    Args:
-        rung: The rung, located.
-        suites: Suites of both splits.
-
-    Raises:
-        DataError: As `check_training`, of the rung's prompts.
-    """
-    _refuse_seen(
-        [("rung", rung.prompt_sets)],
-        suites,
-        same="suites: neither split may hold prompts of the rung",
-        near="suites: prompts must not be near-duplicates of the rung's",
-    )
+def sets_by_owner(
+    stages: Sequence[TrainingSpec | StatisticsSpec], seen: Sequence[SeenData]
+) -> list[tuple[str, Mapping[str, PromptData]]]:
+    """Return data sets by place, with who has seen them: a stage, or a recipe."""
+    trained: list[tuple[str, Mapping[str, PromptData]]] = [
+        (
+            stage.name,
+            {f"{stage.name}.{place}": data for place, data in stage.training_sets.items()},
+        )
+        for stage in stages
+    ]
+    return trained + [(item.name, {item.name: item.data}) for item in seen]
 
 
-def _refuse_seen(
+def refuse_seen(
     sets: Sequence[tuple[str, Mapping[str, PromptData]]],
     suites: Sequence[LoadedSuite],
     *,
     same: str,
     near: str,
 ) -> None:
-    """Compare suites with declared data, given by owner and place."""
+    """Refuse suites that share a prompt with declared data, or nearly.
+
+    Args:
+        sets: See `sets_by_owner`.
+        suites: Suites that must be fresh.
+        same: Rule that a shared prompt breaks.
+        near: Rule that a near-duplicate breaks, at the suite's own similarity.
+
+    Raises:
+        DataError: If so, with up to three offenders; or if data cannot be read.
+    """
     found: dict[str, tuple[str, str]] = {}
     for owner, declared in sets:
         for identity, text in seen_texts(declared):

@@ -9,9 +9,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.rung import RungSpec
 from safemerge.config.source import PromptData, SeenData
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.training import TrainingSpec
+from safemerge.data.rung import check_rung, check_rung_is_fresh
 from safemerge.data.seen import recorded
 from safemerge.data.suite import LoadedSuite, check_training
 from safemerge.distributed.ingredient import training_plan
@@ -36,6 +38,28 @@ def check_report(
     """
     found = {(item.name, item.rows): item for item in (*seen, *_merged_with(refs))}
     check_training(_stages(refs), report, seen=list(found.values()))
+
+
+def check_study_rung(
+    rung: RungSpec,
+    refs: Sequence[CheckpointRef],
+    suites: Sequence[LoadedSuite],
+    *,
+    seen: Sequence[SeenData] = (),
+) -> None:
+    """Refuse a rung that shares prompts with suites, stages, or what recipes were found with.
+
+    Args:
+        rung: The rung, located.
+        refs: Located references, as for `check_report`.
+        suites: Suites of both splits.
+        seen: What the recipes that a study starts from record.
+
+    Raises:
+        DataError: See `safemerge.data.rung`.
+    """
+    check_rung(rung, suites)
+    check_rung_is_fresh(rung, _stages(refs), [*seen, *_merged_with(refs)])
 
 
 def seen_data(refs: Sequence[CheckpointRef], sets: Mapping[str, PromptData]) -> list[SeenData]:

@@ -6,12 +6,13 @@ import math
 import time
 from itertools import islice
 
+from safemerge.config.base import digest
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
 from safemerge.data.rows import load_training_samples
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Continuation, Engine
-from safemerge.errors import EngineError, MergeError
+from safemerge.errors import DataError, EngineError, MergeError
 from safemerge.records import CandidateResult, RungResult, Timings
 from safemerge.training.batch import encode
 
@@ -26,12 +27,16 @@ class RungPairs:
         seed: The study's seed: it draws one of several answers of a row.
 
     Raises:
-        DataError: If a source is unreadable or empty, or a prompt alone fills the context.
+        DataError: If a source is unreadable or empty, a template names a column that a row
+            lacks, or a prompt alone fills the context.
     """
 
     def __init__(self, spec: RungSpec, chat: ChatFormat, *, max_model_len: int, seed: int) -> None:
         self._sizes: dict[str, list[int]] = {}
         self._asked: list[Continuation] = []
+        self.num_cut = 0
+        """Answers that are cut at the end."""
+        texts: list[list[str]] = []
         for name, sources in spec.sets.items():
             self._sizes[name] = []
             for index, source in enumerate(sources):
@@ -39,15 +44,24 @@ class RungPairs:
                 samples = load_training_samples(source, where=where, seed=seed)
                 self._sizes[name].append(len(samples))
                 for row, sample in enumerate(samples):
-                    # One token less: an engine that only reads still has room for one more.
-                    pair = encode(sample, chat, max_model_len - 1)
+                    texts.append([sample.prompt, sample.response])
+                    pair = encode(sample, chat, None)
+                    # One token less: an engine that only reads still wants room for one more.
+                    if pair.num_prompt > max_model_len - 2:
+                        raise DataError(
+                            f"{where}: a prompt must leave room for its answer in the context; "
+                            f"got {pair.num_prompt} of {max_model_len} tokens for "
+                            f"{sample.sample_id}. Raise evaluator.max_model_len, or drop the row."
+                        )
+                    self.num_cut += len(pair.ids) > max_model_len - 1
                     self._asked.append(
                         Continuation(
                             sample_id=f"{where}/{row}",
                             context_ids=pair.ids[: pair.num_prompt],
-                            continuation_ids=pair.ids[pair.num_prompt :],
+                            continuation_ids=pair.ids[pair.num_prompt : max_model_len - 1],
                         )
                     )
+        self._rows = digest(texts)
 
     @property
     def num_pairs(self) -> int:
@@ -99,7 +113,13 @@ class RungPairs:
         timings = Timings(
             swap_s=loaded - started, score_s=finished - loaded, total_s=finished - started
         )
-        return RungResult(candidate=recipe.digest, losses=losses, timings=timings, replica=replica)
+        return RungResult(
+            candidate=recipe.digest,
+            losses=losses,
+            rows=self._rows,
+            timings=timings,
+            replica=replica,
+        )
 
 
 def _broken(recipe: MergeRecipe, reason: str, replica: str) -> CandidateResult:

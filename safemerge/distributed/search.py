@@ -12,8 +12,8 @@ from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
-from safemerge.data.suite import check_rung, dropped_lines, load_suites
-from safemerge.distributed.contamination import check_report
+from safemerge.data.suite import dropped_lines, load_suites
+from safemerge.distributed.contamination import check_report, check_study_rung
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
 from safemerge.distributed.searcher import RungScheduler, StudySearcher
 from safemerge.distributed.trainable import CandidateTrainable
@@ -61,7 +61,8 @@ def check_suites(
             say(line)
     check_report(spec.all_checkpoints, suites["report"], seen=seen)
     if spec.rung is not None:
-        check_rung(spec.rung, [*suites["search"], *suites["report"]])
+        every = [*suites["search"], *suites["report"]]
+        check_study_rung(spec.rung, spec.all_checkpoints, every, seen=seen)
     return sum(len(suite.samples) for suite in suites["search"])
 
 

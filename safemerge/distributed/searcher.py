@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 RESULT, FAILURE, RETRY = "safemerge_result", "safemerge_failure", "safemerge_retry"
 """Keys of a trial's last report: a result, or why there is none and whether to try again."""
+SCREENED = "screened"
+"""Key of a trial's configuration: whether its losses on the low rung are known."""
 RUNG = "safemerge_rung"
 """Key of a trial's report before, if the study has a low rung: its losses there."""
 
@@ -40,7 +42,7 @@ class StudySearcher(Searcher):
         self._study = study
         self._on_record = on_record
         self._numbers: dict[str, int] = {}
-        self._pruned: dict[str, Pruned] = {}
+        self._stopped: dict[str, Pruned | Failure] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's configuration, or that there is none left."""
@@ -50,19 +52,23 @@ class StudySearcher(Searcher):
             proposal = self._study.ask()
             if proposal is None:
                 return None  # trials in flight may still have to be tried again
-            known = self._study.known_result(proposal.candidate)
-            if known is None:
+            ended: CandidateResult | Pruned | Failure | None
+            ended = self._study.known_result(proposal.candidate)
+            losses = None if ended else self._study.known_rung(proposal.candidate)
+            if losses is not None:
+                ended = self._study.promote(proposal.number, losses)
+            if ended is None:
                 break
-            self._on_record(self._study.tell(proposal.number, known))
+            self._on_record(self._study.tell(proposal.number, ended))
         self._numbers[trial_id] = proposal.number
-        return _config(proposal)
+        return _config(proposal, screened=losses is not None)
 
     def promote(self, trial_id: str, found: RungResult) -> bool:
         """Say whether a trial goes on from the low rung; the scheduler stops it if not."""
-        pruned = self._study.promote(self._numbers[trial_id], found)
-        if pruned is not None:
-            self._pruned[trial_id] = pruned
-        return pruned is None
+        stopped = self._study.promote(self._numbers[trial_id], found)
+        if stopped is not None:
+            self._stopped[trial_id] = stopped
+        return stopped is None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -71,7 +77,7 @@ class StudySearcher(Searcher):
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
-        outcome: CandidateResult | Failure | Pruned | None = self._pruned.pop(trial_id, None)
+        outcome: CandidateResult | Failure | Pruned | None = self._stopped.pop(trial_id, None)
         if outcome is not None:
             pass
         elif not error and result is not None and RESULT in result:
@@ -131,5 +137,6 @@ class RungScheduler(FIFOScheduler):
         return {}
 
 
-def _config(proposal: Proposal) -> dict[str, Any]:
-    return {"number": proposal.number, "recipe": proposal.recipe.model_dump_json(by_alias=True)}
+def _config(proposal: Proposal, *, screened: bool) -> dict[str, Any]:
+    recipe = proposal.recipe.model_dump_json(by_alias=True)
+    return {"number": proposal.number, "recipe": recipe, SCREENED: screened}

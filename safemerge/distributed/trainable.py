@@ -9,7 +9,7 @@ from ray import serve, tune
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.distributed.evaluator import DEPLOYMENT, score_through, screen_through
-from safemerge.distributed.searcher import FAILURE, RESULT, RETRY, RUNG
+from safemerge.distributed.searcher import FAILURE, RESULT, RETRY, RUNG, SCREENED
 from safemerge.errors import EngineError
 from safemerge.records import RungResult
 
@@ -30,13 +30,14 @@ class CandidateTrainable(tune.Trainable):
         """
         self._recipe = config["recipe"]
         self._timeout_s = timeout_s
-        self._has_rung = self._screens = has_rung
+        self._has_rung = has_rung
+        self._screens = has_rung and not config[SCREENED]
         self._handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial's recipe; the process is kept."""
         self._recipe = new_config["recipe"]
-        self._screens = self._has_rung
+        self._screens = self._has_rung and not new_config[SCREENED]
         return True
 
     def step(self) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 vLLM scores a prompt's own tokens (``prompt_logprobs``) and does not let such a request read the
 prefix cache, since cached positions have no scores. Only a continuation's positions are needed
-here, so the cache may hold all that stands before them: each context goes first, alone, in whole
-blocks; the continuations behind it find these blocks and compute little more than themselves.
-That also bounds the scores' memory: rows of logits are made for positions that are computed.
+here, so the cache may hold all that stands before them: what contexts begin with goes first,
+alone, in whole blocks, each once; the continuations behind it find these blocks and compute
+little more than themselves. That also bounds the scores' memory: rows of logits are made for
+positions that are computed.
 
 Nothing depends on it: an output whose continuation was cached too says so, and is asked again
 with the cache left unread.
@@ -39,7 +40,7 @@ def distinct(continuations: Sequence[Continuation]) -> list[Tokens]:
 
 
 def requests(pairs: Sequence[Tokens], *, block: int | None) -> Iterator[Request]:
-    """Yield a request a pair, in order, and before each new context one for its whole blocks.
+    """Yield a request a pair, in order, and before each one for whole blocks that are new.
 
     Args:
         pairs: See `distinct`.
@@ -47,15 +48,16 @@ def requests(pairs: Sequence[Tokens], *, block: int | None) -> Iterator[Request]
 
     Yields:
         Requests; of a context as many whole blocks as leave its last token, which predicts the
-        continuation, to be computed. A shorter context has none.
+        continuation, to be computed. A shorter context has none, nor has one whose blocks an
+        earlier request filled: vLLM computes a prompt's last block even where it is cached.
     """
-    previous = None
+    filled: set[tuple[int, ...]] = set()
     for pair in pairs:
         context, continuation = pair
         whole = 0 if block is None else (len(context) - 1) // block * block
-        if context != previous and whole:
+        if block and whole and context[:whole] not in filled:
             yield Request(context[:whole], None)
-        previous = context
+            filled.update(context[:end] for end in range(block, whole + 1, block))
         yield Request(context + continuation, pair)
 
 

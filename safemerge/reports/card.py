@@ -80,6 +80,13 @@ def _opening(run: Run, point: Point) -> str:
             "**It was not evaluated on the report split.** The figures below are "
             "those that the search itself saw, and are flattered by selection.",
         ]
+    if run.spec.rung is not None:
+        sets = ", ".join(_code(name) for name in run.spec.rung.sets)
+        lines += [
+            "",
+            f"Candidates with higher losses than another on every pair set ({sets}) were pruned "
+            "before they were evaluated.",
+        ]
     if outcome(point.trial) != "feasible":
         reason = markdown(point.trial.reason or "no reason given")
         lines += ["", f"**It is {outcome(point.trial)}:** {reason}."]

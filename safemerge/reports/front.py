@@ -16,7 +16,7 @@ class HypervolumeStep(NamedTuple):
     """The hypervolume of the search split once a trial has finished."""
 
     finished: int
-    """Trials finished so far, failed ones included, from 1."""
+    """Trials finished so far, those without a value included, from 1."""
     number: int
     """The trial that finished."""
     value: float
@@ -154,7 +154,7 @@ def hypervolume_steps(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[Hy
         trials: Finished trials, in the order they finished.
 
     Returns:
-        One step a trial; a failed or infeasible trial leaves the value as it was.
+        One step a trial; a failed, pruned or infeasible trial leaves the value as it was.
     """
     steps: list[HypervolumeStep] = []
     rows: list[list[float]] = []

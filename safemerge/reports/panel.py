@@ -28,7 +28,7 @@ def draw_hypervolume(run: Run) -> Figure:
     """Draw the hypervolume of the search split over finished trials."""
     figure, axes = new_figure(6.4, 3.4)
     axes.set_title(f"{run.spec.name}: hypervolume over trials, search split")
-    axes.set_xlabel("finished trials, failed ones included")
+    axes.set_xlabel("finished trials, those without a value included")
     axes.set_ylabel("hypervolume")
     steps = hypervolume_steps(run.spec, run.trials)
     if steps:

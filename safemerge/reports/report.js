@@ -332,7 +332,7 @@
     const top = Math.max(...steps.map((step) => step[2]), 1e-9);
     const { svg, plot, px, py } = frame(box, {
       height: 260, left: 46, x: [0, steps.length], y: [0, top * 1.12],
-      xTitle: "finished trials, failed ones included", label: `hypervolume over ${steps.length} trials`,
+      xTitle: "finished trials, those without a value included", label: `hypervolume over ${steps.length} trials`,
     });
     let path = `M${px(0)},${py(0)}`;
     for (const [finished, , value] of steps) path += `H${px(finished)}V${py(value)}`;
@@ -404,7 +404,9 @@
     const totals = candidates.map((row) => row.slice(2).reduce((a, b) => a + b, 0));
     const { svg, plot, px, py } = frame(box, {
       height: 250, left: 46, x: [0, candidates.length], y: [0, Math.max(...totals, 1e-9) * 1.05],
-      xTitle: "evaluations: search split, then report split", yTitle: "seconds",
+      xTitle: candidates.some(([, split]) => split === "rung")
+        ? "evaluations: low rung, then search split, then report split"
+        : "evaluations: search split, then report split", yTitle: "seconds",
       label: `seconds by part for ${candidates.length} evaluations`,
     });
     const width = (plot.x1 - plot.x0) / candidates.length;
@@ -418,7 +420,7 @@
         }));
         base += value;
       });
-      bar.append(draw("title", {}, `trial ${number}, ${split} split: ${parts.map((part, k) => `${part} ${seconds[k].toFixed(1)} s`).join(", ")}`));
+      bar.append(draw("title", {}, `trial ${number}, ${split === "rung" ? "low rung" : `${split} split`}: ${parts.map((part, k) => `${part} ${seconds[k].toFixed(1)} s`).join(", ")}`));
       svg.append(bar);
     });
     const legend = make("ul", undefined, "legend");

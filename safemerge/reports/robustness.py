@@ -98,7 +98,7 @@ class MethodComparison(StrictModel):
     measure: Measure
     difference: SpreadRecord
     left_only: int
-    """Prompts on which left scores higher, summed over seeds."""
+    """Prompts on which left scores higher, summed over seeds; samples of one group count once."""
     right_only: int
     num_samples: int
     p_value: float
@@ -319,7 +319,8 @@ def _compare(
     left, right = ([side[index] for index in kept] for side in sides)
     if not set.intersection(*(set(item) for item in (*left, *right))):
         return None
-    compared = compare_repeated(left, right)
+    groups = _sample_groups([by_cell[cell] for pair in done for cell in pair], suite)
+    compared = compare_repeated(left, right, groups=groups)
     common = set.intersection(*(set(item) for item in (*left, *right)))
     by_seed = {
         str(done[index][0].seed): sum(
@@ -347,6 +348,17 @@ def _compare(
 def _scores(record: CellRecord, suite: str, measure: Measure) -> dict[str, float]:
     scores = record.result.scores.get(suite, []) if record.result is not None else []
     return {score.sample_id: score.values[measure] for score in scores if measure in score.values}
+
+
+def _sample_groups(records: Sequence[CellRecord], suite: str) -> dict[str, str]:
+    """Group by sample, of samples that are not independent."""
+    return {
+        score.sample_id: score.group
+        for record in records
+        if record.result is not None
+        for score in record.result.scores.get(suite, [])
+        if score.group is not None
+    }
 
 
 def _verdict(difference: SpreadRecord, p_adjusted: float) -> Verdict:

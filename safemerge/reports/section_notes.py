@@ -20,7 +20,7 @@ from safemerge.scoring.agreement import (
 PART_WORDS = {
     "swap": "swap: recipe to weights in the live engine",
     "generate": "generate: answering the prompts",
-    "score": "score: judging the answers",
+    "score": "score: judging the answers; on the low rung, losses",
     "other": "other: what the three clocks do not cover",
 }
 
@@ -171,7 +171,24 @@ def provenance_section(run: Run) -> str:
         ],
         sortable=False,
     )
-    return definitions(pairs) + models + suites
+    return definitions(pairs) + models + suites + _rung_sources(run)
+
+
+def _rung_sources(run: Run) -> str:
+    rung = run.spec.rung
+    if rung is None:
+        return ""
+    return table(
+        f"Low rung: pairs whose losses prune, at level {rung.level:g} with margin "
+        f"{rung.margin:g} nats; {percent(rung.audit)} of those to be pruned are scored all the "
+        "same.",
+        ["place", "pairs"],
+        [
+            [Cell(escape(place)), Cell(code(_source(data.source.resolved())))]
+            for place, data in rung.prompt_sets.items()
+        ],
+        sortable=False,
+    )
 
 
 def _timing_table(summary: TimingSummary) -> str:

@@ -26,26 +26,29 @@ def rung_section(run: Run) -> str:
     pairs = sum(len(rows) for sources in _losses(screened[0]).values() for rows in sources)
     told = [
         f"<b>Low rung.</b> {counted(len(screened), 'candidate')} took losses on {pairs} pairs "
-        f"first ({escape(joined(list(rung.sets)))}); {len(pruned)} were pruned there: a scored "
-        "candidate had lower losses on every set.",
-        _audit(len(audited), len(wrong)),
+        f"first ({escape(joined(list(rung.sets)))}). Pruned there, for a scored candidate had "
+        f"lower losses on every set: {len(pruned)}.",
+        _audit(len(pruned), len(audited), len(wrong)),
         _cost(screened),
     ]
     return paragraph(" ".join(part for part in told if part)) + _correlations(run, rung, screened)
 
 
-def _audit(audited: int, wrong: int) -> str:
+def _audit(pruned: int, audited: int, wrong: int) -> str:
+    if not pruned and not audited:
+        return "No candidate was beaten there."
     if not audited:
-        return "None of those to be pruned was scored, so what pruning missed is not known."
-    return (
-        f"{audited} that were to be pruned {'was' if audited == 1 else 'were'} scored all the "
-        f"same: {wrong} of them {'is' if wrong == 1 else 'are'} on the front."
-    )
+        return "None that was beaten there was scored, so what pruning missed is not known."
+    return f"Beaten there and scored all the same: {audited}, of these on the front: {wrong}."
 
 
 def _cost(screened: list[TrialRecord]) -> str:
     rung_s = [trial.rung.timings.total_s for trial in screened if trial.rung is not None]
-    scored_s = [trial.result.timings.total_s for trial in screened if trial.result is not None]
+    scored_s = [
+        trial.result.timings.total_s
+        for trial in screened
+        if trial.result is not None and is_measured(trial)
+    ]
     if not scored_s:
         return ""
     return (

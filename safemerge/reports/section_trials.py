@@ -53,7 +53,7 @@ def plot_section(run: Run) -> str:
         for key, text, on in (
             ("references", "reference points", True),
             ("dominated", "dominated trials", True),
-            ("infeasible", "infeasible and failed", not run.points),
+            ("infeasible", "infeasible, or without a value", not run.points),
             ("intervals", "95 % intervals", True),
         )
     )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 
-from safemerge.records import CandidateResult
+from safemerge.records import Timings
 from safemerge.reports.run import Run
 
 PARTS = ("swap", "generate", "score", "other")
@@ -19,6 +19,7 @@ class CandidateTiming:
 
     number: int
     split: str
+    """``search``, ``report``, or ``rung``: losses on the low rung, which count as scoring."""
     seconds_by_part: dict[str, float]
 
     @property
@@ -29,7 +30,7 @@ class CandidateTiming:
 
 @dataclass(frozen=True)
 class TimingSummary:
-    """Totals over every evaluation of a run, both splits."""
+    """Totals over every evaluation of a run: both splits, and the low rung."""
 
     candidates: tuple[CandidateTiming, ...]
     seconds_by_part: dict[str, float]
@@ -66,7 +67,7 @@ class TimingSummary:
 
 
 def summarize_timings(run: Run) -> TimingSummary:
-    """Add up the timings of every result that a run holds.
+    """Add up the timings of every result that a run holds, those of the low rung too.
 
     Args:
         run: The run.
@@ -80,8 +81,16 @@ def summarize_timings(run: Run) -> TimingSummary:
         for point in (*run.points, *run.references)
         if point.report is not None
     }
-    candidates = [_timing(number, result) for number, result in (*searched, *reported.values())]
     results = [result for _, result in (*searched, *reported.values())]
+    screened = [(trial.number, trial.rung) for trial in run.trials if trial.rung is not None]
+    candidates = [
+        *(_timing(number, "rung", rung.timings) for number, rung in screened),
+        *(
+            _timing(number, result.split, result.timings)
+            for number, result in (*searched, *reported.values())
+        ),
+    ]
+    replicas = [result.replica for result in results] + [rung.replica for _, rung in screened]
     return TimingSummary(
         candidates=tuple(candidates),
         seconds_by_part={
@@ -89,14 +98,13 @@ def summarize_timings(run: Run) -> TimingSummary:
         },
         num_generated_tokens=sum(result.num_generated_tokens for result in results),
         num_prompts=sum(result.num_prompts for result in results),
-        num_replicas=len({result.replica for result in results}),
+        num_replicas=len(set(replicas)),
         search_span_s=_span_s(run),
         search_generate_s=math.fsum(result.timings.generate_s for _, result in searched),
     )
 
 
-def _timing(number: int, result: CandidateResult) -> CandidateTiming:
-    clock = result.timings
+def _timing(number: int, split: str, clock: Timings) -> CandidateTiming:
     known = clock.swap_s + clock.generate_s + clock.score_s
     parts = {
         "swap": clock.swap_s,
@@ -104,13 +112,14 @@ def _timing(number: int, result: CandidateResult) -> CandidateTiming:
         "score": clock.score_s,
         "other": max(clock.total_s - known, 0.0),
     }
-    return CandidateTiming(number, result.split, parts)
+    return CandidateTiming(number, split, parts)
 
 
 def _span_s(run: Run) -> float | None:
     try:
-        starts = [datetime.fromisoformat(item.started_at) for item in run.trials if item.result]
-        ends = [datetime.fromisoformat(item.finished_at) for item in run.trials if item.result]
+        timed = [item for item in run.trials if item.result or item.rung]
+        starts = [datetime.fromisoformat(item.started_at) for item in timed]
+        ends = [datetime.fromisoformat(item.finished_at) for item in timed]
         return (max(ends) - min(starts)).total_seconds() if starts else None
     except (TypeError, ValueError):  # No time stamps, or some without a zone.
         return None

@@ -47,8 +47,8 @@ class Pending:
             violations=verdict.violations,
             feasible=verdict.feasible,
             result=result if verdict.state == "COMPLETE" else None,
-            rung=None if verdict.state == "FAIL" else self.rung,
-            rival=None if verdict.state == "FAIL" or self.rival is None else self.rival.number,
+            rung=self.rung,
+            rival=None if self.rival is None else self.rival.number,
             started_at=self.started_at,
             finished_at=utc_now(),
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from safemerge.config.rung import RungSpec
 from safemerge.records import RungResult, TrialRecord
-from safemerge.statistics.paired import holm_adjusted, sign_flip_p_value
+from safemerge.statistics.paired import NUM_RESAMPLES, holm_adjusted, sign_flip_p_value
 
 
 class Rival(NamedTuple):
@@ -28,8 +29,8 @@ def find_rival(spec: RungSpec, found: RungResult, records: Iterable[TrialRecord]
     Args:
         spec: The rung.
         found: The candidate's losses.
-        records: Finished trials; those that are feasible and have losses count, each candidate
-            once.
+        records: Finished trials; those that are feasible and have losses on the same rows
+            count, each candidate once.
 
     Returns:
         Of the rivals whose losses are lower on every set at `RungSpec.level` the surest; None
@@ -37,28 +38,34 @@ def find_rival(spec: RungSpec, found: RungResult, records: Iterable[TrialRecord]
         over the sets (an intersection-union test); over the rivals Holm's correction holds.
     """
     own = spec.means(found.losses)
-    rivals: dict[str, TrialRecord] = {}
+    rivals: dict[str, tuple[TrialRecord, RungResult, dict[str, float]]] = {}
     for record in records:
-        if record.state == "COMPLETE" and record.feasible and record.rung is not None:
-            rivals.setdefault(record.candidate, record)
-    rivals.pop(found.candidate, None)
-    compared: list[tuple[TrialRecord, dict[str, float], float]] = []
-    for record in rivals.values():
-        assert record.rung is not None, "kept above"
-        means = spec.means(record.rung.losses)
+        taken = record.rung
+        if taken is None or record.state != "COMPLETE" or not record.feasible:
+            continue
+        if record.candidate == found.candidate:
+            continue
+        means = spec.means(taken.losses) if taken.rows == found.rows else own
         if all(means[name] + spec.margin < own[name] for name in spec.sets):
-            p_values = [
-                _p_value(spec, name, found.losses[name], record.rung.losses[name])
-                for name in spec.sets
-            ]
-            compared.append((record, means, max(p_values)))
-    if not compared:
+            rivals.setdefault(record.candidate, (record, taken, means))
+    if not rivals:
         return None
-    adjusted = holm_adjusted([p_value for _, _, p_value in compared])
+    compared = list(rivals.values())
+    # A p-value is at least 1 / flips, and Holm multiplies it by the number of rivals.
+    num_flips = max(NUM_RESAMPLES, math.ceil(2 * len(compared) / spec.level))
+    adjusted = holm_adjusted(
+        [
+            max(
+                _p_value(spec, name, found.losses[name], taken.losses[name], num_flips)
+                for name in spec.sets
+            )
+            for _, taken, _ in compared
+        ]
+    )
     p_value, index = min((value, index) for index, value in enumerate(adjusted))
     if p_value > spec.level:
         return None
-    record, means, _ = compared[index]
+    record, _, means = compared[index]
     told = ", ".join(f"{name} {means[name]:.3f} < {own[name]:.3f}" for name in spec.sets)
     name = record.label if record.role == "reference" else f"trial {record.number}"
     return Rival(
@@ -67,22 +74,42 @@ def find_rival(spec: RungSpec, found: RungResult, records: Iterable[TrialRecord]
 
 
 def _p_value(
-    spec: RungSpec, name: str, own: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
+    spec: RungSpec,
+    name: str,
+    own: Sequence[Sequence[float]],
+    other: Sequence[Sequence[float]],
+    num_flips: int,
 ) -> float:
     strata = [
         [left - right - spec.margin for left, right in zip(mine, theirs, strict=True)]
         for mine, theirs in zip(own, other, strict=True)
     ]
-    return sign_flip_p_value(strata, weights=spec.weights(name))
+    return sign_flip_p_value(strata, weights=spec.weights(name), num_flips=num_flips)
 
 
-def is_audited(spec: RungSpec, *, seed: int, number: int) -> bool:
-    """Say whether a trial that is to be pruned is scored all the same.
+def may_prune(records: Iterable[TrialRecord], *, startup: int) -> bool:
+    """Say whether the sampler has enough to learn from that candidates may be kept from it.
+
+    A pruned trial has no values: with too few others a sampler would take pruned ones for good.
+
+    Args:
+        records: Finished trials.
+        startup: Sampled trials that must have been scored and be feasible.
+    """
+    scored = sum(
+        record.role == "sampled" and record.state == "COMPLETE" and record.feasible
+        for record in records
+    )
+    return scored >= startup
+
+
+def is_audited(spec: RungSpec, *, seed: int, candidate: str) -> bool:
+    """Say whether a candidate that is to be pruned is scored all the same, at every try.
 
     Args:
         spec: The rung.
         seed: The study's seed.
-        number: The trial's number.
+        candidate: The candidate's digest.
     """
-    drawn = hashlib.sha256(f"rung/{seed}/{number}".encode()).digest()[:8]
+    drawn = hashlib.sha256(f"rung/{seed}/{candidate}".encode()).digest()[:8]
     return int.from_bytes(drawn, "big") < spec.audit * 2**64

@@ -26,7 +26,7 @@ from safemerge.search.recovery import (
     START,
     Recovery,
 )
-from safemerge.search.rung import find_rival, is_audited
+from safemerge.search.rung import find_rival, is_audited, may_prune
 from safemerge.search.space import (
     Reference,
     optuna_params,
@@ -117,7 +117,7 @@ class SearchStudy:
             self._next = pending.proposal.number + 1
             return pending.proposal
 
-    def promote(self, number: int, found: RungResult) -> Pruned | None:
+    def promote(self, number: int, found: RungResult) -> Pruned | Failure | None:
         """Decide whether a trial goes on to be scored, by its losses on the low rung.
 
         Args:
@@ -133,14 +133,19 @@ class SearchStudy:
         with self._lock:
             pending = self._in_flight(number)
             proposal, rung = pending.proposal, self.spec.rung
-            free = rung is None or proposal.role == "reference" or proposal.start is not None
-            rival = None if free or rung is None else find_rival(rung, found, self._records)
+            if found.candidate != proposal.candidate:
+                told = f"losses of candidate {found.candidate} came back"
+                return Failure(f"{told} for {proposal.candidate}")
+            free = proposal.role == "reference" or proposal.start is not None
+            if rung is None or free:
+                self._pending[number] = replace(pending, rung=found)
+                return None
+            rival = find_rival(rung, found, self._records)
             self._pending[number] = replace(pending, rung=found, rival=rival)
-            if rung is None or rival is None:
+            if rival is None or not may_prune(self._records, startup=self.spec.sampler.startup):
                 return None
-            if is_audited(rung, seed=self.spec.seed, number=number):
-                return None
-            return Pruned(rival.reason)
+            audited = is_audited(rung, seed=self.spec.seed, candidate=found.candidate)
+            return None if audited else Pruned(rival.reason)
 
     def tell(self, number: int, outcome: CandidateResult | Failure | Pruned) -> TrialRecord:
         """Finish a trial: first in the store, then in Optuna.
@@ -191,6 +196,12 @@ class SearchStudy:
                 if record.candidate == candidate and record.result is not None:
                     return record.result
         return None
+
+    def known_rung(self, candidate: str) -> RungResult | None:
+        """Return the losses of a candidate that was on the low rung already, if it was."""
+        with self._lock:
+            found = [item.rung for item in self._records if item.candidate == candidate]
+        return next((rung for rung in found if rung is not None), None)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:

@@ -34,12 +34,14 @@ class RepeatedComparison(NamedTuple):
     difference: Spread
     """Paired by repetition."""
     left_only: int
-    """Samples that left scores higher on, over all repetitions together."""
+    """Groups of samples that left scores higher on, over all repetitions together."""
     right_only: int
     num_samples: int
     """Samples that all repetitions of both answered."""
+    num_groups: int
+    """Groups that they come in; equal to `num_samples` if they are independent."""
     p_value: float
-    """Exact sign test over samples: given these models, is left's score higher as often?"""
+    """Exact sign test over groups: given these models, is left's score higher as often?"""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -63,17 +65,22 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def compare_repeated(
-    left: Sequence[Mapping[str, float]], right: Sequence[Mapping[str, float]]
+    left: Sequence[Mapping[str, float]],
+    right: Sequence[Mapping[str, float]],
+    *,
+    groups: Mapping[str, str] | None = None,
 ) -> RepeatedComparison:
     """Compare two methods' scores on the same samples in the same repetitions.
 
     Two questions, two answers. Would other seeds show it: Student's interval of the difference
-    over repetitions. Would other samples: an exact sign test over samples, each with its mean
-    over repetitions, since answers of several repetitions to one sample are not independent.
+    over repetitions. Would other samples: an exact sign test over groups of samples, each with
+    its sum over repetitions, since answers of several repetitions to one sample, or to samples
+    that share a prompt, are not independent.
 
     Args:
         left: Score in [0, 1] by sample, one mapping per repetition.
         right: The other method's, in the same order of repetitions.
+        groups: Group by sample, of samples that share one; others stand for themselves.
 
     Raises:
         ScoringError: If the numbers of repetitions differ, or no sample was scored in all.
@@ -88,20 +95,26 @@ def compare_repeated(
         raise ScoringError("repeated comparison: some sample must be scored in all; got none.")
     kept = sorted(common)
     # Sums of 0 and 1 are whole numbers, so that equal means are equal.
-    per_sample = [
-        math.fsum(item[key] for item in left) - math.fsum(item[key] for item in right)
-        for key in kept
+    by_group: dict[tuple[str, str], list[str]] = {}
+    for key in kept:
+        group = (groups or {}).get(key)
+        by_group.setdefault(("", key) if group is None else ("group", group), []).append(key)
+    per_group = [
+        math.fsum(item[key] for item in left for key in keys)
+        - math.fsum(item[key] for item in right for key in keys)
+        for keys in by_group.values()
     ]
     differences = [
         math.fsum(one[key] - other[key] for key in kept) / len(kept)
         for one, other in zip(left, right, strict=True)
     ]
-    left_only = sum(value > 1e-9 for value in per_sample)
-    right_only = sum(value < -1e-9 for value in per_sample)
+    left_only = sum(value > 1e-9 for value in per_group)
+    right_only = sum(value < -1e-9 for value in per_group)
     return RepeatedComparison(
         spread(differences),
         left_only,
         right_only,
         len(kept),
+        len(by_group),
         mcnemar_p_value(left_only, right_only),
     )

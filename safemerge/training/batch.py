@@ -158,8 +158,13 @@ def _load_sets(
     )
 
 
-def encode(sample: TrainingSample, chat: ChatFormat, max_tokens: int) -> EncodedSample:
+def encode(sample: TrainingSample, chat: ChatFormat, max_tokens: int | None) -> EncodedSample:
     """Tokenise one sample in the chat format; the target ends with the end-of-turn token.
+
+    Args:
+        sample: Prompt and target.
+        chat: The model's chat format.
+        max_tokens: Longer rows are cut at the end; None to keep them whole.
 
     Raises:
         DataError: If the prompt leaves no room for a target token.
@@ -168,7 +173,7 @@ def encode(sample: TrainingSample, chat: ChatFormat, max_tokens: int) -> Encoded
     target = list(chat.tokenizer(sample.response, add_special_tokens=False)["input_ids"])
     if not sample.opening:
         target.append(chat.end_of_turn_id())
-    if len(prompt) >= max_tokens:
+    if max_tokens is not None and len(prompt) >= max_tokens:
         raise DataError(
             f"training data: a prompt must leave room for its target within max_tokens; got "
             f"{len(prompt)} of {max_tokens} for {sample.sample_id}. Raise max_tokens."

@@ -113,7 +113,8 @@ def test_a_killed_search_with_a_rung_resumes_without_losing_a_finished_trial(
     }
     # Twice the same pairs: one order of all candidates. Their differences are small and random.
     rung = {"sets": {"one": [pairs], "other": [pairs]}, "level": 0.99, "audit": 0.0}
-    study = write_study(num_trials=8, rung=rung)
+    sampler = {"name": "random", "startup": 1}
+    study = write_study(num_trials=8, rung=rung, sampler=sampler)
     trials = tmp_path / "results" / "pico" / "trials.jsonl"
     driver = start_safemerge("search", study, SAFEMERGE_TEST_MARK=marked("killed-driver"))
 
@@ -141,6 +142,9 @@ def test_a_killed_search_with_a_rung_resumes_without_losing_a_finished_trial(
     assert pruned
     assert all(_loss(t) > best and t["result"] is None for t in pruned)
     assert all("rung" in t for t in after if t["state"] == "COMPLETE")
+    for point in RunStore.open(tmp_path / "results" / "pico").read_front().points:
+        (seen, _) = MergeRecipe.model_validate(point.recipe).seen
+        assert seen.data.source.path == str(tmp_path / "pairs.jsonl")
     assert "PRUNED: rung: " in done.stdout + (tmp_path / "told.txt").read_text()
     assert len({t["number"] for t in after}) == len(after)
     interrupted = [t for t in after if t["state"] == "FAIL"]

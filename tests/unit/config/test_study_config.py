@@ -411,3 +411,10 @@ def test_a_study_without_a_rung_keeps_its_digest():
 def test_a_rung_that_cannot_work_is_told(problems, rung, words):
     (line,) = problems(DOCUMENT | {"rung": rung}, StudySpec)
     assert words in line
+
+
+def test_a_generator_without_a_split_for_the_rung_is_told(problems):
+    source = {"kind": "generator", "name": "unsafe-questions", "split": "rung", "count": 9}
+    rung = {"sets": {"a": [PAIRS], "b": [PAIRS | {"source": source}]}}
+    (line,) = problems(DOCUMENT | {"rung": rung}, StudySpec)
+    assert "split rung is one of reviews alone; got it with unsafe-questions" in line

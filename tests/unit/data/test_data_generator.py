@@ -9,10 +9,10 @@ from safemerge.data import generator
 from safemerge.data.generator import GENERATORS, reviews
 from safemerge.errors import DataError
 
-SPLITS = {"train": 400, "search": 200, "report": 200}
+SPLITS = {"train": 400, "search": 200, "report": 200, "rung": 200}
 """Rows of each split that are looked at."""
 
-MOST = {"train": 20_000, "search": 4_400, "report": 4_400}
+MOST = {"train": 20_000, "search": 4_400, "report": 4_400, "rung": 4_400}
 """Most rows of each split."""
 
 

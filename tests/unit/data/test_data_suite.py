@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from safemerge.config.rung import RungSpec
 from safemerge.config.source import PromptData
 from safemerge.config.suite import Classification, Harm, SuiteSpec
 from safemerge.config.training import AlignSpec, FinetuneSpec
@@ -11,7 +10,6 @@ from safemerge.data.seen import recorded
 from safemerge.data.suite import (
     LoadedSuite,
     check_disjoint,
-    check_rung,
     check_training,
     dropped_lines,
     load_splits,
@@ -382,18 +380,3 @@ def test_generated_data_are_compared_by_their_question_whatever_its_frame(tmp_pa
     with pytest.raises(DataError, match=r"must not be near-duplicates of training prompts"):
         check_training([made], [loaded("a", "report", ("r:1", near), max_similarity=0.7)])
     check_training([made], [loaded("a", "report", ("r:1", "What do birds eat in winter?"))])
-
-
-def rung_of(source):
-    pairs = [{"source": source, "response": "no"}]
-    return RungSpec.model_validate({"sets": {"safety": pairs, "skill": pairs}})
-
-
-@pytest.mark.parametrize("split", ["search", "report"])
-def test_prompts_that_the_rung_shares_with_either_split_are_refused(write, split):
-    rung = rung_of(write("rung.jsonl", [{"prompt": "How do I do it?"}, {"prompt": LONG}]))
-    check_rung(rung, [loaded("a", split, ("r:1", "fresh"))])
-    with pytest.raises(DataError, match=r"neither split may hold prompts of the rung; got 1"):
-        check_rung(rung, [loaded("a", split, ("r:7", "how do I do it"))])
-    with pytest.raises(DataError, match="must not be near-duplicates of the rung's; got 1"):
-        check_rung(rung, [loaded("a", split, ("r:7", f"Please: {LONG}"))])

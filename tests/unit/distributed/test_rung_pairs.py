@@ -9,7 +9,13 @@ from safemerge.config.recipe import MergeRecipe, TaskArithmetic
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import EvaluatorSpec
 from safemerge.distributed.rung import RungPairs
-from safemerge.distributed.searcher import RESULT, RUNG, RungScheduler, StudySearcher
+from safemerge.distributed.searcher import (
+    RESULT,
+    RUNG,
+    SCREENED,
+    RungScheduler,
+    StudySearcher,
+)
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.transformers_engine import TransformersEngine
 from safemerge.errors import DataError, EngineError
@@ -117,8 +123,27 @@ def test_another_candidates_losses_are_refused(rung, mean, engine, tiny_base, mo
 
 
 def test_a_prompt_that_fills_the_context_is_told_with_its_place(rung, tiny_base):
-    with pytest.raises(DataError):
+    words = r"rung\.safety\.0: a prompt must leave room .* of 8 tokens .*evaluator\.max_model_len"
+    with pytest.raises(DataError, match=words):
         RungPairs(rung, ChatFormat(str(tiny_base)), max_model_len=8, seed=0)
+
+
+def test_answers_that_do_not_fit_are_cut_and_counted(rung, tiny_base):
+    chat = ChatFormat(str(tiny_base))
+    whole = RungPairs(rung, chat, max_model_len=128, seed=0)
+    longest = max(len(item.context_ids) + len(item.continuation_ids) for item in whole._asked)
+    cut = RungPairs(rung, chat, max_model_len=longest, seed=0)
+    assert (whole.num_cut, cut.num_cut) == (0, 1)
+    assert max(len(i.context_ids) + len(i.continuation_ids) for i in cut._asked) == longest - 1
+    assert cut._rows == whole._rows
+
+
+def test_rows_have_a_digest_that_tells_other_rows(rung, tiny_base, tmp_path):
+    chat = ChatFormat(str(tiny_base))
+    before = RungPairs(rung, chat, max_model_len=128, seed=0)._rows
+    file = tmp_path / "safety.jsonl"
+    file.write_text(file.read_text().replace("yes", "no"), encoding="utf-8")
+    assert RungPairs(rung, chat, max_model_len=128, seed=0)._rows != before
 
 
 ROWS = {"skill": [[1.0 + i / 100 for i in range(30)]], "safety": [[2.0] * 30]}
@@ -129,8 +154,9 @@ PAIRS = [{"source": {"kind": "file", "path": "/nowhere/pairs.jsonl"}, "response"
 @pytest.fixture
 def searcher(tmp_path):
     rung = {"sets": {"skill": PAIRS, "safety": PAIRS}, "audit": 0.0}
+    sampler = {"name": "random", "startup": 1}
     spec = landscape_study(
-        rung=rung, storage="journal", references=False, sampler={"name": "random"}, num_trials=2
+        rung=rung, storage="journal", references=False, sampler=sampler, num_trials=2
     )
     records = []
     with SearchStudy(spec, RunStore(tmp_path / "run").create(spec)) as study:
@@ -163,6 +189,18 @@ def test_tune_stops_what_the_rung_prunes_and_goes_on_with_the_rest(searcher):
     assert [record.state for record in records] == ["COMPLETE", "PRUNED"]
     assert records[1].rival == records[0].number == 0
     assert searcher.suggest("c") == "FINISHED"
+
+
+def test_a_candidate_that_comes_again_is_not_screened_again(searcher):
+    searcher, _ = searcher
+    config = searcher.suggest("a")
+    assert not config[SCREENED]
+    taken = report(config, ROWS)
+    assert searcher.promote("a", RungResult.model_validate_json(taken[RUNG]))
+    searcher.on_trial_complete("a", taken, error=True)
+    again = searcher.suggest("b")
+    assert again["recipe"] == config["recipe"]
+    assert again[SCREENED]
 
 
 def test_a_trial_that_dies_after_its_rung_failed_and_was_not_pruned(searcher):

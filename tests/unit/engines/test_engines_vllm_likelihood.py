@@ -52,6 +52,22 @@ def test_whole_blocks_of_each_context_go_first_and_leave_its_last_token():
     assert next(requests([eight], block=4)) == Request(LONG[:4], None)
 
 
+def test_blocks_that_contexts_share_are_filled_once():
+    other = (*LONG[:8], 30, 31, 32, 33)
+    further = (*LONG[:4], 40, 41)
+    pairs = [(LONG, (20,)), (other, (20,)), (further, (20,))]
+    assert [request.token_ids for request in requests(pairs, block=4) if not request.pair] == [
+        LONG[:8]
+    ]
+    # A second block of its own is filled, whatever the first.
+    fills = [
+        item.token_ids
+        for item in requests([*pairs, ((*further, 42, 43, 44), (20,))], block=4)
+        if not item.pair
+    ]
+    assert fills == [LONG[:8], (*further, 42, 43)]
+
+
 def test_without_the_cache_only_pairs_are_asked():
     pairs = [(LONG, (20,)), (LONG, (21,))]
     assert [request.pair for request in requests(pairs, block=None)] == pairs

@@ -6,9 +6,10 @@ import pytest
 import synthetic_run as synthetic
 
 from safemerge.records import RungResult, Timings
-from safemerge.reports import front_table, load_run, render_html
+from safemerge.reports import front_table, load_run, model_card, render_html
 from safemerge.reports.run import outcome
 from safemerge.reports.section_rung import rung_section
+from safemerge.reports.timing import summarize_timings
 
 PAIRS = [{"source": {"kind": "file", "path": "/nowhere/pairs.jsonl"}, "response": "{answer}"}]
 RUNG = {"sets": {"refusals": PAIRS, "tasks": PAIRS}}
@@ -72,8 +73,8 @@ def test_the_rung_is_told_with_its_cost_and_its_audit(run):
     told = text_of(rung_section(run))
     screened = sum(trial.rung is not None for trial in run.trials)
     assert f"{screened} candidates took losses on 4 pairs first (refusals and tasks)" in told
-    assert "3 were pruned there" in told
-    assert "1 that were to be pruned was scored all the same: 0 of them are on the front" in told
+    assert "a scored candidate had lower losses on every set: 3." in told
+    assert "Beaten there and scored all the same: 1, of these on the front: 0." in told
     assert "A candidate took 1.50 s on the rung" in told
 
 
@@ -84,6 +85,35 @@ def test_losses_are_compared_with_every_objective(run):
     assert refusals[-1] == "+1.00"
     assert tasks[0] == "tasks"
     assert tasks[1] == "-1.00"
+
+
+def test_nothing_is_said_to_be_missed_where_nothing_was_beaten(run):
+    trials = [trial.model_copy(update={"rival": None}) for trial in run.trials]
+    free = synthetic.make_run([t for t in trials if t.state != "PRUNED"], spec=run.spec)
+    assert "No candidate was beaten there." in text_of(rung_section(free))
+    unseen = synthetic.make_run(trials, spec=run.spec)
+    assert "what pruning missed is not known" in text_of(rung_section(unseen))
+
+
+def test_the_rungs_time_and_sources_are_told(run):
+    summary = summarize_timings(run)
+    taken = [item for item in summary.candidates if item.split == "rung"]
+    assert len(taken) == sum(trial.rung is not None for trial in run.trials)
+    assert {item.total_s for item in taken} == {1.5}
+    without = summarize_timings(
+        synthetic.make_run([t.model_copy(update={"rung": None}) for t in run.trials])
+    )
+    assert summary.total_s == pytest.approx(without.total_s + 1.5 * len(taken))
+    page = text_of(render_html(run))
+    assert "Low rung: pairs whose losses prune, at level 0.05" in page
+    assert "rung.refusals.0" in page
+
+
+def test_a_model_card_says_what_was_pruned(run, published_folder):
+    point = run.points[0].number
+    assert "Candidates with higher losses than another on every pair set" in model_card(run, point)
+    other = load_run(published_folder)
+    assert "pair set" not in model_card(other, other.points[0].number)
 
 
 def test_a_study_without_a_rung_says_nothing_of_it(published_folder):

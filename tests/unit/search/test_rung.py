@@ -10,7 +10,7 @@ from search_driving import FAST, optuna_states, stored
 from safemerge.config.rung import RungSpec
 from safemerge.pareto import dominates
 from safemerge.records import RungResult, TrialRecord
-from safemerge.search import SearchStudy
+from safemerge.search import Failure, SearchStudy
 from safemerge.search.rung import find_rival, is_audited
 from safemerge.testing.landscapes import ACCURACY, HARM, SMOOTH, landscape_values, weights_of
 
@@ -95,6 +95,20 @@ def test_holm_asks_more_of_each_the_more_are_compared_with():
     assert find_rival(one, asked, rivals) is None
 
 
+def test_many_rivals_make_nothing_unprunable():
+    # Holm multiplies by 150: a p-value of one in 2001 would not be small enough.
+    rivals = [scored(number, 0.2, 0.3) for number in range(150)]
+    assert find_rival(SPEC, found(0.9, 0.9), rivals) is not None
+
+
+def test_losses_on_other_rows_are_compared_with_none():
+    other = scored(1, 0.2, 0.2)
+    longer = {name: [[*rows[0], 1.0]] for name, rows in other.rung.losses.items()}
+    changed = other.rung.model_copy(update={"losses": longer, "rows": "f" * 16})
+    other = other.model_copy(update={"rung": changed})
+    assert find_rival(SPEC, found(0.9, 0.9), [other]) is None
+
+
 def test_a_margin_has_to_be_passed():
     by_margin = RungSpec.model_validate(RUNG | {"margin": 0.3})
     assert find_rival(by_margin, found(0.9, 0.9), [scored(1, 0.7, 0.3)]) is None
@@ -107,13 +121,17 @@ def test_sources_weigh_what_they_are_given():
     assert spec.means({"skill": [[0.0, 2.0], [5.0]]}) == {"skill": 0.75 * 1.0 + 0.25 * 5.0}
 
 
-def test_the_audit_draws_its_share_by_seed_and_number():
+def test_the_audit_draws_its_share_by_seed_and_candidate():
     spec = RungSpec.model_validate(RUNG | {"audit": 0.2})
-    drawn = [is_audited(spec, seed=1, number=number) for number in range(2000)]
+    names = [named(str(number)) for number in range(2000)]
+    drawn = [is_audited(spec, seed=1, candidate=name) for name in names]
     assert 300 < sum(drawn) < 500
-    assert drawn == [is_audited(spec, seed=1, number=number) for number in range(2000)]
-    assert drawn != [is_audited(spec, seed=2, number=number) for number in range(2000)]
-    assert not any(is_audited(SPEC, seed=1, number=number) for number in range(2000))
+    assert drawn == [is_audited(spec, seed=1, candidate=name) for name in names]
+    assert drawn != [is_audited(spec, seed=2, candidate=name) for name in names]
+    assert not any(is_audited(SPEC, seed=1, candidate=name) for name in names)
+
+
+EAGER = {**FAST, "sampler": {"name": "random", "startup": 1}}
 
 
 def search(study, limit=10_000):
@@ -133,9 +151,12 @@ def search(study, limit=10_000):
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_what_is_pruned_is_dominated_and_costs_its_trial(begin, sampler):
-    study = begin(storage="journal", num_trials=40, rung=RUNG, sampler={"name": sampler})
+    settings = {"name": sampler, "startup": 6}
+    study = begin(storage="journal", num_trials=40, rung=RUNG, sampler=settings)
     records = search(study)
     assert study.done
+    sampled = [record for record in records if record.role == "sampled"]
+    assert {record.state for record in sampled[:6]} == {"COMPLETE"}
     pruned = [record for record in records if record.state == "PRUNED"]
     assert len(pruned) >= 5
     assert sum(record.role == "sampled" for record in records) == 40
@@ -156,7 +177,7 @@ def test_what_is_pruned_is_dominated_and_costs_its_trial(begin, sampler):
 
 
 def test_audited_trials_are_scored_and_keep_their_rival(begin):
-    study = begin(**FAST, num_trials=30, rung=RUNG | {"audit": 1.0})
+    study = begin(**EAGER, num_trials=30, rung=RUNG | {"audit": 1.0})
     records = search(study)
     assert {record.state for record in records} == {"COMPLETE"}
     assert any(record.rival is not None and record.result is not None for record in records)
@@ -172,7 +193,7 @@ def test_reference_points_are_never_pruned_and_are_rivals(begin):
 
 
 def test_a_resumed_study_keeps_what_was_pruned_and_its_losses(begin):
-    changes = {**FAST, "references": True, "rung": RUNG}
+    changes = {**EAGER, "references": True, "rung": RUNG}
     first = begin(**changes, num_trials=30)
     before = search(first)
     asked = {record.number for record in before}
@@ -188,7 +209,7 @@ def test_a_resumed_study_keeps_what_was_pruned_and_its_losses(begin):
 
 
 def test_optunas_side_is_rebuilt_with_what_was_pruned(begin):
-    changes = {**FAST, "references": True, "rung": RUNG, "num_trials": 20}
+    changes = {**EAGER, "references": True, "rung": RUNG, "num_trials": 20}
     first = begin(**changes)
     records = search(first)
     first.close()
@@ -199,11 +220,34 @@ def test_optunas_side_is_rebuilt_with_what_was_pruned(begin):
     assert second.done
 
 
+def test_losses_of_another_candidate_fail_the_trial_and_are_not_kept(begin):
+    study = begin(**EAGER, rung=RUNG, num_trials=3)
+    proposal = study.ask()
+    failure = study.promote(proposal.number, found(0.5, 0.5))
+    assert isinstance(failure, Failure)
+    assert failure.retry
+    record = study.tell(proposal.number, failure)
+    assert record.state == "FAIL"
+    assert record.rung is None
+    assert "losses of candidate" in record.reason
+
+
+def test_losses_are_known_of_what_was_on_the_rung(begin):
+    study = begin(**EAGER, rung=RUNG, num_trials=3)
+    proposal = study.ask()
+    assert study.known_rung(proposal.candidate) is None
+    taken = found(0.5, 0.5).model_copy(update={"candidate": proposal.candidate})
+    study.promote(proposal.number, taken)
+    study.tell(proposal.number, Failure("crashed after it"))
+    assert study.known_rung(proposal.candidate) == taken
+
+
 def test_a_trial_killed_after_its_rung_is_asked_again(begin):
     changes = {**FAST, "rung": RUNG, "num_trials": 3}
     first = begin(**changes)
     proposal = first.ask()
-    first.promote(proposal.number, found(0.5, 0.5, candidate="x"))
+    taken = found(0.5, 0.5).model_copy(update={"candidate": proposal.candidate})
+    assert first.promote(proposal.number, taken) is None
     first.close()
     second = begin(**changes)
     assert isinstance(second, SearchStudy)

@@ -44,6 +44,17 @@ def test_a_prompt_that_one_seed_did_not_score_is_left_out():
     assert found.difference.mean == 1.0
 
 
+def test_samples_of_one_group_are_one_draw():
+    left, right = [answers(*[1] * 8)], [answers(*[0] * 8)]
+    groups = {f"q{index}": "g" for index in range(6)}
+    found = compare_repeated(left, right, groups=groups)
+    assert (found.left_only, found.num_samples, found.num_groups) == (3, 8, 3)
+    assert found.p_value == pytest.approx(2 / 2**3)
+    assert found.difference.mean == 1.0
+    alone = compare_repeated(left, right, groups={"q0": "q1"})
+    assert (alone.left_only, alone.num_groups) == (8, 8)
+
+
 def test_equal_answers_show_no_difference():
     found = compare_repeated([answers(1, 0)], [answers(1, 0)])
     assert (found.difference.mean, found.p_value) == (0.0, 1.0)
