@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from safemerge.errors import TrainingError
 from safemerge.training.full import ShardedModel
 from safemerge.training.method import Method
 
@@ -54,7 +56,24 @@ def load_state(
 
     Returns:
         Steps done.
+
+    Raises:
+        TrainingError: If it is another version's, or damaged, and does not fit.
     """
+    try:
+        return _load(folder, model=model, optimizer=optimizer, method=method)
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, ValueError, TypeError, EOFError, RuntimeError, UnpicklingError) as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(
+            f"{folder}: must be a checkpoint that this version of safemerge wrote; got one that "
+            f"does not fit ({type(error).__name__}: {told}). Remove the stage's folder, and it is "
+            "trained from its start."
+        ) from error
+
+
+def _load(folder: Path, *, model: Any, optimizer: torch.optim.Optimizer, method: Method) -> int:
     state = torch.load(folder / _FILE, weights_only=True)
     if isinstance(model, ShardedModel):
         weights, moments = get_state_dict(model, optimizer)
