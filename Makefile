@@ -84,6 +84,8 @@ endif
 demo: setup ## Search merges of tiny models and draw the report
 	$(BIN)/safemerge demo
 
+# Tests are more processes than cores: a thread that waits must not spin on one.
+test: export OMP_WAIT_POLICY := passive
 test: check ## Run the checks, then every test
 	$(BIN)/python -m pytest $(PARALLEL) -n 2 $(PYTEST_ARGS) || $(NONE_CHOSEN)
 	$(BIN)/python -m pytest tests $(PARALLEL:%=--ignore=%) -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) || $(NONE_CHOSEN)
