@@ -18,6 +18,7 @@ from safemerge.errors import PreflightError
 from safemerge.search.study import SearchStudy
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import MergeLandscape, landscape_study
+from tests.integration.driving import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -345,19 +346,15 @@ def taken_ports():
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_serve_comes_up_though_the_usual_ports_are_taken(taken_ports, write_study, tmp_path):
-    command = [sys.executable, "-m", "safemerge.cli", "serve", str(write_study())]
-    with (
-        (tmp_path / "stderr").open("w") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as server,
-    ):
-        for line in server.stdout:
-            if "up: Serve application 'safemerge-pico'" in line:
-                break
-        server.send_signal(signal.SIGINT)
-        server.stdout.read()
-        code = server.wait(timeout=120)
-    told = (tmp_path / "stderr").read_text()
-    assert "safemerge: interrupted; what was finished is kept." in told
-    assert "Traceback" not in told
+def test_serve_comes_up_though_the_usual_ports_are_taken(
+    taken_ports, start_safemerge, write_study, tmp_path
+):
+    server = start_safemerge("serve", write_study())
+    told = tmp_path / "told.txt"
+    up = "up: Serve application 'safemerge-pico'"
+    wait_until(lambda: up in told.read_text(encoding="utf-8"), within_s=240, driver=server)
+    server.send_signal(signal.SIGINT)
+    code = server.wait(timeout=120)
+    assert "safemerge: interrupted; what was finished is kept." in told.read_text(encoding="utf-8")
+    assert "Traceback" not in told.read_text(encoding="utf-8")
     assert code == 130
