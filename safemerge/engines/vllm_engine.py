@@ -125,11 +125,8 @@ class VllmEngine:
     def load(self, recipe: MergeRecipe) -> None:
         """Swap the recipe's merge into the running engine; see `Engine.load`.
 
-        The prefix cache is emptied: its keys and values belong to the weights before. A recipe
-        that is loaded already stays, and so does its cache.
+        The prefix cache is emptied: its keys and values belong to the weights before.
         """
-        if recipe.digest == self._candidate:
-            return
         self._candidate = None
         self._rpc("start_weight_update")
         self._rpc("update_weights", update_info={"recipe": recipe.model_dump_json(by_alias=True)})
