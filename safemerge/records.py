@@ -158,8 +158,8 @@ class TrialRecord(StrictModel):
     rung: RungResult | None = Field(default=None, exclude_if=lambda given: given is None)
     """Losses on the low rung, if the study has one."""
     rival: int | None = Field(default=None, exclude_if=lambda given: given is None)
-    """Trial that is better on every set of the rung. With a result this trial was to be pruned,
-    and was scored all the same to see what pruning costs."""
+    """Trial that is better on every set of the rung. With a result this trial was scored all the
+    same: audited, or before pruning had begun."""
     started_at: str = ""
     """UTC, ISO 8601."""
     finished_at: str = ""

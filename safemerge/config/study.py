@@ -223,8 +223,8 @@ class StudySpec(StrictModel):
     references: bool = True
     """Evaluate every parent and the plain mean first."""
     rung: RungSpec | None = Field(default=None, exclude_if=lambda given: given is None)
-    """Losses on pairs that sampled recipes are scored on first; hopeless ones are pruned there,
-    at a fraction of the cost."""
+    """Losses on pairs that sampled recipes are scored on first, in one forward pass; hopeless ones
+    are pruned there."""
     start: list[str] = Field(default_factory=list)
     """Recipe files to start from, e.g. of `safemerge optimize`, taken from the study's folder.
     Each, or what a space can say that is nearest to it, is among the first sampled recipes; one

@@ -20,7 +20,7 @@ def rung_section(run: Run) -> str:
     if rung is None or not screened:
         return ""
     pruned = [trial for trial in screened if trial.state == "PRUNED"]
-    audited = [trial for trial in screened if trial.rival is not None and trial.state != "PRUNED"]
+    audited = [trial for trial in screened if trial.rival is not None and trial.result is not None]
     front = {point.number for point in run.points}
     wrong = [trial for trial in audited if trial.number in front]
     pairs = sum(len(rows) for sources in _losses(screened[0]).values() for rows in sources)

@@ -87,6 +87,17 @@ def test_losses_are_compared_with_every_objective(run):
     assert tasks[1] == "-1.00"
 
 
+def test_a_beaten_trial_that_failed_was_not_scored(run):
+    failed = [
+        trial.model_copy(update={"state": "FAIL", "result": None, "reason": "crashed"})
+        if trial.rival is not None and trial.state == "COMPLETE"
+        else trial
+        for trial in run.trials
+    ]
+    told = text_of(rung_section(synthetic.make_run(failed, spec=run.spec)))
+    assert "None that was beaten there was scored" in told
+
+
 def test_nothing_is_said_to_be_missed_where_nothing_was_beaten(run):
     trials = [trial.model_copy(update={"rival": None}) for trial in run.trials]
     free = synthetic.make_run([t for t in trials if t.state != "PRUNED"], spec=run.spec)
