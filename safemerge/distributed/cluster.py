@@ -14,6 +14,9 @@ from safemerge.errors import PreflightError
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Object store of a local cluster: only recipes and results travel, never weights."""
 
+ANSWER_S = 20.0
+"""How long a named cluster may take to answer."""
+
 
 @contextmanager
 def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
@@ -42,6 +45,7 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _check_answers(address)
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
             # No machine of a local cluster is ever drained: one process less for each stage.
@@ -70,6 +74,26 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         with _uninterrupted():
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a port where no Ray cluster listens: Ray itself would try for minutes.
+
+    Raises:
+        ConnectionError: If nothing that speaks gRPC, as a cluster's head does, answers in time.
+    """
+    host, _, port = address.rpartition(":")
+    is_plain = bool(host) and port.isdigit() and "://" not in address
+    if not is_plain or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return  # "auto", a client's address, or a cluster that answers to its own keys only
+    import grpc
+
+    # No proxy in between, as Ray has none.
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+        except grpc.FutureTimeoutError:
+            raise ConnectionError(f"no Ray cluster there within {ANSWER_S:g} s") from None
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 """Joining or starting Ray, and leaving it, without a cluster."""
 
 import signal
+import socket
+from concurrent import futures
 
+import grpc
 import pytest
 import ray
 
+from safemerge.distributed import cluster
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.errors import PreflightError
 
@@ -34,9 +38,43 @@ def test_a_cluster_that_does_not_answer_is_told_in_one_line(no_ray, address, tol
         raise kind("too slow.\nmore")
 
     no_ray.setattr(ray, "init", fail)
+    no_ray.setattr(cluster, "_check_answers", lambda _: None)
     with pytest.raises(PreflightError, match=told) as caught, ray_cluster():
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_a_port_of_something_else_is_told_and_not_waited_for(no_ray):
+    no_ray.setattr(cluster, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        no_ray.setenv("RAY_ADDRESS", address)
+        told = f"RAY_ADDRESS={address} must answer; got: no Ray cluster there within 0.5 s"
+        with pytest.raises(PreflightError, match=told), ray_cluster():
+            pass
+
+
+def test_a_port_that_answers_is_joined(no_ray):
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    no_ray.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    no_ray.setenv("http_proxy", "http://127.0.0.1:9")  # for the web, not for a cluster
+    no_ray.delenv("no_proxy", raising=False)
+    joined = []
+    no_ray.setattr(ray, "init", lambda **_: joined.append(True))
+    with ray_cluster():
+        pass
+    server.stop(None)
+    assert joined == [True]
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://10.0.0.1:10001"])
+def test_addresses_of_other_kinds_are_left_to_ray(no_ray, address):
+    no_ray.setattr(cluster, "ANSWER_S", 0.1)
+    no_ray.setenv("RAY_ADDRESS", address)
+    with ray_cluster():
+        pass
 
 
 def test_ctrl_c_while_ray_ends_leaves_no_process_behind(no_ray):
