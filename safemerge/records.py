@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -124,6 +125,9 @@ TrialState = Literal["COMPLETE", "PRUNED", "FAIL"]
 """PRUNED: stopped at the low rung, so without a result."""
 TrialRole = Literal["sampled", "reference"]
 
+MEAN_LABEL = "mean"
+"""Label of the reference point that is the experts' plain mean."""
+
 
 class TrialRecord(StrictModel):
     """One finished trial: a line of ``trials.jsonl``."""
@@ -144,6 +148,8 @@ class TrialRecord(StrictModel):
     """Varied values by dotted path."""
     start: str | None = None
     """Warm start that it was sampled for; None if the sampler chose freely."""
+    exact_of: int | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Trial with interpolated weights whose values were trained for and scored here."""
     recipe: dict[str, Any]
     """The resolved recipe, as a document."""
     candidate: str
@@ -163,6 +169,18 @@ class TrialRecord(StrictModel):
     started_at: str = ""
     """UTC, ISO 8601."""
     finished_at: str = ""
+
+    def experts(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield name and checkpoint of each expert; of one between two checkpoints, both."""
+        for expert in self.recipe.get("experts", ()):
+            between = expert.get("between")
+            for end in [expert] if between is None else [between["low"], between["high"]]:
+                yield expert["name"], end
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether weights between two trained models were scored: an estimate, not for a front."""
+        return any(expert.get("between") is not None for expert in self.recipe.get("experts", ()))
 
 
 class FrontPoint(StrictModel):

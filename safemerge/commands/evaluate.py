@@ -11,8 +11,9 @@ from safemerge.commands.console import Console, result_lines
 from safemerge.commands.study import load_study, preflight, resolve_study
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import load_document
+from safemerge.config.range import FloatRange
 from safemerge.config.recipe import Linear, MergeRecipe
-from safemerge.config.study import FloatRange, SearchSpace, StudySpec
+from safemerge.config.study import SearchSpace, StudySpec
 from safemerge.errors import ConfigError, PreflightError
 from safemerge.files import disk_errors, replace_file
 

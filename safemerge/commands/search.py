@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, duration
-from safemerge.commands.study import load_study, preflight, resolve_study
+from safemerge.commands.study import load_study, preflight, resolve_with
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import argparse
 
     from safemerge.distributed.evaluator import Evaluator
+    from safemerge.distributed.supply import Supply
+    from safemerge.search import SearchStudy
 
 
 def run(options: argparse.Namespace) -> None:
@@ -68,8 +70,11 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
         again: Command that continues the run, for messages.
     """
     from safemerge.distributed.cluster import ray_cluster
+    from safemerge.distributed.ingredient import Ingredients
     from safemerge.distributed.search import check_suites
+    from safemerge.distributed.supply import make_supply, placer, resolve_made
     from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
+    from safemerge.search import SearchStudy, finished_trials
 
     check_disk(folder)
     preflight(spec, console)
@@ -78,42 +83,71 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     console.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} search prompts")
     try:
         with ExitStack() as stack:
-            resolved = with_starts(resolve_study(spec, console, stack=stack), starts)
+            ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
+            needed = {name for start in starts for name in start.models.values()}
+            resolved = with_starts(
+                resolve_with(
+                    spec, console, lambda: resolve_made(spec, ingredients, needed=needed)
+                ),
+                starts,
+            )
             store = RunStore(folder)
             store = RunStore.open(folder) if store.exists else store.create(resolved)
             store.check_same_study(resolved)
             stack.enter_context(ray_cluster())
-            _search(resolved, store, console)
+            later = Ingredients(say=console.say, on_step=console.training_step, starts=False)
+            supply = stack.enter_context(make_supply(spec, resolved, later))
+            place = placer(spec, resolved, supply, later)
+            study = stack.enter_context(SearchStudy(resolved, store, place=place))
+            _search(study, console, supply)
     except KeyboardInterrupt:
-        kept = len(RunStore.open(folder).trials()) if RunStore(folder).exists else 0
-        console.say(f"interrupted; {kept} finished trials kept. Go on: {again}")
+        kept = finished_trials(RunStore.open(folder).trials()) if RunStore(folder).exists else []
+        console.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
         raise
     _finish(folder, console)
 
 
-def _search(spec: StudySpec, store: RunStore, console: Console) -> None:
-    from safemerge.distributed.evaluator import Evaluator
-    from safemerge.distributed.search import run_search
-    from safemerge.search import start_plans, study_references
+def _search(study: SearchStudy, console: Console, supply: Supply) -> None:
+    from safemerge.search import finished_trials, start_plans, study_references
 
-    finished = store.trials()
+    spec, finished = study.spec, finished_trials(study.records)
     if finished:
         console.say(f"resuming: {len(finished)} finished trials kept")
     else:
         for plan in start_plans(spec):
             console.say(plan.told)
-    total = spec.num_trials + len(study_references(spec))
+    if spec.unmade:
+        where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"
+        console.say(
+            f"still to be trained: {len(spec.unmade)} of {len(spec.variants)} variants, each once "
+            f"a recipe needs it ({where}; at most {supply.room.at_once} at once)"
+        )
+    total = spec.num_trials + len(study_references(spec)) + len(spec.unmade)
+    progress = _Progress(console, total, done=len(finished), spec=spec)
+    while not _round(study, console, supply, progress):
+        console.say("evaluator gives way: training what recipes wait for")
+        with progress.paused():
+            supply.make_wanted()
+
+
+def _round(study: SearchStudy, console: Console, supply: Supply, progress: _Progress) -> bool:
+    """Search with one evaluator; publish if the search is done. Return whether it is."""
+    from safemerge.distributed.evaluator import Evaluator
+    from safemerge.distributed.search import search_round
+
+    spec = study.spec
     app = f"safemerge-{spec.name}"
     console.say(f"starting {spec.evaluator.min_replicas} evaluator replicas (about 30 to 60 s)")
     with Evaluator(spec, app=app) as evaluator:
         console.say("evaluator is up: searching")
-        progress = _Progress(console, total, done=len(finished), spec=spec)
         try:
-            records = run_search(spec, store, evaluator, app=app, on_record=progress.record)
-            publish(spec, store, evaluator, records, console)
+            if not search_round(study, app=app, on_record=progress.record, supply=supply):
+                return False
+            publish(study.spec, study.store, evaluator, list(study.records), console)
         except KeyboardInterrupt:
             console.say("interrupted: shutting the evaluator down (Ctrl-C again: at once)")
             raise
+    return True
 
 
 def publish(
@@ -233,6 +267,12 @@ class _Progress:
         self._console, self._spec = console, spec
         self._pace = _Pace(total, done=done)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block out of the pace."""
+        with self._pace.paused():
+            yield
+
     def record(self, record: TrialRecord, study: object) -> None:
         place, left = self._pace.step()
         if record.result is None:
@@ -251,6 +291,13 @@ class _Pace:
     def __init__(self, total: int, *, done: int = 0) -> None:
         self._total, self._before, self._done = total, done, done
         self._started = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block out of the pace."""
+        began = time.monotonic()
+        yield
+        self._started += time.monotonic() - began
 
     def step(self) -> tuple[str, str]:
         """Count one more; return e.g. ``[3/25]`` and ``, about 2 min 5 s left``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,13 +140,31 @@ def resolve_study(
         TrainingError: If a stage failed.
     """
     from safemerge.distributed.ingredient import Ingredients
+
+    ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
+    return resolve_with(
+        spec, console, lambda: spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
+    )
+
+
+def resolve_with(spec: StudySpec, console: Console, resolve: Callable[[], StudySpec]) -> StudySpec:
+    """Resolve a study in some way, and check before and after what can be checked.
+
+    Args:
+        spec: The study as declared.
+        console: Where progress goes.
+        resolve: Returns it with checkpoints on disk and fingerprinted.
+
+    Raises:
+        UserError: If the engine, a checkpoint or a training file is missing or wrong.
+        TrainingError: If a stage failed.
+    """
     from safemerge.distributed.search import check_models
     from safemerge.distributed.statistics import check_quantities
 
     check_engine(spec.evaluator)
     check_quantities(MergeRecipe.model_validate(spec.template(space)) for space in spec.spaces)
-    ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
-    resolved = spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
+    resolved = resolve()
     check_models(resolved)
     if spec.base.path is None:
         check_prompts(resolved, console)

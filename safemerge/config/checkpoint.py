@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from safemerge.config.base import StrictModel
+from safemerge.config.base import StrictModel, digest
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """A name used in dotted paths: letters, digits, ``_`` and ``-``."""
@@ -18,7 +19,11 @@ Setting = float | int | bool | str
 Vocabulary = Literal["refuse", "base", "union"]
 """What happens where tokenizers of a merge differ."""
 
-CHECKPOINT_SOURCES = ("path", "package", "align", "finetune")
+DECLARED_SOURCES = ("path", "package", "align", "finetune")
+"""Fields with which a user says where weights come from."""
+
+CHECKPOINT_SOURCES = (*DECLARED_SOURCES, "between")
+"""The same and what safemerge writes."""
 
 Quantity = Literal["fisher", "gram", "importance"]
 """What can be measured of a model on data; see `StatisticsSpec`."""
@@ -60,6 +65,9 @@ class CheckpointRef(StrictModel):
     """An alignment file (see `safemerge align`): trained once, cached by content digest."""
     finetune: str | None = None
     """A fine-tuning file (see `safemerge finetune`): trained once, cached by content digest."""
+    between: Neighbours | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Two checkpoints and a place on the straight line between them; written by safemerge where a
+    study interpolates between trained values."""
     settings: dict[str, Setting] = Field(default_factory=dict)
     """Values that replace those of the training file, by dotted path in it, e.g.
     ``booster.lambda: 20``."""
@@ -73,7 +81,7 @@ class CheckpointRef(StrictModel):
         given = [key for key in CHECKPOINT_SOURCES if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"exactly one of {', '.join(CHECKPOINT_SOURCES)} must be given; "
+                f"exactly one of {', '.join(DECLARED_SOURCES)} must be given; "
                 f"got {', '.join(given) or 'none'}. Keep one."
             )
         if self.settings and self.align is None and self.finetune is None:
@@ -88,6 +96,8 @@ class CheckpointRef(StrictModel):
         changes: dict[str, object] = _located(self, ("path", "align", "finetune"), folder)
         if self.statistics is not None:
             changes["statistics"] = self.statistics.located(folder)
+        if self.between is not None:
+            changes["between"] = self.between.with_ends(lambda end: end.located(folder))
         return self.model_copy(update=changes)
 
     def resolved_to(self, path: Path, *, fingerprint: str) -> Self:
@@ -99,9 +109,46 @@ class CheckpointRef(StrictModel):
                 "package": None,
                 "align": None,
                 "finetune": None,
+                "between": None,
                 "settings": {},
             }
         )
+
+
+class Neighbours(StrictModel):
+    """A place on the straight line between two checkpoints of one model."""
+
+    low: CheckpointRef
+    high: CheckpointRef
+    share: float = Field(ge=0, le=1)
+    """0 is `low`, 1 is `high`; weights are ``(1 - share) * low + share * high``."""
+
+    @model_validator(mode="after")
+    def _plain_ends(self) -> Self:
+        if self.low.between is not None or self.high.between is not None:
+            raise ValueError("low and high must be checkpoints themselves; got one in between.")
+        return self
+
+    def with_ends(self, change: Callable[[CheckpointRef], CheckpointRef]) -> Self:
+        """Return a copy with both ends changed."""
+        return self.model_copy(update={"low": change(self.low), "high": change(self.high)})
+
+    @property
+    def ends(self) -> tuple[CheckpointRef, CheckpointRef]:
+        """The two checkpoints."""
+        return self.low, self.high
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the weights by both ends' fingerprints; None if one is not known."""
+        if self.low.digest is None or self.high.digest is None:
+            return None
+        return digest({"low": self.low.digest, "high": self.high.digest, "share": self.share})
+
+
+def interpolated(name: str, neighbours: Neighbours) -> CheckpointRef:
+    """Return a reference to weights between two checkpoints."""
+    return CheckpointRef(name=name, between=neighbours, digest=neighbours.digest)
 
 
 def _located(ref: StrictModel, keys: tuple[str, ...], folder: Path) -> dict[str, object]:
@@ -110,3 +157,6 @@ def _located(ref: StrictModel, keys: tuple[str, ...], folder: Path) -> dict[str,
         for key in keys
         if (value := getattr(ref, key)) is not None
     }
+
+
+CheckpointRef.model_rebuild()

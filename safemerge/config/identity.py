@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from safemerge.config.checkpoint import CHECKPOINT_SOURCES
@@ -61,6 +62,8 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
                 judge.pop("device", None)
     if not document["trained"]:
         del document["trained"]  # as before there were any
+    # A variant counts by its content, which its folder is named after, before it is trained too.
+    document.pop("unmade", None)
     # Warm starts count by what they are, not by their files; without any, as before there were.
     del document["start"], document["started"]
     if spec.started:
@@ -75,9 +78,13 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
             item["statistics"] = {"digest": item["statistics"]["digest"]}
         if item["digest"] is not None and item["name"] in known:
             for source in CHECKPOINT_SOURCES:
-                del item[source]
+                item.pop(source, None)
         else:
             del item["digest"]
+    for item in document.get("trained", ()):
+        if item.get("path") is not None:
+            item["path"] = Path(item["path"]).name
+            item.pop("statistics", None)  # gathered once the variant is trained
     return document
 
 

@@ -34,10 +34,10 @@ def models_recipe(
 
 
 def study_models(spec: StudySpec) -> MergeRecipe:
-    """Return `models_recipe` over every model that a recipe of a study may name.
+    """Return `models_recipe` over every model that a recipe of a study may name, and that exists.
 
     Variants of an expert are among them under names of their own; a recipe names the expert and
-    tells the variant by its digest.
+    tells the variant by its digest. Those still to be trained are left out.
     """
-    experts = spec.all_checkpoints[1:]
+    experts = spec.made_checkpoints[1:]
     return models_recipe(spec.base, experts, dtype=spec.dtype, vocabulary=spec.vocabulary)

@@ -9,7 +9,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel, digest
-from safemerge.config.checkpoint import CheckpointRef, Quantity, Vocabulary
+from safemerge.config.checkpoint import (
+    CHECKPOINT_SOURCES,
+    CheckpointRef,
+    Quantity,
+    Vocabulary,
+)
 from safemerge.config.coefficient import DEFAULT_GROUP, Coefficient, LayerGroup, Number
 from safemerge.config.method import (
     DareLinear,
@@ -94,6 +99,11 @@ class MergeRecipe(StrictModel):
             yield (
                 f"method.density: must name the experts of method.weights, "
                 f"{sorted(self.method.model_names())}; got {sorted(density)}."
+            )
+        if self.vocabulary != "refuse" and any(ref.between for ref in self.experts):
+            yield (
+                "vocabulary: must be refuse where weights lie between two checkpoints, whose rows "
+                f"are those of one vocabulary; got {self.vocabulary}."
             )
         yield from self._step_problems(names)
         yield from self._statistics_problems()
@@ -217,8 +227,8 @@ class MergeRecipe(StrictModel):
             elif item["statistics"]["digest"] is not None:
                 item["statistics"] = {"digest": item["statistics"]["digest"]}
             if item["digest"] is not None:
-                for key in ("path", "package", "align", "finetune"):
-                    del item[key]
+                for key in CHECKPOINT_SOURCES:
+                    item.pop(key, None)
         return digest(document)
 
 

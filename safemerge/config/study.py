@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-from decimal import Decimal
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.problems import did_you_mean, problem_lines
+from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
 from safemerge.config.suite import Direction, SuiteSpec
@@ -28,78 +28,6 @@ from safemerge.config.variant import (
 from safemerge.config.warm_start import WarmStart
 
 
-class FloatRange(StrictModel):
-    """A real parameter in [low, high], both included."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Sample in the logarithm; needs low > 0."""
-    step: float | None = Field(default=None, gt=0)
-    """Grid spacing from `low`; continuous if left out."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low must be below high; got low={self.low}, high={self.high}.")
-        if self.log and self.low <= 0:
-            raise ValueError(f"log needs low > 0; got low={self.low}.")
-        if self.log and self.step is not None:
-            raise ValueError("log and step exclude each other. Drop one.")
-        if self.step is not None and self.step > self.high - self.low:
-            raise ValueError(
-                f"step must not exceed high - low; got step={self.step}, "
-                f"low={self.low}, high={self.high}."
-            )
-        return self
-
-    def ends(self) -> tuple[float, float]:
-        """The two extreme values."""
-        return self.low, self.high
-
-    def grid(self) -> tuple[float, ...] | None:
-        """Every value, if there is a step; None for a continuum."""
-        if self.step is None:
-            return None
-        low, step = Decimal(str(self.low)), Decimal(str(self.step))
-        count = math.floor((Decimal(str(self.high)) - low) / step)
-        return tuple(float(low + place * step) for place in range(count + 1))
-
-
-class Choice(StrictModel):
-    """A categorical parameter."""
-
-    choices: list[float | int | bool | str] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        # NOTE: as Optuna compares them, so that 1 and 1.0, or 1 and true, are one choice.
-        for index, choice in enumerate(self.choices):
-            if choice in self.choices[:index]:
-                raise ValueError(f"choices must be distinct; got {choice!r} twice.")
-        return self
-
-    def ends(self) -> tuple[float | int | bool | str, ...]:
-        """Every choice: each must make a legal recipe."""
-        return tuple(self.choices)
-
-    def grid(self) -> tuple[float | int | bool | str, ...]:
-        """Every choice."""
-        return tuple(self.choices)
-
-
-def _range_kind(value: object) -> str:
-    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    return "choice" if "choices" in given else "range"
-
-
-Range = Annotated[
-    Annotated[FloatRange, Tag("range")] | Annotated[Choice, Tag("choice")],
-    Discriminator(_range_kind),
-]
-"""How one value varies: between two numbers, or among choices."""
-
-
 class SearchSpace(StrictModel):
     """A template recipe plus the ranges of the values that vary.
 
@@ -107,7 +35,7 @@ class SearchSpace(StrictModel):
     ``method.lambda``; list members are addressed by name, anchors by their place from 0 on
     (``method.weights.math.0``). ``experts.<name>.<path>`` leads into the training file of an
     expert, e.g. ``experts.aligned.booster.lambda``: each of its values is a model to train, so
-    there must be `choices`, or a `step`.
+    there must be `choices`, a `step`, or `knots`.
     """
 
     name: Name
@@ -237,6 +165,9 @@ class StudySpec(StrictModel):
     """Where judges with ``placement: service`` run."""
     trained: list[CheckpointRef] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what it trained for `variants`, in order."""
+    unmade: list[Name] = Field(default_factory=list, exclude_if=lambda names: not names)
+    """Written by safemerge into resolved studies: which of `trained` were not trained yet. Their
+    path is the folder that they come to."""
     started: list[WarmStart] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what `start` names, over the study's models."""
 
@@ -286,7 +217,17 @@ class StudySpec(StrictModel):
         )
         for path, values in space.vary.items():
             if training_path(path) is not None:
+                if values.interpolates and self.vocabulary != "refuse":
+                    problems.append(
+                        f"{where}.vary.{path}.between: must be snap with vocabulary: "
+                        f"{self.vocabulary}; got interpolate. Take snap, or one vocabulary."
+                    )
                 continue
+            if isinstance(values, FloatRange) and values.knots is not None:
+                problems.append(
+                    f"{where}.vary.{path}.knots: are values of a training file that are trained; "
+                    "got them for a number of the merge. Use a step, or choices."
+                )
             try:
                 for value in values.ends():
                     document = copy.deepcopy(template)
@@ -328,10 +269,27 @@ class StudySpec(StrictModel):
         return self.model_copy(update={**models, **changes})
 
     def with_checkpoints(self, by_name: dict[str, CheckpointRef]) -> Self:
-        """Return a copy whose checkpoints, those of variants too, are replaced by name."""
+        """Return a copy whose checkpoints, those of variants too, are replaced by name.
+
+        A variant's checkpoint without fingerprint is one that is still to be trained.
+        """
         models = changed_models(self.checkpoints, lambda ref: by_name[ref.name])
         trained = [by_name[variant.checkpoint.name] for variant in self.variants]
         return self.model_copy(update={**models, "trained": trained})
+
+    def with_unmade(self, names: Collection[str]) -> Self:
+        """Return a resolved copy of which some variants' checkpoints are still to be trained."""
+        return self.model_copy(update={"unmade": sorted(names)})
+
+    def with_made(self, made: CheckpointRef) -> Self:
+        """Return a copy in which a variant is trained: the one whose folder this is."""
+        same = [ref.name for ref in self.trained if ref.path == made.path]
+        trained = [
+            made.model_copy(update={"name": ref.name}) if ref.name in same else ref
+            for ref in self.trained
+        ]
+        unmade = [name for name in self.unmade if name not in same]
+        return self.model_copy(update={"trained": trained, "unmade": unmade})
 
     @property
     def variants(self) -> tuple[ExpertVariant, ...]:
@@ -341,6 +299,11 @@ class StudySpec(StrictModel):
             return tuple(found)
         pairs = zip(found, self.trained, strict=True)
         return tuple(variant._replace(checkpoint=ref) for variant, ref in pairs)
+
+    @property
+    def made_checkpoints(self) -> tuple[CheckpointRef, ...]:
+        """`all_checkpoints` without those that are still to be trained."""
+        return tuple(ref for ref in self.all_checkpoints if ref.name not in self.unmade)
 
     @property
     def all_checkpoints(self) -> tuple[CheckpointRef, ...]:

@@ -29,6 +29,10 @@ class Varied(Protocol):
     def ends(self) -> Sequence[Setting]:
         """The extreme values."""
 
+    @property
+    def interpolates(self) -> bool:
+        """Whether values between those of `grid` stand for weights between theirs."""
+
 
 class TrainingPath(NamedTuple):
     """A varied path that leads into the training file of an expert."""
@@ -49,8 +53,7 @@ class ExpertVariant(NamedTuple):
     @property
     def label(self) -> str:
         """Name for people, e.g. ``aligned[booster.lambda=20]``."""
-        told = ", ".join(f"{path}={value}" for path, value in self.settings.items())
-        return f"{self.expert}[{told}]"
+        return f"{self.expert}[{told_settings(self.settings)}]"
 
 
 def training_path(path: str) -> TrainingPath | None:
@@ -120,6 +123,8 @@ def training_problems(
         resolved: Whether the variants were trained, and the experts are folders by now.
     """
     counts = dict.fromkeys((item.name for item in experts), 1)
+    lines: dict[str, list[str]] = {}
+    measured = {item.name for item in experts if item.statistics is not None}
     trained = {item.name for item in experts if item.align or item.finetune}
     for path, values in vary.items():
         place = training_path(path)
@@ -134,19 +139,41 @@ def training_problems(
                 f"{here}: only a trained expert (align, finetune) has settings to vary; got "
                 f"'{place.expert}', which exists. Vary its weight, or give its training file."
             )
+        if values.interpolates:
+            lines.setdefault(place.expert, []).append(path)
+            if place.expert in measured:
+                yield (
+                    f"{here}.between: must be snap for a model with statistics, which are of "
+                    f"trained weights; got interpolate for '{place.expert}'. Take snap."
+                )
         if grid is None:
             low, high = values.ends()
             yield (
-                f"{here}: each value is a model to train, so there must be choices or a step; "
+                f"{here}: each value is a model to train, so there must be choices, a step or "
+                f"knots; "
                 f"got every number from {low} to {high}."
             )
         counts[place.expert] *= len(grid or ())
+    for expert, paths in lines.items():
+        if len(paths) > 1:
+            yield (
+                f"{where}.vary: weights are interpolated along one setting of an expert; got "
+                f"{', '.join(paths)} for '{expert}'. Let the others snap."
+            )
     for expert, count in counts.items():
         if count > MAX_VARIANTS:
             yield (
                 f"{where}.vary: at most {MAX_VARIANTS} variants of an expert are trained; got "
                 f"{count} of '{expert}'. Take fewer values."
             )
+
+
+def told_settings(settings: Settings) -> str:
+    """Return settings for people, e.g. ``booster.lambda=20, seed=1``."""
+    return ", ".join(
+        f"{path}={int(value) if isinstance(value, float) and value.is_integer() else value}"
+        for path, value in settings.items()
+    )
 
 
 def same_settings(first: Settings, second: Settings) -> bool:

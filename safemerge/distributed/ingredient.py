@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from safemerge.config.checkpoint import CheckpointRef, Setting
+from safemerge.config.checkpoint import CheckpointRef, Setting, interpolated
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.dotted_path import set_path
 from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.variant import told_settings
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.distributed.statistics import (
     gathered_files,
@@ -20,12 +22,14 @@ from safemerge.distributed.statistics import (
     resolve_statistics,
 )
 from safemerge.engines.chat import ChatFormat
-from safemerge.errors import ConfigError
+from safemerge.errors import ConfigError, TrainingError
 from safemerge.training.batch import load_mixture
 from safemerge.training.ingredient import ingredient_digest, ingredient_folder, is_finished
 from safemerge.training.lora import bare_model, check_targets
 from safemerge.training.packaged_model import packaged_model
 from safemerge.weights.fingerprint import fingerprint
+
+_ENDS = ("--low", "--high")
 
 
 class Stage(NamedTuple):
@@ -40,8 +44,7 @@ class Stage(NamedTuple):
     @property
     def label(self) -> str:
         """Name for people: the file's kind, its path and what is replaced."""
-        told = "".join(f" {path}={value}" for path, value in self.settings)
-        return f"{self.kind} {self.file}{told}"
+        return f"{self.kind} {self.file} {told_settings(dict(self.settings))}".rstrip()
 
     def load(self) -> FinetuneSpec | AlignSpec:
         """Read the file, paths resolved and settings replaced."""
@@ -65,7 +68,7 @@ def load_training_spec(
     spec: FinetuneSpec | AlignSpec = load_document(path, model)
     if settings:
         document = spec.resolved()
-        told = ", ".join(f"{setting}={value}" for setting, value in settings.items())
+        told = told_settings(settings)
         for setting, value in settings.items():
             try:
                 set_path(document, setting, value)
@@ -100,6 +103,8 @@ def training_plan(refs: Sequence[CheckpointRef]) -> list[list[Stage]]:
     depth: dict[Stage, int] = {}
 
     def visit(ref: CheckpointRef, trail: tuple[str, ...]) -> int:
+        if ref.between is not None:
+            return max(visit(end, trail) for end in ref.between.ends)
         stage = stage_file(ref)
         if stage is None:
             return 0
@@ -125,6 +130,21 @@ def finished_folder(ref: CheckpointRef) -> Path | None:
     Raises:
         UserError: If a training file, or what it names, is wrong.
     """
+    folder = future_folder(ref)
+    if folder is None or (stage_file(ref) is not None and not is_finished(folder)):
+        return None
+    return folder
+
+
+def future_folder(ref: CheckpointRef) -> Path | None:
+    """Return the folder that a checkpoint is in, or comes to once it is trained.
+
+    Returns:
+        The folder; None if what it is trained from is still to be trained itself.
+
+    Raises:
+        UserError: If a training file, or what it names, is wrong.
+    """
     if ref.package is not None:
         return packaged_model(ref.package)
     stage = stage_file(ref)
@@ -136,8 +156,7 @@ def finished_folder(ref: CheckpointRef) -> Path | None:
         return None
     mixture = load_mixture(spec, ChatFormat(base))
     key = ingredient_digest(spec, base_fingerprint=fingerprint(base), mixture=mixture)
-    folder = ingredient_folder(spec.name, key)
-    return folder if is_finished(folder) else None
+    return ingredient_folder(spec.name, key)
 
 
 class Ingredients:
@@ -148,6 +167,7 @@ class Ingredients:
         on_step: Called with a stage's name, a step's metrics and the number of steps.
         resume: Continue unfinished training from its last checkpoint; else start it anew.
         stack: Keeps a cluster that had to be started; ended with `resolve` if None.
+        starts: Whether a cluster may be started at all; if not, one must be connected.
     """
 
     def __init__(
@@ -157,7 +177,9 @@ class Ingredients:
         on_step: Callable[[str, Any, int], None],
         resume: bool = True,
         stack: ExitStack | None = None,
+        starts: bool = True,
     ) -> None:
+        self._starts = starts
         self._say = say
         self._stack = stack
         self._on_step = on_step
@@ -182,10 +204,33 @@ class Ingredients:
         with ExitStack() as own:
             stack = self._stack or own
 
-            def need_cluster() -> None:
-                stack.enter_context(ray_cluster())
+            resolved = self._resolve(list(_plain(refs)), partial(self._need_cluster, stack))
+        return {ref.name: _joined(ref, resolved) for ref in refs}
 
-            return self._resolve(refs, need_cluster)
+    def prepare(self, refs: Sequence[CheckpointRef]) -> None:
+        """Train what trained checkpoints are trained from, and not these themselves.
+
+        Args:
+            refs: Located references.
+
+        Raises:
+            UserError, TrainingError: See `resolve`.
+        """
+        stages = [stage for ref in refs if (stage := stage_file(ref)) is not None]
+        with ExitStack() as own:
+            stack = self._stack or own
+
+            for wave in training_plan([stage.load().base for stage in stages]):
+                self._train_wave(wave, partial(self._need_cluster, stack))
+
+    def _need_cluster(self, stack: ExitStack) -> None:
+        import ray
+
+        if ray.is_initialized():
+            return
+        if not self._starts:
+            raise TrainingError("training must be on a cluster; got none: the search has ended.")
+        stack.enter_context(ray_cluster())
 
     def _resolve(
         self, refs: Sequence[CheckpointRef], need_cluster: Callable[[], None]
@@ -224,7 +269,7 @@ class Ingredients:
             key = ingredient_digest(spec, base_fingerprint=base_fingerprint, mixture=mixture)
             folder = ingredient_folder(spec.name, key)
             self._folders[stage] = folder
-            told = ", ".join(f"{path}={value}" for path, value in stage.settings)
+            told = told_settings(dict(stage.settings))
             label = f"{spec.name}[{told}]" if told else spec.name
             if is_finished(folder):
                 self._say(f"{label}: cached ({folder.name})")
@@ -243,3 +288,32 @@ class Ingredients:
         if runs:
             need_cluster()
             run_stages(list(runs.values()), on_progress=self._on_step)
+
+
+def _plain(refs: Sequence[CheckpointRef]) -> Iterator[CheckpointRef]:
+    """Yield references; of one between two checkpoints, these, under names of their own."""
+    for ref in refs:
+        if ref.between is None:
+            yield ref
+            continue
+        for place, end in zip(_ENDS, ref.between.ends, strict=True):
+            yield end.model_copy(update={"name": f"{ref.name}{place}"})
+
+
+def _joined(ref: CheckpointRef, resolved: Mapping[str, CheckpointRef]) -> CheckpointRef:
+    """The resolved reference; one between two checkpoints is put together again.
+
+    Raises:
+        ConfigError: If it is between other weights than its digest says.
+    """
+    if ref.between is None:
+        return resolved[ref.name]
+    low, high = (resolved[f"{ref.name}{place}"] for place in _ENDS)
+    neighbours = ref.between.model_copy(update={"low": low, "high": high})
+    if ref.digest not in (None, neighbours.digest):
+        raise ConfigError(
+            f"checkpoint '{ref.name}': weights must have digest {ref.digest}; got "
+            f"{neighbours.digest} between {low.path} and {high.path}. The files changed since "
+            "the recipe was written."
+        )
+    return interpolated(ref.name, neighbours)

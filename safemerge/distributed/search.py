@@ -16,12 +16,12 @@ from safemerge.data.suite import dropped_lines, load_suites
 from safemerge.distributed.contamination import check_report, check_study_rung
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
 from safemerge.distributed.searcher import RungScheduler, StudySearcher
+from safemerge.distributed.supply import Supply, refuse_hopeless
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.search.study import SearchStudy
-from safemerge.store import RunStore
 
 TRIAL_MEMORY_BYTES = 50 * 1024**2
 """What a trial's client process reserves: no CPU, so that replicas may have them all."""
@@ -66,47 +66,51 @@ def check_suites(
     return sum(len(suite.samples) for suite in suites["search"])
 
 
-def run_search(
-    spec: StudySpec,
-    store: RunStore,
-    evaluator: Evaluator,
-    *,
-    app: str,
-    on_record: Callable[[TrialRecord, SearchStudy], None],
-) -> list[TrialRecord]:
-    """Evaluate references and sampled recipes until the study's budget is spent.
-
-    Args:
-        spec: Study with resolved checkpoints.
-        store: The run's folder; a study that it holds is continued.
-        evaluator: Running evaluator.
-        app: Its Serve application's name.
-        on_record: Called with every finished trial.
-
-    Returns:
-        All finished trials, those of earlier runs included.
-
-    Raises:
-        StudyError: If Tune ended early; finished trials are stored.
-    """
-    with SearchStudy(spec, store) as study:
-        if not study.done:
-            _tune(spec, study, app=app, on_record=on_record)
-        if not study.done:
-            raise StudyError(
-                f"{store.folder}: Tune must end when the budget of {spec.num_trials} recipes is "
-                f"spent; got {len(study.records)} finished trials. Continue with --resume."
-            )
-        return list(study.records)
-
-
-def _tune(
-    spec: StudySpec,
+def search_round(
     study: SearchStudy,
     *,
     app: str,
     on_record: Callable[[TrialRecord, SearchStudy], None],
+    supply: Supply | None = None,
+) -> bool:
+    """Evaluate references and sampled recipes as far as a running evaluator can.
+
+    Args:
+        study: The study; what it has finished already is not evaluated again.
+        app: Name of the running evaluator's Serve application.
+        on_record: Called with every finished trial.
+        supply: Trains ingredients that the study waits for; None if all exist.
+
+    Returns:
+        Whether the study's budget is spent. If not, ingredients must be trained and there is no
+        room for it beside the evaluator: end that, call `Supply.make_wanted`, start another one
+        for another round.
+
+    Raises:
+        StudyError: If Tune ended early; finished trials are stored.
+        TrainingError: If no ingredient can be trained.
+    """
+    if not study.done:
+        _tune(study, app=app, on_record=on_record, supply=supply)
+    if study.done:
+        return True
+    refuse_hopeless(supply)
+    if supply is None or not supply.waiting:
+        raise StudyError(
+            f"{study.store.folder}: Tune must end when the budget of {study.spec.num_trials} "
+            f"recipes is spent; got {len(study.records)} finished trials. Continue with --resume."
+        )
+    return False
+
+
+def _tune(
+    study: SearchStudy,
+    *,
+    app: str,
+    on_record: Callable[[TrialRecord, SearchStudy], None],
+    supply: Supply | None,
 ) -> None:
+    spec = study.spec
     for name in ("ray.tune", "ray.tune.execution", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
     trainable = tune.with_parameters(
@@ -115,7 +119,14 @@ def _tune(
         timeout_s=spec.evaluator.timeout_s,
         has_rung=spec.rung is not None,
     )
-    searcher = StudySearcher(study, on_record=lambda record: on_record(record, study))
+    # One more than the replicas take, so that none waits for the driver.
+    at_once = spec.evaluator.max_replicas * candidates_at_once(spec) + 1
+    searcher = StudySearcher(
+        study,
+        on_record=lambda record: on_record(record, study),
+        supply=supply,
+        at_once=at_once,
+    )
     resources = tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY_BYTES}])
     with tempfile.TemporaryDirectory(prefix="safemerge-tune-") as scratch:
         tune.Tuner(
@@ -124,8 +135,7 @@ def _tune(
                 search_alg=searcher,
                 scheduler=None if spec.rung is None else RungScheduler(searcher.promote),
                 num_samples=-1,  # the searcher says when it is done
-                # One more than the replicas take, so that none waits for the driver.
-                max_concurrent_trials=spec.evaluator.max_replicas * candidates_at_once(spec) + 1,
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -14,6 +14,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from safemerge.distributed.supply import Supply
 from safemerge.errors import StudyError
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.records import Failure, Proposal, Pruned
@@ -32,26 +33,45 @@ RUNG = "safemerge_rung"
 class StudySearcher(Searcher):
     """Hands a study's proposals to Tune and tells the study what became of them.
 
+    A proposal whose ingredients are still to be trained is held back here, where it holds neither
+    a trial nor an evaluator; the search goes on with ingredients that exist. Which of them is
+    ready first must not tip the sampler, so none of the recipes after its `startup` is drawn
+    before all of those are on their way; later it may hold back as many as run side by side.
+
     Args:
-        study: The study; lives in the driver.
+        study: The study; lives in the driver. What is in flight is held back.
         on_record: Called with every finished trial.
+        supply: Trains ingredients; None if all of them exist.
+        at_once: How many trials run side by side.
     """
 
-    def __init__(self, study: SearchStudy, *, on_record: Callable[[TrialRecord], None]) -> None:
+    def __init__(
+        self,
+        study: SearchStudy,
+        *,
+        on_record: Callable[[TrialRecord], None],
+        supply: Supply | None = None,
+        at_once: int = 1,
+    ) -> None:
         super().__init__()
         self._study = study
         self._on_record = on_record
+        self._supply = supply
+        self._at_once = at_once
+        self._held: list[int] = list(study.in_flight)
         self._numbers: dict[str, int] = {}
         self._stopped: dict[str, Pruned | Failure] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's configuration, or that there is none left."""
         while True:
+            self._take_deliveries()
             if self._study.done:
                 return str(Searcher.FINISHED)
-            proposal = self._study.ask()
+            proposal = self._next()
             if proposal is None:
-                return None  # trials in flight may still have to be tried again
+                # Trials in flight may still have to be tried again, and ingredients may come.
+                return str(Searcher.FINISHED) if self._gives_way() else None
             ended: CandidateResult | Pruned | Failure | None
             ended = self._study.known_result(proposal.candidate)
             losses = None if ended else self._study.known_rung(proposal.candidate)
@@ -62,6 +82,52 @@ class StudySearcher(Searcher):
             self._on_record(self._study.tell(proposal.number, ended))
         self._numbers[trial_id] = proposal.number
         return _config(proposal, screened=losses is not None)
+
+    def _take_deliveries(self) -> None:
+        """Take in what was trained; end the proposals that wait for what could not be."""
+        for delivery in self._supply.delivered() if self._supply is not None else ():
+            if delivery.made is not None:
+                self._study.take(delivery.made)
+                continue
+            for number in [*self._held]:
+                if delivery.path in self._study.wanted(number):
+                    self._held.remove(number)
+                    failure = Failure(delivery.error, retry=not delivery.final)
+                    self._on_record(self._study.tell(number, failure))
+
+    def _next(self) -> Proposal | None:
+        """Return a proposal whose ingredients exist, and let those be trained that do not."""
+        for number in self._held:
+            if not self._study.wanted(number):
+                self._held.remove(number)
+                return self._study.proposal(number)
+        while True:
+            proposal = self._study.ask(sample=self._may_sample())
+            if proposal is None:
+                return None
+            wanted = self._study.wanted(proposal.number)
+            if not wanted:
+                return proposal
+            assert self._supply is not None, "only a study with a supply has models to be made"
+            self._held.append(proposal.number)
+            for path in wanted:
+                self._supply.want(path)
+            self._take_deliveries()
+
+    def _may_sample(self) -> bool:
+        spec, num_sampled = self._study.spec, self._study.num_sampled
+        if not self._held or num_sampled < spec.sampler.startup:
+            return True
+        if num_sampled >= spec.num_trials:
+            return True  # nothing is sampled any more: what is left is all to be trained
+        # NOTE: numbers go up, and every sampled one before `startup` was drawn at random.
+        return len(self._held) < self._at_once and self._study.startup_told
+
+    def _gives_way(self) -> bool:
+        """Whether there is nothing left to do but to train, and no room for it beside."""
+        if self._supply is None or self._numbers:
+            return False
+        return self._supply.waiting or self._supply.hopeless is not None
 
     def promote(self, trial_id: str, found: RungResult) -> bool:
         """Say whether a trial goes on from the low rung; the scheduler stops it if not."""

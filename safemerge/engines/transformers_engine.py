@@ -74,7 +74,7 @@ class TransformersEngine:
         self._end_id = chat.end_of_turn_id()
         self._decode = chat.tokenizer.decode
         self._batch_size = spec.max_num_seqs
-        self._resident = ResidentCheckpoints.open(models, for_engine=True)
+        self._resident = ResidentCheckpoints.open(models, for_engine=True, grows=True)
         self._candidate: str | None = None
 
     def load(self, recipe: MergeRecipe) -> None:

@@ -60,7 +60,7 @@ class RecipeWeightTransferEngine(WeightTransferEngine[RecipeInitInfo, RecipeUpda
         """Open base and experts; they stay memory-mapped for the worker's life."""
         models = MergeRecipe.model_validate_json(init_info.models)
         # Agreement was checked once by the driver; every worker would only repeat it.
-        self._resident = ResidentCheckpoints.open(models, check=False, for_engine=True)
+        self._resident = ResidentCheckpoints.open(models, check=False, for_engine=True, grows=True)
 
     def start_weight_update(self) -> None:
         """Prepare layer-wise reloading."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safemerge.config.checkpoint import CheckpointRef, Vocabulary
-from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import CheckpointMismatchError, MergeError
+from safemerge.config.checkpoint import CheckpointRef, Neighbours, Vocabulary, interpolated
+from safemerge.config.recipe import Linear, MergeRecipe
+from safemerge.errors import CheckpointError, CheckpointMismatchError, MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.derived import DerivedData
 from safemerge.merge.spectrum import SpectrumCache
@@ -20,6 +20,7 @@ from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.interpolated import InterpolatedCheckpoint
 from safemerge.weights.shared_vocabulary import stored_checkpoint
 from safemerge.weights.statistics import ModelStatistics
 
@@ -36,6 +37,8 @@ class ResidentCheckpoints:
         base_name: Which of them is the base.
         statistics: Open statistics by model name, of those models that have any.
         vocabulary: The vocabulary they are shown in, as in recipes.
+        grows: Whether a recipe's model that is not held yet, and has a path and a fingerprint,
+            is opened, checked and held from then on.
     """
 
     def __init__(
@@ -46,11 +49,15 @@ class ResidentCheckpoints:
         statistics: Mapping[str, ModelStatistics] = MappingProxyType({}),
         *,
         vocabulary: Vocabulary = "refuse",
+        grows: bool = False,
     ) -> None:
         self.base_name = base_name
         self.vocabulary = vocabulary
-        self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(dict(checkpoints))
-        self.statistics: Mapping[str, ModelStatistics] = MappingProxyType(dict(statistics))
+        self.grows = grows
+        self._checkpoints = dict(checkpoints)
+        self._statistics = dict(statistics)
+        self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(self._checkpoints)
+        self.statistics: Mapping[str, ModelStatistics] = MappingProxyType(self._statistics)
         derived = _derived(refs, base_name, vocabulary)
         self.thresholds = ThresholdCache(kept=derived)
         self.spectra = SpectrumCache(kept=derived)
@@ -59,7 +66,12 @@ class ResidentCheckpoints:
 
     @classmethod
     def open(
-        cls, recipe: MergeRecipe, *, check: bool = True, for_engine: bool = False
+        cls,
+        recipe: MergeRecipe,
+        *,
+        check: bool = True,
+        for_engine: bool = False,
+        grows: bool = False,
     ) -> "ResidentCheckpoints":
         """Open the base and experts of a recipe; all of them, whatever their weights.
 
@@ -69,6 +81,7 @@ class ResidentCheckpoints:
                 the checkpoints agree and are finite. Both are cached, see `check_agreement`.
             for_engine: Whether merges go to an engine, whose model has the base's shape: a
                 union of vocabularies with more rows is then refused.
+            grows: See the class.
 
         Returns:
             Open checkpoints, good for every recipe over the same models.
@@ -83,7 +96,7 @@ class ResidentCheckpoints:
         base = open_checkpoint(_path(where, recipe.base))
         checkpoints = {recipe.base.name: base}
         for ref in recipe.experts:
-            checkpoints[ref.name] = open_checkpoint(_path(where, ref), base)
+            checkpoints[ref.name] = _open_model(where, ref, base)
         checkpoints = dict(in_one_vocabulary(recipe, checkpoints))
         base = checkpoints[recipe.base.name]
         if for_engine:
@@ -91,7 +104,11 @@ class ResidentCheckpoints:
         if check:
             for ref in recipe.checkpoints:
                 _check_digest(where, ref)
-            experts = {ref.name: checkpoints[ref.name] for ref in recipe.experts}
+            experts = {
+                name: end
+                for ref in recipe.experts
+                for name, end in _plain(ref.name, checkpoints[ref.name]).items()
+            }
             check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
         check_groups(recipe, base.distinct_names)
         refs = {ref.name: ref for ref in recipe.checkpoints}
@@ -100,7 +117,14 @@ class ResidentCheckpoints:
             for ref in recipe.checkpoints
             if ref.statistics is not None
         }
-        return cls(refs, checkpoints, recipe.base.name, statistics, vocabulary=recipe.vocabulary)
+        return cls(
+            refs,
+            checkpoints,
+            recipe.base.name,
+            statistics,
+            vocabulary=recipe.vocabulary,
+            grows=grows,
+        )
 
     @property
     def base(self) -> Checkpoint:
@@ -147,7 +171,9 @@ class ResidentCheckpoints:
         # them has its own; spectra and ranks are large, and kept for the plain names alone.
         others = tuple(sorted((name, own) for name, own in held.items() if name != own))
         thresholds = self.thresholds
-        if others:
+        if any(ref.between is not None for ref in recipe.experts):
+            thresholds = ThresholdCache(max_rank_bytes=0)  # another place, other weights
+        elif others:
             if others not in self._other_thresholds:
                 refs = {name: self._refs[own] for name, own in held.items()}
                 derived = _derived(refs, self.base_name, self.vocabulary)
@@ -157,7 +183,7 @@ class ResidentCheckpoints:
             recipe,
             {name: self.checkpoints[own] for name, own in held.items()},
             thresholds=thresholds,
-            spectra=None if others else self.spectra,
+            spectra=self.spectra if thresholds is self.thresholds else None,
             statistics={
                 name: self.statistics[own] for name, own in held.items() if own in self.statistics
             },
@@ -176,8 +202,12 @@ class ResidentCheckpoints:
 
     def _held(self, recipe: MergeRecipe, ref: CheckpointRef) -> str:
         held = self._refs.get(ref.name)
+        if ref.between is not None and held != ref:
+            return self._between(recipe, ref.name, ref.between)
         if held is not None:
             if held.digest is not None and held.digest == ref.digest:
+                return ref.name
+            if held.between is not None and held == ref:
                 return ref.name
             digests_differ = None not in (held.digest, ref.digest)
             if not digests_differ and _same_path(held, ref):
@@ -185,11 +215,48 @@ class ResidentCheckpoints:
         for name, other in self._refs.items():
             if ref.digest is not None and other.digest == ref.digest:
                 return name
+        if self.grows and ref.path is not None and ref.digest is not None:
+            return self._take_in(recipe, ref)
         got = f"'{held.path or held.digest}'" if held else "no such model"
         raise MergeError(
             f"recipe {recipe.digest[:4]}: model '{ref.name}' must be the one held; got "
             f"'{ref.path}' ({ref.digest}), held is {got}. Open checkpoints for this recipe."
         )
+
+    def _between(self, recipe: MergeRecipe, name: str, neighbours: Neighbours) -> str:
+        """Hold the line between two models, which are held themselves, at one place."""
+        low, high = (self._held(recipe, end) for end in neighbours.ends)
+        # One place a name: there are as many as candidates.
+        place = f"{name}@between"
+        self._refs[place] = interpolated(name, neighbours)
+        self._checkpoints[place] = InterpolatedCheckpoint(
+            self._checkpoints[low], self._checkpoints[high], neighbours.share
+        )
+        return place
+
+    def _take_in(self, recipe: MergeRecipe, ref: CheckpointRef) -> str:
+        """Open a model of a recipe and hold it under a name of its own.
+
+        Raises:
+            MergeError: If it cannot be read, or does not agree with the base; see `open`.
+        """
+        alone = MergeRecipe(
+            base=self._refs[self.base_name],
+            experts=[ref],
+            method=Linear(name="linear", weights={ref.name: 1.0}),
+            dtype=recipe.dtype,
+            vocabulary=self.vocabulary,
+        )
+        try:
+            opened = ResidentCheckpoints.open(alone)
+        except (CheckpointError, CheckpointMismatchError) as error:
+            raise MergeError(str(error)) from error
+        name = f"{ref.name}@{ref.digest}"
+        self._refs[name] = ref
+        self._checkpoints[name] = opened.checkpoints[ref.name]
+        if ref.name in opened.statistics:
+            self._statistics[name] = opened.statistics[ref.name]
+        return name
 
     def _check_measured(self, recipe: MergeRecipe, name: str, own: str) -> None:
         asked = next(ref.statistics for ref in recipe.checkpoints if ref.name == name)
@@ -201,6 +268,20 @@ class ResidentCheckpoints:
                 f"recipe {recipe.digest[:4]}: statistics of '{name}' must be those held; got "
                 f"{asked.digest or asked.path}, held is {got}. Open them for this recipe."
             )
+
+
+def _open_model(where: str, ref: CheckpointRef, base: Checkpoint) -> Checkpoint:
+    if ref.between is None:
+        return open_checkpoint(_path(where, ref), base)
+    low, high = (_open_model(where, end, base) for end in ref.between.ends)
+    return InterpolatedCheckpoint(low, high, ref.between.share)
+
+
+def _plain(name: str, checkpoint: Checkpoint) -> dict[str, Checkpoint]:
+    """A checkpoint, or the two that it is between, by name for messages."""
+    if not isinstance(checkpoint, InterpolatedCheckpoint):
+        return {name: checkpoint}
+    return {f"{name} (lower)": checkpoint.low, f"{name} (upper)": checkpoint.high}
 
 
 def _open_statistics(
@@ -265,6 +346,9 @@ def _path(where: str, ref: CheckpointRef) -> Path:
 
 
 def _check_digest(where: str, ref: CheckpointRef) -> None:
+    if ref.between is not None:
+        for end in ref.between.ends:
+            _check_digest(where, end)
     if ref.digest is None or ref.path is None:
         return
     found = fingerprint(ref.path)

@@ -144,9 +144,16 @@ def _differences(run: Run, point: Point) -> str:
 
 def _recipe(run: Run, point: Point) -> str:
     lines = ["## Recipe", ""]
-    lines += [f"- {name}: {_code(value)}" for name, value in coefficients(point.trial.recipe)]
+    lines += [
+        f"- {name}: {_code(value)}"
+        for name, value in coefficients(point.trial.recipe, point.trial.params)
+    ]
     lines += ["", "| model | weights digest |", "| --- | --- |"]
-    lines += [_row([item.name, item.digest or "not recorded"]) for item in run.spec.checkpoints]
+    models = [point.trial.recipe["base"], *point.trial.recipe["experts"]]
+    known = {item.name: item.digest for item in run.spec.checkpoints}
+    for item in models:
+        digest = item.get("digest") or known.get(item["name"])
+        lines.append(_row([item["name"], digest or "not recorded"]))
     text = json.dumps(point.trial.recipe, indent=2, ensure_ascii=False)
     fence = "`" * 3
     while fence in text:

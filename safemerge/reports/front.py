@@ -25,7 +25,8 @@ class HypervolumeStep(NamedTuple):
 def front_trials(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Choose the non-dominated trials among the feasible COMPLETE ones, on the search split.
 
-    Reference points take part: a parent that nothing dominates is on the front. Of several
+    Reference points take part: a parent that nothing dominates is on the front. Trials with
+    interpolated weights do not: they are estimates. Of several
     trials of one candidate only the first counts, a reference before sampled ones.
 
     Args:
@@ -233,7 +234,8 @@ def _point(trial: TrialRecord, report_results: Mapping[str, CandidateResult]) ->
 
 
 def _is_eligible(trial: TrialRecord) -> bool:
-    return trial.state == "COMPLETE" and trial.feasible and trial.result is not None
+    sound = trial.state == "COMPLETE" and trial.feasible and trial.result is not None
+    return sound and not trial.interpolated
 
 
 def _feasible_candidates(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[TrialRecord]:

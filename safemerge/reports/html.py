@@ -10,6 +10,7 @@ from safemerge.reports.payload import payload_json
 from safemerge.reports.run import Run
 from safemerge.reports.section_front import front_section, pairs_section
 from safemerge.reports.section_headline import headline_section, status_banner
+from safemerge.reports.section_interpolated import interpolated_section
 from safemerge.reports.section_notes import limits_section, provenance_section, timing_section
 from safemerge.reports.section_rung import rung_section
 from safemerge.reports.section_trials import (
@@ -44,7 +45,7 @@ def render_html(run: Run) -> str:
         "plot": plot_section(run),
         "front": front_section(run),
         "pairs": pairs_section(run),
-        "trials": rung_section(run) + trials_section(run),
+        "trials": rung_section(run) + interpolated_section(run) + trials_section(run),
         "hypervolume": hypervolume_section(run),
         "parameters": parameters_section(run),
         "timings": timing_section(run),

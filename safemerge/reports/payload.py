@@ -62,7 +62,7 @@ def payload(run: Run) -> dict[str, Any]:
                 "reference": trial.number in references,
                 "knee": run.knee is not None and run.knee.number == trial.number,
                 "params": trial.params,
-                "coefficients": coefficients(trial.recipe),
+                "coefficients": coefficients(trial.recipe, trial.params),
                 "search": _estimates(trial.result, trial),
                 "report": _estimates(report_by_number.get(trial.number), trial),
             }

@@ -93,7 +93,7 @@ class Run:
     @property
     def num_sampled(self) -> int:
         """Finished trials that the sampler proposed."""
-        return sum(trial.role == "sampled" for trial in self.trials)
+        return sum(trial.role == "sampled" and trial.exact_of is None for trial in self.trials)
 
     @property
     def is_complete(self) -> bool:

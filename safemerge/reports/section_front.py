@@ -153,8 +153,9 @@ def _row(
 
 def _take(run: Run, point: Point) -> str:
     """What a user needs to take a point: coefficients, digest, command."""
+    recipe = recipe_text(point.trial.recipe, point.trial.params)
     told = (
-        f'<span class="recipe">{escape(recipe_text(point.trial.recipe))}</span> '
+        f'<span class="recipe">{escape(recipe)}</span> '
         f'<span class="quiet">candidate {code(point.search.candidate)}</span>'
     )
     if run.front is None:  # Export needs a published front.

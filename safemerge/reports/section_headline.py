@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from safemerge.records import TrialRecord
+from safemerge.records import MEAN_LABEL, TrialRecord
 from safemerge.reports.comparison import PairedDifference
 from safemerge.reports.front import broken_constraints
 from safemerge.reports.markup import (
@@ -54,7 +54,11 @@ def status_banner(run: Run) -> str:
         f"{counts['failed']} failed",
     ]
     parts = [f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"]
-    num_references = len(run.trials) - run.num_sampled
+    num_exact = sum(trial.exact_of is not None for trial in run.trials)
+    num_references = len(run.trials) - run.num_sampled - num_exact
+    exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}
+    if exact:
+        parts[0] += f", {len(exact)} of them again at exact values"
     if num_references:
         parts[0] += f", and {counted(num_references, 'reference point')}"
     parts.append(joined(words))
@@ -112,7 +116,9 @@ def _knee(run: Run, knee: Point) -> str:
     objectives = [metrics[item.metric] for item in run.spec.objectives]
     limits = [metrics[item.metric] for item in run.spec.constraints]
     if knee.trial.role == "reference":
-        kind = "a model you already had" if is_parent(run, knee) else "the plain mean"
+        kind = "the plain mean" if knee.label == MEAN_LABEL else "a reference point"
+        if is_parent(run, knee):
+            kind = "a model you already had"
         if is_warm_start(run, knee):
             kind = "a recipe that the search started from"
         lead = (
@@ -132,7 +138,7 @@ def _knee(run: Run, knee: Point) -> str:
         paragraph(
             "The knee was picked by these figures, so they flatter it a little.", css="note"
         ),
-        paragraph(f"Recipe: {code(recipe_text(knee.trial.recipe))}"),
+        paragraph(f"Recipe: {code(recipe_text(knee.trial.recipe, knee.trial.params))}"),
     ]
     if sentences:
         parts.append(f"<ul>{''.join(f'<li>{item}</li>' for item in sentences)}</ul>")

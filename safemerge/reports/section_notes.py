@@ -9,6 +9,7 @@ from safemerge.reports.markup import Cell, code, definitions, escape, number_cel
 from safemerge.reports.metric import judge_notes
 from safemerge.reports.run import Run
 from safemerge.reports.timing import PARTS, TimingSummary, summarize_timings
+from safemerge.reports.trained import trained_models
 from safemerge.reports.wording import counted, percent, seconds
 from safemerge.scoring.agreement import (
     AGREEMENT_HEADS,
@@ -142,16 +143,12 @@ def provenance_section(run: Run) -> str:
         ]
         + [
             [
-                Cell(escape(variant.label)),
+                Cell(escape(label)),
                 Cell("expert, trained with other settings"),
-                Cell(code(variant.checkpoint.path or variant.checkpoint.align or "")),
-                Cell(
-                    code(variant.checkpoint.digest)
-                    if variant.checkpoint.digest
-                    else "not recorded"
-                ),
+                Cell(code(path)),
+                Cell(code(digest)),
             ]
-            for variant in run.spec.variants
+            for label, path, digest in trained_models(run)
         ],
         sortable=False,
     )

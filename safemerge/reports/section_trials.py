@@ -99,6 +99,10 @@ def trials_section(run: Run) -> str:
         name = escape(trial.label if trial.role == "reference" else f"trial {trial.number}")
         if trial.start is not None:
             name += f' <span class="quiet">for start {escape(trial.start)}</span>'
+        if trial.interpolated:
+            name += ' <span class="quiet">estimated between trained models</span>'
+        if trial.exact_of is not None:
+            name += f' <span class="quiet">trial {trial.exact_of} at its exact values</span>'
         front = ' <span class="flag">front</span>' if trial.number in on_front else ""
         values = [
             number_cell(value, amount(value, metric.unit, sign=False))
@@ -106,13 +110,14 @@ def trials_section(run: Run) -> str:
             else Cell('<span class="quiet">none</span>', None, is_number=True)
             for metric in metrics
         ]
+        recipe = escape(recipe_text(trial.recipe, trial.params))
         rows.append(
             [
                 Cell(f"{name}{front}", float(trial.number)),
                 state,
                 *values,
                 _violation(trial, known),
-                Cell(f'<span class="recipe">{escape(recipe_text(trial.recipe))}</span>'),
+                Cell(f'<span class="recipe">{recipe}</span>'),
                 _duration(trial),
             ]
         )

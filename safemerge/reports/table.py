@@ -88,7 +88,7 @@ def _rows(run: Run, *, narrow: bool) -> tuple[list[str], list[tuple[list[str], b
             join.join(str(item.unscored) for item in objectives),
         ]
         if not narrow:
-            cells.append(recipe_text(point.trial.recipe))
+            cells.append(recipe_text(point.trial.recipe, point.trial.params))
         rows.append((cells, point.number in on_front))
     return heads, rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +15,8 @@ from safemerge.reports.comparison import (
 )
 from safemerge.reports.metric import Metric
 from safemerge.reports.run import Point, Run
+
+_ZEROS = re.compile(r"(?<=\d)\.0(?=[,\]])")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ def _compared(
 def is_parent(run: Run, point: Point) -> bool:
     """Whether a reference point is one of the merged models, rather than a merge of them."""
     names = {item.name for item in run.spec.checkpoints}
-    return point.label in names | {variant.label for variant in run.spec.variants}
+    labels = names | {variant.label for variant in run.spec.variants}
+    # Runs from before labels were shortened have "=20.0" for "=20".
+    return _ZEROS.sub("", point.label) in labels
 
 
 def is_warm_start(run: Run, point: Point) -> bool:

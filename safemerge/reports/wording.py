@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from safemerge.config.checkpoint import Setting
 from safemerge.config.unit import Unit
+from safemerge.config.variant import expert_settings
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference
 
@@ -97,11 +100,15 @@ def p_value_text(p_value: float | None) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
-def coefficients(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+def coefficients(
+    recipe: Mapping[str, Any], params: Mapping[str, Setting] = MappingProxyType({})
+) -> list[tuple[str, str]]:
     """Flatten a recipe's method into (dotted name, value) pairs, the method's name first.
 
     Args:
         recipe: A resolved recipe.
+        params: A trial's values by dotted path; of these the settings that experts were trained
+            with are told too.
 
     Returns:
         E.g. ``[("method", "ties"), ("weights.math", "0.62"), ("lambda", "1")]``.
@@ -111,12 +118,17 @@ def coefficients(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key, value in method.items():
         if key != "name":
             pairs += _flat(key, value)
+    for expert, settings in expert_settings(params).items():
+        for setting, value in settings.items():
+            pairs += _flat(f"{expert} {setting}", value)
     return pairs
 
 
-def recipe_text(recipe: Mapping[str, Any]) -> str:
-    """Return a recipe's method and coefficients in one line."""
-    (_, name), *rest = coefficients(recipe)
+def recipe_text(
+    recipe: Mapping[str, Any], params: Mapping[str, Setting] = MappingProxyType({})
+) -> str:
+    """Return a recipe's method, coefficients and experts' settings in one line."""
+    (_, name), *rest = coefficients(recipe, params)
     parts = [f"{key.removeprefix('weights.')} {value}" for key, value in rest]
     return f"{name}: {', '.join(parts)}" if parts else name
 

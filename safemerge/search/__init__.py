@@ -1,6 +1,7 @@
 """The search: spaces to recipes, ask and tell, states, resume. The only user of Optuna."""
 
 from safemerge.search.records import Failure, Proposal
+from safemerge.search.recovery import finished_trials
 from safemerge.search.space import Reference, Suggestion, reference_recipes, suggest
 from safemerge.search.study import SearchStudy
 from safemerge.search.warm_start import start_plans, study_references
@@ -11,6 +12,7 @@ __all__ = [
     "Reference",
     "SearchStudy",
     "Suggestion",
+    "finished_trials",
     "reference_recipes",
     "start_plans",
     "study_references",

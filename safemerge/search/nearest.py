@@ -10,8 +10,9 @@ from safemerge.config.checkpoint import CheckpointRef, Setting
 from safemerge.config.coefficient import DEFAULT_GROUP, Number
 from safemerge.config.document import parse_document
 from safemerge.config.dotted_path import get_path, set_path
+from safemerge.config.range import Choice, FloatRange
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import Choice, FloatRange, SearchSpace, StudySpec
+from safemerge.config.study import SearchSpace, StudySpec
 from safemerge.config.variant import TrainingPath, expert_settings, training_path
 from safemerge.config.warm_start import WarmStart
 from safemerge.errors import ConfigError

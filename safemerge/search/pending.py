@@ -41,6 +41,7 @@ class Pending:
             space=proposal.space,
             params=dict(proposal.params),
             start=proposal.start,
+            exact_of=proposal.exact_of,
             recipe=proposal.recipe.resolved(),
             candidate=proposal.candidate,
             objectives=verdict.objectives,

@@ -24,6 +24,8 @@ class Proposal:
     """Value by dotted path."""
     start: str | None = None
     """Warm start that it was sampled for."""
+    exact_of: int | None = None
+    """Trial with interpolated weights that this one is trained for."""
     attempt: int = 0
     """How often this candidate crashed before, in this study."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC
 from typing import Any
 
@@ -14,11 +14,11 @@ from safemerge.provenance import utc_now
 from safemerge.records import TrialRecord
 from safemerge.search.space import (
     SPACE_PARAMETER,
-    Value,
     optuna_distributions,
     optuna_params,
     parameter_name,
     recipe_at,
+    settled,
     space_by_name,
 )
 
@@ -53,7 +53,10 @@ class Recovery:
     def __init__(self, spec: StudySpec, study: optuna.Study, records: list[TrialRecord]) -> None:
         self._spec = spec
         self._study = study
-        self._sampled = [record for record in records if record.role == "sampled"]
+        # What was trained at a trial's exact values is none that Optuna asked for.
+        self._sampled = [
+            record for record in records if record.role == "sampled" and record.exact_of is None
+        ]
         self.interrupted: tuple[int, ...] = ()
         """Numbers of the trials found in flight, once `run` is exhausted."""
 
@@ -124,9 +127,9 @@ class Recovery:
 
     def _interrupted(self, trial: FrozenTrial) -> TrialRecord:
         space = self._space(trial)
-        params: dict[str, Value] = {
-            path: trial.params[parameter_name(space, path)] for path in space.vary
-        }
+        params = settled(
+            space, {path: trial.params[parameter_name(space, path)] for path in space.vary}
+        )
         recipe = recipe_at(self._spec, space, params)
         number = trial.user_attrs[NUMBER]
         started = trial.datetime_start
@@ -150,7 +153,9 @@ class Recovery:
     def _rebuilt(self, record: TrialRecord) -> FrozenTrial:
         """A finished Optuna trial for a record that Optuna lacks."""
         space = space_by_name(self._spec, record.space or "")
-        same = [item for item in self._sampled if item.candidate == record.candidate]
+        # By values: a candidate's digest is another one once its models are trained.
+        drawn = (record.space, record.params)
+        same = [item for item in self._sampled if (item.space, item.params) == drawn]
         earlier = [item for item in same if item.number < record.number and item.state == "FAIL"]
         later = [item for item in same if item.number > record.number]
         attributes: dict[str, Any] = {
@@ -188,3 +193,8 @@ class Recovery:
 
     def _live(self, trial: FrozenTrial) -> optuna.Trial:
         return optuna.Trial(self._study, trial._trial_id)
+
+
+def finished_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that ended by themselves, those that a killed driver left out."""
+    return [record for record in records if record.reason != INTERRUPTED]

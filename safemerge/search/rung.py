@@ -43,7 +43,7 @@ def find_rival(spec: RungSpec, found: RungResult, records: Iterable[TrialRecord]
         taken = record.rung
         if taken is None or record.state != "COMPLETE" or not record.feasible:
             continue
-        if record.candidate == found.candidate:
+        if record.candidate == found.candidate or record.interpolated:
             continue
         means = spec.means(taken.losses) if taken.rows == found.rows else own
         if all(means[name] + spec.margin < own[name] for name in spec.sets):

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from safemerge.config.checkpoint import CheckpointRef, Neighbours, interpolated
 from safemerge.config.document import parse_document
 from safemerge.config.dotted_path import set_path
+from safemerge.config.range import FloatRange
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import FloatRange, SearchSpace, StudySpec
+from safemerge.config.study import SearchSpace, StudySpec
 from safemerge.config.variant import (
+    EXPERTS,
     ExpertVariant,
     expert_settings,
     same_settings,
     training_path,
 )
 from safemerge.errors import ConfigError
+from safemerge.records import MEAN_LABEL
 
 Value = float | int | bool | str
 
 SPACE_PARAMETER = "space"
 """Name of the categorical parameter that chooses the space, when there are several."""
-
-MEAN_LABEL = "mean"
 
 
 @runtime_checkable
@@ -93,7 +95,23 @@ def suggest(trial: Suggester, spec: StudySpec) -> Suggestion:
                 step=distribution.step,
                 log=distribution.log,
             )
+    params = settled(space, params)
     return Suggestion(space.name, params, recipe_at(spec, space, params))
+
+
+def settled(space: SearchSpace, params: Mapping[str, Value]) -> dict[str, Value]:
+    """Return what drawn values stand for: between knots the nearest, or a short number.
+
+    Args:
+        space: The space they were drawn from.
+        params: Value by dotted path, as Optuna has them.
+    """
+    return {
+        path: values.settled(float(value))
+        if isinstance(values := space.vary[path], FloatRange)
+        else value
+        for path, value in params.items()
+    }
 
 
 def recipe_at(spec: StudySpec, space: SearchSpace, params: dict[str, Value]) -> MergeRecipe:
@@ -113,7 +131,7 @@ def recipe_at(spec: StudySpec, space: SearchSpace, params: dict[str, Value]) -> 
     document = spec.template(space)
     where = f"study '{spec.name}', space '{space.name}', at {params}"
     for expert, settings in expert_settings(params).items():
-        _put(document, _variant(spec, expert, settings, where=where))
+        _put(document, expert, _ingredient(spec, space, expert, settings, where=where))
     for path, value in params.items():
         if training_path(path) is not None:
             continue
@@ -131,7 +149,7 @@ def reference_recipes(spec: StudySpec) -> list[Reference]:
     exactly; the mean is linear with equal weights on the experts that a space merges, so that a
     model which only a step reads (a harmful one, say) is not averaged in. With a single such
     expert the two are the same candidate, listed once. Variants of an expert are parents too,
-    where their weights are not the expert's own.
+    where they are trained by now and their weights are not the expert's own.
 
     Args:
         spec: The study.
@@ -149,7 +167,8 @@ def reference_recipes(spec: StudySpec) -> list[Reference]:
     known = {expert.digest for expert in spec.experts}
     for variant in spec.variants:
         found = variant.checkpoint.digest
-        if found is not None and found in known:
+        unmade = variant.checkpoint.name in spec.unmade
+        if unmade or (found is not None and found in known):
             continue
         known.add(found)
         recipe = _linear(spec, {variant.expert: 1.0}, variant)
@@ -223,27 +242,44 @@ def _linear(
         "vocabulary": spec.vocabulary,
     }
     if variant is not None:
-        _put(document, variant)
+        _put(document, variant.expert, variant.checkpoint)
     return parse_document(document, MergeRecipe, where=f"study '{spec.name}', reference")
 
 
-def _variant(
-    spec: StudySpec, expert: str, settings: dict[str, Value], *, where: str
-) -> ExpertVariant:
+def _ingredient(
+    spec: StudySpec,
+    space: SearchSpace,
+    expert: str,
+    settings: Mapping[str, Value],
+    *,
+    where: str,
+) -> CheckpointRef:
+    """Return an expert trained with some settings, or what a place between two stands for.
+
+    Raises:
+        ConfigError: If the study trains no such variant.
+    """
     for variant in spec.variants:
         if variant.expert == expert and same_settings(variant.settings, settings):
-            return variant
+            return variant.checkpoint
+    for setting, value in settings.items():
+        values = space.vary[f"{EXPERTS}.{expert}.{setting}"]
+        if isinstance(values, FloatRange) and values.interpolates:
+            low, high, share = values.neighbours(float(value))
+            ends = [
+                _ingredient(spec, space, expert, {**settings, setting: knot}, where=where)
+                for knot in (low, high)
+            ]
+            return interpolated(expert, Neighbours(low=ends[0], high=ends[1], share=share))
     raise ConfigError(
         f"{where}: expert '{expert}' must be a variant that the study trains; got none with "
         f"{settings}. Vary it in a space."
     )
 
 
-def _put(document: dict[str, Any], variant: ExpertVariant) -> None:
+def _put(document: dict[str, Any], expert: str, ref: CheckpointRef) -> None:
     """Let a variant stand under its expert's name."""
     document["experts"] = [
-        {**variant.checkpoint.resolved(), "name": variant.expert}
-        if item["name"] == variant.expert
-        else item
+        {**ref.resolved(), "name": expert} if item["name"] == expert else item
         for item in document["experts"]
     ]

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Self
 
-import optuna
-
+from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.study import StudySpec
+from safemerge.config.variant import expert_settings
 from safemerge.errors import StudyError
 from safemerge.pareto import hypervolume, non_dominated_mask
 from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, RungResult, TrialRecord
+from safemerge.search.exact import Place, exact_recipe, to_train
+from safemerge.search.ingredient import check_weights, supplied, unmade_paths, wanted_paths
 from safemerge.search.pending import Pending
 from safemerge.search.records import Failure, Proposal, Pruned
-from safemerge.search.recovery import (
-    ATTEMPT,
-    NUMBER,
-    REASON,
-    RETRIED,
-    RETRY_OF,
-    START,
-    Recovery,
-)
+from safemerge.search.recovery import NUMBER, Recovery
 from safemerge.search.rung import find_rival, is_audited, may_prune
-from safemerge.search.space import (
-    Reference,
-    optuna_params,
-    space_by_name,
-    suggest,
-)
+from safemerge.search.sampling import Sampling, mark_retried
+from safemerge.search.space import Reference
 from safemerge.search.storage import (
     close_study,
     make_sampler,
@@ -41,7 +30,7 @@ from safemerge.search.storage import (
     storage_path,
 )
 from safemerge.search.verdict import judge
-from safemerge.search.warm_start import start_plans, study_references
+from safemerge.search.warm_start import study_references
 from safemerge.store import RunStore
 
 
@@ -62,32 +51,38 @@ class SearchStudy:
     Args:
         spec: The study, with checkpoints resolved as far as they will be.
         store: The run's folder, created for the same study.
+        place: Says where an expert with settings of its own is, or comes to; needed where a
+            study interpolates between trained values.
 
     Raises:
         StudyError: If the folder belongs to another study, is damaged, or is in use.
     """
 
-    def __init__(self, spec: StudySpec, store: RunStore) -> None:
+    def __init__(self, spec: StudySpec, store: RunStore, *, place: Place | None = None) -> None:
         store.check_same_study(spec)
         self.spec = spec
+        self._place = place
         self.store = store
         self._lock = threading.RLock()
         self._held = ExitStack()
         self._pending: dict[int, Pending] = {}
         self._given_up: set[str] = set()
         self._references: list[Reference] = study_references(spec)
+        self._unmade = unmade_paths(spec)
         self._path = storage_path(spec, store.folder)
         with ExitStack() as undo:
             undo.enter_context(store.driving())
             self._records = store.trials()
+            check_weights(self._records, spec.trained)
             self._study = open_study(spec, store.folder)
             undo.callback(close_study, self._study)
+            self._sampling = Sampling(self._study)
             with storage_errors(self._path):
                 recovery = Recovery(spec, self._study, self._records)
                 for record in recovery.run():
                     self._keep(record)
                 trials = self._study.get_trials(deepcopy=False)
-                self._enqueue_starts(trials)
+                self._sampling.queue_starts(spec, trials)
             self.interrupted: tuple[int, ...] = recovery.interrupted
             """Numbers of the trials that a killed driver had in flight."""
             self._study.sampler = make_sampler(spec, num_existing=len(trials))
@@ -95,10 +90,14 @@ class SearchStudy:
             self._next = 1 + max([-1, *known, *(record.number for record in self._records)])
             self._held = undo.pop_all()
 
-    def ask(self) -> Proposal | None:
+    def ask(self, *, sample: bool = True) -> Proposal | None:
         """Propose the next candidate.
 
-        References come first, then tries again, then new samples.
+        References come first, then tries again, then new samples; at last what would be on the
+        front with interpolated weights, at its exact values.
+
+        Args:
+            sample: Whether to sample if no reference is left.
 
         Returns:
             The proposal, or None if there is nothing to propose now: the budget is spent.
@@ -110,12 +109,43 @@ class SearchStudy:
             ConfigError: If the drawn values make an illegal recipe.
         """
         with self._lock, storage_errors(self._path):
-            pending = self._ask_reference() or self._ask_sampled()
+            pending = self._ask_reference()
+            if pending is None and sample:
+                pending = self._sampling.ask(self.spec, self._next) or self._ask_exact()
             if pending is None:
                 return None
             self._pending[pending.proposal.number] = pending
             self._next = pending.proposal.number + 1
             return pending.proposal
+
+    def wanted(self, number: int) -> list[str]:
+        """Return the folders of models that a proposal in flight waits for."""
+        with self._lock:
+            return wanted_paths(self._in_flight(number).proposal.recipe, self._unmade)
+
+    def proposal(self, number: int) -> Proposal:
+        """Return a proposal in flight as it is now: models that came meanwhile are in it."""
+        with self._lock:
+            return self._in_flight(number).proposal
+
+    def take(self, made: CheckpointRef) -> None:
+        """Take in a model that is trained now: it becomes a reference point, and all right to use.
+
+        Args:
+            made: The model, in the folder that recipes wait for, with its fingerprint.
+
+        Raises:
+            StudyError: If earlier trials had other weights from that folder.
+        """
+        with self._lock:
+            check_weights(self._records, [made])
+            self.spec = self.spec.with_made(made)
+            self._unmade.discard(str(made.path))
+            self._references = study_references(self.spec)
+            for number, pending in self._pending.items():
+                recipe = supplied(pending.proposal.recipe, made)
+                proposal = replace(pending.proposal, recipe=recipe)
+                self._pending[number] = replace(pending, proposal=proposal)
 
     def promote(self, number: int, found: RungResult) -> Pruned | Failure | None:
         """Decide whether a trial goes on to be scored, by its losses on the low rung.
@@ -137,6 +167,7 @@ class SearchStudy:
                 told = f"losses of candidate {found.candidate} came back"
                 return Failure(f"{told} for {proposal.candidate}")
             free = proposal.role == "reference" or proposal.start is not None
+            free = free or proposal.exact_of is not None
             if rung is None or free:
                 self._pending[number] = replace(pending, rung=found)
                 return None
@@ -171,13 +202,14 @@ class SearchStudy:
             with storage_errors(self._path):
                 if pending.trial is not None and again:
                     # Before the record, so that a driver killed in between tries again.
-                    pending.trial.set_user_attr(RETRIED, True)
+                    mark_retried(pending.trial)
                 self._keep(record)
                 del self._pending[number]
                 if pending.trial is not None:
-                    self._tell_optuna(pending.trial, record)
+                    values = self._values(record) if record.state == "COMPLETE" else ()
+                    self._sampling.tell(pending.trial, record, values)
                     if again:
-                        self._enqueue(proposal)
+                        self._sampling.queue_again(self.spec, proposal)
             if not again and record.state == "FAIL":
                 self._given_up.add(record.candidate)
             return record
@@ -222,19 +254,21 @@ class SearchStudy:
             return not (
                 self._pending
                 or self._open_references()
-                or self._waiting()
-                or self._num_counted() < self.spec.num_trials
+                or self._sampling.waiting
+                or self._sampling.num_counted < self.spec.num_trials
+                or to_train(self.spec, self._records, ())
             )
 
     def front(self) -> list[TrialRecord]:
         """Return the feasible COMPLETE trials that no other one dominates, by number.
 
-        References take part: a merge that a parent beats is not on the front. A candidate
-        that was told twice is listed once; different candidates with equal values all stay.
+        References take part: a merge that a parent beats is not on the front. Trials with
+        interpolated weights do not. A candidate that was told twice is listed once; different
+        candidates with equal values all stay.
         """
         eligible: dict[str, TrialRecord] = {}
         for record in sorted(self.records, key=lambda item: item.number):
-            if record.state == "COMPLETE" and record.feasible:
+            if record.state == "COMPLETE" and record.feasible and not record.interpolated:
                 eligible.setdefault(record.candidate, record)
         found = list(eligible.values())
         mask = non_dominated_mask([self._values(item) for item in found], self._directions)
@@ -307,77 +341,50 @@ class SearchStudy:
             return Pending(proposal, utc_now(), None)
         return None
 
-    def _waiting(self) -> list[optuna.trial.FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+    def _ask_exact(self) -> Pending | None:
+        flying = [item.proposal.exact_of for item in self._pending.values()]
+        known = [number for number in flying if number is not None]
+        if len(known) < len(flying):
+            return None  # what is in flight may still change the front
+        for record in to_train(self.spec, self._records, known):
+            assert self._place is not None, "given where a study interpolates"
+            recipe = exact_recipe(record, self._place)
+            settings = expert_settings(record.params)
+            self._unmade |= {
+                str(ref.path)
+                for ref in recipe.experts
+                if ref.name in settings and ref.digest is None
+            }
+            proposal = Proposal(
+                number=self._next,
+                role="sampled",
+                label=f"trial {self._next} (trial {record.number} at its exact values)",
+                recipe=recipe,
+                space=record.space,
+                params=dict(record.params),
+                exact_of=record.number,
+                attempt=sum(item.exact_of == record.number for item in self._records),
+            )
+            return Pending(proposal, utc_now(), None)
+        return None
 
-    def _num_counted(self) -> int:
-        """Sampled candidates against the budget: a try again counts with its first try."""
-        trials = self._study.get_trials(deepcopy=False)
-        again = [
-            trial.state == optuna.trial.TrialState.FAIL and trial.user_attrs.get(RETRIED, False)
-            for trial in trials
-        ]
-        return again.count(False)
+    @property
+    def num_sampled(self) -> int:
+        """Recipes sampled so far, those in flight included; tries again count once."""
+        with self._lock, storage_errors(self._path):
+            return self._sampling.num_counted
 
-    def _ask_sampled(self) -> Pending | None:
-        if not self._waiting() and self._num_counted() >= self.spec.num_trials:
-            return None
-        trial = self._study.ask()
-        try:
-            space, params, recipe = suggest(trial, self.spec)
-        except BaseException as error:
-            trial.set_user_attr(REASON, str(error) or type(error).__name__)
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            raise
-        number = self._next
-        trial.set_user_attr(NUMBER, number)
-        proposal = Proposal(
-            number=number,
-            role="sampled",
-            label=f"trial {number}",
-            recipe=recipe,
-            space=space,
-            params=params,
-            start=trial.user_attrs.get(START),
-            attempt=int(trial.user_attrs.get(ATTEMPT, 0)),
-        )
-        return Pending(proposal, utc_now(), trial)
+    @property
+    def startup_told(self) -> bool:
+        """Whether none of the recipes is in flight that were sampled before the sampler learns."""
+        with self._lock:
+            told = [record.number for record in self._records if record.role == "sampled"]
+            flying = [
+                number for number, item in self._pending.items() if item.proposal.role == "sampled"
+            ]
+            first = sorted([*told, *flying])[: self.spec.sampler.startup]
+            return not set(first) & set(flying)
 
     def _keep(self, record: TrialRecord) -> None:
         self.store.append(record)
         self._records.append(record)
-
-    def _tell_optuna(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        if record.reason is not None:
-            trial.set_user_attr(REASON, record.reason)
-        if record.state != "COMPLETE":
-            self._study.tell(trial, state=optuna.trial.TrialState[record.state])
-            return
-        # NOTE: samplers read constraints from the finished trial, so they come before tell.
-        for metric, violation in record.violations.items():
-            trial.set_constraint(metric, violation)
-        self._study.tell(trial, self._values(record))
-
-    def _enqueue(self, proposal: Proposal) -> None:
-        space = space_by_name(self.spec, proposal.space or "")
-        start = {} if proposal.start is None else {START: proposal.start}
-        self._study.enqueue_trial(
-            optuna_params(self.spec, space, proposal.params),
-            user_attrs={RETRY_OF: proposal.number, ATTEMPT: proposal.attempt + 1, **start},
-        )
-
-    def _enqueue_starts(self, trials: Sequence[optuna.trial.FrozenTrial]) -> None:
-        """Let the warm starts be sampled that neither have been nor wait to be."""
-        waiting = optuna.trial.TrialState.WAITING
-        # One that was killed while it was being asked for has no number: it is sampled anew.
-        taken = {
-            trial.user_attrs.get(START)
-            for trial in trials
-            if NUMBER in trial.user_attrs or trial.state == waiting
-        }
-        for start, _, point, _ in start_plans(self.spec):
-            if point is not None and start.name not in taken:
-                space = space_by_name(self.spec, point.space)
-                self._study.enqueue_trial(
-                    optuna_params(self.spec, space, point.params), user_attrs={START: start.name}
-                )

@@ -13,10 +13,11 @@ Skill alone is (1, 1), safety alone (0, 0), the base (0, 1), the plain mean (0.5
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.coefficient import Number
 from safemerge.config.document import parse_document
 from safemerge.config.recipe import Linear, MergeRecipe, TaskArithmetic
@@ -186,6 +187,22 @@ def landscape_study(name: str = "landscape", **changes: Any) -> StudySpec:
         "num_trials": 20,
     }
     return parse_document({**document, **changes}, StudySpec, where=f"landscape study '{name}'")
+
+
+def with_trained(spec: StudySpec, *, unmade: Sequence[str] = ()) -> StudySpec:
+    """Return a study whose models have made-up folders and fingerprints, as if trained.
+
+    Args:
+        spec: The study.
+        unmade: Names of variants that are still to be trained.
+    """
+    refs = {
+        name: CheckpointRef(
+            name=name, path=f"/made/{name}", digest=None if name in unmade else f"of {name}"
+        )
+        for name in (ref.name for ref in spec.all_checkpoints)
+    }
+    return spec.with_checkpoints(refs).with_unmade(unmade)
 
 
 def _number(value: Number) -> float:

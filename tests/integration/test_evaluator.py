@@ -15,7 +15,7 @@ from safemerge.config.study import StudySpec
 from safemerge.distributed import evaluator as evaluator_module
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.distributed.evaluator import Evaluator, EvaluatorReplica
-from safemerge.distributed.search import evaluate_report_split, run_search
+from safemerge.distributed.search import evaluate_report_split, search_round
 from safemerge.errors import EngineError
 from safemerge.search.study import SearchStudy
 from safemerge.store import RunStore
@@ -103,7 +103,9 @@ def test_a_replica_killed_in_mid_search_costs_no_trial(evaluator, spec, tmp_path
         if living and record.role == "sampled":
             os.kill(living.pop(), signal.SIGKILL)
 
-    records = run_search(spec, store, evaluator, app=APP, on_record=kill_once)
+    with SearchStudy(spec, store) as study:
+        assert search_round(study, app=APP, on_record=kill_once)
+        records = study.records
 
     complete = [record for record in records if record.state == "COMPLETE"]
     assert sum(record.role == "reference" for record in complete) == 4
@@ -115,7 +117,9 @@ def test_a_replica_killed_in_mid_search_costs_no_trial(evaluator, spec, tmp_path
 
 def test_a_replica_killed_in_the_report_split_costs_no_candidate(evaluator, spec, tmp_path):
     store = RunStore(tmp_path / "run").create(spec)
-    trials = run_search(spec, store, evaluator, app=APP, on_record=lambda *_: None)
+    with SearchStudy(spec, store) as study:
+        assert search_round(study, app=APP, on_record=lambda *_: None)
+        trials = list(study.records)
     pid = replica_pid(evaluator)
     # Stopped first, so that a candidate is in flight for sure when the replica dies.
     os.kill(pid, signal.SIGSTOP)

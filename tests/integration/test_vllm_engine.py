@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.checkpoint import CheckpointRef, Neighbours, interpolated
 from safemerge.config.method import TsvM
 from safemerge.config.models import models_recipe
 from safemerge.config.recipe import DareTies, Linear, MergeRecipe, TaskArithmetic
@@ -18,6 +18,7 @@ from safemerge.engines.transformers_engine import TransformersEngine
 from safemerge.errors import EngineError, MergeError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
+from safemerge.weights.fingerprint import fingerprint
 from tests.integration.driving import VLLM_MARKS
 
 pytest.importorskip("vllm")
@@ -128,6 +129,26 @@ def test_swaps_answer_as_fresh_engines_do_and_the_base_comes_back(
         assert got == expected
         assert got != first, "the merge must change answers, or this test shows nothing"
     assert answers(engine, base_recipe, prompts) == first
+
+
+def test_a_model_that_came_after_the_start_is_opened_by_its_fingerprint(
+    engine, refs, merges, fresh_answers, prompts, tmp_path
+):
+    merge = merges[0]
+    write_merged(merge, ResidentCheckpoints.open(merge).checkpoints, tmp_path / "late")
+    base, (math, *_) = refs
+    late = CheckpointRef(name="late", path=str(tmp_path / "late"))
+
+    def whole(ref):
+        weights = {"late": 1.0}
+        return recipe((base, [ref]), Linear(name="linear", weights=weights, normalize=True))
+
+    with pytest.raises(MergeError, match="model 'late' must be the one held"):
+        engine.load(whole(late))
+    known = late.model_copy(update={"digest": fingerprint(late.path)})
+    assert answers(engine, whole(known), prompts) == fresh_answers[0]
+    ends = Neighbours(low=known, high=math, share=0.0)
+    assert answers(engine, whole(interpolated("late", ends)), prompts) == fresh_answers[0]
 
 
 def test_without_the_prefix_cache_reset_answers_would_be_stale(

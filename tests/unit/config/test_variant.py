@@ -6,7 +6,8 @@ from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import parse_document
 from safemerge.config.identity import study_identity
 from safemerge.config.models import study_models
-from safemerge.config.study import FloatRange, StudySpec
+from safemerge.config.range import FloatRange
+from safemerge.config.study import StudySpec
 from safemerge.config.variant import (
     declared_variants,
     expert_settings,
@@ -125,7 +126,7 @@ def test_a_step_makes_a_grid_with_both_ends():
         ),
         (
             {LAMBDA: {"low": 1.0, "high": 20.0, "log": True}},
-            r"there must be choices or a step; got every number from 1\.0 to 20\.0",
+            r"there must be choices, a step or knots; got every number from 1\.0 to 20\.0",
         ),
         (
             {LAMBDA: {"choices": list(range(65))}},

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.checkpoint import CheckpointRef, Neighbours
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.distributed.ingredient import (
     Ingredients,
@@ -132,7 +132,7 @@ def test_settings_replace_those_of_the_file_and_make_a_stage_of_their_own(write)
     [
         (
             {"learning_rate": -1.0},
-            r"safe\.yaml, with learning_rate=-1\.0: learning_rate: must be a",
+            r"safe\.yaml, with learning_rate=-1: learning_rate: must be a",
         ),
         ({"lerning_rate": 1.0}, r"no such path .* wrong at 'lerning_rate'. Did you mean 'learni"),
         ({"booster.lambda": 1.0}, r"wrong at 'lambda'"),
@@ -142,3 +142,27 @@ def test_a_setting_that_the_file_cannot_take_is_refused(write, settings, words):
     path = write("safe.yaml", "align", path="/base")
     with pytest.raises(ConfigError, match=words):
         load_training_spec(path, "align", settings=settings)
+
+
+def test_a_reference_between_two_checkpoints_is_resolved_at_both_ends(tiny_experts):
+    first, second = (ref(name, path=str(path)) for name, path in list(tiny_experts.items())[:2])
+    line = CheckpointRef(name="line", between=Neighbours(low=first, high=second, share=0.5))
+    ingredients = Ingredients(say=lambda _: None, on_step=lambda *_: None)
+
+    found = ingredients.resolve([first, line])["line"]
+
+    ends = [fingerprint(str(end.path)) for end in (first, second)]
+    assert [end.digest for end in found.between.ends] == ends
+    assert found.digest == found.between.digest
+    moved = found.model_copy(update={"digest": "another"})
+    with pytest.raises(ConfigError, match="'line': weights must have digest another; got"):
+        ingredients.resolve([first, moved])
+
+
+def test_what_lies_between_two_stages_needs_both(write):
+    file = write("aligned.yaml", "align", path="/base")
+    low, high = (ref(f"x{seed}", align=file, settings={"seed": seed}) for seed in (1, 2))
+    line = CheckpointRef(name="line", between=Neighbours(low=low, high=high, share=0.5))
+    assert training_plan([line]) == [
+        [Stage(file, "align", (("seed", 1),)), Stage(file, "align", (("seed", 2),))]
+    ]

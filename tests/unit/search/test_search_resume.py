@@ -110,10 +110,10 @@ def test_a_driver_killed_between_the_two_writes_loses_and_repeats_nothing(
         everywhere = type(SMOOTH)(broken=lambda skill, safety: outcome == "infeasible")
         result = everywhere.evaluate(proposal.recipe)
 
-    def killed(trial, record):
+    def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(first, "_tell_optuna", killed)
+    monkeypatch.setattr(first._sampling, "tell", killed)
     with pytest.raises(KeyboardInterrupt):
         first.tell(proposal.number, result)
     first.close()
@@ -134,10 +134,10 @@ def test_a_driver_killed_before_a_retry_is_queued_still_tries_again(begin, monke
     first = begin(**FAST, num_trials=1)
     proposal = first.ask()
 
-    def killed(proposal):
+    def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(first, "_enqueue", killed)
+    monkeypatch.setattr(first._sampling, "queue_again", killed)
     with pytest.raises(KeyboardInterrupt):
         first.tell(proposal.number, Failure("engine died"))
     first.close()

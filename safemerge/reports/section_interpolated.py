@@ -1,0 +1,56 @@
+"""What came of weights between trained models: how many, how many trained for, how far off."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+from safemerge.records import TrialRecord
+from safemerge.reports.markup import paragraph
+from safemerge.reports.metric import metrics_of
+from safemerge.reports.run import Run, is_measured
+from safemerge.reports.wording import amount, counted, joined
+
+
+def interpolated_section(run: Run) -> str:
+    """Return what interpolation did, in words; empty if nothing was interpolated."""
+    estimates = {trial.number: trial for trial in run.trials if trial.interpolated}
+    if not estimates:
+        return ""
+    pairs = [
+        (estimates[trial.exact_of], trial)
+        for trial in run.trials
+        if trial.exact_of in estimates and is_measured(trial)
+    ]
+    told = (
+        f"<b>Between trained values.</b> {counted(len(estimates), 'recipe')} took weights on the "
+        "straight line between two trained models; these are estimates, and none is on the "
+        f"front. What the front would have held was trained at its own values and scored again: "
+        f"{len(pairs)}."
+    )
+    settled = {trial.exact_of for _, trial in pairs}
+    lost = {trial.exact_of for trial in run.trials if trial.state == "FAIL"} - settled - {None}
+    failed = (
+        f"{counted(len(lost), 'more recipe', 'more recipes')} could not be trained or scored at "
+        "its own values, so the front may lack points."
+        if lost
+        else ""
+    )
+    return paragraph(" ".join(part for part in (told, failed, _shift(run, pairs)) if part))
+
+
+def _shift(run: Run, pairs: list[tuple[TrialRecord, TrialRecord]]) -> str:
+    """How far the estimates were off, on the search split."""
+    if not pairs:
+        return ""
+    known = metrics_of(run.spec)
+    shifts = []
+    for goal in run.spec.objectives:
+        metric = known[goal.metric]
+        moved = [
+            abs(exact.objectives[metric.name] - estimate.objectives[metric.name])
+            for estimate, exact in pairs
+        ]
+        off = amount(mean(moved), metric.unit, sign=False)
+        most = amount(max(moved), metric.unit, sign=False)
+        shifts.append(f"{metric.name} {off} (at most {most})")
+    return f"Training moved, on average over these, search split: {joined(shifts)}."

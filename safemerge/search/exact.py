@@ -1,0 +1,84 @@
+"""From interpolated weights to trained ones: which trials must be trained for before the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from safemerge.config.checkpoint import CheckpointRef, Setting
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import StudySpec
+from safemerge.config.variant import expert_settings
+from safemerge.pareto import non_dominated_mask
+from safemerge.records import TrialRecord
+
+Place = Callable[[str, Mapping[str, Setting]], CheckpointRef]
+"""From an expert's name and its settings to its checkpoint: one that exists, or the folder that
+it comes to, without a fingerprint."""
+
+
+def to_train(
+    spec: StudySpec, records: Sequence[TrialRecord], flying: Collection[int]
+) -> list[TrialRecord]:
+    """Choose the interpolated trials that would be on the front and were not trained for yet.
+
+    What was scored with weights between two trained models is an estimate; the front holds none
+    of these. Once a trial was scored at its exact values, those count and the estimate does not.
+    So what the estimate kept off the front may come to it, and this is to be asked again until
+    nothing is left.
+
+    Args:
+        spec: The study.
+        records: Finished trials.
+        flying: Numbers of trials whose exact counterpart is in flight.
+
+    Returns:
+        The trials, by number, each candidate once.
+    """
+    by_number = {record.number: record for record in records}
+    settled = {by_number[number].candidate for number in _settled(spec, records)}
+    waiting = {by_number[number].candidate for number in flying}
+    eligible: dict[str, TrialRecord] = {}
+    for record in sorted(records, key=lambda item: item.number):
+        if record.state != "COMPLETE" or not record.feasible:
+            continue
+        if not (record.interpolated and record.candidate in settled):
+            eligible.setdefault(record.candidate, record)
+    found = list(eligible.values())
+    rows = [[item.objectives[goal.metric] for goal in spec.objectives] for item in found]
+    mask = non_dominated_mask(rows, [goal.direction for goal in spec.objectives])
+    return [
+        item
+        for item, kept in zip(found, mask, strict=True)
+        if kept and item.interpolated and item.candidate not in waiting
+    ]
+
+
+def _settled(spec: StudySpec, records: Sequence[TrialRecord]) -> set[int]:
+    """Trials that were scored at their exact values, or could not be, often enough."""
+    tries: dict[int, int] = {}
+    done = set()
+    for record in records:
+        if record.exact_of is None:
+            continue
+        tries[record.exact_of] = tries.get(record.exact_of, 0) + 1
+        if record.state != "FAIL" or tries[record.exact_of] > spec.evaluator.num_retries:
+            done.add(record.exact_of)
+    return done
+
+
+def exact_recipe(record: TrialRecord, place: Place) -> MergeRecipe:
+    """Return an interpolated trial's recipe over experts that are trained at its own values.
+
+    Args:
+        record: The trial.
+        place: Says which checkpoint an expert with some settings is.
+    """
+    recipe = MergeRecipe.model_validate(record.recipe)
+    settings = expert_settings(record.params)
+    by_name = {
+        ref.name: place(ref.name, settings[ref.name]).model_copy(update={"name": ref.name})
+        if ref.between is not None
+        else ref
+        for ref in recipe.checkpoints
+    }
+    return recipe.with_checkpoints(by_name)

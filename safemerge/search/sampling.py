@@ -1,0 +1,126 @@
+"""Optuna's side of a study: what is sampled, told and tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optuna
+
+from safemerge.config.study import StudySpec
+from safemerge.provenance import utc_now
+from safemerge.records import TrialRecord
+from safemerge.search.pending import Pending
+from safemerge.search.records import Proposal
+from safemerge.search.recovery import ATTEMPT, NUMBER, REASON, RETRIED, RETRY_OF, START
+from safemerge.search.space import optuna_params, space_by_name, suggest
+from safemerge.search.warm_start import start_plans
+
+
+class Sampling:
+    """Asks Optuna for recipes and tells it what became of them.
+
+    Args:
+        study: Optuna's study.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is queued: tries again, warm starts."""
+        state = optuna.trial.TrialState.WAITING
+        return bool(self._study.get_trials(deepcopy=False, states=(state,)))
+
+    @property
+    def num_counted(self) -> int:
+        """Sampled candidates against the budget: a try again counts with its first try."""
+        trials = self._study.get_trials(deepcopy=False)
+        again = [
+            trial.state == optuna.trial.TrialState.FAIL and trial.user_attrs.get(RETRIED, False)
+            for trial in trials
+        ]
+        return again.count(False)
+
+    def ask(self, spec: StudySpec, number: int) -> Pending | None:
+        """Sample the next recipe.
+
+        Args:
+            spec: The study.
+            number: What the proposal is numbered.
+
+        Returns:
+            The proposal; None if the budget is spent.
+
+        Raises:
+            ConfigError: If the drawn values make an illegal recipe.
+        """
+        if not self.waiting and self.num_counted >= spec.num_trials:
+            return None
+        trial = self._study.ask()
+        try:
+            space, params, recipe = suggest(trial, spec)
+        except BaseException as error:
+            trial.set_user_attr(REASON, str(error) or type(error).__name__)
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
+        trial.set_user_attr(NUMBER, number)
+        proposal = Proposal(
+            number=number,
+            role="sampled",
+            label=f"trial {number}",
+            recipe=recipe,
+            space=space,
+            params=params,
+            start=trial.user_attrs.get(START),
+            attempt=int(trial.user_attrs.get(ATTEMPT, 0)),
+        )
+        return Pending(proposal, utc_now(), trial)
+
+    def tell(self, trial: optuna.Trial, record: TrialRecord, values: Sequence[float]) -> None:
+        """Finish a trial as its record has it.
+
+        Args:
+            trial: Optuna's side of it.
+            record: Its record, stored already.
+            values: Its objectives' values; read where it is COMPLETE.
+        """
+        if record.reason is not None:
+            trial.set_user_attr(REASON, record.reason)
+        if record.state != "COMPLETE":
+            self._study.tell(trial, state=optuna.trial.TrialState[record.state])
+            return
+        # NOTE: samplers read constraints from the finished trial, so they come before tell.
+        for metric, violation in record.violations.items():
+            trial.set_constraint(metric, violation)
+        self._study.tell(trial, values)
+
+    def queue_again(self, spec: StudySpec, proposal: Proposal) -> None:
+        """Let a proposal that crashed be sampled once more."""
+        space = space_by_name(spec, proposal.space or "")
+        start = {} if proposal.start is None else {START: proposal.start}
+        self._study.enqueue_trial(
+            optuna_params(spec, space, proposal.params),
+            user_attrs={RETRY_OF: proposal.number, ATTEMPT: proposal.attempt + 1, **start},
+        )
+
+    def queue_starts(self, spec: StudySpec, trials: Sequence[optuna.trial.FrozenTrial]) -> None:
+        """Let the warm starts be sampled that neither have been nor wait to be."""
+        waiting = optuna.trial.TrialState.WAITING
+        # One that was killed while it was being asked for has no number: it is sampled anew.
+        taken = {
+            trial.user_attrs.get(START)
+            for trial in trials
+            if NUMBER in trial.user_attrs or trial.state == waiting
+        }
+        for start, _, point, _ in start_plans(spec):
+            if point is not None and start.name not in taken:
+                space = space_by_name(spec, point.space)
+                self._study.enqueue_trial(
+                    optuna_params(spec, space, point.params), user_attrs={START: start.name}
+                )
+
+
+def mark_retried(trial: optuna.Trial) -> None:
+    """Note that a failed trial is tried again, before it is recorded that it failed."""
+    trial.set_user_attr(RETRIED, True)

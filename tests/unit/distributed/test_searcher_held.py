@@ -1,0 +1,206 @@
+"""Proposals whose ingredients are still to be trained hold neither a trial nor an evaluator."""
+
+import json
+
+import pytest
+
+from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.study import StudySpec
+from safemerge.distributed.room import Room
+from safemerge.distributed.searcher import RESULT, StudySearcher
+from safemerge.distributed.supply import Delivery
+from safemerge.search import SearchStudy
+from safemerge.store import RunStore
+from safemerge.testing.landscapes import SMOOTH, landscape_study, with_trained
+
+LAMBDA = "experts.safety.booster.lambda"
+
+
+class Order:
+    """A supply that notes what is wanted, and delivers what the test says."""
+
+    def __init__(self, *, beside=True):
+        self.room = Room(beside, 1)
+        self.wanted = []
+        self._ready = []
+        self.hopeless = None
+
+    def want(self, path):
+        if path not in self.wanted:
+            self.wanted.append(path)
+
+    @property
+    def waiting(self):
+        return bool(self.wanted) and not self.room.beside
+
+    def deliver(self, path, error=""):
+        self.wanted.remove(path)
+        made = CheckpointRef(name="made", path=path, digest=f"weights of {path}")
+        self._ready.append(Delivery(path, None if error else made, error))
+
+    def delivered(self):
+        ready, self._ready = self._ready, []
+        return ready
+
+
+def lambda_study(*, unmade, startup=4, num_trials=12):
+    document = landscape_study(
+        num_trials=num_trials,
+        references=False,
+        sampler={"name": "random", "startup": startup},
+        storage="journal",
+        evaluator={"num_retries": 0},
+    ).resolved()
+    document["experts"] = [
+        {"name": "skill", "path": "/nowhere/skill"},
+        {"name": "safety", "align": "/nowhere/safety.yaml"},
+    ]
+    document["spaces"][0]["vary"][LAMBDA] = {"choices": [0, 5, 20]}
+    return with_trained(StudySpec.model_validate(document), unmade=unmade)
+
+
+@pytest.fixture
+def begin(tmp_path):
+    opened = []
+
+    def start(spec):
+        opened.append(SearchStudy(spec, RunStore(tmp_path / "run").create(spec)))
+        return opened[-1]
+
+    yield start
+    for study in opened:
+        study.close()
+
+
+class Driver:
+    """Tune's part: asks for trials, ends them."""
+
+    def __init__(self, study, order, **changes):
+        self.records = []
+        self.searcher = StudySearcher(
+            study, on_record=self.records.append, supply=order, at_once=3, **changes
+        )
+        self.study = study
+        self.count = 0
+
+    def ask(self):
+        self.count += 1
+        name = f"t{self.count}"
+        return name, self.searcher.suggest(name)
+
+    def run_all(self):
+        """Evaluate what there is to evaluate; return Tune's last answer."""
+        while True:
+            name, config = self.ask()
+            if not isinstance(config, dict):
+                return config
+            proposal = self.study.proposal(config["number"])
+            assert json.loads(config["recipe"]) == proposal.recipe.resolved()
+            result = SMOOTH.evaluate(proposal.recipe)
+            self.searcher.on_trial_complete(name, {RESULT: result.model_dump_json()})
+
+
+def values(records):
+    return [record.params[LAMBDA] for record in records]
+
+
+def test_the_search_goes_on_with_ingredients_that_exist(begin):
+    order = Order()
+    driver = Driver(begin(lambda_study(unmade=["safety--3"])), order)
+
+    assert driver.run_all() is None
+
+    assert order.wanted == ["/made/safety--3"]
+    assert set(values(driver.records)) <= {0, 5}
+    order.deliver("/made/safety--3")
+    assert driver.run_all() == "FINISHED"
+    assert len(driver.records) == 12
+    assert set(values(driver.records)) == {0, 5, 20}
+    for record in driver.records:
+        (safety,) = (item for item in record.recipe["experts"] if item["name"] == "safety")
+        if record.params[LAMBDA] == 20:
+            assert safety["digest"] == "weights of /made/safety--3"
+        assert safety["digest"] is not None
+
+
+def test_the_sampler_learns_from_no_recipe_before_its_startup_is_told(begin):
+    order = Order()
+    unmade = ["safety--1", "safety--2", "safety--3"]
+    driver = Driver(begin(lambda_study(unmade=unmade, startup=6)), order)
+
+    assert driver.run_all() is None
+
+    assert driver.records == []
+    assert len(driver.study.in_flight) == 6
+    while driver.run_all() is None:
+        order.deliver(order.wanted[0])
+    assert len(driver.records) == 12
+
+
+@pytest.mark.parametrize("missing", ["safety--1", "safety--2", "safety--3"])
+def test_after_startup_no_more_is_held_than_runs_side_by_side(begin, missing):
+    order = Order()
+    driver = Driver(begin(lambda_study(unmade=[missing], startup=1, num_trials=60)), order)
+    driver.run_all()
+    first_is_held = driver.study.num_sampled == 1
+    assert len(driver.study.in_flight) == (1 if first_is_held else 3)
+    order.deliver(order.wanted[0])
+    assert driver.run_all() == "FINISHED"
+    assert len(driver.records) == 60
+
+
+def test_where_there_is_no_room_the_round_ends_and_the_next_goes_on(begin):
+    order = Order(beside=False)
+    study = begin(lambda_study(unmade=["safety--3"]))
+    first = Driver(study, order)
+
+    assert first.run_all() == "FINISHED"
+
+    held = study.in_flight
+    assert held
+    assert not study.done
+    for path in [*order.wanted]:
+        order.deliver(path)
+    second = Driver(study, order)
+    assert second.run_all() == "FINISHED"
+    assert study.done
+    assert {record.number for record in second.records} >= set(held)
+
+
+def test_no_round_ends_while_trials_are_in_flight(begin):
+    order = Order(beside=False)
+    driver = Driver(begin(lambda_study(unmade=["safety--3"], num_trials=30)), order)
+    name, config = driver.ask()
+    while isinstance(following := driver.ask()[1], dict):
+        pass
+    assert following is None
+    proposal = driver.study.proposal(config["number"])
+    driver.searcher.on_trial_complete(
+        name, {RESULT: SMOOTH.evaluate(proposal.recipe).model_dump_json()}
+    )
+    assert driver.ask()[1] is None
+
+
+def test_trials_of_an_ingredient_that_cannot_be_trained_fail_with_the_reason(begin):
+    order = Order()
+    driver = Driver(begin(lambda_study(unmade=["safety--3"])), order)
+    while driver.run_all() is None:
+        order.deliver("/made/safety--3", error="safety, step 3: the loss must be finite.")
+    failed = [record for record in driver.records if record.state == "FAIL"]
+    assert {record.params[LAMBDA] for record in failed} == {20}
+    assert {record.reason for record in failed} == {"safety, step 3: the loss must be finite."}
+    assert len(driver.records) == 12
+
+
+def test_a_trained_variant_is_a_reference_from_then_on(begin):
+    spec = lambda_study(unmade=["safety--3"]).model_copy(update={"references": True})
+    study = begin(spec)
+    order = Order()
+    driver = Driver(study, order)
+    driver.run_all()
+    labels = {record.label for record in driver.records}
+    assert "safety[booster.lambda=5]" in labels
+    assert "safety[booster.lambda=20]" not in labels
+    order.deliver("/made/safety--3")
+    driver.run_all()
+    assert "safety[booster.lambda=20]" in {record.label for record in driver.records}
