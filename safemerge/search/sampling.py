@@ -60,7 +60,8 @@ class Sampling:
         trial = self._study.ask()
         try:
             space, params, recipe = suggest(trial, spec)
-        except BaseException as error:
+        except Exception as error:
+            # NOTE: not where Ctrl-C struck: what is left running costs none of the budget.
             trial.set_user_attr(REASON, str(error) or type(error).__name__)
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             raise

@@ -1,10 +1,13 @@
 """A search study that was killed goes on: nothing lost, nothing done twice."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from search_driving import (
     FAST,
@@ -145,6 +148,38 @@ def test_a_driver_killed_before_a_retry_is_queued_still_tries_again(begin, monke
     again = second.ask()
     assert (again.candidate, again.attempt) == (proposal.candidate, 1)
     assert second.ask() is None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_at_any_write_of_the_storage_costs_no_recipe(tmp_path, monkeypatch, when):
+    spec = landscape_study(**FAST, num_trials=3, constraints=CONSTRAINTS)
+    write = JournalFileBackend.append_logs
+    for count in itertools.count():
+        store = RunStore(tmp_path / str(count)).create(spec)
+        left = count
+
+        def struck(backend, logs):
+            nonlocal left
+            left -= 1
+            if left == -1 and when == "before":
+                raise KeyboardInterrupt
+            write(backend, logs)
+            if left == -1 and when == "after":
+                raise KeyboardInterrupt
+
+        with SearchStudy(spec, store) as study, monkeypatch.context() as patch:
+            crashed = study.ask()
+            patch.setattr(JournalFileBackend, "append_logs", struck)
+            with suppress(KeyboardInterrupt):
+                study.tell(crashed.number, Failure("engine died"))
+                finish(study)
+        with SearchStudy(spec, RunStore.open(store.folder)) as study:
+            finish(study)
+            states = [item.state for item in study.records]
+            assert states.count("COMPLETE") == 3, f"struck at write {count}: {states}"
+        if left >= 0:
+            break
+    assert count > 20
 
 
 @pytest.mark.parametrize("damage", ["deleted", "torn", "locked"])
