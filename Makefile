@@ -23,6 +23,10 @@ PARALLEL := $(patsubst %,tests/%,conformance properties reference sanity unit)
 # PYTEST_ARGS may choose tests of one part only.
 NONE_CHOSEN := [ $$? -eq 5 ]
 
+# The environment's packages come uncompiled; without this each of a run's many processes would
+# compile again all that it imports, several times as long as loading it.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 # Other projects' tools, each in its own environment.
 PEERS := benchmarks/.peers
