@@ -137,7 +137,7 @@ def run_optimization(spec: OptimizeSpec, folder: Path, *, on_step: OnStep) -> di
 
 
 def _run_on_workers(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
-    log = FollowedLog(folder, from_start=False)
+    log = FollowedLog(folder)
     fit = start_fit(
         _optimize_worker,
         {"spec": spec.model_dump_json(by_alias=True), "folder": str(folder.resolve())},

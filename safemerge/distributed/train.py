@@ -76,8 +76,9 @@ def run_stages(
     """
     for stage in stages:
         stage.work.mkdir(parents=True, exist_ok=True)
+    # Before they start: a resumed stage's old steps are not told again.
+    logs = [(stage, FollowedLog(stage.work)) for stage in stages]
     pending = {_start(stage): stage for stage in stages}
-    logs = [(stage, FollowedLog(stage.work, from_start=True)) for stage in stages]
     failures = []
     while pending:
         done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)

@@ -83,16 +83,14 @@ class FollowedLog:
     """Reads what another process adds to a log, also one that it cuts when it goes on.
 
     Args:
-        folder: Where the log is, or will be.
-        from_start: Whether lines that are there already count as new.
+        folder: Where the log is, or will be. Lines that are there already do not count as new.
     """
 
-    def __init__(self, folder: Path, *, from_start: bool) -> None:
+    def __init__(self, folder: Path) -> None:
         self._path = folder / LOG_FILE
         self._known = b""
         self._file: int | None = None
-        if not from_start:
-            self.new()
+        self.new()
 
     def new(self) -> list[dict[str, Any]]:
         """Return the values of the steps whose lines were finished since the last call."""

@@ -94,5 +94,8 @@ def test_a_killed_hardening_resumes_bit_for_bit(safemerge, write_stage, tmp_path
     resumed = safemerge("align", write_stage(), "--resume", SAFEMERGE_CACHE=str(cache))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert [s["step"] for s in steps_of(cache)].count(1) == 1, "it must go on, not begin anew"
+    first = f": step 1/{STEPS}, "
+    assert first in straight.stdout
+    assert first not in resumed.stdout
     got, _ = result_of(tmp_path)
     assert all(got[name].equal(expected[name]) for name in expected)

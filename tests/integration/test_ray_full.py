@@ -28,6 +28,8 @@ def write_stage(tiny_base, tmp_path):
             "steps": STEPS,
             "batch_size": 4,
             "learning_rate": 1e-3,
+            # In bfloat16, which some processors have, shards and one worker round apart.
+            "dtype": "float32",
             "max_tokens": 128,
             "checkpoint_every": 3,
             "workers": {"cpus_per_worker": 0.5},

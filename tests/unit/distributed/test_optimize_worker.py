@@ -141,7 +141,7 @@ def test_new_steps_are_followed_and_old_ones_are_not_told_again(spec, work, tmp_
     with pytest.raises(Interrupted):
         work(declared, "run", stop_at=4)
     told = []
-    log = FollowedLog(tmp_path / "run", from_start=False)
+    log = FollowedLog(tmp_path / "run")
     work(declared, "run")
     optimize._follow(log, lambda step, steps: told.append((step.step, steps)))
     assert told == [(5, 6), (6, 6)]

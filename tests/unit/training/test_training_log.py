@@ -63,7 +63,7 @@ def test_a_resumed_stage_drops_the_steps_that_it_takes_again(tmp_path):
 
 
 def test_lines_are_told_once_and_only_when_they_are_finished(tmp_path):
-    followed = FollowedLog(tmp_path, from_start=True)
+    followed = FollowedLog(tmp_path)
     assert followed.new() == []
     path = tmp_path / LOG_FILE
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
@@ -71,7 +71,7 @@ def test_lines_are_told_once_and_only_when_they_are_finished(tmp_path):
     with path.open("a") as file:
         file.write('ep": 3}\n')
     assert followed.new() == [{"step": 3}]
-    assert FollowedLog(tmp_path, from_start=False).new() == []
+    assert FollowedLog(tmp_path).new() == []
 
 
 def test_a_log_that_is_cut_while_it_is_followed_is_told_from_there_on(tmp_path):
@@ -79,7 +79,7 @@ def test_a_log_that_is_cut_while_it_is_followed_is_told_from_there_on(tmp_path):
     for number in range(1, 6):
         log.write(step(number))
     log.close()
-    followed = FollowedLog(tmp_path, from_start=False)
+    followed = FollowedLog(tmp_path)
     resumed = MetricsLog(tmp_path, done=3)
     for number in range(4, 9):
         resumed.write(step(number, loss=0.123456))
