@@ -1,16 +1,14 @@
 """A hardened alignment stage on Ray Train: metrics and resume."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file
+
+from tests.integration.driving import marked, own_workers, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -65,7 +63,7 @@ def steps_of(cache):
     return [json.loads(line) for line in lines]
 
 
-def test_a_killed_hardening_resumes_bit_for_bit(safemerge, write_stage, tmp_path):
+def test_a_killed_hardening_resumes_bit_for_bit(safemerge, start_safemerge, write_stage, tmp_path):
     straight = safemerge("align", write_stage(), SAFEMERGE_CACHE=str(tmp_path / "straight"))
     assert straight.returncode == 0, straight.stdout + straight.stderr
     expected, folder = result_of(tmp_path)
@@ -77,20 +75,15 @@ def test_a_killed_hardening_resumes_bit_for_bit(safemerge, write_stage, tmp_path
     assert any((folder / "tensorboard").iterdir())
 
     cache = tmp_path / "killed"
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "safemerge.cli", "align", str(write_stage())],
-        cwd=tmp_path,
-        env={**os.environ, "SAFEMERGE_CACHE": str(cache)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    mark = marked("killed-hardening")
+    driver = start_safemerge(
+        "align", write_stage(), SAFEMERGE_CACHE=str(cache), SAFEMERGE_TEST_MARK=mark
     )
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and len(steps_of(cache)) < 5:
-        time.sleep(0.02)
+    wait_until(lambda: len(steps_of(cache)) >= 5, within_s=200, every_s=0.02, driver=driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    assert 5 <= len(steps_of(cache)) < STEPS, "the stage must be killed on its way"
-    time.sleep(8)  # Ray's processes of the killed driver end by themselves
+    assert len(steps_of(cache)) < STEPS, "the stage must be killed on its way"
+    wait_until(lambda: not own_workers(mark), within_s=180)
     resumed = safemerge("align", write_stage(), "--resume", SAFEMERGE_CACHE=str(cache))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert [s["step"] for s in steps_of(cache)].count(1) == 1, "it must go on, not begin anew"

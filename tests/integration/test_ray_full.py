@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.integration.driving import marked, own_processes, wait_until
+from tests.integration.driving import marked, own_workers, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -68,7 +68,7 @@ def test_shards_killed_and_resumed_train_what_one_worker_trains(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert len(steps_of(cache)) < STEPS, "the stage must be killed on its way"
-    wait_until(lambda: not own_processes(mark), within_s=180)
+    wait_until(lambda: not own_workers(mark), within_s=180)
     resumed = safemerge("finetune", two, "--resume", SAFEMERGE_CACHE=str(cache))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     steps = [json.loads(line)["step"] for line in steps_of(cache)]

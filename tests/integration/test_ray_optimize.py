@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from safemerge.config.document import load_document
 from safemerge.config.recipe import MergeRecipe
-from tests.integration.driving import marked, own_processes, run_safemerge, wait_until
+from tests.integration.driving import marked, own_workers, run_safemerge, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -133,7 +133,7 @@ def test_two_workers_killed_and_resumed_find_the_coefficients_of_one(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert len(metrics_of(tmp_path)) < STEPS, "the run must be killed on its way"
-    wait_until(lambda: not own_processes(mark), within_s=180)
+    wait_until(lambda: not own_workers(mark), within_s=180)
 
     refused = safemerge("optimize", path)
     assert refused.returncode == 2

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from safemerge.cell_store import CellStore
-from tests.integration.driving import marked, own_processes, run_safemerge, wait_until
+from tests.integration.driving import marked, own_workers, run_safemerge, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -108,7 +108,7 @@ def test_a_killed_measurement_resumes_cell_by_cell_and_can_grow(
     assert driver.poll() is None, (tmp_path / "told.txt").read_text()
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    wait_until(lambda: not own_processes(mark), within_s=180)
+    wait_until(lambda: not own_workers(mark), within_s=180)
     kept = {record.key: record.finished_at for record in store.records()}
     # Before: three models. Attacks: one adapter, three fresh ones, three in full.
     assert 3 <= len(kept) < 10

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.integration.driving import marked, own_processes, run_safemerge, wait_until
+from tests.integration.driving import marked, own_workers, run_safemerge, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -85,7 +85,7 @@ def test_two_workers_killed_and_resumed_train_what_one_worker_trains(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert 7 <= steps_of(cache) < STEPS, "the stage must be killed on its way"
-    wait_until(lambda: not own_processes(marked("killed-stage")), within_s=180)
+    wait_until(lambda: not own_workers(marked("killed-stage")), within_s=180)
 
     resumed = safemerge("finetune", stage, "--resume", SAFEMERGE_CACHE=str(cache))
 

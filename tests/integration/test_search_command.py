@@ -13,6 +13,7 @@ from safemerge.testing import pico
 from tests.integration.driving import (
     marked,
     own_processes,
+    own_workers,
     run_safemerge,
     wait_until,
     write_study_to,
@@ -127,7 +128,7 @@ def test_a_killed_search_with_a_rung_resumes_without_losing_a_finished_trial(
     driver.wait()
     before = [json.loads(line) for line in trials.read_text().splitlines() if line.endswith("}")]
     assert len(before) >= 6
-    wait_until(lambda: not own_processes(marked("killed-driver")), within_s=180)
+    wait_until(lambda: not own_workers(marked("killed-driver")), within_s=180)
 
     done = safemerge("search", study, "--resume")
 
