@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from safemerge.distributed.evaluator import Evaluator
     from safemerge.distributed.supply import Supply
     from safemerge.search import SearchStudy
+    from safemerge.search.exact import Place
 
 
 def run(options: argparse.Namespace) -> None:
@@ -99,7 +100,7 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
             supply = stack.enter_context(make_supply(spec, resolved, later))
             place = placer(spec, resolved, supply, later)
             study = stack.enter_context(SearchStudy(resolved, store, place=place))
-            _search(study, console, supply)
+            _search(study, console, supply, place)
     except KeyboardInterrupt:
         kept = finished_trials(RunStore.open(folder).trials()) if RunStore(folder).exists else []
         console.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
@@ -107,7 +108,8 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     _finish(folder, console)
 
 
-def _search(study: SearchStudy, console: Console, supply: Supply) -> None:
+def _search(study: SearchStudy, console: Console, supply: Supply, place: Place) -> None:
+    from safemerge.distributed.supply import make_lacking
     from safemerge.search import finished_trials, start_plans, study_references
 
     spec, finished = study.spec, finished_trials(study.records)
@@ -116,24 +118,30 @@ def _search(study: SearchStudy, console: Console, supply: Supply) -> None:
     else:
         for plan in start_plans(spec):
             console.say(plan.told)
-    if spec.unmade:
+    if spec.unmade and not study.done:
         where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"
         console.say(
             f"still to be trained: {len(spec.unmade)} of {len(spec.variants)} variants, each once "
             f"a recipe needs it ({where}; at most {supply.room.at_once} at once)"
         )
-    total = spec.num_trials + len(study_references(spec)) + len(spec.unmade)
+    total = spec.num_trials + len(study_references(spec))
+    total += len(spec.unmade) if spec.references else 0
     progress = _Progress(console, total, done=len(finished), spec=spec)
-    while not _round(study, console, supply, progress):
+    make_lacking(study, supply, place)
+    while not _round(study, console, supply, progress, place):
         console.say("evaluator gives way: training what recipes wait for")
         with progress.paused():
             supply.make_wanted()
+            make_lacking(study, supply, place)
 
 
-def _round(study: SearchStudy, console: Console, supply: Supply, progress: _Progress) -> bool:
+def _round(
+    study: SearchStudy, console: Console, supply: Supply, progress: _Progress, place: Place
+) -> bool:
     """Search with one evaluator; publish if the search is done. Return whether it is."""
     from safemerge.distributed.evaluator import Evaluator
     from safemerge.distributed.search import search_round
+    from safemerge.distributed.supply import lacking_models
 
     spec = study.spec
     app = f"safemerge-{spec.name}"
@@ -142,6 +150,8 @@ def _round(study: SearchStudy, console: Console, supply: Supply, progress: _Prog
         console.say("evaluator is up: searching")
         try:
             if not search_round(study, app=app, on_record=progress.record, supply=supply):
+                return False
+            if lacking_models(study, place):
                 return False
             publish(study.spec, study.store, evaluator, list(study.records), console)
         except KeyboardInterrupt:

@@ -84,10 +84,18 @@ class StudySearcher(Searcher):
         return _config(proposal, screened=losses is not None)
 
     def _take_deliveries(self) -> None:
-        """Take in what was trained; end the proposals that wait for what could not be."""
-        for delivery in self._supply.delivered() if self._supply is not None else ():
+        """Take in what was trained; end the proposals that wait for what could not be.
+
+        Where nothing can be trained they are left as they are: the search ends, and asks them
+        again once it is resumed.
+        """
+        if self._supply is None:
+            return
+        for delivery in self._supply.delivered():
             if delivery.made is not None:
                 self._study.take(delivery.made)
+                continue
+            if self._supply.hopeless is not None:
                 continue
             for number in [*self._held]:
                 if delivery.path in self._study.wanted(number):
@@ -115,12 +123,15 @@ class StudySearcher(Searcher):
             self._take_deliveries()
 
     def _may_sample(self) -> bool:
+        if self._supply is not None and self._supply.hopeless is not None:
+            return False
+        if not self._held or self._study.waiting:
+            return True  # what is tried again and warm starts are not drawn
         spec, num_sampled = self._study.spec, self._study.num_sampled
-        if not self._held or num_sampled < spec.sampler.startup:
+        if num_sampled < spec.sampler.startup:
             return True
         if num_sampled >= spec.num_trials:
             return True  # nothing is sampled any more: what is left is all to be trained
-        # NOTE: numbers go up, and every sampled one before `startup` was drawn at random.
         return len(self._held) < self._at_once and self._study.startup_told
 
     def _gives_way(self) -> bool:

@@ -11,7 +11,9 @@ from typing import NamedTuple, Self
 import ray
 
 from safemerge.config.checkpoint import CheckpointRef, Setting
+from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
+from safemerge.config.variant import expert_settings
 from safemerge.distributed.ingredient import (
     Ingredients,
     future_folder,
@@ -20,8 +22,10 @@ from safemerge.distributed.ingredient import (
 )
 from safemerge.distributed.room import Room, find_room
 from safemerge.distributed.statistics import gathered_files, load_statistics_spec
-from safemerge.errors import ConfigError, SafemergeError, TrainingError
+from safemerge.errors import ConfigError, SafemergeError, TrainingError, UserError
 from safemerge.search.exact import Place
+from safemerge.search.ingredient import unmade_paths, wanted_paths
+from safemerge.search.study import SearchStudy
 from safemerge.training.ingredient import is_finished
 
 LOOK_S = 0.2
@@ -48,7 +52,8 @@ class Supply:
     left to the end of the cluster; it continues from its checkpoint when it is wanted again.
 
     Args:
-        make: Trains a declared checkpoint and returns it with path and fingerprint.
+        make: Trains a declared checkpoint, for a folder, and returns it with path and
+            fingerprint. A `UserError` ends the search: another try would not help.
         declared: Declared checkpoint by the folder that it comes to.
         room: Where to train.
         num_retries: How often a stage that failed is tried again.
@@ -57,7 +62,7 @@ class Supply:
 
     def __init__(
         self,
-        make: Callable[[CheckpointRef], CheckpointRef],
+        make: Callable[[CheckpointRef, str], CheckpointRef],
         declared: Mapping[str, CheckpointRef],
         room: Room,
         *,
@@ -73,6 +78,7 @@ class Supply:
         self._running: set[str] = set()
         self._delivered: list[Delivery] = []
         self._failed: dict[str, list[str]] = {}
+        self._wrong: UserError | None = None
         self._num_made = num_there
         self._closed = False
 
@@ -99,8 +105,14 @@ class Supply:
                 self._start()
 
     def delivered(self) -> list[Delivery]:
-        """Return what has ended since the last call."""
+        """Return what has ended since the last call.
+
+        Raises:
+            UserError: If a training file or what it names is wrong by now, or the disk is full.
+        """
         with self._lock:
+            if self._wrong is not None:
+                raise self._wrong
             found, self._delivered = self._delivered, []
             return found
 
@@ -120,12 +132,20 @@ class Supply:
             return failed[0][-1] if len(failed) > 1 else None
 
     def make_wanted(self) -> None:
-        """Train all that is wanted; returns when it has ended."""
+        """Train all that is wanted; returns when it has ended.
+
+        Raises:
+            UserError: See `delivered`.
+            TrainingError: If no ingredient can be trained.
+        """
         with self._lock:
             self._start()
-            while self._running or self._queue:
+            while (self._running or self._queue) and self._wrong is None:
                 # NOTE: short waits, so that Ctrl-C is heard.
                 self._lock.wait(LOOK_S)
+            if self._wrong is not None:
+                raise self._wrong
+        refuse_hopeless(self)
 
     def close(self) -> None:
         """Start nothing any more."""
@@ -149,9 +169,16 @@ class Supply:
     def _work(self, path: str) -> None:
         made, error = None, ""
         try:
-            made = self._make(self._declared[path])
+            made = self._make(self._declared[path], path)
             if made.path != path:
-                raise TrainingError(_changed(self._declared[path]))
+                raise ConfigError(_changed(self._declared[path]))
+        except UserError as problem:
+            with self._lock:
+                self._wrong = self._wrong or problem
+                self._closed = True
+                self._running.discard(path)
+                self._lock.notify_all()
+            return
         except SafemergeError as problem:
             made, error = None, str(problem)
         except Exception as problem:  # noqa: BLE001 - a border: told with the trials that want it
@@ -216,7 +243,9 @@ def make_supply(declared: StudySpec, resolved: StudySpec, ingredients: Ingredien
     refs = {variant.checkpoint.name: variant.checkpoint for variant in declared.variants}
     wanted = {path: refs[name] for name, path in paths.items()}
 
-    def make(ref: CheckpointRef) -> CheckpointRef:
+    def make(ref: CheckpointRef, path: str) -> CheckpointRef:
+        if str(future_folder(ref)) != path:
+            raise ConfigError(_changed(ref))
         return ingredients.resolve([declared.base, ref])[ref.name]
 
     workers = [
@@ -265,6 +294,49 @@ def placer(
         return _to_be_made(ref, folder)
 
     return place
+
+
+def lacking_models(study: SearchStudy, place: Place) -> list[str]:
+    """Return the folders of models that front and references were scored with, and that are gone.
+
+    They may have been removed from the cache since.
+
+    Args:
+        study: The study; it lacks nothing before its budget is spent.
+        place: Says where an expert with settings of its own is, or comes to.
+    """
+    if not study.done:
+        return []
+    unmade = unmade_paths(study.spec)
+    references = [item for item in study.records if item.role == "reference" and item.result]
+    lacking: list[str] = []
+    for record in [*study.front(), *references]:
+        lacking += wanted_paths(MergeRecipe.model_validate(record.recipe), unmade)
+        if record.exact_of is not None:
+            placed = [place(*item) for item in expert_settings(record.params).items()]
+            lacking += [str(ref.path) for ref in placed if ref.digest is None]
+    return list(dict.fromkeys(lacking))
+
+
+def make_lacking(study: SearchStudy, supply: Supply, place: Place) -> None:
+    """Train `lacking_models` again; call it without an evaluator.
+
+    Raises:
+        UserError, TrainingError: If one cannot be trained.
+        StudyError: If it comes out with other weights than it had.
+    """
+    lacking = lacking_models(study, place)
+    for path in lacking:
+        supply.want(path)
+    if not lacking:
+        return
+    supply.make_wanted()
+    for delivery in supply.delivered():
+        if delivery.made is None:
+            raise TrainingError(
+                f"{delivery.path}: this model must be there for the report; got: {delivery.error}"
+            )
+        study.take(delivery.made)
 
 
 def _changed(ref: CheckpointRef) -> str:

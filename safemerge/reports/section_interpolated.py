@@ -14,7 +14,8 @@ from safemerge.reports.wording import amount, counted, joined
 def interpolated_section(run: Run) -> str:
     """Return what interpolation did, in words; empty if nothing was interpolated."""
     estimates = {trial.number: trial for trial in run.trials if trial.interpolated}
-    if not estimates:
+    scored = {trial.candidate for trial in estimates.values() if trial.state == "COMPLETE"}
+    if not scored:
         return ""
     pairs = [
         (estimates[trial.exact_of], trial)
@@ -22,7 +23,7 @@ def interpolated_section(run: Run) -> str:
         if trial.exact_of in estimates and is_measured(trial)
     ]
     told = (
-        f"<b>Between trained values.</b> {counted(len(estimates), 'recipe')} took weights on the "
+        f"<b>Between trained values.</b> {counted(len(scored), 'recipe')} took weights on the "
         "straight line between two trained models; these are estimates, and none is on the "
         f"front. What the front would have held was trained at its own values and scored again: "
         f"{len(pairs)}."

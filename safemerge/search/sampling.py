@@ -36,11 +36,13 @@ class Sampling:
     def num_counted(self) -> int:
         """Sampled candidates against the budget: a try again counts with its first try."""
         trials = self._study.get_trials(deepcopy=False)
-        again = [
-            trial.state == optuna.trial.TrialState.FAIL and trial.user_attrs.get(RETRIED, False)
-            for trial in trials
-        ]
-        return again.count(False)
+        return sum(not _is_retried(trial) for trial in trials)
+
+    def is_told(self, count: int) -> bool:
+        """Whether none of the first `count` candidates against the budget is open."""
+        trials = self._study.get_trials(deepcopy=False)
+        counted = [trial for trial in trials if not _is_retried(trial)]
+        return all(trial.state.is_finished() for trial in counted[:count])
 
     def ask(self, spec: StudySpec, number: int) -> Pending | None:
         """Sample the next recipe.
@@ -120,6 +122,11 @@ class Sampling:
                 self._study.enqueue_trial(
                     optuna_params(spec, space, point.params), user_attrs={START: start.name}
                 )
+
+
+def _is_retried(trial: optuna.trial.FrozenTrial) -> bool:
+    failed = trial.state == optuna.trial.TrialState.FAIL
+    return failed and bool(trial.user_attrs.get(RETRIED, False))
 
 
 def mark_retried(trial: optuna.Trial) -> None:

@@ -376,14 +376,18 @@ class SearchStudy:
 
     @property
     def startup_told(self) -> bool:
-        """Whether none of the recipes is in flight that were sampled before the sampler learns."""
-        with self._lock:
-            told = [record.number for record in self._records if record.role == "sampled"]
-            flying = [
-                number for number, item in self._pending.items() if item.proposal.role == "sampled"
-            ]
-            first = sorted([*told, *flying])[: self.spec.sampler.startup]
-            return not set(first) & set(flying)
+        """Whether none of the recipes is open that are sampled before the sampler learns.
+
+        One that crashed or was interrupted is open until its last try is told.
+        """
+        with self._lock, storage_errors(self._path):
+            return self._sampling.is_told(self.spec.sampler.startup)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a try again or a warm start is the next thing that is sampled."""
+        with self._lock, storage_errors(self._path):
+            return self._sampling.waiting
 
     def _keep(self, record: TrialRecord) -> None:
         self.store.append(record)

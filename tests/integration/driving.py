@@ -90,7 +90,7 @@ def own_processes(mark: str) -> list[int]:
 
 
 def own_workers(mark: str) -> list[int]:
-    """The same without Ray's agents, which take a minute to notice that their driver was killed."""
+    """The same without Ray's agents, which notice a killed driver after a minute only."""
     return [pid for pid in own_processes(mark) if not _is_agent(pid)]
 
 

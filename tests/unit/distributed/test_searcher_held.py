@@ -8,12 +8,15 @@ from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.study import StudySpec
 from safemerge.distributed.room import Room
 from safemerge.distributed.searcher import RESULT, StudySearcher
-from safemerge.distributed.supply import Delivery
+from safemerge.distributed.supply import Delivery, Supply, refuse_hopeless
+from safemerge.errors import TrainingError
 from safemerge.search import SearchStudy
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import SMOOTH, landscape_study, with_trained
 
 LAMBDA = "experts.safety.booster.lambda"
+CHOICES = [0, 5, 20]
+ALL = ["safety--1", "safety--2", "safety--3"]
 
 
 class Order:
@@ -55,7 +58,7 @@ def lambda_study(*, unmade, startup=4, num_trials=12):
         {"name": "skill", "path": "/nowhere/skill"},
         {"name": "safety", "align": "/nowhere/safety.yaml"},
     ]
-    document["spaces"][0]["vary"][LAMBDA] = {"choices": [0, 5, 20]}
+    document["spaces"][0]["vary"][LAMBDA] = {"choices": CHOICES}
     return with_trained(StudySpec.model_validate(document), unmade=unmade)
 
 
@@ -64,7 +67,9 @@ def begin(tmp_path):
     opened = []
 
     def start(spec):
-        opened.append(SearchStudy(spec, RunStore(tmp_path / "run").create(spec)))
+        store = RunStore(tmp_path / "run")
+        store = RunStore.open(store.folder) if store.exists else store.create(spec)
+        opened.append(SearchStudy(spec, store))
         return opened[-1]
 
     yield start
@@ -75,10 +80,10 @@ def begin(tmp_path):
 class Driver:
     """Tune's part: asks for trials, ends them."""
 
-    def __init__(self, study, order, **changes):
+    def __init__(self, study, order, *, at_once=3):
         self.records = []
         self.searcher = StudySearcher(
-            study, on_record=self.records.append, supply=order, at_once=3, **changes
+            study, on_record=self.records.append, supply=order, at_once=at_once
         )
         self.study = study
         self.count = 0
@@ -123,26 +128,69 @@ def test_the_search_goes_on_with_ingredients_that_exist(begin):
         assert safety["digest"] is not None
 
 
+def _deliver_until_told(driver, order):
+    """Deliver one by one; nothing is sampled before all six of the startup are told."""
+    startup = {*driver.study.in_flight}
+    while startup & {*driver.study.in_flight}:
+        assert driver.study.num_sampled == 6
+        order.deliver(order.wanted[0])
+        driver.run_all()
+    while order.wanted:
+        order.deliver(order.wanted[0])
+        driver.run_all()
+
+
 def test_the_sampler_learns_from_no_recipe_before_its_startup_is_told(begin):
     order = Order()
-    unmade = ["safety--1", "safety--2", "safety--3"]
-    driver = Driver(begin(lambda_study(unmade=unmade, startup=6)), order)
+    driver = Driver(begin(lambda_study(unmade=ALL, startup=6)), order, at_once=10)
 
     assert driver.run_all() is None
 
     assert driver.records == []
     assert len(driver.study.in_flight) == 6
-    while driver.run_all() is None:
-        order.deliver(order.wanted[0])
+    _deliver_until_told(driver, order)
     assert len(driver.records) == 12
 
 
-@pytest.mark.parametrize("missing", ["safety--1", "safety--2", "safety--3"])
+def test_resumed_in_its_startup_a_study_asks_all_of_it_again_before_it_samples(begin):
+    spec = lambda_study(unmade=ALL, startup=6)
+    first = begin(spec)
+    Driver(first, Order(), at_once=10).run_all()
+    assert len(first.in_flight) == 6
+    first.close()
+
+    order = Order()
+    driver = Driver(begin(spec), order, at_once=1)
+    assert driver.run_all() is None
+    assert len(driver.study.in_flight) == 6
+    _deliver_until_told(driver, order)
+    assert sum(record.state == "COMPLETE" for record in driver.study.records) == 12
+
+
+def test_where_nothing_can_be_trained_the_search_ends_and_keeps_its_budget(begin):
+    def broken(ref, path):
+        raise TrainingError(f"{ref.name}, step 3: the loss must be finite; got nan.")
+
+    refs = {f"/made/{name}": CheckpointRef(name=name, align="/a.yaml") for name in ALL}
+    study = begin(lambda_study(unmade=ALL))
+    with Supply(broken, refs, Room(True, 1), num_retries=0) as supply:
+        driver = Driver(study, supply)
+        while driver.run_all() is None:
+            pass
+        with pytest.raises(TrainingError, match="no ingredient could be trained"):
+            refuse_hopeless(supply)
+    assert not study.done
+    assert study.num_sampled < 12
+    assert study.in_flight, "what waits for the last to fail is asked again when it is resumed"
+
+
+@pytest.mark.parametrize("missing", ALL)
 def test_after_startup_no_more_is_held_than_runs_side_by_side(begin, missing):
     order = Order()
     driver = Driver(begin(lambda_study(unmade=[missing], startup=1, num_trials=60)), order)
     driver.run_all()
-    first_is_held = driver.study.num_sampled == 1
+    (first,) = [*driver.records, *map(driver.study.proposal, driver.study.in_flight)][:1]
+    first_is_held = first.params[LAMBDA] == CHOICES[ALL.index(missing)]
     assert len(driver.study.in_flight) == (1 if first_is_held else 3)
     order.deliver(order.wanted[0])
     assert driver.run_all() == "FINISHED"

@@ -10,7 +10,7 @@ from safemerge.config.study import StudySpec
 from safemerge.config.training import WorkersSpec
 from safemerge.distributed.room import Room, find_room
 from safemerge.distributed.supply import Supply, refuse_hopeless
-from safemerge.errors import TrainingError
+from safemerge.errors import ConfigError, PreflightError, TrainingError
 from safemerge.testing.landscapes import landscape_study
 
 
@@ -25,7 +25,7 @@ class Trainer:
         self._lock = threading.Lock()
         self.go = threading.Event()
 
-    def __call__(self, ref):
+    def __call__(self, ref, path):
         with self._lock:
             self.asked.append(ref.name)
             self._busy += 1
@@ -49,7 +49,15 @@ def deliveries(made, count):
     while len(found) < count and time.monotonic() < deadline:
         found += made.delivered()
         time.sleep(0.005)
+    assert len(found) == count
     return found
+
+
+def wait_until(ready):
+    deadline = time.monotonic() + 10
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_each_is_trained_once_and_no_more_at_once_than_there_is_room_for():
@@ -59,6 +67,7 @@ def test_each_is_trained_once_and_no_more_at_once_than_there_is_room_for():
             for name in ("one", "two", "three"):
                 made.want(f"/made/{name}")
         assert made.delivered() == []
+        wait_until(lambda: len(trainer.asked) == 2)
         trainer.go.set()
         found = deliveries(made, 3)
     assert sorted(item.path for item in found) == ["/made/one", "/made/three", "/made/two"]
@@ -128,23 +137,42 @@ def test_a_variant_from_before_gives_hope_too():
 
 
 def test_a_training_file_that_changed_meanwhile_is_told_and_not_waited_for():
-    def elsewhere(ref):
+    def elsewhere(ref, path):
         return ref.model_copy(update={"path": "/made/other", "align": None, "digest": "d"})
 
     with supply(elsewhere) as made:
         made.want("/made/one")
-        (found,) = deliveries(made, 1)
-    assert found.made is None
-    assert "/a.yaml: file and data must stay as they were" in found.error
+        with pytest.raises(ConfigError, match=r"/a.yaml: file and data must stay as they were"):
+            wait_until(made.delivered)
+
+
+def test_what_the_user_must_mend_ends_the_search_and_starts_nothing_more():
+    asked = []
+
+    def full(ref, path):
+        asked.append(path)
+        raise PreflightError("/made: the disk is full; got no room for one. Free space.")
+
+    with supply(full, beside=False, at_once=1) as made:
+        made.want("/made/one")
+        made.want("/made/two")
+        with pytest.raises(PreflightError, match="disk is full"):
+            made.make_wanted()
+        with pytest.raises(PreflightError, match="disk is full"):
+            made.delivered()
+    assert asked == ["/made/one"]
 
 
 def test_nothing_starts_once_it_is_closed():
     trainer = Trainer()
     with supply(trainer, at_once=1) as made:
         made.want("/made/one")
+        wait_until(lambda: trainer.asked)
         made.want("/made/two")
+    made.want("/made/three")
     trainer.go.set()
     deliveries(made, 1)
+    time.sleep(0.05)
     assert trainer.asked == ["one"]
 
 
