@@ -7,8 +7,6 @@ from safemerge.config.study import StudySpec
 from safemerge.distributed.room import Room
 from safemerge.distributed.supply import Supply, lacking_models, make_lacking
 from safemerge.errors import StudyError, TrainingError
-from safemerge.search import SearchStudy
-from safemerge.store import RunStore
 from safemerge.testing.landscapes import SMOOTH, landscape_study, with_trained
 
 LAMBDA = "experts.safety.booster.lambda"
@@ -27,21 +25,6 @@ def lambda_study(vary, *, unmade=()):
 
 CHOICES = {"choices": [0, 5]}
 LINE = {"low": 1, "high": 9, "log": True, "knots": [1, 9], "between": "interpolate"}
-
-
-@pytest.fixture
-def begin(tmp_path):
-    opened = []
-
-    def start(spec, place=None):
-        store = RunStore(tmp_path / "run")
-        store = RunStore.open(store.folder) if store.exists else store.create(spec)
-        opened.append(SearchStudy(spec, store, place=place))
-        return opened[-1]
-
-    yield start
-    for study in opened:
-        study.close()
 
 
 def finish(study):
@@ -66,9 +49,9 @@ def nowhere(expert, settings):
     raise AssertionError("no expert of this study is trained at values of its own")
 
 
-def test_a_variant_that_was_removed_is_trained_again_for_the_report(begin):
-    finish(begin(lambda_study(CHOICES)))
-    study = begin(lambda_study(CHOICES, unmade=[GONE]))
+def test_a_variant_that_was_removed_is_trained_again_for_the_report(open_study):
+    finish(open_study(lambda_study(CHOICES)))
+    study = open_study(lambda_study(CHOICES, unmade=[GONE]))
     assert lacking_models(study, nowhere) == [f"/made/{GONE}"]
     with supply_of(trained_again) as supply:
         make_lacking(study, supply, nowhere)
@@ -76,31 +59,31 @@ def test_a_variant_that_was_removed_is_trained_again_for_the_report(begin):
     assert lacking_models(study, nowhere) == []
 
 
-def test_a_study_lacks_nothing_before_its_budget_is_spent(begin):
-    assert lacking_models(begin(lambda_study(CHOICES, unmade=[GONE])), nowhere) == []
+def test_a_study_lacks_nothing_before_its_budget_is_spent(open_study):
+    assert lacking_models(open_study(lambda_study(CHOICES, unmade=[GONE])), nowhere) == []
 
 
-def test_a_model_that_cannot_be_trained_again_is_told(begin):
+def test_a_model_that_cannot_be_trained_again_is_told(open_study):
     def broken(ref, path):
         raise TrainingError("safety, step 3: the loss must be finite; got nan.")
 
-    finish(begin(lambda_study(CHOICES)))
-    study = begin(lambda_study(CHOICES, unmade=[GONE]))
+    finish(open_study(lambda_study(CHOICES)))
+    study = open_study(lambda_study(CHOICES, unmade=[GONE]))
     with supply_of(broken) as supply, pytest.raises(TrainingError, match=rf"{GONE}: .*step 3"):
         make_lacking(study, supply, nowhere)
 
 
-def test_a_model_that_comes_out_otherwise_is_refused(begin):
+def test_a_model_that_comes_out_otherwise_is_refused(open_study):
     def otherwise(ref, path):
         return CheckpointRef(name=ref.name, path=path, digest="of another machine")
 
-    finish(begin(lambda_study(CHOICES)))
-    study = begin(lambda_study(CHOICES, unmade=[GONE]))
+    finish(open_study(lambda_study(CHOICES)))
+    study = open_study(lambda_study(CHOICES, unmade=[GONE]))
     with supply_of(otherwise) as supply, pytest.raises(StudyError, match="weights it had"):
         make_lacking(study, supply, nowhere)
 
 
-def test_a_front_trained_at_its_own_values_lacks_models_that_are_not_in_the_cache(begin):
+def test_a_front_trained_at_its_own_values_lacks_models_that_are_not_in_the_cache(open_study):
     there = set()
 
     def place(expert, settings):
@@ -108,8 +91,8 @@ def test_a_front_trained_at_its_own_values_lacks_models_that_are_not_in_the_cach
         digest = f"trained {path}" if path in there else None
         return CheckpointRef(name=expert, path=path, digest=digest)
 
-    finish(begin(lambda_study(LINE), place))
-    study = begin(lambda_study(LINE), place)
+    finish(open_study(lambda_study(LINE), place))
+    study = open_study(lambda_study(LINE), place)
     exact = {item.params[LAMBDA] for item in study.front() if item.exact_of is not None}
     assert exact
     assert set(lacking_models(study, place)) == {f"/cache/safety-{value}" for value in exact}

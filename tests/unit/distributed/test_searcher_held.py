@@ -10,8 +10,6 @@ from safemerge.distributed.room import Room
 from safemerge.distributed.searcher import RESULT, StudySearcher
 from safemerge.distributed.supply import Delivery, Supply, refuse_hopeless
 from safemerge.errors import TrainingError
-from safemerge.search import SearchStudy
-from safemerge.store import RunStore
 from safemerge.testing.landscapes import SMOOTH, landscape_study, with_trained
 
 LAMBDA = "experts.safety.booster.lambda"
@@ -62,21 +60,6 @@ def lambda_study(*, unmade, startup=4, num_trials=12):
     return with_trained(StudySpec.model_validate(document), unmade=unmade)
 
 
-@pytest.fixture
-def begin(tmp_path):
-    opened = []
-
-    def start(spec):
-        store = RunStore(tmp_path / "run")
-        store = RunStore.open(store.folder) if store.exists else store.create(spec)
-        opened.append(SearchStudy(spec, store))
-        return opened[-1]
-
-    yield start
-    for study in opened:
-        study.close()
-
-
 class Driver:
     """Tune's part: asks for trials, ends them."""
 
@@ -109,9 +92,9 @@ def values(records):
     return [record.params[LAMBDA] for record in records]
 
 
-def test_the_search_goes_on_with_ingredients_that_exist(begin):
+def test_the_search_goes_on_with_ingredients_that_exist(open_study):
     order = Order()
-    driver = Driver(begin(lambda_study(unmade=["safety--3"])), order)
+    driver = Driver(open_study(lambda_study(unmade=["safety--3"])), order)
 
     assert driver.run_all() is None
 
@@ -140,9 +123,9 @@ def _deliver_until_told(driver, order):
         driver.run_all()
 
 
-def test_the_sampler_learns_from_no_recipe_before_its_startup_is_told(begin):
+def test_the_sampler_learns_from_no_recipe_before_its_startup_is_told(open_study):
     order = Order()
-    driver = Driver(begin(lambda_study(unmade=ALL, startup=6)), order, at_once=10)
+    driver = Driver(open_study(lambda_study(unmade=ALL, startup=6)), order, at_once=10)
 
     assert driver.run_all() is None
 
@@ -152,27 +135,27 @@ def test_the_sampler_learns_from_no_recipe_before_its_startup_is_told(begin):
     assert len(driver.records) == 12
 
 
-def test_resumed_in_its_startup_a_study_asks_all_of_it_again_before_it_samples(begin):
+def test_resumed_in_its_startup_a_study_asks_all_of_it_again_before_it_samples(open_study):
     spec = lambda_study(unmade=ALL, startup=6)
-    first = begin(spec)
+    first = open_study(spec)
     Driver(first, Order(), at_once=10).run_all()
     assert len(first.in_flight) == 6
     first.close()
 
     order = Order()
-    driver = Driver(begin(spec), order, at_once=1)
+    driver = Driver(open_study(spec), order, at_once=1)
     assert driver.run_all() is None
     assert len(driver.study.in_flight) == 6
     _deliver_until_told(driver, order)
     assert sum(record.state == "COMPLETE" for record in driver.study.records) == 12
 
 
-def test_where_nothing_can_be_trained_the_search_ends_and_keeps_its_budget(begin):
+def test_where_nothing_can_be_trained_the_search_ends_and_keeps_its_budget(open_study):
     def broken(ref, path):
         raise TrainingError(f"{ref.name}, step 3: the loss must be finite; got nan.")
 
     refs = {f"/made/{name}": CheckpointRef(name=name, align="/a.yaml") for name in ALL}
-    study = begin(lambda_study(unmade=ALL))
+    study = open_study(lambda_study(unmade=ALL))
     with Supply(broken, refs, Room(True, 1), num_retries=0) as supply:
         driver = Driver(study, supply)
         while driver.run_all() is None:
@@ -185,9 +168,9 @@ def test_where_nothing_can_be_trained_the_search_ends_and_keeps_its_budget(begin
 
 
 @pytest.mark.parametrize("missing", ALL)
-def test_after_startup_no_more_is_held_than_runs_side_by_side(begin, missing):
+def test_after_startup_no_more_is_held_than_runs_side_by_side(open_study, missing):
     order = Order()
-    driver = Driver(begin(lambda_study(unmade=[missing], startup=1, num_trials=60)), order)
+    driver = Driver(open_study(lambda_study(unmade=[missing], startup=1, num_trials=60)), order)
     driver.run_all()
     (first,) = [*driver.records, *map(driver.study.proposal, driver.study.in_flight)][:1]
     first_is_held = first.params[LAMBDA] == CHOICES[ALL.index(missing)]
@@ -197,9 +180,9 @@ def test_after_startup_no_more_is_held_than_runs_side_by_side(begin, missing):
     assert len(driver.records) == 60
 
 
-def test_where_there_is_no_room_the_round_ends_and_the_next_goes_on(begin):
+def test_where_there_is_no_room_the_round_ends_and_the_next_goes_on(open_study):
     order = Order(beside=False)
-    study = begin(lambda_study(unmade=["safety--3"]))
+    study = open_study(lambda_study(unmade=["safety--3"]))
     first = Driver(study, order)
 
     assert first.run_all() == "FINISHED"
@@ -215,9 +198,9 @@ def test_where_there_is_no_room_the_round_ends_and_the_next_goes_on(begin):
     assert {record.number for record in second.records} >= set(held)
 
 
-def test_no_round_ends_while_trials_are_in_flight(begin):
+def test_no_round_ends_while_trials_are_in_flight(open_study):
     order = Order(beside=False)
-    driver = Driver(begin(lambda_study(unmade=["safety--3"], num_trials=30)), order)
+    driver = Driver(open_study(lambda_study(unmade=["safety--3"], num_trials=30)), order)
     name, config = driver.ask()
     while isinstance(following := driver.ask()[1], dict):
         pass
@@ -229,9 +212,9 @@ def test_no_round_ends_while_trials_are_in_flight(begin):
     assert driver.ask()[1] is None
 
 
-def test_trials_of_an_ingredient_that_cannot_be_trained_fail_with_the_reason(begin):
+def test_trials_of_an_ingredient_that_cannot_be_trained_fail_with_the_reason(open_study):
     order = Order()
-    driver = Driver(begin(lambda_study(unmade=["safety--3"])), order)
+    driver = Driver(open_study(lambda_study(unmade=["safety--3"])), order)
     while driver.run_all() is None:
         order.deliver("/made/safety--3", error="safety, step 3: the loss must be finite.")
     failed = [record for record in driver.records if record.state == "FAIL"]
@@ -240,9 +223,9 @@ def test_trials_of_an_ingredient_that_cannot_be_trained_fail_with_the_reason(beg
     assert len(driver.records) == 12
 
 
-def test_a_trained_variant_is_a_reference_from_then_on(begin):
+def test_a_trained_variant_is_a_reference_from_then_on(open_study):
     spec = lambda_study(unmade=["safety--3"]).model_copy(update={"references": True})
-    study = begin(spec)
+    study = open_study(spec)
     order = Order()
     driver = Driver(study, order)
     driver.run_all()

@@ -1,28 +1,11 @@
-"""The fixture that starts search studies and closes them."""
+"""The fixture that starts search studies of a landscape."""
 
 import pytest
 
-from safemerge.search import SearchStudy
-from safemerge.store import RunStore
-from safemerge.testing.landscapes import (
-    landscape_study,
-)
-
-# The journal is the same code without SQLite's slow syncs.
+from safemerge.testing.landscapes import landscape_study
 
 
 @pytest.fixture
-def begin(tmp_path):
-    """Start a study in a new folder, or go on in the one that an earlier call made."""
-    opened = []
-
-    def start(**changes):
-        spec = landscape_study(**changes)
-        store = RunStore(tmp_path / "run")
-        store = RunStore.open(store.folder) if store.exists else store.create(spec)
-        opened.append(SearchStudy(spec, store))
-        return opened[-1]
-
-    yield start
-    for study in opened:
-        study.close()
+def begin(open_study):
+    """Start a landscape's study, or go on with the one that an earlier call started."""
+    return lambda **changes: open_study(landscape_study(**changes))

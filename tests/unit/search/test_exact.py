@@ -10,9 +10,8 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, StudyError
 from safemerge.reports.front import front_trials
-from safemerge.search import Failure, SearchStudy
+from safemerge.search import Failure
 from safemerge.search.ingredient import is_interpolated
-from safemerge.store import RunStore
 from safemerge.testing.landscapes import SMOOTH, landscape_study, with_trained
 
 LAMBDA = "experts.safety.booster.lambda"
@@ -52,21 +51,6 @@ class Places:
         return CheckpointRef(name=expert, path=f"/cache/{expert}-{value}")
 
 
-@pytest.fixture
-def begin(tmp_path):
-    opened = []
-
-    def start(spec, place=None):
-        store = RunStore(tmp_path / "run")
-        store = RunStore.open(store.folder) if store.exists else store.create(spec)
-        opened.append(SearchStudy(spec, store, place=place))
-        return opened[-1]
-
-    yield start
-    for study in opened:
-        study.close()
-
-
 def score(study, proposal, *, shift=0.0):
     """Score by the landscape; `shift` lowers the accuracy that a trained model has."""
     result = SMOOTH.evaluate(proposal.recipe)
@@ -94,8 +78,8 @@ def safety_of(record):
     return next(item for item in record.recipe["experts"] if item["name"] == "safety")
 
 
-def test_a_value_between_knots_stands_for_weights_between_theirs(begin):
-    study = begin(line_study())
+def test_a_value_between_knots_stands_for_weights_between_theirs(open_study):
+    study = open_study(line_study())
     proposal = study.ask()
     value = proposal.params[LAMBDA]
     assert float(f"{value:.3g}") == value
@@ -107,17 +91,17 @@ def test_a_value_between_knots_stands_for_weights_between_theirs(begin):
     assert is_interpolated(proposal.recipe)
 
 
-def test_values_that_snap_are_trained_models(begin):
-    study = begin(line_study(between="snap", num_trials=12))
+def test_values_that_snap_are_trained_models(open_study):
+    study = open_study(line_study(between="snap", num_trials=12))
     records = drive(study)
     assert {record.params[LAMBDA] for record in records} == {1, 10, 100}
     assert not any(record.interpolated for record in records)
     assert all(record.exact_of is None for record in records)
 
 
-def test_the_front_is_trained_at_its_exact_values_before_the_end(begin):
+def test_the_front_is_trained_at_its_exact_values_before_the_end(open_study):
     place = Places()
-    study = begin(line_study(), place)
+    study = open_study(line_study(), place)
 
     records = drive(study)
 
@@ -140,12 +124,12 @@ def test_the_front_is_trained_at_its_exact_values_before_the_end(begin):
     assert {record.number for record in front} <= {record.number for record in exact}
 
 
-def test_what_a_wrong_estimate_kept_off_the_front_gets_its_turn(begin):
-    plain = begin(line_study(num_trials=12), Places())
+def test_what_a_wrong_estimate_kept_off_the_front_gets_its_turn(open_study):
+    plain = open_study(line_study(num_trials=12), Places())
     once = exact_ones(drive(plain))
     plain.close()
     shutil.rmtree(plain.store.folder)
-    again = exact_ones(drive(begin(line_study(num_trials=12), Places()), shift=0.9))
+    again = exact_ones(drive(open_study(line_study(num_trials=12), Places()), shift=0.9))
     assert set(once) < set(again)
     assert len(again) == len(set(again))
 
@@ -154,30 +138,30 @@ def exact_ones(records):
     return [record.exact_of for record in records if record.exact_of is not None]
 
 
-def test_a_killed_search_goes_on_with_what_is_left_to_train(begin):
+def test_a_killed_search_goes_on_with_what_is_left_to_train(open_study):
     place = Places()
-    first = begin(line_study(), place)
+    first = open_study(line_study(), place)
     while (proposal := first.ask()).exact_of is None:
         first.tell(proposal.number, score(first, proposal))
     first.close()
 
-    second = begin(line_study(), place)
+    second = open_study(line_study(), place)
     records = drive(second)
 
     assert records[0].exact_of == proposal.exact_of
     assert all(record.exact_of is not None for record in records)
     assert second.done
     second.close()
-    more = drive(begin(line_study(num_trials=8), place))
+    more = drive(open_study(line_study(num_trials=8), place))
     assert sum(record.exact_of is None for record in more) == 2
 
 
 @pytest.mark.parametrize("between", ["snap", "interpolate"])
-def test_a_sampled_recipe_in_flight_is_the_same_after_a_kill(begin, between):
-    first = begin(line_study(between=between), Places())
+def test_a_sampled_recipe_in_flight_is_the_same_after_a_kill(open_study, between):
+    first = open_study(line_study(between=between), Places())
     before = first.ask()
     first.close()
-    second = begin(line_study(between=between), Places())
+    second = open_study(line_study(between=between), Places())
     assert second.interrupted == (before.number,)
     (record,) = second.records
     assert record.candidate == before.candidate
@@ -185,9 +169,9 @@ def test_a_sampled_recipe_in_flight_is_the_same_after_a_kill(begin, between):
     assert second.ask().candidate == before.candidate
 
 
-def test_a_model_that_was_trained_again_with_other_weights_is_refused(begin):
+def test_a_model_that_was_trained_again_with_other_weights_is_refused(open_study):
     names = ["safety--1", "safety--2", "safety--3"]
-    first = begin(line_study(between="snap", unmade=names))
+    first = open_study(line_study(between="snap", unmade=names))
     used = drive(first)[0]
     first.close()
     path = safety_of(used)["path"]
@@ -195,14 +179,14 @@ def test_a_model_that_was_trained_again_with_other_weights_is_refused(begin):
     other = CheckpointRef(name=path.removeprefix("/made/"), path=path, digest="other")
 
     with pytest.raises(StudyError, match=r"model 'safety' must still have the weights it had"):
-        begin(spec.with_made(other))
-    late = begin(spec)
+        open_study(spec.with_made(other))
+    late = open_study(spec)
     with pytest.raises(StudyError, match=f"got other in {path}"):
         late.take(other)
 
 
-def test_one_that_cannot_be_trained_is_tried_again_and_given_up(begin):
-    study = begin(line_study(num_trials=1), Places())
+def test_one_that_cannot_be_trained_is_tried_again_and_given_up(open_study):
+    study = open_study(line_study(num_trials=1), Places())
     proposal = study.ask()
     study.tell(proposal.number, score(study, proposal))
     for attempt in range(2):
@@ -214,8 +198,8 @@ def test_one_that_cannot_be_trained_is_tried_again_and_given_up(begin):
     assert study.front() == []
 
 
-def test_knots_that_are_not_trained_yet_are_waited_for(begin):
-    study = begin(line_study(unmade=["safety--1", "safety--2", "safety--3"]))
+def test_knots_that_are_not_trained_yet_are_waited_for(open_study):
+    study = open_study(line_study(unmade=["safety--1", "safety--2", "safety--3"]))
     proposal = study.ask()
     paths = study.wanted(proposal.number)
     assert len(paths) == 2
