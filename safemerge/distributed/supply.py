@@ -312,9 +312,13 @@ def lacking_models(study: SearchStudy, place: Place) -> list[str]:
     lacking: list[str] = []
     for record in [*study.front(), *references]:
         lacking += wanted_paths(MergeRecipe.model_validate(record.recipe), unmade)
-        if record.exact_of is not None:
-            placed = [place(*item) for item in expert_settings(record.params).items()]
-            lacking += [str(ref.path) for ref in placed if ref.digest is None]
+        if record.exact_of is None:
+            continue
+        folders = {name: Path(str(end.get("path"))) for name, end in record.experts()}
+        for name, settings in expert_settings(record.params).items():
+            if not is_finished(folders[name]):
+                ref = place(name, settings)
+                lacking += [str(ref.path)] if ref.digest is None else []
     return list(dict.fromkeys(lacking))
 
 

@@ -259,6 +259,27 @@ class SearchStudy:
                 or to_train(self.spec, self._records, ())
             )
 
+    @property
+    def num_sampled(self) -> int:
+        """Recipes sampled so far, those in flight included; tries again count once."""
+        with self._lock, storage_errors(self._path):
+            return self._sampling.num_counted
+
+    @property
+    def startup_told(self) -> bool:
+        """Whether none of the recipes is open that are sampled before the sampler learns.
+
+        One that crashed or was interrupted is open until its last try is told.
+        """
+        with self._lock, storage_errors(self._path):
+            return self._sampling.is_told(self.spec.sampler.startup)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a try again or a warm start is the next thing that is sampled."""
+        with self._lock, storage_errors(self._path):
+            return self._sampling.waiting
+
     def front(self) -> list[TrialRecord]:
         """Return the feasible COMPLETE trials that no other one dominates, by number.
 
@@ -367,27 +388,6 @@ class SearchStudy:
             )
             return Pending(proposal, utc_now(), None)
         return None
-
-    @property
-    def num_sampled(self) -> int:
-        """Recipes sampled so far, those in flight included; tries again count once."""
-        with self._lock, storage_errors(self._path):
-            return self._sampling.num_counted
-
-    @property
-    def startup_told(self) -> bool:
-        """Whether none of the recipes is open that are sampled before the sampler learns.
-
-        One that crashed or was interrupted is open until its last try is told.
-        """
-        with self._lock, storage_errors(self._path):
-            return self._sampling.is_told(self.spec.sampler.startup)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a try again or a warm start is the next thing that is sampled."""
-        with self._lock, storage_errors(self._path):
-            return self._sampling.waiting
 
     def _keep(self, record: TrialRecord) -> None:
         self.store.append(record)

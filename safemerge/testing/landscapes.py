@@ -13,7 +13,7 @@ Skill alone is (1, 1), safety alone (0, 0), the base (0, 1), the plain mean (0.5
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ from safemerge.records import CandidateResult, MetricEstimate, Split
 
 ACCURACY = "task.accuracy"
 HARM = "harm.harmful_score"
+
+LAMBDA = "experts.safety.booster.lambda"
+"""Path of a setting that the safety expert is trained with, in `lambda_landscape`."""
 
 FRONT_HYPERVOLUME = 2.0 / 3.0
 """Hypervolume of the whole front, up to accuracy 0 and harmful score 1."""
@@ -189,13 +192,26 @@ def landscape_study(name: str = "landscape", **changes: Any) -> StudySpec:
     return parse_document({**document, **changes}, StudySpec, where=f"landscape study '{name}'")
 
 
-def with_trained(spec: StudySpec, *, unmade: Sequence[str] = ()) -> StudySpec:
-    """Return a study whose models have made-up folders and fingerprints, as if trained.
+def lambda_landscape(
+    vary: Mapping[str, Any], *, unmade: Sequence[str] = (), **changes: Any
+) -> StudySpec:
+    """Return a landscape's study that varies `LAMBDA`, its models as if trained.
 
     Args:
-        spec: The study.
-        unmade: Names of variants that are still to be trained.
+        vary: Range or choices of lambda; the landscape does not depend on it.
+        unmade: Names of variants that are still to be trained, e.g. ``safety--2``.
+        **changes: See `landscape_study`.
+
+    Returns:
+        The study; models have made-up folders, and fingerprints unless they are unmade.
     """
+    document = landscape_study(storage="journal", **changes).resolved()
+    document["experts"] = [
+        {"name": "skill", "path": "/nowhere/skill"},
+        {"name": "safety", "align": "/nowhere/safety.yaml"},
+    ]
+    document["spaces"][0]["vary"][LAMBDA] = vary
+    spec = StudySpec.model_validate(document)
     refs = {
         name: CheckpointRef(
             name=name, path=f"/made/{name}", digest=None if name in unmade else f"of {name}"

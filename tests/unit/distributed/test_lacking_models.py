@@ -3,24 +3,16 @@
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.config.study import StudySpec
 from safemerge.distributed.room import Room
 from safemerge.distributed.supply import Supply, lacking_models, make_lacking
 from safemerge.errors import StudyError, TrainingError
-from safemerge.testing.landscapes import SMOOTH, landscape_study, with_trained
+from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape
 
-LAMBDA = "experts.safety.booster.lambda"
 GONE = "safety--2"
 
 
-def lambda_study(vary, *, unmade=()):
-    document = landscape_study(num_trials=4, storage="journal").resolved()
-    document["experts"] = [
-        {"name": "skill", "path": "/nowhere/skill"},
-        {"name": "safety", "align": "/nowhere/safety.yaml"},
-    ]
-    document["spaces"][0]["vary"][LAMBDA] = vary
-    return with_trained(StudySpec.model_validate(document), unmade=unmade)
+def lambda_study(vary, **changes):
+    return lambda_landscape(vary, num_trials=4, **changes)
 
 
 CHOICES = {"choices": [0, 5]}

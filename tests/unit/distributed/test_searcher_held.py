@@ -5,14 +5,12 @@ import json
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.config.study import StudySpec
 from safemerge.distributed.room import Room
 from safemerge.distributed.searcher import RESULT, StudySearcher
 from safemerge.distributed.supply import Delivery, Supply, refuse_hopeless
 from safemerge.errors import TrainingError
-from safemerge.testing.landscapes import SMOOTH, landscape_study, with_trained
+from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape
 
-LAMBDA = "experts.safety.booster.lambda"
 CHOICES = [0, 5, 20]
 ALL = ["safety--1", "safety--2", "safety--3"]
 
@@ -45,19 +43,14 @@ class Order:
 
 
 def lambda_study(*, unmade, startup=4, num_trials=12):
-    document = landscape_study(
+    return lambda_landscape(
+        {"choices": CHOICES},
+        unmade=unmade,
         num_trials=num_trials,
         references=False,
         sampler={"name": "random", "startup": startup},
-        storage="journal",
         evaluator={"num_retries": 0},
-    ).resolved()
-    document["experts"] = [
-        {"name": "skill", "path": "/nowhere/skill"},
-        {"name": "safety", "align": "/nowhere/safety.yaml"},
-    ]
-    document["spaces"][0]["vary"][LAMBDA] = {"choices": CHOICES}
-    return with_trained(StudySpec.model_validate(document), unmade=unmade)
+    )
 
 
 class Driver:

@@ -12,31 +12,19 @@ from safemerge.errors import ConfigError, StudyError
 from safemerge.reports.front import front_trials
 from safemerge.search import Failure
 from safemerge.search.ingredient import is_interpolated
-from safemerge.testing.landscapes import SMOOTH, landscape_study, with_trained
-
-LAMBDA = "experts.safety.booster.lambda"
+from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape, landscape_study
 
 
 def line_study(*, unmade=(), num_trials=6, between="interpolate", **changes):
-    document = landscape_study(
+    line = {"low": 1.0, "high": 100.0, "log": True, "knots": [1, 10, 100], "between": between}
+    return lambda_landscape(
+        line,
+        unmade=unmade,
         num_trials=num_trials,
         sampler={"name": "random"},
-        storage="journal",
         evaluator={"num_retries": 1},
         **{"references": False, **changes},
-    ).resolved()
-    document["experts"] = [
-        {"name": "skill", "path": "/nowhere/skill"},
-        {"name": "safety", "align": "/nowhere/safety.yaml"},
-    ]
-    document["spaces"][0]["vary"][LAMBDA] = {
-        "low": 1.0,
-        "high": 100.0,
-        "log": True,
-        "knots": [1, 10, 100],
-        "between": between,
-    }
-    return with_trained(StudySpec.model_validate(document), unmade=unmade)
+    )
 
 
 class Places:
