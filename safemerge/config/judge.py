@@ -201,14 +201,14 @@ JudgeSpec = Annotated[RefusalProxy | ClassifierJudge | GuardJudge, Field(discrim
 
 
 def gpu_problems(
-    judges: Iterable[JudgeSpec], service: JudgeServiceSpec, evaluator_gpus: float
+    judges: Iterable[JudgeSpec], service: JudgeServiceSpec, evaluator_gpus: float | None
 ) -> Iterator[str]:
     """Yield what is wrong with judges on ``cuda`` whose replicas are given no GPU.
 
     Args:
         judges: Declared judges.
         service: Of judges with ``placement: service``.
-        evaluator_gpus: GPUs of each evaluator replica.
+        evaluator_gpus: GPUs of each evaluator replica; None where the cluster decides.
     """
     for judge in judges:
         if isinstance(judge, RefusalProxy) or judge.device != "cuda":

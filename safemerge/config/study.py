@@ -97,7 +97,8 @@ class EvaluatorSpec(StrictModel):
     max_replicas: int = Field(default=1, ge=1)
     """Replicas scale between the two on queue length; each owns one engine."""
     cpus_per_replica: float = Field(default=1.0, gt=0)
-    gpus_per_replica: float = Field(default=0.0, ge=0)
+    gpus_per_replica: float | None = Field(default=None, ge=0)
+    """Left out: one for each of `tensor_parallel_size` where the cluster has GPUs, else none."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs (or CPU shares) that one engine spans."""
     max_model_len: int = Field(default=1024, ge=16)
@@ -127,6 +128,22 @@ class EvaluatorSpec(StrictModel):
                 f"got {self.min_replicas} and {self.max_replicas}."
             )
         return self
+
+    def placed(self, gpus: float) -> Self:
+        """Return a copy that says how many GPUs a replica takes.
+
+        Args:
+            gpus: GPUs of the cluster.
+        """
+        if self.gpus_per_replica is not None:
+            return self
+        taken = float(self.tensor_parallel_size) if gpus else 0.0
+        return self.model_copy(update={"gpus_per_replica": taken})
+
+    @property
+    def replica_needs(self) -> dict[str, float]:
+        """CPUs and GPUs of one replica, by Ray's names; no GPUs unless `placed` or declared."""
+        return {"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica or 0.0}
 
 
 class StudySpec(StrictModel):

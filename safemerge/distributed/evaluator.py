@@ -19,7 +19,9 @@ from safemerge.distributed.judge import bound_judges, judge_maker, judges_until
 from safemerge.distributed.rung import RungPairs
 from safemerge.distributed.serving import (
     HEALTH_CHECK_EVERY_S,
+    actor_options,
     check_resources,
+    placed,
     run_application,
     unwrapped,
 )
@@ -229,16 +231,12 @@ class Evaluator:
     def __init__(self, spec: StudySpec, *, app: str) -> None:
         self._app = app
         self._spec = spec
-        evaluator = spec.evaluator
-        options: dict[str, Any] = {"num_cpus": evaluator.cpus_per_replica}
-        if evaluator.gpus_per_replica:
-            options["num_gpus"] = evaluator.gpus_per_replica
+        evaluator = placed(spec.evaluator)
         service, judges = spec.judge_service, spec.served_judges
-        num = evaluator.min_replicas
-        cpus, gpus = evaluator.cpus_per_replica * num, evaluator.gpus_per_replica * num
+        num, needs = evaluator.min_replicas, evaluator.replica_needs
         least = service.min_replicas
         check_resources(
-            [("evaluator", cpus, gpus)]
+            [("evaluator", needs["CPU"] * num, needs["GPU"] * num)]
             + [
                 (
                     f"judge '{judge.name}'",
@@ -252,7 +250,7 @@ class Evaluator:
         deployment = serve.deployment(
             name=DEPLOYMENT,
             max_ongoing_requests=ongoing,
-            ray_actor_options=options,
+            ray_actor_options=actor_options(evaluator),
             autoscaling_config={
                 "min_replicas": evaluator.min_replicas,
                 "max_replicas": evaluator.max_replicas,
@@ -265,7 +263,7 @@ class Evaluator:
             graceful_shutdown_wait_loop_s=0.2,
             graceful_shutdown_timeout_s=30,
         )(EvaluatorReplica)
-        study = spec.model_dump_json(by_alias=True)
+        study = spec.model_copy(update={"evaluator": evaluator}).model_dump_json(by_alias=True)
         bound = (bound_judges(judges, service),) if judges else ()
         self._handle = run_application(deployment.bind(study, *bound), app=app, what="evaluator")
 

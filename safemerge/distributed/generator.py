@@ -16,7 +16,9 @@ from safemerge.config.judge import ModelJudge
 from safemerge.distributed.judge import bound_judges, judge_maker
 from safemerge.distributed.serving import (
     HEALTH_CHECK_EVERY_S,
+    actor_options,
     check_resources,
+    placed,
     run_application,
     unwrapped,
 )
@@ -120,15 +122,13 @@ class Generator:
 
     def __init__(self, spec: GenerateSpec, *, app: str) -> None:
         self._app = app
-        self._evaluator = spec.evaluator
-        service, evaluator = spec.judge_service, spec.evaluator
-        judges = served_judges(spec)
-        options: dict[str, Any] = {"num_cpus": evaluator.cpus_per_replica}
-        if evaluator.gpus_per_replica:
-            options["num_gpus"] = evaluator.gpus_per_replica
+        service, evaluator = spec.judge_service, placed(spec.evaluator)
+        self._evaluator = evaluator
+        spec = spec.model_copy(update={"evaluator": evaluator})
+        judges, replica = served_judges(spec), evaluator.replica_needs
         least, num = service.min_replicas, evaluator.min_replicas
         needs = [
-            ("models", evaluator.cpus_per_replica * num, evaluator.gpus_per_replica * num),
+            ("models", replica["CPU"] * num, replica["GPU"] * num),
             *(
                 (
                     f"judge '{judge.name}'",
@@ -142,7 +142,7 @@ class Generator:
         deployment = serve.deployment(
             name=DEPLOYMENT,
             max_ongoing_requests=BATCHES_AT_ONCE,
-            ray_actor_options=options,
+            ray_actor_options=actor_options(evaluator),
             autoscaling_config={
                 "min_replicas": evaluator.min_replicas,
                 "max_replicas": evaluator.max_replicas,

@@ -14,6 +14,7 @@ from safemerge.config.models import models_recipe
 from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.distributed.fit import cause_of
+from safemerge.distributed.serving import actor_options, placed
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.core_claim import CoreClaim
 from safemerge.engines.engine import Continuation, Engine, Likelihood
@@ -142,19 +143,17 @@ class PairEvaluator:
     """
 
     def __init__(self, spec: OptimizeSpec) -> None:
-        evaluator = spec.evaluator
-        assert evaluator is not None, "declared by the caller's spec"
+        assert spec.evaluator is not None, "declared by the caller's spec"
+        evaluator = placed(spec.evaluator)
+        spec = spec.model_copy(update={"evaluator": evaluator})
         self._evaluator, self._app = evaluator, f"safemerge-optimize-{spec.name}"
-        options: dict[str, Any] = {"num_cpus": evaluator.cpus_per_replica}
-        if evaluator.gpus_per_replica:
-            options["num_gpus"] = evaluator.gpus_per_replica
         # Handles only: no HTTP proxy, so no port that could be taken.
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
         serve.start(proxy_location="Disabled", logging_config=quiet)
         deployment = serve.deployment(
             name=DEPLOYMENT,
             max_ongoing_requests=1,
-            ray_actor_options=options,
+            ray_actor_options=actor_options(evaluator),
             autoscaling_config={
                 "min_replicas": evaluator.min_replicas,
                 "max_replicas": evaluator.max_replicas,

@@ -32,8 +32,8 @@ def find_room(
         workers: Workers of each stage, and of each gathering of statistics, that may be wanted.
         nodes: What each machine of the cluster has, as Ray tells it.
     """
-    evaluator, service = spec.evaluator, spec.judge_service
-    replica = {"CPU": evaluator.cpus_per_replica, "GPU": evaluator.gpus_per_replica}
+    evaluator = spec.evaluator.placed(sum(node.get("GPU", 0.0) for node in nodes))
+    service, replica = spec.judge_service, evaluator.replica_needs
     judge = {"CPU": service.cpus_per_replica, "GPU": service.gpus_per_replica}
     kept = [replica] * evaluator.min_replicas
     kept += [judge] * (service.min_replicas * len(spec.served_judges))

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from safemerge.config.study import EvaluatorSpec
 from safemerge.errors import EngineError, PreflightError, SafemergeError
 
 HEALTH_CHECK_EVERY_S = 10.0
@@ -45,6 +46,17 @@ def run_application(application: Any, *, app: str, what: str) -> Any:
     except KeyboardInterrupt:
         serve.delete(app)
         raise
+
+
+def placed(evaluator: EvaluatorSpec) -> EvaluatorSpec:
+    """Return the evaluator with the GPUs that its replicas take on this cluster."""
+    return evaluator.placed(ray.cluster_resources().get("GPU", 0.0))
+
+
+def actor_options(evaluator: EvaluatorSpec) -> dict[str, float]:
+    """Return what a placed replica asks of Ray."""
+    needs = evaluator.replica_needs
+    return {"num_cpus": needs["CPU"], **({"num_gpus": needs["GPU"]} if needs["GPU"] else {})}
 
 
 def check_resources(needs: Sequence[tuple[str, float, float]]) -> None:

@@ -198,6 +198,14 @@ def study(**evaluator) -> StudySpec:
             [{"CPU": 64, "GPU": 6}],
             Room(True, 2),
         ),
+        # Left out, the GPUs of a replica are those that its engine spans, where there are any.
+        ({}, {"gpus_per_worker": 1}, [{"CPU": 8, "GPU": 1}], Room(False, 1)),
+        (
+            {"tensor_parallel_size": 2},
+            {"gpus_per_worker": 1},
+            [{"CPU": 8, "GPU": 3}],
+            Room(True, 1),
+        ),
         (
             {"gpus_per_replica": 1, "min_replicas": 4, "max_replicas": 4},
             {"gpus_per_worker": 1, "num_workers": 2},
