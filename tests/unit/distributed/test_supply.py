@@ -191,7 +191,13 @@ def study(**evaluator) -> StudySpec:
         ({}, {"cpus_per_worker": 3}, [{"CPU": 3}, {"CPU": 3}], Room(True, 1)),
         # Where the replica goes is not known: on the larger machine, no three cores are left.
         ({}, {"cpus_per_worker": 3}, [{"CPU": 3}, {"CPU": 2}], Room(False, 1)),
-        ({}, {"cpus_per_worker": 10}, [{"CPU": 8, "GPU": 1}, {"CPU": 10}], Room(False, 1)),
+        ({}, {"cpus_per_worker": 10}, [{"CPU": 8, "GPU": 1}, {"CPU": 10}], Room(True, 1)),
+        (
+            {"gpus_per_replica": 0},
+            {"cpus_per_worker": 10},
+            [{"CPU": 8, "GPU": 1}, {"CPU": 10}],
+            Room(False, 1),
+        ),
         (
             {"gpus_per_replica": 1},
             {"gpus_per_worker": 1, "num_workers": 2},
