@@ -25,6 +25,7 @@ from safemerge.weights.checkpoint import (
     refuse_pickle,
 )
 from safemerge.weights.header import TensorEntry, read_header
+from safemerge.weights.renamed import under_names_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -257,10 +258,11 @@ def open_checkpoint(path: Path | str, base: Checkpoint | None = None) -> Checkpo
 
     Args:
         path: Folder with safetensors weights and config.json, or a PEFT LoRA adapter.
-        base: Checkpoint an adapter is added to; needed for adapters, else unused.
+        base: Checkpoint an adapter is added to, needed for adapters; a dense checkpoint is given
+            under its names, see `under_names_of`.
 
     Returns:
-        A `DenseCheckpoint` or an `AdapterCheckpoint`.
+        A `DenseCheckpoint`, maybe renamed, or an `AdapterCheckpoint`.
 
     Raises:
         CheckpointError: If the folder holds no readable safetensors checkpoint, or it is an
@@ -268,7 +270,8 @@ def open_checkpoint(path: Path | str, base: Checkpoint | None = None) -> Checkpo
     """
     folder = existing_folder(path)
     if not is_adapter(folder):
-        return DenseCheckpoint(folder)
+        opened = DenseCheckpoint(folder)
+        return opened if base is None else under_names_of(base, opened)
     if base is None:
         raise CheckpointError(
             f"{folder}: an adapter needs the base it was trained on; got no base. "

@@ -11,32 +11,13 @@ from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.weights.adapter import AdapterCheckpoint
 from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.settings import setting_differences
 from safemerge.weights.shared_vocabulary import VocabularyView, stored_checkpoint
 from safemerge.weights.vocabulary import vocabulary_difference
 
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NUM_EXAMPLES = 3
 _OR_SHARE = ", or set vocabulary: base or union"
-_ARCHITECTURE_KEYS = (
-    "model_type",
-    "hidden_size",
-    "n_embd",
-    "intermediate_size",
-    "num_hidden_layers",
-    "n_layer",
-    "num_attention_heads",
-    "n_head",
-    "num_key_value_heads",
-    "head_dim",
-    "num_local_experts",
-    "num_experts",
-    "vocab_size",
-    "hidden_act",
-    "sliding_window",
-)
-"""Config keys that must be equal: with them different, equal shapes mean different things."""
-
-
 _PART_ENTRIES = 1 << 17
 
 
@@ -50,10 +31,13 @@ def check_agreement(
 ) -> None:
     """Check that base and experts can be merged tensor by tensor.
 
-    Compared are tensor names, shapes, dtypes, architecture (config.json), tied embeddings and
-    vocabulary; every tensor is scanned for NaN and infinities. All weights must be float32,
-    bfloat16 or float16. A tied output head that is stored redundantly and equals the input
-    embedding is accepted, also of an expert whose config does not say that it ties. Differing
+    Compared are tensor names, shapes, dtypes, architecture, tied embeddings and vocabulary; every
+    tensor is scanned for NaN and infinities. Of a config.json counts what it means, not how it
+    is written (see `setting_differences`): sizes and numbers of parts must agree; settings that
+    change what the weights compute but not their shapes may differ, and `notices` names them.
+    All weights must be float32, bfloat16 or float16. A tied output head that is stored
+    redundantly and equals the input embedding is accepted, also of an expert whose config does
+    not tie it. Differing
     float dtypes are refused unless `mixed_dtypes`: which one
     the result gets, and what was lost before, must be said, so callers pass
     ``recipe.dtype != "base"``. LoRA experts are dense in float32 and are exempt from that rule.
@@ -181,17 +165,15 @@ def _check_tied_head(where: str, name: str, checkpoint: Checkpoint) -> None:
 
 def _check_architecture(where: str, base: Checkpoint, name: str, expert: Checkpoint) -> None:
     differences = [
-        f"{key} base {base.setting(key)!r}, expert {expert.setting(key)!r}"
-        for key in _ARCHITECTURE_KEYS
-        if base.setting(key) != expert.setting(key)
+        item for item in setting_differences(base.config, expert.config) if item.structural
     ]
     if differences:
-        rows_only = len(differences) == 1 and differences[0].startswith("vocab_size")
+        rows_only = {item.key.rpartition(".")[2] for item in differences} == {"vocab_size"}
         raise _mismatch(
             where,
             name,
             "experts must share the base architecture",
-            differences,
+            [str(item) for item in differences],
             f"Use experts fine-tuned from this base{_OR_SHARE if rows_only else ''}.",
         )
     if base.tied_embeddings != expert.tied_embeddings and not _stores_tied_head(base, expert):
@@ -201,11 +183,11 @@ def _check_architecture(where: str, base: Checkpoint, name: str, expert: Checkpo
 
 
 def _stores_tied_head(base: Checkpoint, expert: Checkpoint) -> bool:
-    """Whether an expert whose config says nothing of it ties as the base does, head stored."""
+    """Whether an expert whose config does not tie stores a head equal to its embedding."""
     embedding = expert.input_embedding
     return (
         base.tied_embeddings
-        and expert.setting("tie_word_embeddings") is None
+        and not expert.tied_embeddings
         and OUTPUT_HEAD in expert
         and embedding is not None
         and torch.equal(expert.tensor(OUTPUT_HEAD), expert.tensor(embedding))

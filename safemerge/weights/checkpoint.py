@@ -14,15 +14,21 @@ from torch import Tensor
 from safemerge.errors import CheckpointError
 from safemerge.weights import pages
 from safemerge.weights.header import TensorEntry, read_header
+from safemerge.weights.index import INDEX_FILE as INDEX_FILE
+from safemerge.weights.index import SINGLE_FILE as SINGLE_FILE
+from safemerge.weights.index import check_index, shard_files
+from safemerge.weights.index import refuse_pickle as refuse_pickle
+from safemerge.weights.model_class import is_buffer_name, unread_tensors
+from safemerge.weights.pointer import check_no_pointers
+from safemerge.weights.quantized import check_not_quantized
+from safemerge.weights.settings import ties_embeddings
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 OUTPUT_HEAD = "lm_head.weight"
 """Name of the output projection; with tied embeddings it is the input embedding."""
 
-_PICKLE_PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "adapter_model.bin")
-_INPUT_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings)\.weight$")
+_INPUT_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|word_embeddings)\.weight$")
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 
 
@@ -45,11 +51,13 @@ class Checkpoint(ABC):
     """Folder the checkpoint was opened from."""
     config: dict[str, Any]
     """The model's config.json; an adapter gives its base's."""
+    left_out: tuple[str, ...] = ()
+    """Names of stored tensors that transformers ignores, sorted; they are no part of the model."""
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Every stored tensor name, sorted."""
+        """Every tensor name, sorted, without those that are left out."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
@@ -95,15 +103,17 @@ class Checkpoint(ABC):
         """Whether input embedding and output head are one tensor.
 
         ``tie_word_embeddings`` of the config; where the config is silent, True if no
-        ``lm_head.weight`` is stored.
+        ``lm_head.weight`` is stored, and else what transformers takes for the model's type.
         """
         declared = self.setting("tie_word_embeddings")
-        return bool(declared) if declared is not None else OUTPUT_HEAD not in self.names
+        if declared is not None:
+            return bool(declared)
+        return OUTPUT_HEAD not in self.names or ties_embeddings(self.config)
 
     @property
     def num_layers(self) -> int:
         """Number of decoder layers, by the config or else by the tensor names."""
-        declared = self.setting("num_hidden_layers", "n_layer", "num_layers")
+        declared = self.setting(*_LAYER_COUNTS)
         if isinstance(declared, int):
             return declared
         layers = [layer for name in self.names if (layer := layer_of(name)) is not None]
@@ -133,7 +143,8 @@ class DenseCheckpoint(Checkpoint):
 
     Raises:
         CheckpointError: If the folder, config.json or the weights are missing, only pickle
-            files are there, or a file is truncated or corrupt.
+            files or Git LFS pointers are there, an old index lies beside newer weights, a file
+            is truncated or corrupt, or the weights are quantised.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -151,12 +162,18 @@ class DenseCheckpoint(Checkpoint):
                     )
                 self._entries[name] = entry
                 self._file_by_name[name] = file
-        self._names = tuple(sorted(self._entries))
-        if not self._names:
+        if not self._entries:
             raise CheckpointError(
                 f"{self.folder}: the weight files must hold tensors; got none. Save it again."
             )
-        _check_index(self.folder, self._file_by_name)
+        check_not_quantized(self.folder, self.config, self._entries)
+        self.left_out = tuple(sorted(self._unread()))
+        for name in self.left_out:
+            del self._entries[name]
+        self._names = tuple(sorted(self._entries))
+        index = self.folder / INDEX_FILE
+        if index.is_file():
+            check_index(index, _weight_map(index), self._file_by_name, may_lack=self._may_lack)
         self._handles = {file: open_safetensors(file) for file in self.files}
         self._mappings: dict[Path, tuple[pages.Mapping, ...]] = {}
         self._views: dict[str, Tensor] = {}
@@ -199,6 +216,23 @@ class DenseCheckpoint(Checkpoint):
         # NOTE: with the view held, peak memory of a merge to disk was some tensors higher.
         self._views.pop(name, None)
 
+    def _unread(self) -> frozenset[str]:
+        layers = {name: layer for name in self._entries if (layer := layer_of(name)) is not None}
+        declared = self.setting(*_LAYER_COUNTS)
+        beyond = [
+            name
+            for name, layer in layers.items()
+            if isinstance(declared, int) and layer >= declared
+        ]
+        return unread_tensors(self.config, self._entries, beyond)
+
+    def _may_lack(self, name: str) -> bool:
+        """Whether an index may name a tensor that is not stored: a tied head, a dead buffer."""
+        if name != OUTPUT_HEAD:
+            return is_buffer_name(name)
+        declared = self.setting("tie_word_embeddings")
+        return ties_embeddings(self.config) if declared is None else bool(declared)
+
     def _entry(self, name: str) -> TensorEntry:
         if name not in self._entries:
             raise CheckpointError(
@@ -212,7 +246,7 @@ def existing_folder(folder: Path | str) -> Path:
     """Return the absolute path of a checkpoint's folder.
 
     Raises:
-        CheckpointError: If there is no such folder.
+        CheckpointError: If there is no such folder, or its files are Git LFS pointers.
     """
     path = Path(folder).expanduser().absolute()
     if not path.is_dir():
@@ -220,6 +254,7 @@ def existing_folder(folder: Path | str) -> Path:
         raise CheckpointError(
             f"{path}: a checkpoint must be a folder; got {found}. Check the path."
         )
+    check_no_pointers(path)
     return path
 
 
@@ -287,40 +322,16 @@ def read_tensor(opened: TensorFile, path: Path, name: str) -> Shaped[Tensor, "..
         ) from error
 
 
-def refuse_pickle(folder: Path, *, wanted: str) -> None:
-    """Raise the error for a folder without safetensors weights.
-
-    Raises:
-        CheckpointError: Always; it says so if only pickle files are there.
-    """
-    pickles = sorted({file.name for pattern in _PICKLE_PATTERNS for file in folder.glob(pattern)})
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: weights must be safetensors; got a pickle checkpoint "
-            f"({', '.join(pickles[:3])}), which can run code when loaded. Convert it to "
-            f"safetensors with save_pretrained in a sandbox."
-        )
-    raise CheckpointError(
-        f"{folder}: must hold {wanted}; got no weights. Check the path or save the model again."
-    )
-
-
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the safetensors files of a checkpoint's folder, sorted by name.
 
     Raises:
-        CheckpointError: If there are none, or a shard that the index names is missing.
+        CheckpointError: If there are none, a shard that the index names is missing, or an index
+            of shards and a single file lie side by side.
     """
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if index.is_file():
-        files = sorted({folder / shard for shard in _weight_map(index).values()})
-        for file in files:
-            if not file.is_file():
-                raise CheckpointError(
-                    f"{index}: every shard it names must exist; got no '{file.name}'. "
-                    f"Copy or download the missing shard."
-                )
-        return tuple(files)
+        return shard_files(index, _weight_map(index).values())
     if single.is_file():
         return (single,)
     refuse_pickle(folder, wanted=f"{SINGLE_FILE} or {INDEX_FILE}")
@@ -340,16 +351,3 @@ def _weight_map(index: Path) -> dict[str, str]:
                 f"Save the checkpoint again."
             )
     return weight_map
-
-
-def _check_index(folder: Path, file_by_name: dict[str, Path]) -> None:
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        return
-    for name, shard in _weight_map(index).items():
-        found = file_by_name.get(name)
-        if found is None or found.name != shard:
-            raise CheckpointError(
-                f"{index}, tensor '{name}': must be in the shard the index names; got '{shard}', "
-                f"found in '{found.name if found else 'none'}'. Save the checkpoint again."
-            )
