@@ -156,6 +156,8 @@ def _open(recipe: MergeRecipe, console: Console, num_layers: int | None) -> Resi
 
     console.say(f"checking {len(recipe.checkpoints)} checkpoints")
     resident = ResidentCheckpoints.open(recipe)
+    for notice in resident.notices:
+        console.say(f"note: {notice}")
     if num_layers is not None and resident.base.num_layers != num_layers:
         raise ConfigError(
             f"recipe {recipe.digest[:4]}: layer_range must cover all "

@@ -165,7 +165,7 @@ def resolve_with(spec: StudySpec, console: Console, resolve: Callable[[], StudyS
     check_engine(spec.evaluator)
     check_quantities(MergeRecipe.model_validate(spec.template(space)) for space in spec.spaces)
     resolved = resolve()
-    check_models(resolved)
+    check_models(resolved, say=console.say)
     if spec.base.path is None:
         check_prompts(resolved, console)
     return resolved

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from ray import tune
 
-from safemerge.config.models import study_models
+from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.models import models_recipe, study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
@@ -27,13 +28,30 @@ TRIAL_MEMORY_BYTES = 50 * 1024**2
 """What a trial's client process reserves: no CPU, so that replicas may have them all."""
 
 
-def check_models(spec: StudySpec) -> None:
-    """Open and compare all checkpoints of a resolved study, before anything is started.
+def check_models(spec: StudySpec, *, say: Callable[[str], None] | None = None) -> None:
+    """Open and compare all checkpoints of a study that are folders, before anything is started.
+
+    Args:
+        spec: The study; experts still to be made are left out, and all of them where the base is.
+        say: Called with what must be known of the models; see `safemerge.weights.notice`.
 
     Raises:
         CheckpointError, CheckpointMismatchError: See `ResidentCheckpoints.open`.
     """
-    ResidentCheckpoints.open(study_models(spec), for_engine=True)
+    models = study_models(spec)
+    if models.base.path is None:
+        return
+    there = [ref for ref in models.experts if _is_there(ref)]
+    models = models_recipe(models.base, there, dtype=models.dtype, vocabulary=models.vocabulary)
+    resident = ResidentCheckpoints.open(models, for_engine=True)
+    for notice in resident.notices:
+        if say is not None:
+            say(f"note: {notice}")
+
+
+def _is_there(ref: CheckpointRef) -> bool:
+    ends = ref.between.ends if ref.between is not None else (ref,)
+    return all(end.path is not None for end in ends)
 
 
 def check_suites(

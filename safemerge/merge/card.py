@@ -1,6 +1,7 @@
 """The model card of a merged checkpoint: where it comes from and how to make it again."""
 
 import json
+from collections.abc import Sequence
 
 from safemerge import __version__
 from safemerge.config.recipe import MergeRecipe
@@ -68,6 +69,26 @@ Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe
 A merge can lose safety training that its parts had. Measure this model before it meets users;
 merging method and coefficients guarantee nothing.
 """
+
+
+def with_notices(card: str, notices: Sequence[str]) -> str:
+    """Return a card with a last section of what must be known of the models that were merged.
+
+    Args:
+        card: Markdown text.
+        notices: Sentences; see `safemerge.weights.notice.notices`. Without any the card is
+            unchanged.
+    """
+    if not notices:
+        return card
+    lines = "\n".join(f"- {_published(notice)}" for notice in notices)
+    return f"{card.rstrip()}\n\n## Notes on the models\n\n{lines}\n"
+
+
+def _published(notice: str) -> str:
+    """A notice without the folders of the machine, and safe in Markdown."""
+    words = (_short(word) if word.startswith("/") else word for word in notice.split(" "))
+    return " ".join(words).replace("<", "&lt;").replace("|", "\\|")
 
 
 def _short(source: str) -> str:

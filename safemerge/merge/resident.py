@@ -21,6 +21,7 @@ from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.interpolated import InterpolatedCheckpoint
+from safemerge.weights.notice import notices
 from safemerge.weights.shared_vocabulary import stored_checkpoint
 from safemerge.weights.statistics import ModelStatistics
 
@@ -39,6 +40,7 @@ class ResidentCheckpoints:
         vocabulary: The vocabulary they are shown in, as in recipes.
         grows: Whether a recipe's model that is not held yet, and has a path and a fingerprint,
             is opened, checked and held from then on.
+        said: What must be known of these models; see `notices`.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class ResidentCheckpoints:
         *,
         vocabulary: Vocabulary = "refuse",
         grows: bool = False,
+        said: tuple[str, ...] = (),
     ) -> None:
         self.base_name = base_name
+        self.notices = said
         self.vocabulary = vocabulary
         self.grows = grows
         self._checkpoints = dict(checkpoints)
@@ -101,6 +105,7 @@ class ResidentCheckpoints:
         base = checkpoints[recipe.base.name]
         if for_engine:
             _check_shape(where, base)
+        said: tuple[str, ...] = ()
         if check:
             for ref in recipe.checkpoints:
                 _check_digest(where, ref)
@@ -110,6 +115,7 @@ class ResidentCheckpoints:
                 for name, end in _plain(ref.name, checkpoints[ref.name]).items()
             }
             check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
+            said = notices(base, experts)
         check_groups(recipe, base.distinct_names)
         refs = {ref.name: ref for ref in recipe.checkpoints}
         statistics = {
@@ -124,6 +130,7 @@ class ResidentCheckpoints:
             statistics,
             vocabulary=recipe.vocabulary,
             grows=grows,
+            said=said,
         )
 
     @property

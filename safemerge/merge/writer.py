@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from safemerge.config.recipe import MergeRecipe
-from safemerge.merge.card import model_card
+from safemerge.merge.card import model_card, with_notices
+from safemerge.merge.custom_code import (
+    CustomCode,
+    code_notices,
+    custom_code,
+    without_missing_code,
+)
 from safemerge.merge.folder import free_place, whole_folder
 from safemerge.merge.shard import ShardWriter
 from safemerge.merge.spectrum import SpectrumCache
@@ -17,7 +23,8 @@ from safemerge.merge.stream import in_one_vocabulary, merge_order, merged_dtype,
 from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
-from safemerge.weights.shared_vocabulary import VocabularyView
+from safemerge.weights.notice import notices
+from safemerge.weights.shared_vocabulary import VocabularyView, stored_checkpoint
 from safemerge.weights.statistics import ModelStatistics
 from safemerge.weights.tokenizer import add_tokens
 
@@ -83,8 +90,9 @@ def write_merged(
     """Merge a recipe into a folder: weights, config, tokenizer, model card and recipe.
 
     Weights are safetensors, in several files with an index if they exceed a shard. config.json
-    is the base's with the merged dtype; generation config, tokenizer, chat templates, processor
-    and licence are the base's files, with the tokens that a union of vocabularies adds.
+    is the base's with the merged dtype and without ``quantization_config``; generation config,
+    tokenizer, chat templates, processor, custom code and licence are the base's files, with the
+    tokens that a union of vocabularies adds. The card ends with what `notices` says.
     Everything is written into a temporary folder beside `out_dir` that is renamed at the end, so
     `out_dir` is whole or absent; after an error the temporary folder is removed. Reading, merging
     and writing overlap; peak memory is two tensors of the result and two of each model, whatever
@@ -122,9 +130,10 @@ def write_merged(
         experts = {ref.name: checkpoints[ref.name] for ref in recipe.experts}
         where = f"recipe {recipe.digest[:4]}"
         check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
+    code = custom_code(stored_checkpoint(base))
     plan = _plan(recipe, base, max_shard_bytes)
     with whole_folder(out, num_bytes=plan.num_bytes) as partial:
-        _write_documents(recipe, base, partial, card=card)
+        _write_documents(recipe, checkpoints, partial, code=code, card=card)
         _write_weights(
             recipe,
             checkpoints,
@@ -200,12 +209,22 @@ def _write_weights(
 
 
 def _write_documents(
-    recipe: MergeRecipe, base: Checkpoint, folder: Path, *, card: str | None
+    recipe: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    folder: Path,
+    *,
+    code: CustomCode,
+    card: str | None,
 ) -> None:
-    _write_json(folder / CONFIG_FILE, _merged_config(recipe, base))
+    base = checkpoints[recipe.base.name]
+    experts = {ref.name: checkpoints[ref.name] for ref in recipe.experts}
+    _write_json(folder / CONFIG_FILE, without_missing_code(_merged_config(recipe, base), code))
     _write_json(folder / RECIPE_FILE, recipe.resolved())
-    (folder / "README.md").write_text(card or model_card(recipe), encoding="utf-8")
-    for source in sorted({file for pattern in _COPIED for file in base.folder.glob(pattern)}):
+    said = (*notices(base, experts), *code_notices(code))
+    text = with_notices(card or model_card(recipe), said)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    copied = {file for pattern in _COPIED for file in base.folder.glob(pattern)}
+    for source in sorted(copied | set(code.files)):
         if source.is_file():
             copy = folder / source.relative_to(base.folder)
             copy.parent.mkdir(exist_ok=True)
@@ -215,13 +234,17 @@ def _write_documents(
 
 
 def _merged_config(recipe: MergeRecipe, base: Checkpoint) -> dict[str, Any]:
-    config = dict(base.config)
-    if recipe.dtype == "base":
-        return config
+    config = _dense(base.config)
     nested = config.get("text_config")
     if isinstance(nested, dict):
-        config["text_config"] = _with_dtype(nested, recipe.dtype)
-    return _with_dtype(config, recipe.dtype)
+        config["text_config"] = _dense(nested)
+        if recipe.dtype != "base":
+            config["text_config"] = _with_dtype(config["text_config"], recipe.dtype)
+    return config if recipe.dtype == "base" else _with_dtype(config, recipe.dtype)
+
+
+def _dense(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "quantization_config"}
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
