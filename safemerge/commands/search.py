@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import time
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     spec = with_start_files(load_study(options.study), options.start)
     folder = Path(options.results) / spec.name
     if options.dry_run:
-        _dry_run(spec, console)
+        _dry_run(spec, folder, console)
         return
     again = _resume_command(options.study, options.results, options.start)
     _check_folder(folder, resume=options.resume, again=again)
@@ -226,16 +227,22 @@ def _finish(folder: Path, console: Console) -> None:
 
 
 def check_disk(folder: Path) -> None:
-    """Refuse to start without room for a run's folder.
+    """Refuse to start without a place for a run's folder.
 
     Raises:
-        PreflightError: If less than 100 MB are free there.
+        PreflightError: If it cannot be written, or less than 100 MB are free there.
     """
     from safemerge.errors import PreflightError
 
     existing = folder.resolve()
     while not existing.exists():
         existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        kind = "a folder that cannot be written" if existing.is_dir() else "a file"
+        raise PreflightError(
+            f"{folder}: the run's folder must be a place that can be written; got {kind}, "
+            f"{existing}. Choose another folder with --results."
+        )
     free = shutil.disk_usage(existing).free
     if free < 100e6:
         raise PreflightError(
@@ -244,15 +251,21 @@ def check_disk(folder: Path) -> None:
         )
 
 
-def _dry_run(spec: StudySpec, console: Console) -> None:
+def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:
+    from safemerge.distributed.evaluator import least_needs
     from safemerge.distributed.ingredient import training_plan
     from safemerge.distributed.search import check_suites
+    from safemerge.distributed.serving import check_resources, machine_resources
     from safemerge.distributed.statistics import gathered_files
     from safemerge.distributed.warm_start import read_starts, seen_by
     from safemerge.weights.adapter import open_checkpoint
 
+    check_disk(folder)
+    there = machine_resources()
+    check_resources(least_needs(spec, spec.evaluator.placed(there["GPU"])), there)
+    found = preflight(spec, console)
     starts = read_starts(spec)
-    num_prompts = check_suites(spec, seen=seen_by(starts), say=console.say)
+    num_prompts = check_suites(spec, seen=seen_by(starts))
     console.say(f"study '{spec.name}': {num_prompts} search prompts, splits disjoint")
     for wave in training_plan(spec.all_checkpoints):
         for stage in wave:
@@ -267,6 +280,8 @@ def _dry_run(spec: StudySpec, console: Console) -> None:
             opened = open_checkpoint(ref.path, base)
             base = base or opened
             console.say(f"checkpoint '{ref.name}': {opened.num_parameters / 1e6:.0f} M parameters")
+    for notice in found:
+        console.say(f"note: {notice}")
     console.say("dry run: the study is sound; nothing was started")
 
 

@@ -24,30 +24,55 @@ def load_study(path: str) -> StudySpec:
     return load_document(path, StudySpec).located(Path(path).resolve().parent)
 
 
-def preflight(spec: StudySpec, console: Console) -> None:
+def preflight(spec: StudySpec, console: Console) -> tuple[str, ...]:
     """Refuse what can be seen to fail before a cluster starts.
 
     Args:
         spec: The study; checkpoints still to be trained are not looked at.
         console: Where it is said which rows of the suites are left out.
 
+    Returns:
+        What must be known of the models that can be looked at; see `check_models`.
+
     Raises:
-        PreflightError: If the engine is not installed.
+        PreflightError: If the engine is not installed, or does not know the model.
         CheckpointError: If a checkpoint or a judge cannot be opened, or the base has no chat
             template.
+        CheckpointMismatchError: If experts cannot be merged with the base.
         DataError: If a suite cannot be read, or a prompt does not fit the context.
         ConfigError: If a task needs what no engine gives.
     """
-    from safemerge.weights.adapter import is_adapter, open_checkpoint
-
     check_engine(spec.evaluator)
     check_judges([judge for suite in spec.suites for judge in suite.judges])
-    base = open_checkpoint(spec.base.path) if spec.base.path is not None else None
-    for expert in spec.experts:
-        if expert.path is not None and (base is not None or not is_adapter(expert.path)):
-            open_checkpoint(expert.path, base)
+
+    from safemerge.distributed.search import check_models
+
+    found = check_models(spec)
+    check_known(spec)
     if spec.base.path is not None:
         check_prompts(spec, console)
+    return found
+
+
+def check_known(spec: StudySpec) -> None:
+    """Refuse a base that the transformers engine cannot load.
+
+    vLLM has models of its own, and says itself what it does not know.
+
+    Raises:
+        PreflightError: If transformers cannot read the base's config.
+    """
+    from safemerge.weights.checkpoint import CONFIG_FILE, read_json
+    from safemerge.weights.settings import unread_reason
+
+    if spec.base.path is None or spec.evaluator.engine != "transformers":
+        return
+    reason = unread_reason(read_json(Path(spec.base.path) / CONFIG_FILE))
+    if reason is not None:
+        raise PreflightError(
+            f"evaluator.engine: transformers must know the base; got {spec.base.path}: {reason}. "
+            f"Custom code is never run. Use evaluator.engine: vllm if that knows the model."
+        )
 
 
 def check_judges(judges: Sequence[JudgeSpec]) -> None:
@@ -165,7 +190,8 @@ def resolve_with(spec: StudySpec, console: Console, resolve: Callable[[], StudyS
     check_engine(spec.evaluator)
     check_quantities(MergeRecipe.model_validate(spec.template(space)) for space in spec.spaces)
     resolved = resolve()
-    check_models(resolved, say=console.say)
+    for notice in check_models(resolved):
+        console.say(f"note: {notice}")
     if spec.base.path is None:
         check_prompts(resolved, console)
     return resolved

@@ -13,7 +13,7 @@ from ray import serve
 
 from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import StudySpec
+from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.data.suite import load_suites
 from safemerge.distributed.judge import bound_judges, judge_maker, judges_until
 from safemerge.distributed.rung import RungPairs
@@ -233,19 +233,7 @@ class Evaluator:
         self._spec = spec
         evaluator = placed(spec.evaluator)
         service, judges = spec.judge_service, spec.served_judges
-        num, needs = evaluator.min_replicas, evaluator.replica_needs
-        least = service.min_replicas
-        check_resources(
-            [("evaluator", needs["CPU"] * num, needs["GPU"] * num)]
-            + [
-                (
-                    f"judge '{judge.name}'",
-                    service.cpus_per_replica * least,
-                    service.gpus_per_replica * least,
-                )
-                for judge in judges
-            ]
-        )
+        check_resources(least_needs(spec, evaluator))
         ongoing = candidates_at_once(spec)
         deployment = serve.deployment(
             name=DEPLOYMENT,
@@ -347,3 +335,17 @@ def candidates_at_once(spec: StudySpec) -> int:
     it answers the next.
     """
     return 2 if spec.served_judges else 1
+
+
+def least_needs(spec: StudySpec, evaluator: EvaluatorSpec) -> list[tuple[str, float, float]]:
+    """Return what a study's least replicas take: each deployment with its CPUs and GPUs.
+
+    Args:
+        spec: The study, for its judges.
+        evaluator: Its evaluator, with the GPUs that replicas take.
+    """
+    needs, service = evaluator.replica_needs, spec.judge_service
+    num, least = evaluator.min_replicas, service.min_replicas
+    cpus, gpus = service.cpus_per_replica * least, service.gpus_per_replica * least
+    judges = [(f"judge '{judge.name}'", cpus, gpus) for judge in spec.served_judges]
+    return [("evaluator", needs["CPU"] * num, needs["GPU"] * num), *judges]

@@ -23,35 +23,58 @@ from safemerge.errors import StudyError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.search.study import SearchStudy
+from safemerge.weights.adapter import is_adapter, open_checkpoint
+from safemerge.weights.agreement import check_agreement
+from safemerge.weights.notice import notices
 
 TRIAL_MEMORY_BYTES = 50 * 1024**2
 """What a trial's client process reserves: no CPU, so that replicas may have them all."""
 
 
-def check_models(spec: StudySpec, *, say: Callable[[str], None] | None = None) -> None:
-    """Open and compare all checkpoints of a study that are folders, before anything is started.
+def check_models(spec: StudySpec) -> tuple[str, ...]:
+    """Open and compare all models of a study that are folders, before anything is started.
+
+    Experts still to be made are left out; where the base is, each is opened for itself.
 
     Args:
-        spec: The study; experts still to be made are left out, and all of them where the base is.
-        say: Called with what must be known of the models; see `safemerge.weights.notice`.
+        spec: The study, resolved or not.
+
+    Returns:
+        What must be known of the models; see `safemerge.weights.notice.notices`.
 
     Raises:
         CheckpointError, CheckpointMismatchError: See `ResidentCheckpoints.open`.
     """
     models = study_models(spec)
-    if models.base.path is None:
-        return
     there = [ref for ref in models.experts if _is_there(ref)]
-    models = models_recipe(models.base, there, dtype=models.dtype, vocabulary=models.vocabulary)
-    resident = ResidentCheckpoints.open(models, for_engine=True)
-    for notice in resident.notices:
-        if say is not None:
-            say(f"note: {notice}")
+    if models.base.path is None:
+        for ref in there:
+            if ref.path is not None and not is_adapter(ref.path):
+                open_checkpoint(ref.path)
+        return ()
+    if not there:
+        base = open_checkpoint(models.base.path)
+        check_agreement(base, {})
+        return notices(base, {})
+    given = models_recipe(
+        _with_statistics_there(models.base),
+        [_with_statistics_there(ref) for ref in there],
+        dtype=models.dtype,
+        vocabulary=models.vocabulary,
+    )
+    return ResidentCheckpoints.open(given, for_engine=True).notices
 
 
 def _is_there(ref: CheckpointRef) -> bool:
-    ends = ref.between.ends if ref.between is not None else (ref,)
+    ends = (ref,) if ref.between is None else ref.between.ends
     return all(end.path is not None for end in ends)
+
+
+def _with_statistics_there(ref: CheckpointRef) -> CheckpointRef:
+    """Leave out statistics that are still to be gathered."""
+    if ref.statistics is None or ref.statistics.path is not None:
+        return ref
+    return ref.model_copy(update={"statistics": None})
 
 
 def check_suites(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -59,20 +59,30 @@ def actor_options(evaluator: EvaluatorSpec) -> dict[str, float]:
     return {"num_cpus": needs["CPU"], **({"num_gpus": needs["GPU"]} if needs["GPU"] else {})}
 
 
-def check_resources(needs: Sequence[tuple[str, float, float]]) -> None:
+def machine_resources() -> dict[str, float]:
+    """Return CPUs and GPUs of this machine, the most that a local cluster can have."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def check_resources(
+    needs: Sequence[tuple[str, float, float]], there: Mapping[str, float] | None = None
+) -> None:
     """Refuse replicas that a local cluster has no room for: they would be waited for for ever.
 
     A cluster named by ``RAY_ADDRESS`` may grow, so nothing is said of it.
 
     Args:
         needs: For each deployment what it is, and the CPUs and GPUs of its least replicas.
+        there: CPUs and GPUs that there are; those of the cluster if left out.
 
     Raises:
         PreflightError: If they need more than there is.
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    there = ray.cluster_resources()
+    there = ray.cluster_resources() if there is None else there
     for key, place in (("CPU", 1), ("GPU", 2)):
         wanted = sum(need[place] for need in needs)  # type: ignore[misc]
         if wanted > there.get(key, 0.0) + 1e-6:
