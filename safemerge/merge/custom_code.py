@@ -44,6 +44,8 @@ def custom_code(checkpoint: Checkpoint) -> CustomCode:
     missing: set[str] = set()
     elsewhere: set[str] = set()
     for config in sorted(folder.glob(_CONFIGS)):
+        if b"auto_map" not in config.read_bytes():
+            continue
         document = checkpoint.config if config.name == CONFIG_FILE else read_json(config)
         lacking: set[str] = set()
         for reference in _references(document.get("auto_map")):

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -45,6 +46,20 @@ def test_merge_writes_the_recipes_checkpoint_without_a_cluster(
     text = capsys.readouterr().out
     assert "checking 2 checkpoints" in text
     assert f"merged checkpoint: {out} (candidate " in text
+
+
+def test_what_differs_between_models_is_said(
+    recipe_file, tmp_path, tiny_expert, no_cluster, capsys
+):
+    from safemerge.testing.pico import change_config
+
+    other = shutil.copytree(tiny_expert, tmp_path / "other")
+    change_config(other, rope_parameters={"rope_type": "default", "rope_theta": 2e7})
+    recipe_file.write_text(recipe_file.read_text().replace(str(tiny_expert), str(other)))
+    assert main(["merge", str(recipe_file), str(tmp_path / "merged")]) == 0
+    words = "note: expert 'math' has settings under which equal weights compute other values: "
+    rope = "rope_parameters.rope_theta base 10000.0, expert 20000000.0. The base's are kept."
+    assert words + rope in capsys.readouterr().out
 
 
 def test_a_card_is_written_beside_the_weights(recipe_file, tmp_path, capsys):

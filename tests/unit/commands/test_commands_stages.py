@@ -192,6 +192,12 @@ def test_a_full_disk_is_refused_before_anything_starts(tmp_path, monkeypatch, fr
     assert folders == [tmp_path.resolve()]
 
 
+def test_a_run_needs_a_place_that_is_a_folder(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(PreflightError, match=r"toy: .*got a file, .*results\. Choose another"):
+        search.check_disk(tmp_path / "results" / "toy")
+
+
 # --- evaluate ---------------------------------------------------------------------------
 
 

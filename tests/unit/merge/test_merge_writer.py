@@ -117,6 +117,28 @@ def test_whatever_transformers_loads_beside_the_weights_is_copied_and_nothing_el
     assert {(out / name).read_text() for name in wanted} == {f"of the base: {n}" for n in wanted}
 
 
+def test_a_quantization_config_beside_dense_weights_is_left_out(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints["base"].folder, tmp_path / "base")
+    left = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    change_config(folder, quantization_config=left, text_config={"quantization_config": left})
+    opened = {**checkpoints, "base": open_checkpoint(folder)}
+    out = write_merged(make_recipe(opened), opened, tmp_path / "out", check=False)
+    written = json.loads((out / "config.json").read_text())
+    assert "quantization_config" not in {**written, **written["text_config"]}
+    assert "quantization_config (bitsandbytes, 4-bit) is left" in (out / "README.md").read_text()
+
+
+def test_the_card_names_both_values_of_settings_that_differ(recipe, checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints["math"].folder, tmp_path / "math")
+    change_config(folder, rms_norm_eps=1e-2)
+    opened = {**checkpoints, "math": open_checkpoint(folder)}
+    out = write_merged(recipe, opened, tmp_path / "out", card="# Measured\n")
+    card = (out / "README.md").read_text()
+    assert card.startswith("# Measured\n\n## Notes on the models\n\n- expert 'math' has settings")
+    assert "rms_norm_eps base 1e-06, expert 0.01" in card
+    assert json.loads((out / "config.json").read_text())["rms_norm_eps"] == 1e-6
+
+
 def test_a_card_given_by_the_caller_is_the_readme(recipe, checkpoints, tmp_path):
     out = write_merged(recipe, checkpoints, tmp_path / "out", card="# Measured\n")
     assert (out / "README.md").read_text() == "# Measured\n"

@@ -118,12 +118,36 @@ def test_a_tied_head_that_differs_from_the_embedding_is_refused(base, folder):
     refused(base, edit(folder, add), r"must equal 'model\.embed_tokens\.weight'")
 
 
-def test_tying_must_agree(base, folder):
+def test_an_untied_head_equal_to_the_embedding_is_as_good_as_a_tied_one(base, folder):
     def add(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     change_config(folder, tie_word_embeddings=False)
+    check_agreement(base, {"gsm8k": edit(folder, add)})
+
+
+def test_an_untied_head_of_its_own_is_refused_where_the_base_ties(base, folder):
+    def add(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1.0
+
+    change_config(folder, tie_word_embeddings=False)
     refused(base, edit(folder, add), "tie embeddings as the base does; got base True, expert Fal")
+
+
+def test_a_config_as_published_agrees_with_one_saved_today(base, folder):
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("head_dim", "rope_parameters", "attention_bias", "mlp_bias", "dtype"):
+        config.pop(key, None)
+    config.update(rope_theta=10000, torch_dtype="float16", transformers_version="4.31.0")
+    (folder / "config.json").write_text(json.dumps(config))
+    published = open_checkpoint(folder)
+    check_agreement(base, {"gsm8k": published})
+    check_agreement(published, {"saved": base})
+
+
+def test_settings_that_change_the_function_alone_are_not_refused(base, folder):
+    change_config(folder, rms_norm_eps=1e-2, rope_parameters={"rope_type": "default"})
+    check_agreement(base, {"gsm8k": open_checkpoint(folder)})
 
 
 def test_the_first_tensor_that_is_not_finite_is_named_with_its_count(base, folder):
