@@ -97,9 +97,12 @@ def write(
         card: Model card to write instead of the merge's own.
         num_layers: Layers that the base must have, because the recipe's source said so.
     """
+    from safemerge.merge.tokenizer_notice import tokenizer_notices
     from safemerge.merge.writer import write_merged
 
     resident = _open(recipe, console, num_layers)
+    for line in tokenizer_notices(recipe):
+        console.say(line)
     tenths: set[int] = set()
 
     def progress(done: int, total: int) -> None:

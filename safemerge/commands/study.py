@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from safemerge.commands.console import Console
 from safemerge.config.document import load_document
 from safemerge.config.judge import GuardJudge, JudgeSpec, ModelJudge
+from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.errors import CheckpointError, PreflightError
@@ -46,8 +47,17 @@ def preflight(spec: StudySpec, console: Console) -> None:
     for expert in spec.experts:
         if expert.path is not None and (base is not None or not is_adapter(expert.path)):
             open_checkpoint(expert.path, base)
-    if spec.base.path is not None:
+    if _tokenizer_known(spec):
         check_prompts(spec, console)
+
+
+def _tokenizer_known(spec: StudySpec) -> bool:
+    """Whether the models that a study's tokenizer and template come from are folders already."""
+    from safemerge.merge.candidate_tokenizer import tokenizer_models
+
+    models = study_models(spec)
+    named = tokenizer_models(models)
+    return all(ref.path is not None for ref in models.checkpoints if ref.name in named)
 
 
 def check_judges(judges: Sequence[JudgeSpec]) -> None:
@@ -74,7 +84,7 @@ def check_prompts(spec: StudySpec, console: Console) -> None:
     """Tokenise both splits and the rung once, as replicas will, and let no judge be loaded.
 
     Args:
-        spec: A study whose base is a folder.
+        spec: A study whose tokenizer comes from models that are folders.
         console: Where it is said which rows are left out.
 
     Raises:
@@ -83,9 +93,10 @@ def check_prompts(spec: StudySpec, console: Console) -> None:
     from safemerge.data.suite import dropped_lines, load_suites
     from safemerge.engines.chat import ChatFormat
     from safemerge.evaluation import prepare_split
+    from safemerge.merge.candidate_tokenizer import candidate_tokenizer
     from safemerge.scoring.judge import RefusalProxyJudge
 
-    chat = ChatFormat(str(spec.base.path))
+    chat = ChatFormat(candidate_tokenizer(study_models(spec)))
     loaded = load_suites(spec)
     for line in dropped_lines(spec.suites, loaded):
         console.say(line)
@@ -161,11 +172,14 @@ def resolve_with(spec: StudySpec, console: Console, resolve: Callable[[], StudyS
     """
     from safemerge.distributed.search import check_models
     from safemerge.distributed.statistics import check_quantities
+    from safemerge.merge.tokenizer_notice import tokenizer_notices
 
     check_engine(spec.evaluator)
     check_quantities(MergeRecipe.model_validate(spec.template(space)) for space in spec.spaces)
     resolved = resolve()
     check_models(resolved)
-    if spec.base.path is None:
+    for line in tokenizer_notices(study_models(resolved)):
+        console.say(line)
+    if not _tokenizer_known(spec):
         check_prompts(resolved, console)
     return resolved

@@ -1,19 +1,24 @@
 """The model card of a merged checkpoint: where it comes from and how to make it again."""
 
 import json
+from collections.abc import Sequence
 
 from safemerge import __version__
+from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.step import STEPS
 from safemerge.merge.table import method_row
 
 
-def model_card(recipe: MergeRecipe, *, adapter: str | None = None) -> str:
+def model_card(
+    recipe: MergeRecipe, *, adapter: str | None = None, notices: Sequence[str] = ()
+) -> str:
     """Return a README.md with front matter, provenance, recipe and citation.
 
     Args:
         recipe: The recipe of the checkpoint, with digests where they are known.
         adapter: What is said of a merge written as a LoRA adapter; None for a whole model.
+        notices: Sentences on the models that a user must know, e.g. of `tokenizer_notices`.
 
     Returns:
         Markdown text. Folders are named by their last part only, so that a published card
@@ -22,13 +27,13 @@ def model_card(recipe: MergeRecipe, *, adapter: str | None = None) -> str:
     row = method_row(recipe.method.name)
     rows = "\n".join(
         f"| {'base' if ref is recipe.base else 'expert'} | {ref.name} | "
-        f"`{_short(ref.path or ref.package or ref.align or ref.finetune or '')}` | "
+        f"`{_source(ref)}` | "
         f"{f'`{ref.digest}`' if ref.digest else 'unknown'} |"
         for ref in recipe.checkpoints
     )
     resolved = recipe.resolved()
-    keys = ("method", "steps", "layer_groups", "dtype", "seed", "vocabulary")
-    settings = json.dumps({key: resolved[key] for key in keys}, indent=2)
+    keys = ("method", "steps", "layer_groups", "dtype", "seed", "vocabulary", "tokenizer")
+    settings = json.dumps({key: resolved[key] for key in keys if key in resolved}, indent=2)
     operators = "".join(
         f"\nWith {STEPS[step.name].title}, on {step.on}: "
         f"{STEPS[step.name].citation}, <{STEPS[step.name].url}>.\n"
@@ -37,6 +42,8 @@ def model_card(recipe: MergeRecipe, *, adapter: str | None = None) -> str:
     library = "transformers" if adapter is None else "peft"
     form = "" if adapter is None else f"\n## Form\n\n{adapter}\n"
     tag = "" if adapter is None else "\n- lora"
+    notes = "".join(f"- {notice}.\n" for notice in notices)
+    differing = f"\n## Differences of the models\n\n{notes}" if notices else ""
     return f"""---
 library_name: {library}
 tags:
@@ -62,7 +69,7 @@ Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe
 ## Method
 
 {row.title}: {row.citation}, <{row.url}>. {row.variant}
-{operators}{form}
+{operators}{form}{differing}
 ## Before use
 
 A merge can lose safety training that its parts had. Measure this model before it meets users;
@@ -70,5 +77,5 @@ merging method and coefficients guarantee nothing.
 """
 
 
-def _short(source: str) -> str:
-    return source.rstrip("/").rsplit("/", 1)[-1]
+def _source(ref: CheckpointRef) -> str:
+    return ref.origin if ref.hub is not None else ref.origin.rstrip("/").rsplit("/", 1)[-1]

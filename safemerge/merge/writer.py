@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import torch
 
 from safemerge.config.recipe import MergeRecipe
+from safemerge.merge.candidate_tokenizer import added_tokens, give_tokenizer
 from safemerge.merge.card import model_card
 from safemerge.merge.folder import free_place, whole_folder
 from safemerge.merge.shard import ShardWriter
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import in_one_vocabulary, merge_order, merged_dtype, merged_tensors
 from safemerge.merge.threshold import ThresholdCache
+from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
-from safemerge.weights.shared_vocabulary import VocabularyView
 from safemerge.weights.statistics import ModelStatistics
-from safemerge.weights.tokenizer import add_tokens
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest weight file, 5 GB, as the Hub's libraries write."""
@@ -84,7 +84,8 @@ def write_merged(
 
     Weights are safetensors, in several files with an index if they exceed a shard. config.json
     is the base's with the merged dtype; generation config, tokenizer, chat templates, processor
-    and licence are the base's files, with the tokens that a union of vocabularies adds.
+    and licence are the base's files, with the tokens that a union of vocabularies adds, unless
+    `MergeRecipe.tokenizer` names other models for the tokenizer and the chat template.
     Everything is written into a temporary folder beside `out_dir` that is renamed at the end, so
     `out_dir` is whole or absent; after an error the temporary folder is removed. Reading, merging
     and writing overlap; peak memory is two tensors of the result and two of each model, whatever
@@ -204,14 +205,14 @@ def _write_documents(
 ) -> None:
     _write_json(folder / CONFIG_FILE, _merged_config(recipe, base))
     _write_json(folder / RECIPE_FILE, recipe.resolved())
-    (folder / "README.md").write_text(card or model_card(recipe), encoding="utf-8")
+    text = card or model_card(recipe, notices=tokenizer_notices(recipe))
+    (folder / "README.md").write_text(text, encoding="utf-8")
     for source in sorted({file for pattern in _COPIED for file in base.folder.glob(pattern)}):
         if source.is_file():
             copy = folder / source.relative_to(base.folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, copy)
-    if isinstance(base, VocabularyView):
-        add_tokens(folder, base.added)
+    give_tokenizer(recipe, folder, added_tokens(base))
 
 
 def _merged_config(recipe: MergeRecipe, base: Checkpoint) -> dict[str, Any]:
