@@ -15,8 +15,15 @@ from safemerge.config.checkpoint import (
     Quantity,
     Vocabulary,
 )
-from safemerge.config.coefficient import DEFAULT_GROUP, Coefficient, LayerGroup, Number
+from safemerge.config.coefficient import (
+    DEFAULT_GROUP,
+    Anchors,
+    Coefficient,
+    LayerGroup,
+    Number,
+)
 from safemerge.config.method import (
+    BY_EXPERT,
     DareLinear,
     DareTies,
     Linear,
@@ -59,6 +66,9 @@ class MergeRecipe(StrictModel):
     """Safety operators, in order: those on experts run before the method, the others after."""
     layer_groups: list[LayerGroup] = Field(default_factory=list)
     """Groups for layer-wise coefficients; the first group that matches a tensor holds."""
+    anchors: Anchors = Field(default="depth", exclude_if=lambda given: given == "depth")
+    """Where tensors outside the layers stand on anchors: ``depth``, embeddings at the first and
+    what follows the layers at the last; ``mergekit``, all at the first, as mergekit 0.1.5."""
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
     """Type of the merged weights; arithmetic is always in float32."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -101,11 +111,15 @@ class MergeRecipe(StrictModel):
         known = [*experts, self.base.name] if self.method.takes_base else experts
         for name in sorted(self.method.model_names() - set(known)):
             yield f"method: names an unknown model; got {name!r}. {did_you_mean(name, known)}"
-        density = getattr(self.method, "density", None)
-        if isinstance(density, dict) and set(density) != set(self.method.model_names()):
+        for field in ("density", *sorted(BY_EXPERT)):
+            given = getattr(self.method, field, None)
+            if not isinstance(given, dict) or set(given) == set(self.method.model_names()):
+                continue
+            if field == "density" and not hasattr(self.method, "weights"):
+                continue  # by layer group
             yield (
-                f"method.density: must name the experts of method.weights, "
-                f"{sorted(self.method.model_names())}; got {sorted(density)}."
+                f"method.{field}: must name the experts of method.weights, "
+                f"{sorted(self.method.model_names())}; got {sorted(given)}."
             )
         yield from self.tokenizer.problems(names, self.vocabulary)
         if self.vocabulary != "refuse" and any(ref.between for ref in self.experts):

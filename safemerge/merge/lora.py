@@ -244,7 +244,7 @@ def _moves_rows(checkpoint: Checkpoint) -> bool:
 
 def _weights(recipe: MergeRecipe, name: str, num_layers: int | None) -> dict[str, float]:
     """Coefficient of each expert's task vector in one tensor."""
-    group, depth = group_of(name, recipe.layer_groups), depth_of(name, num_layers)
+    group, depth = group_of(name, recipe.layer_groups), depth_of(name, num_layers, recipe.anchors)
     numbers = coefficients_for(recipe.method, group, depth)
     if recipe.method.name != "linear":
         return {model: numbers.lambda_ * item for model, item in numbers.weights.items()}

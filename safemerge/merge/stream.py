@@ -201,6 +201,7 @@ def _place(recipe: MergeRecipe, base: Checkpoint, name: str) -> dict[str, Any]:
         "groups": recipe.layer_groups,
         "num_layers": base.num_layers or None,
         "steps": recipe.steps,
+        "anchors": recipe.anchors,
     }
 
 
