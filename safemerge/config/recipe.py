@@ -59,8 +59,8 @@ class MergeRecipe(StrictModel):
     base: CheckpointRef
     """Checkpoint that all task vectors are measured from; also gives the config, and the tokenizer
     unless `tokenizer` names another model."""
-    experts: list[CheckpointRef] = Field(min_length=1)
-    """Checkpoints that are merged, with unique names."""
+    experts: list[CheckpointRef]
+    """Checkpoints that are merged, with unique names; at least one, but for passthrough."""
     method: Method
     steps: list[Step] = Field(default_factory=list)
     """Safety operators, in order: those on experts run before the method, the others after."""
@@ -105,6 +105,8 @@ class MergeRecipe(StrictModel):
 
     def _name_problems(self) -> Iterator[str]:
         names = [item.name for item in self.checkpoints]
+        if not self.experts and self.method.name != "passthrough":
+            yield "experts: must have at least 1 item; got 0."
         if len(set(names)) != len(names):
             yield f"names of base and experts must be unique; got {names}."
         experts = [name for name in names if name != self.base.name]

@@ -11,7 +11,12 @@ from torch import Tensor
 from safemerge.config.checkpoint import CheckpointRef, Neighbours, Vocabulary, interpolated
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.tokenizer import TokenizerChoice
-from safemerge.errors import CheckpointError, CheckpointMismatchError, MergeError
+from safemerge.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    ConfigError,
+    MergeError,
+)
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.derived import DerivedData
 from safemerge.merge.spectrum import SpectrumCache
@@ -23,6 +28,7 @@ from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.interpolated import InterpolatedCheckpoint
 from safemerge.weights.shared_vocabulary import stored_checkpoint
+from safemerge.weights.stacked import Layers, StackedCheckpoint
 from safemerge.weights.statistics import ModelStatistics
 
 
@@ -97,7 +103,9 @@ class ResidentCheckpoints:
             MergeError: If a reference has no path.
         """
         where = f"recipe {recipe.digest[:4]}"
-        base = open_checkpoint(_path(where, recipe.base))
+        if for_engine:
+            check_one_folder(recipe)
+        base = _open_model(where, recipe.base, None)
         checkpoints = {recipe.base.name: base}
         for ref in recipe.experts:
             checkpoints[ref.name] = _open_model(where, ref, base)
@@ -277,11 +285,32 @@ class ResidentCheckpoints:
             )
 
 
-def _open_model(where: str, ref: CheckpointRef, base: Checkpoint) -> Checkpoint:
-    if ref.between is None:
-        return open_checkpoint(_path(where, ref), base)
-    low, high = (_open_model(where, end, base) for end in ref.between.ends)
-    return InterpolatedCheckpoint(low, high, ref.between.share)
+def check_one_folder(recipe: MergeRecipe) -> None:
+    """Refuse a base that an engine cannot start from: one made of several checkpoints.
+
+    Raises:
+        ConfigError: If the base is a stack of layers, or an adapter on another model.
+    """
+    if recipe.base.parts:
+        raise ConfigError(
+            f"recipe {recipe.digest[:4]}, model '{recipe.base.name}': an engine starts from the "
+            "base's folder; got a base made of several checkpoints. Run 'safemerge merge', then "
+            "'safemerge evaluate --model' with the folder it wrote."
+        )
+
+
+def _open_model(where: str, ref: CheckpointRef, base: Checkpoint | None) -> Checkpoint:
+    if ref.between is not None:
+        low, high = (_open_model(where, end, base) for end in ref.between.ends)
+        return InterpolatedCheckpoint(low, high, ref.between.share)
+    if ref.stack is not None:
+        opened = [
+            Layers(_open_model(where, item.model, None), *item.layer_range) for item in ref.stack
+        ]
+        return StackedCheckpoint(opened, where=f"{where}, model '{ref.name}'")
+    if ref.on is not None:
+        base = _open_model(where, ref.on, None)
+    return open_checkpoint(_path(where, ref), base)
 
 
 def _plain(name: str, checkpoint: Checkpoint) -> dict[str, Checkpoint]:
@@ -353,12 +382,11 @@ def _path(where: str, ref: CheckpointRef) -> Path:
 
 
 def _check_digest(where: str, ref: CheckpointRef) -> None:
-    if ref.between is not None:
-        for end in ref.between.ends:
-            _check_digest(where, end)
+    for part in ref.parts:
+        _check_digest(where, part)
     if ref.digest is None or ref.path is None:
         return
-    found = fingerprint(ref.path)
+    found = ref.composed_digest(fingerprint(ref.path))
     if found != ref.digest:
         raise CheckpointMismatchError(
             f"{where}, model '{ref.name}': weights must have the fingerprint of the recipe, "
