@@ -14,6 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from safemerge.cli import main
+from safemerge.config.document import parse_document, read_yaml
+from safemerge.config.mergekit import recipe_of_mergekit
+from safemerge.config.mergekit_folders import locate_models
+from safemerge.config.recipe import MergeRecipe
+from safemerge.merge.resident import ResidentCheckpoints
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = yaml.safe_load((HERE / "mergekit.yaml").read_text(encoding="utf-8"))
@@ -67,13 +72,35 @@ def place(tmp_path_factory, recorded):
     return folder
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_file_merges_to_what_mergekit_made_of_it(name, place, recorded, tmp_path):
-    assert main(["merge", str(place / f"{name}.yml"), str(tmp_path / "out")]) == 0
-    ours, theirs = load_file(tmp_path / "out" / "model.safetensors"), recorded["merged", name]
+def assert_same(ours, theirs):
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         torch.testing.assert_close(ours[key], tensor, rtol=0, atol=TOLERANCE, msg=key)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_file_merges_to_what_mergekit_made_of_it(name, place, recorded):
+    file = place / f"{name}.yml"
+    document = recipe_of_mergekit(read_yaml(file), where=name).document
+    assert list(locate_models(document, file, place)) == []
+    recipe = parse_document(document, MergeRecipe, where=name)
+    ours = dict(ResidentCheckpoints.open(recipe).merged(recipe))
+    assert_same(ours, recorded["merged", name])
+
+
+@pytest.mark.parametrize("name", ["passthrough", "adapter-base"])
+def test_the_command_writes_it(name, place, recorded, tmp_path):
+    assert main(["merge", str(place / f"{name}.yml"), str(tmp_path / "out")]) == 0
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    assert_same(ours, recorded["merged", name])
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert config["num_hidden_layers"] == (5 if name == "passthrough" else 3)
+    again = parse_document(
+        json.loads((tmp_path / "out" / "safemerge_recipe.json").read_text(encoding="utf-8")),
+        MergeRecipe,
+        where=name,
+    )
+    assert_same(dict(ResidentCheckpoints.open(again).merged(again)), recorded["merged", name])
 
 
 def test_the_recorded_merges_differ_from_each_other(recorded):
