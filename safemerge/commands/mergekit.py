@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.config.tokenizer import TokenizerChoice
@@ -62,11 +63,11 @@ def check_presumed(
 
 def _with_common_template(recipe: MergeRecipe) -> MergeRecipe:
     """Return the recipe with the chat template that most of its models have, base first."""
-    from safemerge.weights.chat_template import read_chat_templates
+    from safemerge.weights.chat_template import DEFAULT, read_chat_templates
 
     templates = {}
     for ref in recipe.checkpoints:
-        found = read_chat_templates(ref.path).get("default") if ref.path is not None else None
+        found = read_chat_templates(Path(ref.path)).get(DEFAULT) if ref.path is not None else None
         if found is not None:
             templates[ref.name] = found.strip()
     if not templates:

@@ -210,7 +210,8 @@ class _Translation:
         base: MergekitModel | Layers,
     ) -> bool:
         """Say whose tokenizer and template the result takes; whether that is to be found out."""
-        file, chosen = self.file, {}
+        file = self.file
+        chosen: dict[str, Any] = {}
         if file.vocabulary is not None or file.tokenizer == base:
             recipe["vocabulary"] = file.vocabulary or "base"
         elif file.tokenizer is not None:

@@ -60,7 +60,7 @@ class MergekitFile:
         """``base``, ``union`` or None, and the model whose tokenizer is taken instead."""
         self.chat_template: str | None = document.get("chat_template")
         """``auto``, a name, or Jinja."""
-        self.levels = (Level("parameters", self._mapping("parameters", document)),)
+        self.levels: tuple[Level, ...] = (Level("parameters", self._mapping("parameters", document)),)
         """Parameters of the whole file."""
         self.slices = self._slices()
         """Slices in order; of a file with models one, over all layers."""

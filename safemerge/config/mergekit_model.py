@@ -40,8 +40,8 @@ class MergekitModel(NamedTuple):
             for key in sorted(map(str, set(given) - {"model", "lora"})):
                 if given.get(key) is not None:
                     raise ValueError(f"{key} is not supported", f"Drop {key} from")
-            keys = ("model", "lora")
-            parts = [_place(given[key]) for key in keys if given.get(key) is not None]
+            named = [given.get(key) for key in ("model", "lora")]
+            parts = [_place(item) for item in named if item is not None]
         (path, revision), *host = reversed(parts)
         if not host:
             return cls(path, revision=revision)

@@ -220,10 +220,10 @@ class ResidentCheckpoints:
         if held is not None:
             if held.digest is not None and held.digest == ref.digest:
                 return ref.name
-            if held.between is not None and held == ref:
+            if held.parts and held == ref:
                 return ref.name
             digests_differ = None not in (held.digest, ref.digest)
-            if not digests_differ and _same_path(held, ref):
+            if not digests_differ and held.parts == ref.parts and _same_path(held, ref):
                 return ref.name
         for name, other in self._refs.items():
             if ref.digest is not None and other.digest == ref.digest:

@@ -19,6 +19,7 @@ from safemerge.merge.threshold import ThresholdCache
 from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
+from safemerge.weights.shared_vocabulary import whole_checkpoint
 from safemerge.weights.statistics import ModelStatistics
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -207,9 +208,10 @@ def _write_documents(
     _write_json(folder / RECIPE_FILE, recipe.resolved())
     text = card or model_card(recipe, notices=tokenizer_notices(recipe))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    for source in sorted({file for pattern in _COPIED for file in base.folder.glob(pattern)}):
+    given = whole_checkpoint(base).folder
+    for source in sorted({file for pattern in _COPIED for file in given.glob(pattern)}):
         if source.is_file():
-            copy = folder / source.relative_to(base.folder)
+            copy = folder / source.relative_to(given)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, copy)
     give_tokenizer(recipe, folder, added_tokens(base))

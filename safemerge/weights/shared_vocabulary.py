@@ -9,6 +9,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from safemerge.errors import CheckpointError, CheckpointMismatchError
+from safemerge.weights.adapter import AdapterCheckpoint
 from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
 from safemerge.weights.kind import module_kind
 from safemerge.weights.vocabulary import Tokens, read_tokens, vocabulary_difference
@@ -111,6 +112,14 @@ class VocabularyView(Checkpoint):
         if self._absent.numel():
             gathered[self._absent] = self._missing(name, self._absent).to(gathered.dtype)
         return gathered
+
+
+def whole_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the whole model that a checkpoint is made of: under views, and under adapters."""
+    stored = stored_checkpoint(checkpoint)
+    while isinstance(stored, AdapterCheckpoint):
+        stored = stored_checkpoint(stored.base)
+    return stored
 
 
 def stored_checkpoint(checkpoint: Checkpoint) -> Checkpoint:

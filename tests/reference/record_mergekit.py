@@ -131,7 +131,7 @@ def main():
         versions = {package: version(package) for package in ("mergekit", "torch", "transformers")}
         save_file(recorded, HERE / "mergekit.safetensors", metadata=versions)
     assert all(math.isfinite(float(item.sum())) for item in recorded.values())
-    print(f"{len(documents)} files, {versions}", file=sys.stderr)
+    sys.stderr.write(f"{len(documents)} files, {versions}\n")
 
 
 def locate(value, folder):
