@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from safemerge.commands.console import Console
+from safemerge.commands.mergekit import check_presumed
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import is_mergekit, recipe_of_mergekit
 from safemerge.config.mergekit_export import mergekit_of_recipe
 from safemerge.config.mergekit_folders import locate_models
 from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import ConfigError, UserError
+from safemerge.errors import UserError
 from safemerge.files import disk_errors, replace_file
 
 if TYPE_CHECKING:
@@ -27,22 +28,25 @@ def run(options: argparse.Namespace) -> None:
     """Merge and write."""
     console = Console()
     path = Path(options.recipe)
-    document, num_layers = read_yaml(path), None
+    document, mergekit = read_yaml(path), None
     if is_mergekit(document):
-        document, num_layers = recipe_of_mergekit(document, where=str(path))
+        mergekit = recipe_of_mergekit(document, where=str(path))
+        document = mergekit.document
         console.say(f"{path} is a mergekit file; merging what it asks for")
-        for note in locate_models(document, path.absolute(), Path.cwd()):
+        for note in (*mergekit.notes, *locate_models(document, path.absolute(), Path.cwd())):
             console.say(note)
     recipe = parse_document(document, MergeRecipe, where=str(path))
     recipe = recipe.located(path.resolve().parent)
     _check_form(options, recipe)
     recipe = resolve_recipe(recipe, console)
+    if mergekit is not None:
+        recipe = check_presumed(recipe, mergekit, console, where=str(path))
     exported = _as_mergekit(recipe) if options.mergekit is not None else None
     out = Path(options.out)
     if options.adapter:
-        write_as_adapter(recipe, out, console, num_layers=num_layers, rank=options.rank)
+        write_as_adapter(recipe, out, console, rank=options.rank)
     else:
-        write(recipe, out, console, num_layers=num_layers)
+        write(recipe, out, console)
     if exported is not None:
         text = yaml.safe_dump(exported, sort_keys=False, allow_unicode=True)
         target = Path(options.mergekit).absolute()
@@ -86,7 +90,6 @@ def write(
     console: Console,
     *,
     card: str | None = None,
-    num_layers: int | None = None,
 ) -> None:
     """Write a resolved recipe's checkpoint, with a line of progress now and then.
 
@@ -95,11 +98,10 @@ def write(
         out: Folder to write.
         console: Where progress is told.
         card: Model card to write instead of the merge's own.
-        num_layers: Layers that the base must have, because the recipe's source said so.
     """
     from safemerge.merge.writer import write_merged
 
-    resident = _open(recipe, console, num_layers)
+    resident = _open(recipe, console)
     tenths: set[int] = set()
 
     def progress(done: int, total: int) -> None:
@@ -126,7 +128,6 @@ def write_as_adapter(
     out: Path,
     console: Console,
     *,
-    num_layers: int | None = None,
     rank: int | None = None,
 ) -> None:
     """Write a resolved recipe over LoRA adapters as one adapter, and say what was lost.
@@ -135,12 +136,11 @@ def write_as_adapter(
         recipe: The recipe, every checkpoint given by path.
         out: Folder to write.
         console: Where progress is told.
-        num_layers: Layers that the base must have, because the recipe's source said so.
         rank: Largest rank of a module; None for the sum of ranks.
     """
     from safemerge.merge.adapter import write_adapter
 
-    merged = write_adapter(recipe, _open(recipe, console, num_layers).checkpoints, out, rank=rank)
+    merged = write_adapter(recipe, _open(recipe, console).checkpoints, out, rank=rank)
     largest = max(product.rank for product in merged.products.values())
     console.say(f"merged adapter: {out} (candidate {recipe.digest}), rank {largest}")
     name, worst = merged.worst
@@ -151,17 +151,11 @@ def write_as_adapter(
         )
 
 
-def _open(recipe: MergeRecipe, console: Console, num_layers: int | None) -> ResidentCheckpoints:
+def _open(recipe: MergeRecipe, console: Console) -> ResidentCheckpoints:
     from safemerge.merge.resident import ResidentCheckpoints
 
     console.say(f"checking {len(recipe.checkpoints)} checkpoints")
     resident = ResidentCheckpoints.open(recipe)
     for notice in resident.notices:
         console.say(f"note: {notice}")
-    if num_layers is not None and resident.base.num_layers != num_layers:
-        raise ConfigError(
-            f"recipe {recipe.digest[:4]}: layer_range must cover all "
-            f"{resident.base.num_layers} layers of the models; got {num_layers}. Parts of a "
-            f"model cannot be merged: use models instead of slices."
-        )
     return resident

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safemerge.config.document import parse_document, read_yaml
+from safemerge.config.mergekit import is_mergekit, recipe_of_mergekit
+from safemerge.config.recipe import MergeRecipe
 from safemerge.config.schema import KINDS, detect_kind
 from safemerge.errors import ConfigError
 
@@ -19,6 +21,9 @@ def run(options: argparse.Namespace) -> None:
     for name in options.files:
         try:
             document = read_yaml(Path(name))
+            if is_mergekit(document):
+                print(f"{name}: ok ({_of_mergekit(document, name)})")
+                continue
             kind = detect_kind(document, where=name)
             parse_document(document, KINDS[kind], where=name)
         except ConfigError as error:
@@ -27,3 +32,13 @@ def run(options: argparse.Namespace) -> None:
             print(f"{name}: ok ({kind})")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _of_mergekit(document: dict[str, Any], where: str) -> str:
+    """Check a mergekit file, print what it holds to no effect, and say what it becomes."""
+    found = recipe_of_mergekit(document, where=where)
+    recipe = parse_document(found.document, MergeRecipe, where=where)
+    for note in found.notes:
+        print(f"{where}: {note}")
+    names = ", ".join(ref.name for ref in recipe.experts) or recipe.base.name
+    return f"mergekit file: a recipe with {recipe.method.name} of {names}, base {recipe.base.name}"

@@ -27,6 +27,11 @@ def _form(value: object) -> str:
 FORM = Discriminator(_form)
 """Tells number, list (``anchors``) and mapping apart."""
 
+Anchors = Literal["depth", "mergekit"]
+"""Where tensors outside the layers read anchors: ``depth``, what comes before the layers at the
+first and what comes after them at the last; ``mergekit``, both at the first, as mergekit 0.1.5
+(which in a model of one layer reads the last for that layer)."""
+
 _T = TypeVar("_T")
 
 ByDepth = Annotated[
@@ -34,7 +39,8 @@ ByDepth = Annotated[
     FORM,
 ]
 """One number, or anchors: values at equal steps from the first layer to the last, linear in
-between. Embeddings take the first anchor, other tensors outside the layers the last."""
+between. Embeddings take the first anchor, other tensors outside the layers the last, unless the
+recipe's `anchors` say otherwise."""
 
 Layerwise = Annotated[
     Annotated[_T, Tag("number")]
@@ -64,11 +70,21 @@ class LayerGroup(StrictModel):
     """Kind of module, told from the tensor's name."""
     tensors: list[str] | None = Field(default=None, min_length=1)
     """Glob patterns on tensor names, e.g. ``*.self_attn.*``; one must match."""
+    outside: Literal["before", "after"] | None = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """Tensors outside the layers: ``before`` them (embeddings), or ``after`` (final norm, output
+    head)."""
+    optional: bool = Field(default=False, exclude_if=lambda given: not given)
+    """Whether the group may match no tensor, as filters of mergekit files may; else that is an
+    error."""
 
     @model_validator(mode="after")
     def _some_rule(self) -> Self:
-        if self.layers is None and self.kind is None and self.tensors is None:
-            raise ValueError("at least one of layers, kind, tensors must be given. Add one.")
+        if not self.rule:
+            raise ValueError(
+                "at least one of layers, kind, tensors, outside must be given. Add one."
+            )
         if self.name == DEFAULT_GROUP:
             raise ValueError(
                 f"the name '{DEFAULT_GROUP}' stands for the rest; got it for a group."
@@ -86,7 +102,8 @@ class LayerGroup(StrictModel):
     @property
     def rule(self) -> str:
         """The group's rules as one line, for messages."""
-        given = (self.layers, self.kind, ", ".join(self.tensors or ()))
+        outside = f"{self.outside} the layers" if self.outside else None
+        given = (self.layers, self.kind, ", ".join(self.tensors or ()), outside)
         return " and ".join(item for item in given if item)
 
 

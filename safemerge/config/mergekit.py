@@ -1,34 +1,37 @@
-"""mergekit's YAML as a recipe: what both can express, and a clear word on the rest."""
+"""mergekit's YAML as a recipe: mergekit's numbers, and a clear word on what has none here."""
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from safemerge.config.coefficient import DEFAULT_GROUP
-from safemerge.config.mergekit_file import MergekitFile, Source
+from safemerge.config.mergekit_coefficient import Groups, Setting
+from safemerge.config.mergekit_file import MergekitFile
+from safemerge.config.mergekit_method import (
+    NEEDS_BASE,
+    READ,
+    SUPPORTED,
+    TAKES_BASE,
+    MethodWriter,
+)
+from safemerge.config.mergekit_model import MergekitModel
+from safemerge.config.mergekit_setting import Level, Malformed, read_setting
+from safemerge.config.mergekit_slots import (
+    Arrangement,
+    Layers,
+    Slot,
+    arrange,
+    model_names,
+    reference,
+)
+from safemerge.config.mergekit_template import TEMPLATES, is_jinja
+from safemerge.config.problems import did_you_mean
+from safemerge.errors import ConfigError
 
-_METHOD_NAMES = {"multislerp": "multi_slerp"}
-_SPARSE = (
-    "ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties",
-)  # fmt: skip
-_TASK_VECTORS = ("task_arithmetic", *_SPARSE)
-_ELECTED = ("ties", "dare_ties", "della", "breadcrumbs_ties")
-_RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
-_SUPPORTED = ("linear", "slerp", "multislerp", "karcher", "model_stock", *_TASK_VECTORS)
+AUTO = "auto"
+"""A chat template that is the one most models have."""
 
-_DEFAULTS: Mapping[str, float] = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15, "lambda": 1.0}
-"""mergekit's own, where a file leaves a value out."""
-
-_IGNORED = frozenset({"int8_mask"})
-"""Saves mergekit memory and changes no weight."""
-
-_CONDITION = frozenset({"filter", "value"})
-_BASELESS = ("linear", "karcher", "multislerp")
-_PER_MODEL = frozenset({"weight", "density", "gamma", "epsilon"})
-"""What a model may have of its own; mergekit reads the rest for the whole merge only."""
+_EVERY_PARAMETER = frozenset({"dtype", *(key for keys in READ.values() for key in keys)})
 
 
 class MergekitRecipe(NamedTuple):
@@ -38,6 +41,12 @@ class MergekitRecipe(NamedTuple):
     """The recipe as plain dicts and lists, for `parse_document`."""
     num_layers: int | None
     """Layers that a ``layer_range`` says the models have; None where none is given."""
+    notes: tuple[str, ...] = ()
+    """What mergekit does not read of the file, a line each."""
+    apart: tuple[tuple[str, str], ...] = ()
+    """Pairs of filters that must not match one tensor."""
+    auto_template: bool = False
+    """Whether the chat template is to be the one that most models have."""
 
 
 def is_mergekit(document: object) -> bool:
@@ -45,287 +54,197 @@ def is_mergekit(document: object) -> bool:
     return isinstance(document, dict) and "merge_method" in document
 
 
-def recipe_of_mergekit(document: dict[str, Any], *, where: str) -> MergekitRecipe:
-    """Translate a mergekit file.
+def recipe_of_mergekit(document: Mapping[str, Any], *, where: str) -> MergekitRecipe:
+    """Translate a mergekit file, so that the recipe gives mergekit 0.1.5's numbers.
 
-    Models are named by the last part of their path, an adapter on the base by the adapter's.
-    Gradients become anchors (after the last layer the last value, where mergekit 0.1.5 takes the
-    first), filters become layer groups. Two sources are taken as whole models
-    if one slice holds them at equal ``layer_range`` from 0. Weights are merged in float32
-    whatever mergekit's ``dtype``, which is taken as the result's.
+    Models are named by the last part of their path. Gradients become anchors, read as mergekit
+    reads them (``anchors: mergekit``); filters and slices become layer groups; layers of several
+    models become a stack. Weights are merged in float32 whatever mergekit's ``dtype``, which is
+    taken as the result's.
 
     Args:
         document: What `read_yaml` returned.
         where: The file name that messages start with.
 
     Returns:
-        The recipe's document and the number of layers it presumes.
+        The recipe's document, and what it presumes.
 
     Raises:
-        ConfigError: If the file is malformed or uses what safemerge does not support; names it.
+        ConfigError: If the file is malformed or uses what safemerge does not support; names all
+            of it, a line each.
     """
     return _Translation(document, where).result()
 
 
 class _Translation:
-    def __init__(self, document: dict[str, Any], where: str) -> None:
-        self.file = MergekitFile(document, where, _SUPPORTED)
-        self.name = self.file.name
-        self.parameters = self.file.parameters
-        self.filters: list[str] = []
-        self._error = self.file.error
+    def __init__(self, document: Mapping[str, Any], where: str) -> None:
+        self.file = MergekitFile(document, where, SUPPORTED)
+        self.notes: list[str] = []
+        self.settings: list[Setting] = []
 
     def result(self) -> MergekitRecipe:
+        file, found = self.file, None
+        if file.name in SUPPORTED and file.slices:
+            self._check_parameters()
+            named = any(item.base is not None for item in file.slices)
+            needs_base = file.name in NEEDS_BASE or (file.name in TAKES_BASE and named)
+            arrangement = arrange(file, needs_base=needs_base)
+            if arrangement is not None:
+                found = self._recipe(arrangement, needs_base)
+        self._check_template()
+        if file.problems or found is None:
+            raise ConfigError("\n".join(dict.fromkeys(file.problems)))
+        return found
+
+    def _recipe(self, arrangement: Arrangement, needs_base: bool) -> MergekitRecipe | None:
         file = self.file
-        base = self._base()
-        paths = [source.model.path for source in file.sources]
-        name_of = _names([base, *paths])
-        method = self._method(file.sources, name_of, base)
-        experts = [path for path in dict.fromkeys(paths) if path != base]
-        document: dict[str, Any] = {
-            "base": {"name": name_of[base], "path": base},
-            "experts": [{"name": name_of[path], "path": path} for path in experts],
-            "method": method,
-            "layer_groups": [
-                {"name": _group_name(at), "tensors": [f"*{text}*"]}
-                for at, text in enumerate(self.filters)
+        if file.name in NEEDS_BASE and not arrangement.has_base:
+            file.problem("base_model", f"is needed by {file.name}", None, "Add it as")
+            return None
+        base = self._base(arrangement)
+        models = [slot.model for slot in arrangement.slots]
+        extra = [] if file.tokenizer is None else [file.tokenizer]
+        names = model_names([base, *models, *extra])
+        merged = arrangement.slots[1:] if needs_base else arrangement.slots
+        writer = MethodWriter(
+            file,
+            names=[names[slot.model] for slot in merged],
+            base=names[base] if needs_base else None,
+            value=lambda key, at, default: self._value(arrangement, merged, key, at, default),
+        )
+        method = writer.method()
+        if method is None or file.problems:
+            return None
+        lengths = [
+            stop - start for start, stop in (self._range(item) for item in arrangement.slices)
+        ]
+        groups = Groups(self.settings, lengths)
+        recipe: dict[str, Any] = {
+            "base": reference(base, names[base], None),
+            "experts": [
+                reference(model, names[model], base)
+                for model in dict.fromkeys([*models, *extra])
+                if model != base
             ],
+            "method": _resolved(method, groups),
+            "layer_groups": groups.layer_groups(),
         }
+        if groups.has_gradients:
+            recipe["anchors"] = "mergekit"
         if file.dtype is not None:
-            document["dtype"] = file.dtype
-        if file.tokenizer_source is not None:
-            document["vocabulary"] = file.tokenizer_source
-        return MergekitRecipe(document, file.num_layers)
+            recipe["dtype"] = file.dtype
+        auto = self._tokenizer(recipe, names, base)
+        self._note_filters(groups)
+        return MergekitRecipe(
+            recipe, arrangement.num_layers, tuple(self.notes), tuple(groups.apart), auto
+        )
 
-    def _base(self) -> str:
-        """Return the base's folder: the one named, or that of the first model."""
-        named, first = self.file.base, self.file.sources[0].model
-        if named is None:
-            if self.name not in _BASELESS:
-                raise self._error("base_model", f"is needed by {self.name}", None, "Add it as")
-            base = first.host or first.path
-        elif named.host is not None:
-            raise self._error("base_model", "must be a whole model", named.text, "Change")
-        else:
-            base = named.path
-        for source in self.file.sources:
-            if source.model.host not in (None, base):
-                raise self._error(
-                    "models", f"an adapter must be on the base, {base!r}", source.model.text,
-                    "Merge it into its own model first, then name that one in",
-                )  # fmt: skip
-        return base
+    def _base(self, arrangement: Arrangement) -> MergekitModel | Layers:
+        """Return the recipe's base: the file's, or the first model, or what its adapter is on."""
+        first = arrangement.slots[0].model
+        if self.file.base is None and isinstance(first, MergekitModel) and first.under is not None:
+            return first.under
+        return first
 
-    def _method(
-        self, sources: list[Source], name_of: Mapping[str, str], base: str
-    ) -> dict[str, Any]:
-        name = self.name
-        merged = [(source.model.path, source.parameters) for source in sources]
-        if name in (*_TASK_VECTORS, "model_stock"):
-            merged = [(path, own) for path, own in merged if path != base]
-            if not merged:
-                raise self._error("models", "must list a model besides the base", None, "Add to")
-        self._collect_filters(own for _, own in merged)
-        method: dict[str, Any] = {"name": _METHOD_NAMES.get(name, name)}
-        allowed: set[str] = set(_IGNORED)
-        if name == "slerp":
-            ends = list(dict.fromkeys([base, *(path for path, _ in merged)]))
-            if len(ends) != 2:
-                raise self._error(
-                    "models", "slerp takes the base and one model", len(ends), "Change"
-                )
-            method["models"] = [name_of[path] for path in ends]
-            method["t"] = self._value("t", {})
-            allowed |= {"t"}
-        elif name == "model_stock":
-            method["models"] = [name_of[path] for path, _ in merged]
-            if self._flag("filter_wise", default=False):
-                raise self._error("parameters.filter_wise", "is not supported", True, "Drop")
-            allowed |= {"filter_wise"}
-        elif name == "karcher":
-            method["weights"] = {name_of[path]: 1.0 for path, _ in merged}
-            method["num_steps"] = self._number("max_iter", 10, whole=True)
-            method["tolerance"] = self._number("tol", 1e-5)
-            allowed |= {"max_iter", "tol"}
-        else:
-            method["weights"] = {name_of[path]: self._value("weight", own) for path, own in merged}
-            allowed |= {"weight"}
-            if name == "multislerp":
-                self._multislerp(method, allowed)
-            elif name == "linear":
-                method["normalize"] = self._flag("normalize", default=True)
-                allowed |= {"normalize"}
-            else:
-                self._task_vectors(method, merged, name_of, allowed)
-        self._check_parameters(allowed, (own for _, own in merged))
-        return method
+    @staticmethod
+    def _range(item: Any) -> tuple[int, int]:
+        layers: tuple[int, int] | None = item.sources[0].layers
+        return layers or (0, 1)
 
-    def _multislerp(self, method: dict[str, Any], allowed: set[str]) -> None:
-        if self.file.base is not None:
-            raise self._error(
-                "base_model", "multislerp around a base is not supported", None, "Drop"
-            )
-        if not self._flag("normalize_weights", default=True):
-            raise self._error("parameters.normalize_weights", "must be true", False, "Drop")
-        method["variant"] = "mergekit"
-        self._number("eps", 1e-8)
-        allowed |= {"normalize_weights", "eps"}
-
-    def _task_vectors(
+    def _value(
         self,
-        method: dict[str, Any],
-        merged: list[tuple[str, Mapping[str, Any]]],
-        name_of: Mapping[str, str],
-        allowed: set[str],
-    ) -> None:
-        name = self.name
-        method["lambda"] = self._shared("lambda", merged)
-        allowed |= {"lambda", "normalize", "rescale"}
-        if name != "task_arithmetic":
-            method["density"] = {
-                name_of[path]: self._value("density", own) for path, own in merged
-            }
-            allowed |= {"density"}
-        if name.startswith("breadcrumbs"):
-            method["gamma"] = self._shared("gamma", merged)
-            allowed |= {"gamma"}
-        if name.startswith("della"):
-            method["epsilon"] = self._shared("epsilon", merged)
-            allowed |= {"epsilon"}
-        if name in _ELECTED:
-            method["normalize"] = self._flag("normalize", default=name == "ties")
-        elif self._flag("normalize", default=False):
-            raise self._error(
-                "parameters.normalize", f"is not supported for {name}", True,
-                "Divide the weights by their sum, then drop",
-            )  # fmt: skip
-        if name in _RANDOM:
-            method["rescale"] = "l1" if self._flag("rescale", default=True) else "none"
-        elif self._flag("rescale", default=False):
-            raise self._error("parameters.rescale", f"is not supported for {name}", True, "Drop")
+        arrangement: Arrangement,
+        merged: Sequence[Slot],
+        key: str,
+        at: int | None,
+        default: float | None,
+    ) -> Setting | None:
+        """Return a parameter of the slot at a place among the merged, or of the whole merge."""
+        found = []
+        for index, item in enumerate(arrangement.slices):
+            own = () if at is None else (merged[at].sources[index].own,)
+            entries = read_setting(key, (*own, *item.shared), default=default)
+            if isinstance(entries, Malformed):
+                advice = "Add it as" if entries.rule == "is needed" else "Change"
+                self.file.problem(entries.place, entries.rule, entries.got, advice)
+                return None
+            found.append(entries)
+        setting = Setting(tuple(found))
+        self.settings.append(setting)
+        return setting
 
-    def _check_parameters(self, allowed: set[str], own: Iterable[Mapping[str, Any]]) -> None:
-        for place, given in (
-            ("parameters", self.parameters),
-            *(("models.parameters", item) for item in own),
-        ):
-            for key in sorted(set(given) - allowed):
-                raise self._error(
-                    f"{place}.{key}", f"is not supported for {self.name}", given[key], "Drop"
-                )
-            for key in sorted(set(given) - _PER_MODEL if place != "parameters" else ()):
-                raise self._error(
-                    f"{place}.{key}", "is one for the whole merge", given[key],
-                    "Write under the file's own parameters the",
-                )  # fmt: skip
+    def _check_parameters(self) -> None:
+        """Refuse what is no parameter of mergekit, and note what it does not read."""
+        name = self.file.name
+        read = READ[name]
+        for level, of_model in self._levels():
+            for key in level.parameters:
+                place = f"{level.place}.{key}"
+                if key not in _EVERY_PARAMETER:
+                    known = sorted(read)
+                    self.file.problem(
+                        place, f"is no parameter of mergekit's {name}", level.parameters[key],
+                        f"{did_you_mean(key, known)} Else drop",
+                    )  # fmt: skip
+                elif key not in read:
+                    self.notes.append(f"{place}: mergekit's {name} does not read it; left out")
+                elif of_model and not read[key]:
+                    self.notes.append(
+                        f"{place}: mergekit reads it for the whole merge only; left out"
+                    )
 
-    def _shared(self, key: str, merged: list[tuple[str, Mapping[str, Any]]]) -> Any:
-        """Return a value that safemerge takes once for all models."""
-        values = [self._value(key, own) for _, own in merged]
-        if any(value != values[0] for value in values):
-            raise self._error(
-                f"models.parameters.{key}", "must be one for all models", values, "Set"
+    def _levels(self) -> Iterator[tuple[Level, bool]]:
+        """Yield every place with parameters once, and whether it is a model's."""
+        outer = [(level, False) for item in self.file.slices for level in item.shared]
+        own = [(source.own, True) for item in self.file.slices for source in item.sources]
+        seen: set[str] = set()
+        for level, of_model in (*reversed(outer), *own):
+            if level.place not in seen:
+                seen.add(level.place)
+                yield level, of_model
+
+    def _tokenizer(
+        self,
+        recipe: dict[str, Any],
+        names: Mapping[MergekitModel | Layers, str],
+        base: MergekitModel | Layers,
+    ) -> bool:
+        """Say whose tokenizer and template the result takes; whether that is to be found out."""
+        file = self.file
+        chosen: dict[str, Any] = {}
+        if file.vocabulary is not None or file.tokenizer == base:
+            recipe["vocabulary"] = file.vocabulary or "base"
+        elif file.tokenizer is not None:
+            recipe["vocabulary"] = "tokenizer"
+            chosen["from"] = names[file.tokenizer]
+        template = file.chat_template
+        if template and template != AUTO:
+            chosen["chat_template"] = {"text": TEMPLATES.get(template, template)}
+        if chosen:
+            recipe["tokenizer"] = chosen
+        return template == AUTO
+
+    def _check_template(self) -> None:
+        given = self.file.chat_template
+        if isinstance(given, str) and given not in ("", AUTO, *TEMPLATES) and not is_jinja(given):
+            known = ", ".join((AUTO, *TEMPLATES))
+            self.file.problem(
+                "chat_template", f"must be {known}, or Jinja", given, "Write the template out as"
             )
-        return values[0]
 
-    def _flag(self, key: str, *, default: bool) -> bool:
-        value = self.parameters.get(key, default)
-        if not isinstance(value, bool | int | float):
-            raise self._error(f"parameters.{key}", "must be true or false", value, "Change")
-        return bool(value)
-
-    def _number(self, key: str, default: float, *, whole: bool = False) -> float:
-        value = self.parameters.get(key, default)
-        if not _is_number(value) or (whole and not isinstance(value, int)):
-            rule = f"must be a {'whole ' if whole else ''}number"
-            raise self._error(f"parameters.{key}", rule, value, "Change")
-        return value
-
-    def _collect_filters(self, own: Iterable[Mapping[str, Any]]) -> None:
-        for given in (*own, self.parameters):
-            for value in given.values():
-                for item in _conditions(value):
-                    text = item.get("filter")
-                    if isinstance(text, str) and text not in ("*", *self.filters):
-                        self.filters.append(text)
-
-    def _value(self, key: str, own: Mapping[str, Any]) -> Any:
-        given = own.get(key, self.parameters.get(key))
-        default = _DEFAULTS.get(key)
-        if own.get(key) is not None and (outer := self.parameters.get(key)) is not None:
-            # mergekit falls back to the outer value where no filter of the inner list matches.
-            default = outer if _is_number(outer) else None
-        if given is None:
-            if default is None:
-                raise self._error(f"parameters.{key}", "is needed", None, "Add it as")
-            return default
-        plain = _plain(given)
-        if plain is not None:
-            return plain
-        conditions = _conditions(given)
-        if not conditions:
-            raise self._error(f"parameters.{key}", "must be a number or a list", given, "Change")
-        by_group: dict[str, Any] = {}
-        seen: list[str] = []
-        for item in conditions:
-            text, number = item.get("filter"), _plain(item.get("value"))
-            if number is None or not isinstance(text, str | None) or set(item) - _CONDITION:
-                raise self._error(
-                    f"parameters.{key}", "must have a value, and at most a filter, in each item",
-                    item, "Change",
-                )  # fmt: skip
-            if text in (None, "*"):
-                by_group[DEFAULT_GROUP] = number
-                break
-            seen.append(text)
-            by_group.setdefault(_group_name(self.filters.index(text)), number)
-        if DEFAULT_GROUP not in by_group:
-            if default is None:
-                raise self._error(f"parameters.{key}", "must end with a value for the rest", given,
-                                  "Add one without filter to")  # fmt: skip
-            by_group[DEFAULT_GROUP] = default
-        if seen != self.filters:
-            raise self._error(
-                f"parameters.{key}", "all filtered values must have the same filters in one order",
-                f"{seen} against {self.filters}", "List the same filters everywhere, also in",
-            )  # fmt: skip
-        return by_group
+    def _note_filters(self, groups: Groups) -> None:
+        if self.file.vocabulary is None and self.file.tokenizer is None:
+            return
+        self.notes.append(
+            "tokenizer: the result keeps the base's number of embedding rows, where mergekit has "
+            "one for each token"
+        )
 
 
-def _plain(given: object) -> float | list[float] | None:
-    """Return a number, or the anchors of a gradient; None for anything else."""
-    if _is_number(given):
-        return float(given)
-    if not isinstance(given, list) or not given or not all(map(_is_number, given)):
-        return None
-    return [float(item) for item in given] if len(given) > 1 else float(given[0])
-
-
-def _conditions(given: object) -> list[dict[str, Any]]:
-    """Return the items of a setting with filters, which may be one; none for anything else."""
-    items: list[Any] = given if isinstance(given, list) else [given]
-    return items if all(isinstance(item, dict) for item in items) else []
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    """Tell whether a value is a number that a float can hold."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) <= sys.float_info.max
-
-
-def _group_name(at: int) -> str:
-    return f"filter-{at + 1}"
-
-
-def _names(paths: list[str]) -> dict[str, str]:
-    """Name models by the last part of their path, made unique and fit for dotted paths."""
-    names: dict[str, str] = {}
-    for path in dict.fromkeys(paths):
-        last = re.sub(r"[^A-Za-z0-9_-]+", "-", path.rstrip("/").rsplit("/", 1)[-1]).strip("-_")
-        stem = (last or "model")[:56]
-        name, number = stem, 2
-        while name in names.values():
-            name, number = f"{stem}-{number}", number + 1
-        names[path] = name
-    return names
+def _resolved(value: Any, groups: Groups) -> Any:
+    """Return a method's document with its settings as coefficients."""
+    if isinstance(value, Setting):
+        return groups.coefficient(value)
+    if isinstance(value, dict):
+        return {key: _resolved(item, groups) for key, item in value.items()}
+    return value

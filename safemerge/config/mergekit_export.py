@@ -9,12 +9,15 @@ from typing import Any
 from safemerge.config.coefficient import Number, leaves
 from safemerge.config.mergekit_model import MergekitModel
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.tokenizer import TemplateText
 from safemerge.errors import ConfigError
 
 _NAMES = {
     "linear": "linear",
     "slerp": "slerp",
     "multi_slerp": "multislerp",
+    "nuslerp": "nuslerp",
+    "passthrough": "passthrough",
     "karcher": "karcher",
     "task_arithmetic": "task_arithmetic",
     "ties": "ties",
@@ -25,6 +28,8 @@ _NAMES = {
     "breadcrumbs": "breadcrumbs",
     "breadcrumbs_ties": "breadcrumbs_ties",
     "model_stock": "model_stock",
+    "sce": "sce",
+    "arcee_fusion": "arcee_fusion",
 }
 _PLAIN_PATTERN = re.compile(r"\*([^*?\[\]]+)\*")
 
@@ -54,41 +59,64 @@ def mergekit_of_recipe(recipe: MergeRecipe, *, adapters: Collection[str] = ()) -
         )
     base = str(recipe.base.path)
     path = {
-        ref.name: MergekitModel(str(ref.path), base if ref.name in adapters else None).written()
+        ref.name: MergekitModel(
+            str(ref.path),
+            str(ref.on.path) if ref.on is not None else base if ref.name in adapters else None,
+        ).written()
         for ref in recipe.checkpoints
     }
+    document = {"merge_method": _NAMES[recipe.method.name], **_merge(recipe, path)}
+    if recipe.dtype != "base":
+        document["dtype"] = recipe.dtype
+    if recipe.vocabulary == "tokenizer":
+        document["tokenizer_source"] = path[str(recipe.tokenizer.from_)]
+    elif recipe.vocabulary != "refuse":
+        document["tokenizer_source"] = recipe.vocabulary
+    if isinstance(recipe.tokenizer.chat_template, TemplateText):
+        document["chat_template"] = recipe.tokenizer.chat_template.text
+    return document
+
+
+def _merge(recipe: MergeRecipe, path: Mapping[str, str | dict[str, Any]]) -> dict[str, Any]:
+    """Return base model, models and parameters of the file."""
     filters = {
         group.name: match.group(1)
         for group in recipe.layer_groups
         for pattern in group.tensors or ()
         if (match := _PLAIN_PATTERN.fullmatch(pattern)) is not None
     }
-    method = recipe.method
-    name = _NAMES[method.name]
-    document: dict[str, Any] = {"merge_method": name}
-    if method.name == "slerp":
-        document["base_model"] = path[method.models[0]]
-        document["models"] = [{"model": path[model]} for model in method.models]
-        document["parameters"] = {"t": _setting(method.t, filters)}
-    elif method.name == "model_stock":
-        document["base_model"] = path[recipe.base.name]
-        document["models"] = [{"model": path[model]} for model in method.models]
-    elif method.name == "karcher":
-        document["models"] = [{"model": path[model]} for model in method.weights]
-        document["parameters"] = {"max_iter": method.num_steps, "tol": method.tolerance}
-    elif method.name in ("linear", "multi_slerp"):
-        document["models"] = _models(recipe, path, filters)
-        if method.name == "linear":
-            document["parameters"] = {"normalize": method.normalize}
-    else:
-        document["base_model"] = path[recipe.base.name]
-        document["models"] = _models(recipe, path, filters)
-        document["parameters"] = _parameters(recipe, filters)
-    if recipe.dtype != "base":
-        document["dtype"] = recipe.dtype
-    if recipe.vocabulary != "refuse":
-        document["tokenizer_source"] = recipe.vocabulary
-    return document
+    method, base = recipe.method, {"base_model": path[recipe.base.name]}
+    named = [{"model": path[model]} for model in getattr(method, "models", ())]
+    weighted = _models(recipe, path, filters)
+    origin = base if getattr(method, "origin", "zero") == "base" else {}
+    match method.name:
+        case "slerp":
+            start = {"base_model": path[method.models[0]]}
+            return {**start, "models": named, "parameters": {"t": _setting(method.t, filters)}}
+        case "passthrough":
+            return {"models": named, "parameters": {"scale": _setting(method.scale, filters)}}
+        case "model_stock":
+            rows = {"parameters": {"filter_wise": True}} if method.vectors == "rows" else {}
+            return {**base, "models": named, **rows}
+        case "sce":
+            density = _setting(method.density, filters)
+            return {**base, "models": named, "parameters": {"select_topk": density}}
+        case "arcee_fusion":
+            return {**base, "models": named}
+        case "karcher":
+            models = [{"model": path[model]} for model in method.weights]
+            parameters = {"max_iter": method.num_steps, "tol": method.tolerance}
+            return {"models": models, "parameters": parameters}
+        case "linear":
+            return {"models": weighted, "parameters": {"normalize": method.normalize}}
+        case "multi_slerp":
+            parameters = {"normalize_weights": method.normalize}
+            return {**origin, "models": weighted, "parameters": parameters}
+        case "nuslerp":
+            flat, columns = method.vectors == "tensor", method.vectors == "columns"
+            vectors = {"nuslerp_flatten": flat, "nuslerp_row_wise": columns}
+            return {**origin, "models": weighted, "parameters": vectors}
+    return {**base, "models": weighted, "parameters": _parameters(recipe, filters)}
 
 
 def _problems(recipe: MergeRecipe) -> Iterator[str]:
@@ -99,34 +127,43 @@ def _problems(recipe: MergeRecipe) -> Iterator[str]:
     for step in recipe.steps:
         yield f"the step {step.name!r}"
     for ref in recipe.checkpoints:
-        if ref.path is None:
+        if ref.stack is not None:
+            yield f"model {ref.name!r}, a stack of layers"
+        elif ref.path is None:
             yield f"model {ref.name!r} without a path"
+    if isinstance(recipe.tokenizer.chat_template, str):
+        yield f"the chat template of {recipe.tokenizer.chat_template!r}, which it takes as text"
+    if recipe.tokenizer.from_ is not None and recipe.vocabulary != "tokenizer":
+        yield f"the tokenizer of {recipe.tokenizer.from_!r} without vocabulary: tokenizer"
     for group in recipe.layer_groups:
         patterns = group.tensors or []
         plain = len(patterns) == 1 and _PLAIN_PATTERN.fullmatch(patterns[0])
-        if group.layers is not None or group.kind is not None or not plain:
+        if group.layers or group.kind or group.outside or not plain:
             yield f"layer group {group.name!r} ({group.rule}), for filters are parts of names"
     if method.name == "multi_slerp" and method.variant != "mergekit":
         yield f"variant {method.variant!r}"
     if method.name == "karcher" and len({*map(str, method.weights.values())}) > 1:
         yield "different weights in a Karcher mean"
-    if method.name == "model_stock" and method.lambda_ != 1.0:
-        yield f"lambda {method.lambda_} in Model Stock"
+    if method.name in ("model_stock", "sce", "arcee_fusion") and method.lambda_ != 1.0:
+        yield f"lambda {method.lambda_} in {method.name}"
+    if method.name == "sce" and method.variant != "mergekit":
+        yield f"variant {method.variant!r}"
     if getattr(method, "variant", "mergekit") == "peft":
         yield "variant 'peft'"
     if getattr(method, "rescale", "l1") == "probability":
         yield "rescale 'probability' (mergekit has 'l1' and 'none')"
     if min((item for at in _gammas(recipe) for item in leaves(at)), default=1.0) == 0.0:
         yield "gamma 0, which mergekit takes for dropping everything"
-    if getattr(method, "normalize", False) and method.name != "linear":
+    if getattr(method, "normalize", False) and getattr(method, "divisor", "") == "magnitude":
         weights = getattr(method, "weights", {}).values()
         if any(item < 0.0 for weight in weights for item in leaves(weight)):
             yield "a negative weight in a normalised election, whose sign mergekit divides out"
 
 
 def _gammas(recipe: MergeRecipe) -> list[Number]:
+    own = getattr(recipe.method, "gamma_by_expert", None)
     gamma = getattr(recipe.method, "gamma", None)
-    return [] if gamma is None else [gamma]
+    return [*own.values()] if own else [] if gamma is None else [gamma]
 
 
 def _models(
@@ -140,6 +177,10 @@ def _models(
         if density is not None:
             own = density[model] if isinstance(density, dict) else density
             parameters["density"] = _setting(own, filters)
+        for key in ("gamma", "epsilon"):
+            by_expert = getattr(recipe.method, f"{key}_by_expert", None)
+            if by_expert is not None:
+                parameters[key] = _setting(by_expert[model], filters)
         models.append({"model": path[model], "parameters": parameters})
     return models
 
@@ -148,7 +189,7 @@ def _parameters(recipe: MergeRecipe, filters: dict[str, str]) -> dict[str, Any]:
     method = recipe.method
     parameters = {"lambda": _setting(getattr(method, "lambda_", 1.0), filters)}
     for key in ("gamma", "epsilon"):
-        if hasattr(method, key):
+        if hasattr(method, key) and getattr(method, f"{key}_by_expert") is None:
             parameters[key] = _setting(getattr(method, key), filters)
     parameters["normalize"] = getattr(method, "normalize", False)
     if hasattr(method, "rescale"):

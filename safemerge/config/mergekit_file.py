@@ -6,21 +6,34 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from safemerge.config.mergekit_model import MergekitModel
-from safemerge.errors import ConfigError
+from safemerge.config.mergekit_setting import Level
 
 _TOP = frozenset(
-    {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype"}
+    {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "name"}
     | {"tokenizer_source", "tokenizer", "chat_template", "modules"}
 )
 _SLICE = frozenset({"sources", "base_model", "parameters"})
+_TOKENIZER = frozenset({"source", "tokens", "pad_to_multiple_of"})
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Source(NamedTuple):
-    """A model that is merged, and its own parameters."""
+    """A model that is merged, its own parameters, and which of its layers."""
 
     model: MergekitModel
-    parameters: Mapping[str, Any]
+    own: Level
+    layers: tuple[int, int] | None = None
+    """First layer and the one to stop before; None for all."""
+
+
+class Slice(NamedTuple):
+    """Layers of the result, and what they are merged from."""
+
+    place: str
+    sources: tuple[Source, ...]
+    base: MergekitModel | None
+    shared: tuple[Level, ...]
+    """Parameters of the slice first, then those of the whole file."""
 
 
 class MergekitFile:
@@ -30,123 +43,193 @@ class MergekitFile:
         document: What `read_yaml` returned.
         where: The file name that messages start with.
         methods: Merge methods that may be named.
-
-    Raises:
-        ConfigError: If the file is malformed, or uses what safemerge does not support.
     """
 
     def __init__(self, document: Mapping[str, Any], where: str, methods: tuple[str, ...]) -> None:
         self.where = where
+        self.problems: list[str] = []
+        """What is wrong with the file, a line each."""
         self._document = document
+        self.name: str = str(document.get("merge_method"))
         self._check_top(methods)
-        self.name: str = document["merge_method"]
-        self.dtype: str | None = document.get("out_dtype") or document.get("dtype")
-        self.tokenizer_source: str | None = document.get("tokenizer_source")
-        self.parameters = self._mapping("parameters", document.get("parameters"))
-        self.num_layers: int | None = None
-        base = document.get("base_model")
-        self.base = None if base is None else self._model("base_model", base)
+        self.dtype = self._dtype()
+        """Type of the result; None for the models'."""
+        self.base = self._model("base_model", document.get("base_model"))
         """The file's base model; None where it names none."""
-        if document.get("slices") is not None:
-            self.sources = self._slice()
-        else:
-            self.sources = self._sources("models", document.get("models"), frozenset())
+        self.vocabulary, self.tokenizer = self._tokenizer()
+        """``base``, ``union`` or None, and the model whose tokenizer is taken instead."""
+        self.chat_template: str | None = document.get("chat_template")
+        """``auto``, a name, or Jinja."""
+        self.levels: tuple[Level, ...] = (
+            Level("parameters", self._mapping("parameters", document)),
+        )
+        """Parameters of the whole file."""
+        self.slices = self._slices()
+        """Slices in order; of a file with models one, over all layers."""
 
-    def error(self, key: str, rule: str, got: object, advice: str) -> ConfigError:
-        """Return the error for a key: its rule, the value unless it is None, and what to do."""
+    def problem(self, key: str, rule: str, got: object, advice: str) -> None:
+        """Note what is wrong with a key: its rule, the value unless it is None, what to do."""
         text = repr(got)
         value = "" if got is None else f"; got {text if len(text) <= 80 else text[:77] + '...'}"
-        return ConfigError(f"{self.where}: mergekit's {key}: {rule}{value}. {advice} {key}.")
+        self.problems.append(f"{self.where}: mergekit's {key}: {rule}{value}. {advice} {key}.")
 
     def _check_top(self, methods: tuple[str, ...]) -> None:
         document = self._document
         for unknown in sorted(map(str, set(document) - _TOP)):
-            raise self.error(unknown, "is no key of mergekit that safemerge knows", None, "Drop")
-        name = document.get("merge_method")
-        if name not in methods:
-            raise self.error(
-                "merge_method", f"must be one of {', '.join(methods)}", name, "Change"
+            self.problem(unknown, "is no key of mergekit that safemerge knows", None, "Drop")
+        if self.name not in methods:
+            self.problem(
+                "merge_method", f"must be one of {', '.join(methods)}", self.name, "Change"
             )
-        for key in ("tokenizer", "chat_template", "modules"):
-            if document.get(key) is not None:
-                raise self.error(
-                    key, "is not supported: the base's is kept", document[key], "Drop"
-                )
-        source = document.get("tokenizer_source")
-        if source not in (None, "base", "union"):
-            raise self.error("tokenizer_source", "must be base or union", source, "Change")
-        for key in ("dtype", "out_dtype"):
-            if document.get(key) not in (None, *_DTYPES):
-                raise self.error(
-                    key, f"must be one of {', '.join(_DTYPES)}", document[key], "Change"
-                )
+        given = [key for key in ("models", "slices", "modules") if document.get(key) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or None
+            self.problem(
+                "models",
+                "must be given, or slices, or modules, and one of them alone",
+                got,
+                "Keep",
+            )
+        if not isinstance(document.get("chat_template"), str | None):
+            self.problem("chat_template", "must be text", document["chat_template"], "Change")
 
-    def _slice(self) -> list[Source]:
-        """Return the sources of the one slice, whose own base and parameters go before."""
-        slices = self._document["slices"]
-        if self._document.get("models") is not None or not _is_list(slices) or len(slices) != 1:
-            got = f"{len(slices)} slices" if _is_list(slices) else slices
-            raise self.error(
-                "slices", "layers cannot be rearranged: one slice over all layers is taken",
-                got, "Write models instead of",
-            )  # fmt: skip
-        place = "slices.0"
-        whole = self._mapping(place, slices[0])
+    def _dtype(self) -> str | None:
+        found: dict[str, str] = {}
+        for key in ("out_dtype", "dtype"):
+            given = self._document.get(key)
+            if given is None:
+                continue
+            name = str(given).removeprefix("torch.")
+            # NOTE: what mergekit computes in changes no more than roundings.
+            allowed = (*_DTYPES, "float64") if key == "dtype" and found else _DTYPES
+            if name not in allowed:
+                self.problem(key, f"must be one of {', '.join(_DTYPES)}", given, "Change")
+            found[key] = name
+        return next(iter(found.values()), None)
+
+    def _tokenizer(self) -> tuple[str | None, MergekitModel | None]:
+        """Read both ways of saying whose tokenizer the result takes."""
+        place, source = "tokenizer_source", self._document.get("tokenizer_source")
+        whole = self._document.get("tokenizer")
+        if whole is not None:
+            if source is not None:
+                self.problem("tokenizer", "must not stand beside tokenizer_source", whole, "Drop")
+            given = self._mapping("tokenizer", self._document)
+            for key in sorted(set(given) - _TOKENIZER):
+                self.problem(f"tokenizer.{key}", "is no key of mergekit", given[key], "Drop")
+            if given.get("tokens"):
+                rule = (
+                    "rows of single tokens cannot be chosen: a token that a model lacks gets the "
+                )
+                rule += "base's row, else the mean of the others'"
+                self.problem("tokenizer.tokens", rule, given["tokens"], "Drop")
+            if given.get("pad_to_multiple_of") is not None:
+                rule = "the number of rows cannot be chosen: it stays the base's"
+                got = given["pad_to_multiple_of"]
+                self.problem("tokenizer.pad_to_multiple_of", rule, got, "Drop")
+            place, source = "tokenizer.source", given.get("source", "union")
+        if source in (None, "base", "union"):
+            return source, None
+        return None, self._model(place, source)
+
+    def _slices(self) -> tuple[Slice, ...]:
+        document, outer = self._document, self.levels
+        modules = document.get("modules")
+        place = ""
+        if modules is not None:
+            if not isinstance(modules, dict) or len(modules) != 1:
+                rule = "must be one module, the language model's"
+                self.problem("modules", rule, modules, "Write models or slices instead of")
+                return ()
+            name, inner = next(iter(modules.items()))
+            place = f"modules.{name}."
+            if not isinstance(inner, dict):
+                self.problem(place[:-1], "must be a mapping of names", inner, "Change")
+                return ()
+            document = inner
+            level = Level(f"{place}parameters", self._mapping("parameters", inner, place))
+            outer = (level, *outer)
+        if document.get("slices") is None:
+            sources = self._sources(f"{place}models", document.get("models"), sliced=False)
+            return (Slice(f"{place}models", sources, self.base, outer),) if sources else ()
+        given = document["slices"]
+        if not isinstance(given, list) or not given:
+            self.problem(f"{place}slices", "must list slices", given, "Change")
+            return ()
+        found = [
+            self._slice(f"{place}slices.{at}", whole, outer) for at, whole in enumerate(given)
+        ]
+        return tuple(item for item in found if item is not None)
+
+    def _slice(self, place: str, whole: object, outer: tuple[Level, ...]) -> Slice | None:
+        if not isinstance(whole, dict) or not all(isinstance(key, str) for key in whole):
+            self.problem(place, "must be a mapping of names", whole, "Change")
+            return None
         for key in sorted(set(whole) - _SLICE):
             if whole[key] is not None:
-                raise self.error(f"{place}.{key}", "is not supported", whole[key], "Drop")
-        if whole.get("base_model") is not None:
-            self.base = self._model(f"{place}.base_model", whole["base_model"])
-        own = self._mapping(f"{place}.parameters", whole.get("parameters"))
-        self.parameters = {**self.parameters, **own}
-        found = self._sources(f"{place}.sources", whole.get("sources"), frozenset({"layer_range"}))
-        ranges = [source.get("layer_range") for source in whole["sources"]]
-        for index, item in enumerate(ranges):
-            if not _is_list(item) or len(item) != 2 or not all(type(end) is int for end in item):
-                raise self.error(
-                    f"{place}.sources.{index}.layer_range",
-                    "must be the first layer and the one to stop before",
-                    item if item is not None else "none", "Write [0, LAYERS] as",
-                )  # fmt: skip
-        if any(item != ranges[0] for item in ranges) or ranges[0][0] != 0 or ranges[0][1] < 1:
-            raise self.error(
-                place, "sources must share one layer_range from 0", ranges,
-                "Write models instead of",
-            )  # fmt: skip
-        self.num_layers = ranges[0][1]
-        return found
+                self.problem(f"{place}.{key}", "is not supported", whole[key], "Drop")
+        base = self._model(f"{place}.base_model", whole.get("base_model")) or self.base
+        own = Level(f"{place}.parameters", self._mapping("parameters", whole, f"{place}."))
+        sources = self._sources(f"{place}.sources", whole.get("sources"), sliced=True)
+        if (
+            len({end - start for start, end in filter(None, (item.layers for item in sources))})
+            > 1
+        ):
+            ranges = [list(item.layers or ()) for item in sources]
+            rule = "sources of a slice must have the same number of layers"
+            self.problem(place, rule, ranges, "Change layer_range in")
+        return Slice(place, sources, base, (own, *outer)) if sources else None
 
-    def _sources(self, place: str, listed: object, more: frozenset[str]) -> list[Source]:
+    def _sources(self, place: str, listed: object, *, sliced: bool) -> tuple[Source, ...]:
         if not isinstance(listed, list) or not listed:
-            raise self.error(place, "must list models", listed, "Add some to")
+            if listed is not None or place.endswith("sources"):
+                self.problem(place, "must list models", listed, "Add some to")
+            return ()
         found: list[Source] = []
+        allowed = {"model", "parameters"} | ({"layer_range"} if sliced else set())
         for index, entry in enumerate(listed):
             at = f"{place}.{index}"
             if not isinstance(entry, dict) or "model" not in entry:
-                raise self.error(at, "must be a mapping with 'model'", entry, "Change")
-            for key in sorted(map(str, set(entry) - {"model", "parameters"} - more)):
-                raise self.error(f"{at}.{key}", "is not supported", entry.get(key), "Drop")
-            model = self._model(f"{at}.model", entry["model"])
+                self.problem(at, "must be a mapping with 'model'", entry, "Change")
+                continue
+            for key in sorted(map(str, set(entry) - allowed)):
+                self.problem(f"{at}.{key}", "is not supported", entry.get(key), "Drop")
+            model = self._model(f"{at}.model", entry["model"] or "")
+            own = Level(f"{at}.parameters", self._mapping("parameters", entry, f"{at}."))
+            layers = self._layers(at, entry.get("layer_range")) if sliced else None
+            if model is None or (sliced and layers is None):
+                continue
             if any(model == other.model for other in found):
-                raise self.error(at, "lists a model again", model.text, "Drop")
-            own = self._mapping(f"{at}.parameters", entry.get("parameters"))
-            found.append(Source(model, own))
-        return found
+                self.problem(at, "lists a model again", model.text, "Drop")
+                continue
+            found.append(Source(model, own, layers))
+        return tuple(found)
 
-    def _mapping(self, place: str, given: object) -> dict[str, Any]:
+    def _layers(self, place: str, given: object) -> tuple[int, int] | None:
+        if isinstance(given, list) and len(given) == 2 and all(type(end) is int for end in given):
+            start, stop = given
+            if 0 <= start < stop:
+                return start, stop
+        rule = "must be the first layer and the one to stop before"
+        got = "none" if given is None else given
+        self.problem(f"{place}.layer_range", rule, got, "Write [FIRST, STOP] as")
+        return None
+
+    def _mapping(self, key: str, inside: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+        given = inside.get(key)
         if given is None:
             return {}
-        if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-            raise self.error(place, "must be a mapping of names", given, "Change")
+        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+            self.problem(f"{before}{key}", "must be a mapping of names", given, "Change")
+            return {}
         return dict(given)
 
-    def _model(self, place: str, given: object) -> MergekitModel:
+    def _model(self, place: str, given: object) -> MergekitModel | None:
+        if given is None:
+            return None
         try:
             return MergekitModel.parse(given)
         except ValueError as error:
             rule, advice = error.args
-            raise self.error(place, rule, given, advice) from None
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
+            self.problem(place, rule, given, advice)
+            return None

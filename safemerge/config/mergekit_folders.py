@@ -1,22 +1,20 @@
-"""Where the models of a mergekit file lie: beside the file, or where the command is run."""
+"""Where the models of a mergekit file are: beside the file, where the command runs, on the hub."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safemerge.config.mergekit_model import HUB_ID
 from safemerge.errors import ConfigError
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def locate_models(document: dict[str, Any], file: Path, current: Path) -> Iterator[str]:
-    """Replace the paths of a translated mergekit file by folders that exist.
+    """Replace the paths of a translated mergekit file by folders that exist, or hub repositories.
 
     A relative path is looked up from the file's folder, then from the current one, from where
-    mergekit takes it.
+    mergekit takes it. What is in neither and looks like a hub id is one, as for mergekit.
 
     Args:
         document: A recipe as `recipe_of_mergekit` made it; changed in place.
@@ -24,21 +22,49 @@ def locate_models(document: dict[str, Any], file: Path, current: Path) -> Iterat
         current: Folder that the command runs in.
 
     Yields:
-        A line for each path that both folders hold, saying which was taken.
+        A line for each path that both folders hold, saying which was taken, and for each that is
+        taken from the hub.
 
     Raises:
-        ConfigError: If a folder is in neither place; says so if it looks like a hub id.
+        ConfigError: If folders are in neither place; names all of them.
     """
-    for ref in (document["base"], *document["experts"]):
-        found = _found(ref["path"], file.parent, current)
-        if not found:
-            raise ConfigError(_missing(file, ref["path"]))
+    missing: dict[str, None] = {}
+    told: set[str] = set()
+    for ref in _references(document["base"], *document["experts"]):
+        if "path" not in ref:
+            continue
+        text = ref["path"]
+        found = _found(text, file.parent, current)
+        if found:
+            ref["path"] = str(found[0])
+        elif HUB_ID.fullmatch(text):
+            del ref["path"]
+            ref["hub"] = text
+        else:
+            missing[
+                f"{file}: mergekit's model {text!r}: must be a folder, absolute or from the "
+                f"file's folder or the current one, or a hub id; got none. Check the path."
+            ] = None
+        if text in told:
+            continue
+        told.add(text)
         if len(found) > 1:
             yield (
-                f"model {ref['path']!r} is beside {file.name} and in the current folder too; "
+                f"model {text!r} is beside {file.name} and in the current folder too; "
                 f"taking {found[0]}"
             )
-        ref["path"] = str(found[0])
+        if "hub" in ref:
+            yield f"model {text!r} is no folder here; taking it from the hub"
+    if missing:
+        raise ConfigError("\n".join(missing))
+
+
+def _references(*refs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for ref in refs:
+        yield from _references(*(item["model"] for item in ref.get("stack", ())))
+        if "on" in ref:
+            yield from _references(ref["on"])
+        yield ref
 
 
 def _found(text: str, *folders: Path) -> list[Path]:
@@ -49,18 +75,3 @@ def _found(text: str, *folders: Path) -> list[Path]:
     except (OSError, RuntimeError, ValueError):
         # NOTE: an unknown user after ~, a NUL, a name too long: no folder has such a name.
         return []
-
-
-def _missing(file: Path, text: str) -> str:
-    where = f"{file}: mergekit's model {text!r}"
-    if _HUB_ID.fullmatch(text):
-        name = text.rpartition("/")[2]
-        return (
-            f"{where}: must be a local folder; got what looks like a hub id, and nothing is "
-            f"downloaded. Run 'hf download {text} --local-dir {name}' and name that folder, "
-            f"'./{name}', in its place."
-        )
-    return (
-        f"{where}: must be a folder, absolute or from the file's folder or the current one; got "
-        f"none. Check the path."
-    )

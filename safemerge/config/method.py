@@ -2,94 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import Name, Quantity
-from safemerge.config.coefficient import (
-    FORM,
-    Coefficient,
-    Density,
-    Layerwise,
-    Number,
-    Share,
-    leaves,
+from safemerge.config.coefficient import Coefficient, Layerwise, Share
+from safemerge.config.method_spec import (
+    BY_EXPERT,
+    LAYERWISE,
+    MeanSpec,
+    MethodSpec,
+    Origin,
+    TaskVectorSpec,
+    Vectors,
+)
+from safemerge.config.task_vector_method import (
+    ArceeFusion,
+    Breadcrumbs,
+    BreadcrumbsTies,
+    ConsensusTa,
+    DareLinear,
+    DareTies,
+    Della,
+    DellaLinear,
+    ModelStock,
+    Sce,
+    TaskArithmetic,
+    Ties,
 )
 
-Rescale = Literal["probability", "l1", "none"]
-Consensus = Literal["mergekit", "peft"]
+__all__ = [
+    "BY_EXPERT",
+    "LAYERWISE",
+    "METHOD_SPECS",
+    "ArceeFusion",
+    "Breadcrumbs",
+    "BreadcrumbsTies",
+    "ConsensusTa",
+    "DareLinear",
+    "DareTies",
+    "Della",
+    "DellaLinear",
+    "Fisher",
+    "IsoC",
+    "IsoCts",
+    "Karcher",
+    "Linear",
+    "Method",
+    "MethodSpec",
+    "ModelStock",
+    "MultiSlerp",
+    "NuSlerp",
+    "Passthrough",
+    "RegMean",
+    "Sce",
+    "Slerp",
+    "TaskArithmetic",
+    "Ties",
+    "TsvM",
+    "Wudi",
+]
 
 
-class MethodSpec(StrictModel):
-    """What every merge method shares: which fields are coefficients, which models it names."""
-
-    takes_base: ClassVar[bool] = False
-    """Whether the base may be one of the merged models."""
-    statistic: ClassVar[Quantity | None] = None
-    """What must have been measured of every model that is merged."""
-
-    def coefficients(self) -> Iterator[tuple[str, Number]]:
-        """Yield (dotted field, coefficient) for every layer-wise coefficient.
-
-        Whole numbers and flags, which hold for all layers, are not among them.
-        """
-        for field, info in type(self).model_fields.items():
-            value = getattr(self, field)
-            label = info.alias or field
-            if field == "weights" or (field == "density" and isinstance(value, dict)):
-                yield from ((f"{label}.{name}", item) for name, item in value.items())
-            elif field in LAYERWISE:
-                yield label, value
-
-    def model_names(self) -> frozenset[str]:
-        """Names of the models that the method merges."""
-        models = getattr(self, "models", None)
-        return frozenset(getattr(self, "weights", {}) if models is None else models)
-
-
-LAYERWISE = frozenset(
-    {"t", "lambda_", "density", "epsilon", "gamma", "mask_threshold", "off_diagonal"}
-)
-"""Fields, weights aside, whose value may differ from layer to layer."""
-
-
-class _Mean(MethodSpec):
-    takes_base: ClassVar[bool] = True
-
-    weights: dict[str, Coefficient] = Field(min_length=1)
-    """Weight by model name, ``base`` model included by its own name; unnamed models get 0."""
-
-
-class _TaskVectors(MethodSpec):
-    weights: dict[str, Coefficient] = Field(min_length=1)
-    """Weight by expert name; experts left out get 0."""
-    lambda_: Coefficient = Field(default=1.0, alias="lambda")
-    """Scale of the merged task vector, usually in [0, 2]."""
-
-
-class _Sparse(_TaskVectors):
-    density: Annotated[
-        Annotated[Density, Tag("number")]
-        | Annotated[list[Density], Tag("anchors"), Field(min_length=2)]
-        | Annotated[dict[str, Layerwise[Density]], Tag("mapping")],
-        FORM,
-    ] = 0.5
-    """Fraction of each task vector's entries kept, in (0, 1]: for all experts, or by expert."""
-
-
-class _Elected(_Sparse):
-    variant: Consensus = "mergekit"
-    """Sign election and mean: ``mergekit`` weights first and divides by the agreeing weights;
-    ``peft`` elects unweighted and divides by the number of agreeing experts."""
-    normalize: bool = True
-    """Divide by the agreeing weights (or experts); false adds the agreeing entries up."""
-
-
-class Linear(_Mean):
+class Linear(MeanSpec):
     """Weighted mean of weights, a model soup: sum of w_i theta_i (arXiv:2203.05482)."""
 
     name: Literal["linear"]
@@ -109,16 +87,49 @@ class Slerp(MethodSpec):
     """Position between the two, in [0, 1]."""
 
 
-class MultiSlerp(_Mean):
+class MultiSlerp(MeanSpec):
     """Spherical interpolation of several models: one step in a tangent space."""
 
     name: Literal["multi_slerp"]
     variant: Literal["tangent", "mergekit"] = "tangent"
     """``tangent``: logarithm and exponential map at the normalised mean, which is slerp for two
     models at equal weights; ``mergekit``: its projection comes to the normalised mean itself."""
+    normalize: bool = Field(default=True, exclude_if=lambda on: on)
+    """Divide the weights by their sum; false takes them as they are, so that they also scale the
+    result (mergekit's ``normalize_weights``)."""
+    origin: Origin = Field(default="zero", exclude_if=lambda origin: origin == "zero")
+    """What directions are measured from: ``zero``, of whole weights; ``base``, of task vectors,
+    whose mean is added to the base (mergekit's with a base model)."""
 
 
-class Karcher(_Mean):
+class NuSlerp(MeanSpec):
+    """Spherical interpolation of two models by the ratio of their weights, per tensor or row."""
+
+    name: Literal["nuslerp"]
+    weights: dict[str, Coefficient] = Field(min_length=2, max_length=2)
+    """Weights of the two models, of which only the ratio counts: the place on the arc is the
+    second's share. Half where they sum to zero (below 1e-6)."""
+    origin: Origin = "zero"
+    """What directions are measured from: ``zero``, of whole weights; ``base``, of task vectors,
+    whose interpolation is added to the base."""
+    vectors: Vectors = "tensor"
+    """What is interpolated as one vector: the whole ``tensor``; ``rows``, each run along the last
+    axis (an output's weights); ``columns``, each along the first (an input's)."""
+
+
+class Passthrough(MethodSpec):
+    """One model as it is, usually a stack of layers, with a scale (mergekit's frankenmerges)."""
+
+    takes_base: ClassVar[bool] = True
+
+    name: Literal["passthrough"]
+    models: list[Name] = Field(min_length=1, max_length=1)
+    """The one model."""
+    scale: Coefficient = 1.0
+    """Factor of its weights; 0 in a layer's output projections makes the layer do nothing."""
+
+
+class Karcher(MeanSpec):
     """Weighted Karcher mean of the models' directions, times their mean norm, per tensor."""
 
     name: Literal["karcher"]
@@ -128,133 +139,7 @@ class Karcher(_Mean):
     """Angle in radians below which a step ends the iteration."""
 
 
-class TaskArithmetic(_TaskVectors):
-    """base + lambda * sum of w_i tau_i; negative weights negate (arXiv:2212.04089)."""
-
-    name: Literal["task_arithmetic"]
-
-
-class Ties(_Elected):
-    """Trim by magnitude, elect a sign, mean over the agreeing (arXiv:2306.01708)."""
-
-    name: Literal["ties"]
-
-
-class DareLinear(_Sparse):
-    """Drop entries at random, rescale the rest, add up (arXiv:2311.03099)."""
-
-    name: Literal["dare_linear"]
-    rescale: Rescale = "probability"
-    """``probability``: by 1/density, as the paper and peft; ``l1``: to the task vector's L1
-    norm, as mergekit; ``none``."""
-
-
-class DareTies(_Elected):
-    """Drop and rescale as DARE, then elect signs as TIES (arXiv:2311.03099)."""
-
-    name: Literal["dare_ties"]
-    rescale: Rescale = "probability"
-    """As for ``dare_linear``."""
-
-
-class _Della(_Sparse):
-    epsilon: Layerwise[Annotated[float, Field(ge=0.0, lt=0.5)]] = 0.15
-    """Keep probabilities run from density - epsilon (smallest magnitude of a row) to
-    density + epsilon (largest); both must be in (0, 1]. Density 1 keeps everything."""
-    rescale: Rescale = "probability"
-    """``probability``: each entry by 1 over its own keep probability, as the paper; ``l1``: to
-    the task vector's L1 norm, as mergekit; ``none``."""
-
-    @model_validator(mode="after")
-    def _probabilities(self) -> Self:
-        by_expert = self.density if isinstance(self.density, dict) else {"": self.density}
-        dropping = [at for item in by_expert.values() for at in _below_one(item)]
-        widest = max(leaves(self.epsilon))
-        if (
-            dropping
-            and widest > 0.0
-            and not widest < min(min(dropping), 1.0 - max(dropping) + 1e-12)
-        ):
-            raise ValueError(
-                f"density - epsilon and density + epsilon must be in (0, 1); got density "
-                f"{min(dropping):g} to {max(dropping):g}, epsilon {widest:g}. "
-                f"Make epsilon smaller."
-            )
-        return self
-
-
-def _below_one(density: Number) -> Iterator[float]:
-    """Yield the densities that drop something; anchors below 1 anywhere do so in between."""
-    if isinstance(density, dict):
-        for item in density.values():
-            yield from _below_one(item)
-    else:
-        values = list(leaves(density))
-        yield from values if min(values) < 1.0 else ()
-
-
-class DellaLinear(_Della):
-    """Drop by magnitude rank at random, rescale, add up (arXiv:2406.11617)."""
-
-    name: Literal["della_linear"]
-
-
-class Della(_Elected, _Della):
-    """Drop by magnitude rank at random, rescale, elect signs, mean (arXiv:2406.11617)."""
-
-    name: Literal["della"]
-
-
-class _Breadcrumbs(_Sparse):
-    gamma: Layerwise[Annotated[float, Field(ge=0.0, lt=1.0)]] = 0.01
-    """Fraction of entries of largest magnitude that is dropped; less where density leaves no
-    room for it, so that density always holds."""
-
-
-class Breadcrumbs(_Breadcrumbs):
-    """Drop the largest and the smallest entries, add up (arXiv:2312.06795)."""
-
-    name: Literal["breadcrumbs"]
-
-
-class BreadcrumbsTies(_Elected, _Breadcrumbs):
-    """Drop the largest and the smallest entries, then elect signs as TIES."""
-
-    name: Literal["breadcrumbs_ties"]
-
-
-class ModelStock(MethodSpec):
-    """Between base and the experts' mean, at the place the angles tell (arXiv:2403.19522)."""
-
-    name: Literal["model_stock"]
-    models: list[Name] = Field(min_length=1)
-    """Experts that are averaged; the paper has two or more."""
-    lambda_: Coefficient = Field(default=1.0, alias="lambda")
-    """Scale of the merged task vector; the paper's is 1."""
-
-
-class ConsensusTa(_TaskVectors):
-    """Task arithmetic on the entries that several experts need (arXiv:2405.07813)."""
-
-    name: Literal["consensus_ta"]
-    mask_threshold: Layerwise[Annotated[float, Field(ge=0.0)]] = 0.4
-    """An expert needs an entry where abs(w_i tau_i) exceeds this times abs(sum - w_i tau_i);
-    the paper searches 0.2 to 0.6."""
-    min_agreeing: int = Field(default=2, ge=1)
-    """Experts that must need an entry for it to be kept: 2 drops what is selfish or
-    catastrophic, 1 the catastrophic alone."""
-
-    @model_validator(mode="after")
-    def _enough_experts(self) -> Self:
-        if self.min_agreeing > len(self.weights):
-            raise ValueError(
-                f"min_agreeing must not exceed the number of weights; got {self.min_agreeing} "
-                f"and {len(self.weights)}, which keeps nothing. Lower it."
-            )
-        return self
-
-
-class _Matrix(_TaskVectors):
+class _Matrix(TaskVectorSpec):
     embeddings: Literal["mean", "matrix"] = "mean"
     """Whether embeddings and output head, tables rather than maps, are averaged as tensors of
     one dimension are, or merged as matrices (slow: as large as the vocabulary)."""
@@ -350,7 +235,9 @@ Method = Annotated[
     Linear
     | Slerp
     | MultiSlerp
+    | NuSlerp
     | Karcher
+    | Passthrough
     | TaskArithmetic
     | Ties
     | DareLinear
@@ -360,6 +247,8 @@ Method = Annotated[
     | Breadcrumbs
     | BreadcrumbsTies
     | ModelStock
+    | Sce
+    | ArceeFusion
     | ConsensusTa
     | TsvM
     | IsoC

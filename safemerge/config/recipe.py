@@ -15,8 +15,15 @@ from safemerge.config.checkpoint import (
     Quantity,
     Vocabulary,
 )
-from safemerge.config.coefficient import DEFAULT_GROUP, Coefficient, LayerGroup, Number
+from safemerge.config.coefficient import (
+    DEFAULT_GROUP,
+    Anchors,
+    Coefficient,
+    LayerGroup,
+    Number,
+)
 from safemerge.config.method import (
+    BY_EXPERT,
     DareLinear,
     DareTies,
     Linear,
@@ -28,6 +35,7 @@ from safemerge.config.method import (
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import SeenData
 from safemerge.config.step import Step
+from safemerge.config.tokenizer import TokenizerChoice
 
 __all__ = [
     "DEFAULT_GROUP",
@@ -49,24 +57,33 @@ class MergeRecipe(StrictModel):
     """Full declaration of one merge; its weights are the *candidate*."""
 
     base: CheckpointRef
-    """Checkpoint that all task vectors are measured from; also gives config and tokenizer."""
-    experts: list[CheckpointRef] = Field(min_length=1)
-    """Checkpoints that are merged, with unique names."""
+    """Checkpoint that all task vectors are measured from; also gives the config, and the tokenizer
+    unless `tokenizer` names another model."""
+    experts: list[CheckpointRef]
+    """Checkpoints that are merged, with unique names; at least one, but for passthrough."""
     method: Method
     steps: list[Step] = Field(default_factory=list)
     """Safety operators, in order: those on experts run before the method, the others after."""
     layer_groups: list[LayerGroup] = Field(default_factory=list)
     """Groups for layer-wise coefficients; the first group that matches a tensor holds."""
+    anchors: Anchors = Field(default="depth", exclude_if=lambda given: given == "depth")
+    """Where tensors outside the layers stand on anchors: ``depth``, embeddings at the first and
+    what follows the layers at the last; ``mergekit``, all at the first, as mergekit 0.1.5."""
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
     """Type of the merged weights; arithmetic is always in float32."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the random masks (DARE, DELLA)."""
     vocabulary: Vocabulary = "refuse"
     """Tokenizers that differ: ``refuse`` them; keep the ``base``'s, rows of embeddings and output
-    head matched by token, an expert's other tokens left out; or the ``union``, the base's tokens
-    and after them the experts' added ones in order. In a model that lacks a token its row is the
+    head matched by token, an expert's other tokens left out; the ``union``, the base's tokens
+    and after them the experts' added ones in order; or the ``tokenizer``'s of the model that
+    `tokenizer.from` names, as ``base`` is the base's. In a model that lacks a token its row is the
     base's, else the mean of the rows of the experts that have it, so that its task vector there
     is zero. Tokenizers are no part of digests."""
+    tokenizer: TokenizerChoice = Field(
+        default_factory=TokenizerChoice, exclude_if=lambda choice: choice.is_default
+    )
+    """Whose tokenizer and chat template the merge is given; the base's if left out."""
     seen: list[SeenData] = Field(default_factory=list, exclude_if=lambda items: not items)
     """Written by `safemerge optimize`: the data that numbers and models were found with. Reports
     on their prompts are refused; no part of digests."""
@@ -88,18 +105,25 @@ class MergeRecipe(StrictModel):
 
     def _name_problems(self) -> Iterator[str]:
         names = [item.name for item in self.checkpoints]
+        if not self.experts and self.method.name != "passthrough":
+            yield "experts: must have at least 1 item; got 0."
         if len(set(names)) != len(names):
             yield f"names of base and experts must be unique; got {names}."
         experts = [name for name in names if name != self.base.name]
         known = [*experts, self.base.name] if self.method.takes_base else experts
         for name in sorted(self.method.model_names() - set(known)):
             yield f"method: names an unknown model; got {name!r}. {did_you_mean(name, known)}"
-        density = getattr(self.method, "density", None)
-        if isinstance(density, dict) and set(density) != set(self.method.model_names()):
+        for field in ("density", *sorted(BY_EXPERT)):
+            given = getattr(self.method, field, None)
+            if not isinstance(given, dict) or set(given) == set(self.method.model_names()):
+                continue
+            if field == "density" and not hasattr(self.method, "weights"):
+                continue  # by layer group
             yield (
-                f"method.density: must name the experts of method.weights, "
-                f"{sorted(self.method.model_names())}; got {sorted(density)}."
+                f"method.{field}: must name the experts of method.weights, "
+                f"{sorted(self.method.model_names())}; got {sorted(given)}."
             )
+        yield from self.tokenizer.problems(names, self.vocabulary)
         if self.vocabulary != "refuse" and any(ref.between for ref in self.experts):
             yield (
                 "vocabulary: must be refuse where weights lie between two checkpoints, whose rows "
@@ -193,6 +217,12 @@ class MergeRecipe(StrictModel):
         """Base first, then the experts in their declared order."""
         return (self.base, *self.experts)
 
+    @property
+    def vocabulary_owner(self) -> str | None:
+        """Expert whose tokens and ids the merge has; None if they are the base's."""
+        owner = self.tokenizer.owner(self.base.name)
+        return owner if self.vocabulary == "tokenizer" and owner != self.base.name else None
+
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative paths are taken from `folder`."""
         update = changed_models(self.checkpoints, lambda ref: ref.located(folder))
@@ -219,6 +249,9 @@ class MergeRecipe(StrictModel):
         read = self.statistics_read()
         if document["vocabulary"] == "refuse":
             del document["vocabulary"]
+        # Files beside the weights; but an order of rows is of the weights.
+        if document.pop("tokenizer", None) and document.get("vocabulary") == "tokenizer":
+            document["tokenizer"] = self.tokenizer.from_
         for item in (document["base"], *document["experts"]):
             if not item["settings"]:
                 del item["settings"]  # as before there were any

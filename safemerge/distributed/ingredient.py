@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from safemerge.config.checkpoint import CheckpointRef, Setting, interpolated
+from safemerge.config.checkpoint import CheckpointRef, Setting
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.dotted_path import set_path
 from safemerge.config.training import AlignSpec, FinetuneSpec
@@ -28,8 +28,7 @@ from safemerge.training.ingredient import ingredient_digest, ingredient_folder, 
 from safemerge.training.lora import bare_model, check_targets
 from safemerge.training.packaged_model import packaged_model
 from safemerge.weights.fingerprint import fingerprint
-
-_ENDS = ("--low", "--high")
+from safemerge.weights.hub import hub_snapshot
 
 
 class Stage(NamedTuple):
@@ -103,8 +102,8 @@ def training_plan(refs: Sequence[CheckpointRef]) -> list[list[Stage]]:
     depth: dict[Stage, int] = {}
 
     def visit(ref: CheckpointRef, trail: tuple[str, ...]) -> int:
-        if ref.between is not None:
-            return max(visit(end, trail) for end in ref.between.ends)
+        if ref.parts:
+            return max(visit(part, trail) for part in ref.parts)
         stage = stage_file(ref)
         if stage is None:
             return 0
@@ -147,9 +146,11 @@ def future_folder(ref: CheckpointRef) -> Path | None:
     """
     if ref.package is not None:
         return packaged_model(ref.package)
+    if ref.hub is not None:
+        return hub_folder(ref)
     stage = stage_file(ref)
     if stage is None:
-        return Path(str(ref.path))
+        return _one_folder(ref)
     spec = stage.load()
     base = finished_folder(spec.base)
     if base is None:
@@ -157,6 +158,31 @@ def future_folder(ref: CheckpointRef) -> Path | None:
     mixture = load_mixture(spec, ChatFormat(base))
     key = ingredient_digest(spec, base_fingerprint=fingerprint(base), mixture=mixture)
     return ingredient_folder(spec.name, key)
+
+
+def hub_folder(ref: CheckpointRef, *, download: bool = True) -> Path:
+    """Return the snapshot of a reference to the hub, downloaded once.
+
+    Args:
+        ref: A reference to the hub; a resolved one is taken where it was found, if it is there.
+        download: Whether to download what the hub's cache lacks.
+
+    Raises:
+        CheckpointError: See `hub_snapshot`.
+    """
+    if ref.path is not None and Path(ref.path).is_dir():
+        return Path(ref.path)
+    return hub_snapshot(str(ref.hub), ref.revision, where=f"model '{ref.name}'", download=download)
+
+
+def _one_folder(ref: CheckpointRef) -> Path:
+    if ref.on is not None or ref.stack is not None:
+        key = "on" if ref.stack is None else "stack"
+        raise ConfigError(
+            f"checkpoint '{ref.name}': must be in one folder here; got '{key}', a model made of "
+            "others. Write it with 'safemerge merge', then name its folder."
+        )
+    return Path(str(ref.path))
 
 
 class Ingredients:
@@ -185,6 +211,7 @@ class Ingredients:
         self._on_step = on_step
         self._resume = resume
         self._folders: dict[Stage, Path] = {}
+        self._snapshots: dict[tuple[str, str | None], Path] = {}
 
     def resolve(self, refs: Sequence[CheckpointRef]) -> dict[str, CheckpointRef]:
         """Return every reference as a fingerprinted path, by name; train what is missing.
@@ -235,7 +262,11 @@ class Ingredients:
     def _resolve(
         self, refs: Sequence[CheckpointRef], need_cluster: Callable[[], None]
     ) -> dict[str, CheckpointRef]:
-        for wave in training_plan(refs):
+        plan = training_plan(refs)
+        for ref in (*refs, *(stage.load().base for wave in plan for stage in wave)):
+            if ref.hub is not None:
+                self._folder(ref)  # what cannot be had is told before anything is trained
+        for wave in plan:
             self._train_wave(wave, need_cluster)
         resolved = {}
         for ref in refs:
@@ -254,8 +285,14 @@ class Ingredients:
     def _folder(self, ref: CheckpointRef) -> Path:
         if ref.package is not None:
             return packaged_model(ref.package, say=self._say)
+        if ref.hub is not None:
+            key = ref.hub, ref.revision
+            if key not in self._snapshots:
+                self._say(f"{ref.name}: {ref.hub}, revision {ref.revision or 'main'}, of the hub")
+                self._snapshots[key] = hub_folder(ref)
+            return self._snapshots[key]
         stage = stage_file(ref)
-        return self._folders[stage] if stage is not None else Path(str(ref.path))
+        return self._folders[stage] if stage is not None else _one_folder(ref)
 
     def _train_wave(self, wave: Sequence[Stage], need_cluster: Callable[[], None]) -> None:
         from safemerge.distributed.train import StageRun, run_stages
@@ -291,29 +328,40 @@ class Ingredients:
 
 
 def _plain(refs: Sequence[CheckpointRef]) -> Iterator[CheckpointRef]:
-    """Yield references; of one between two checkpoints, these, under names of their own."""
+    """Yield references; of one that is made of others, these, under names of their own."""
     for ref in refs:
-        if ref.between is None:
+        yield from _plain(_named_parts(ref))
+        if ref.on is not None:
+            yield ref.model_copy(update={"on": None, "digest": None})
+        elif not ref.parts:
             yield ref
-            continue
-        for place, end in zip(_ENDS, ref.between.ends, strict=True):
-            yield end.model_copy(update={"name": f"{ref.name}{place}"})
+
+
+def _named_parts(ref: CheckpointRef) -> list[CheckpointRef]:
+    return [
+        part.model_copy(update={"name": f"{ref.name}--{at}"}) for at, part in enumerate(ref.parts)
+    ]
 
 
 def _joined(ref: CheckpointRef, resolved: Mapping[str, CheckpointRef]) -> CheckpointRef:
-    """The resolved reference; one between two checkpoints is put together again.
+    """The resolved reference; one that is made of others is put together again.
 
     Raises:
-        ConfigError: If it is between other weights than its digest says.
+        ConfigError: If it is made of other weights than its digest says.
     """
-    if ref.between is None:
+    if not ref.parts:
         return resolved[ref.name]
-    low, high = (resolved[f"{ref.name}{place}"] for place in _ENDS)
-    neighbours = ref.between.model_copy(update={"low": low, "high": high})
-    if ref.digest not in (None, neighbours.digest):
+    made = [
+        _joined(named, resolved).model_copy(update={"name": part.name})
+        for named, part in zip(_named_parts(ref), ref.parts, strict=True)
+    ]
+    own = resolved[ref.name] if ref.on is not None else None
+    whole = (ref if own is None else own.model_copy(update={"on": ref.on})).with_parts(made)
+    found = whole.composed_digest(None if own is None else own.digest)
+    if ref.digest not in (None, found):
         raise ConfigError(
-            f"checkpoint '{ref.name}': weights must have digest {ref.digest}; got "
-            f"{neighbours.digest} between {low.path} and {high.path}. The files changed since "
-            "the recipe was written."
+            f"checkpoint '{ref.name}': weights must have digest {ref.digest}; got {found} of "
+            f"{', '.join(str(part.path) for part in made)}. The files changed since the recipe "
+            "was written."
         )
-    return interpolated(ref.name, neighbours)
+    return whole.model_copy(update={"digest": found})

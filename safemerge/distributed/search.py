@@ -20,7 +20,9 @@ from safemerge.distributed.searcher import RungScheduler, StudySearcher
 from safemerge.distributed.supply import Supply, refuse_hopeless
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
+from safemerge.merge.candidate_tokenizer import tokenizer_models
 from safemerge.merge.resident import ResidentCheckpoints
+from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.search.study import SearchStudy
 from safemerge.weights.adapter import is_adapter, open_checkpoint
@@ -40,7 +42,7 @@ def check_models(spec: StudySpec) -> tuple[str, ...]:
         spec: The study, resolved or not.
 
     Returns:
-        What must be known of the models; see `safemerge.weights.notice.notices`.
+        What must be known of the models; see `ResidentCheckpoints.notices`.
 
     Raises:
         CheckpointError, CheckpointMismatchError: See `ResidentCheckpoints.open`.
@@ -55,12 +57,14 @@ def check_models(spec: StudySpec) -> tuple[str, ...]:
     if not there:
         base = open_checkpoint(models.base.path)
         check_agreement(base, {})
-        return notices(base, {})
+        return (*notices(base, {}), *tokenizer_notices(models))
+    named = {models.base.name, *(ref.name for ref in there)}
     given = models_recipe(
         _with_statistics_there(models.base),
         [_with_statistics_there(ref) for ref in there],
         dtype=models.dtype,
         vocabulary=models.vocabulary,
+        tokenizer=models.tokenizer if tokenizer_models(models) <= named else None,
     )
     return ResidentCheckpoints.open(given, for_engine=True).notices
 

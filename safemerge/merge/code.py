@@ -9,8 +9,11 @@ NO_BASE = -1
 PLAIN, TRIM, RANDOM, RANKED = 0, 1, 2, 3
 """How a task vector is sparsified."""
 
-SUM, DISJOINT_MEAN, DISJOINT_SUM, COUNTED_MEAN, COUNTED_SUM, AGREEMENT = range(6)
-"""How task vectors become one; the counted ones are peft's."""
+CONSENSUS = range(7)
+"""How task vectors become one."""
+
+SUM, DISJOINT_MEAN, DISJOINT_SUM, COUNTED_MEAN, COUNTED_SUM, AGREEMENT, SIGNED_MEAN = CONSENSUS
+"""The members of `CONSENSUS`; the counted ones are peft's, the signed mean is mergekit's."""
 
 FINE, NOT_FINITE = -1, -2
 """What a merge answers, where it is not the number of an expert that is broken."""

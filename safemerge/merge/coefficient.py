@@ -5,8 +5,14 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import NamedTuple
 
-from safemerge.config.coefficient import DEFAULT_GROUP, LayerGroup, Number, has_anchors
-from safemerge.config.method import LAYERWISE, MethodSpec
+from safemerge.config.coefficient import (
+    DEFAULT_GROUP,
+    Anchors,
+    LayerGroup,
+    Number,
+    has_anchors,
+)
+from safemerge.config.method import BY_EXPERT, LAYERWISE, MethodSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.step import StepSpec
 from safemerge.errors import ConfigError
@@ -16,6 +22,7 @@ from safemerge.weights.kind import module_kind
 Option = float | int | bool | str
 
 _NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
+_NOT_BY_EXPERT: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
 
 class Coefficients(NamedTuple):
@@ -29,12 +36,19 @@ class Coefficients(NamedTuple):
     t: float = 0.0
     options: Mapping[str, Option] = _NO_OPTIONS
     """The method's other parameters by field name, e.g. ``gamma`` or ``variant``."""
+    by_expert: Mapping[str, Mapping[str, float]] = _NOT_BY_EXPERT
+    """Parameters that experts have of their own, by field and expert, e.g. ``epsilon``."""
 
     def number(self, name: str) -> float:
         """Return an option that is a number."""
         value = self.options[name]
         assert not isinstance(value, str)
         return float(value)
+
+    def number_of(self, expert: str, name: str) -> float:
+        """Return an option that is a number: the expert's own where it has one."""
+        own = self.by_expert.get(name, {}).get(expert)
+        return self.number(name) if own is None else own
 
 
 def group_of(name: str, groups: Sequence[LayerGroup]) -> str:
@@ -53,26 +67,28 @@ def group_of(name: str, groups: Sequence[LayerGroup]) -> str:
     return DEFAULT_GROUP
 
 
-def depth_of(name: str, num_layers: int | None) -> float | None:
+def depth_of(name: str, num_layers: int | None, anchors: Anchors = "depth") -> float | None:
     """Return a tensor's depth: where anchors are read.
 
     Args:
         name: Tensor name.
         num_layers: Decoder layers of the model; None if unknown.
+        anchors: How the recipe reads anchors outside the layers.
 
     Returns:
         Layer number over ``num_layers - 1``, in [0, 1]; 0 for embeddings before the layers
-        (and for a model of one layer), 1 for what comes after them, as in mergekit 0.0 (0.1.5
-        reads the first anchor there). None for a tensor of a layer if the number of layers is
-        unknown.
+        (and for a model of one layer), 1 for what comes after them, as in mergekit 0.0; with
+        ``mergekit`` 0 for both, as in 0.1.5, and 1 for the layer of a model of one. None for a
+        tensor of a layer if the number of layers is unknown.
     """
     layer = layer_of(name)
     if layer is None:
-        head = "lm_head" in name or module_kind(name) != "embeddings"
-        return 1.0 if head else 0.0
+        return 1.0 if anchors == "depth" and _is_after_layers(name) else 0.0
     if num_layers is None:
         return None
-    return min(1.0, layer / (num_layers - 1)) if num_layers > 1 else 0.0
+    if num_layers > 1:
+        return min(1.0, layer / (num_layers - 1))
+    return 0.0 if anchors == "depth" else 1.0
 
 
 def coefficient_at(coefficient: Number, group: str, depth: float | None = None) -> float:
@@ -139,7 +155,7 @@ def coefficients_for(
         densities = {name: at(value) for name, value in density.items()}
     else:
         densities = dict.fromkeys(weights, at(density))
-    known = {"name", "weights", "models", "density", "lambda_", "t"}
+    known = {"name", "weights", "models", "density", "lambda_", "t", *BY_EXPERT}
     options = {
         field: at(value) if field in LAYERWISE else value
         for field in type(method).model_fields
@@ -151,6 +167,11 @@ def coefficients_for(
         lambda_=at(getattr(method, "lambda_", 1.0)),
         t=at(getattr(method, "t", 0.0)),
         options=options,
+        by_expert={
+            field.removesuffix("_by_expert"): {name: at(item) for name, item in value.items()}
+            for field in BY_EXPERT
+            if (value := getattr(method, field, None)) is not None
+        },
     )
 
 
@@ -203,6 +224,8 @@ def check_groups(recipe: MergeRecipe, names: Iterable[str]) -> None:
                 f"'{names[0] if names else ''}'. Give one number."
             )
     for group in recipe.layer_groups:
+        if group.optional:
+            continue
         if group.name not in example:
             raise ConfigError(
                 f"{where}, layer_groups.{group.name}: must match a tensor that "
@@ -225,4 +248,13 @@ def _matches(name: str, group: LayerGroup) -> bool:
             return False
     if group.kind is not None and module_kind(name) != group.kind:
         return False
+    if group.outside is not None:
+        place = "after" if _is_after_layers(name) else "before"
+        if layer_of(name) is not None or place != group.outside:
+            return False
     return group.tensors is None or any(fnmatchcase(name, item) for item in group.tensors)
+
+
+def _is_after_layers(name: str) -> bool:
+    """Tell of a tensor outside the layers whether it comes after them, not before."""
+    return "lm_head" in name or module_kind(name) != "embeddings"

@@ -102,6 +102,7 @@ def disjoint_mean_(
     weights: Sequence[float],
     *,
     normalize: bool = True,
+    signed: bool = False,
 ) -> Float32[Tensor, "*shape"]:
     """As `disjoint_mean`, from weighted task vectors that are used up as buffers.
 
@@ -109,6 +110,8 @@ def disjoint_mean_(
         weighted: The w_i tau_i; changed.
         weights: The w_i.
         normalize: Whether to divide by the agreeing weights; False gives the agreeing sum.
+        signed: Whether to divide by the sum of the agreeing w_i themselves (by 1 where that is
+            zero), as mergekit 0.1.5 does, not of their magnitudes.
 
     Returns:
         Tensor of the same shape and device, float32.
@@ -119,9 +122,11 @@ def disjoint_mean_(
     for task_vector, weight in zip(weighted, weights, strict=True):
         agreeing = task_vector.mul_(sign).clamp_min_(0.0)
         total.add_(agreeing)
-        divisor.add_(agreeing.sign_(), alpha=abs(weight))
+        divisor.add_(agreeing.sign_(), alpha=weight if signed else abs(weight))
     if not normalize:
         return total.mul_(sign)
+    if signed:
+        return total.div_(divisor.masked_fill_(divisor == 0.0, 1.0)).mul_(sign)
     # NOTE: where none agrees the total is 0, so any positive divisor gives 0.
     return total.div_(divisor.clamp_min_(torch.finfo(torch.float32).tiny)).mul_(sign)
 

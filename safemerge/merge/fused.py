@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safemerge.errors import MergeError
 from safemerge.merge import code
 from safemerge.merge.mask import KEY_RUN, keep_limit, mask_key
 from safemerge.merge.rank import Ranks
@@ -124,8 +125,14 @@ def merge_compiled(
         Whether every entry of the result is finite.
 
     Raises:
-        MergeError: If entries are dropped at random and one is not finite.
+        MergeError: If entries are dropped at random and one is not finite, or there is no such
+            rule.
     """
+    if rule.consensus not in code.CONSENSUS:
+        raise MergeError(
+            f"tensor '{tensor}': the rule must be one of the numbers of `code`; got "
+            f"{rule.consensus}."
+        )
     by_rank = any(operand.ranked is not None for operand in operands)
     random = by_rank or any(operand.density is not None for operand in operands)
     trimmed = any(operand.lower is not None for operand in operands)

@@ -6,7 +6,7 @@ where that can be (`fused`), else run by run in torch.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from safemerge.merge.consensus import (
 )
 from safemerge.merge.fused import Operand, RankedKeep, Rule, is_compiled, merge_compiled
 from safemerge.merge.inputs import TensorInputs, gram, runs
-from safemerge.merge.interpolate import arc_shares, inner_products, linear_shares
+from safemerge.merge.interpolate import arc_shares, inner_products, linear_shares, pair_shares
 from safemerge.merge.magprune import rank_probabilities
 from safemerge.merge.mask import keep_limits
 from safemerge.merge.rank import MAX_COLUMNS, ranks_in_rows
@@ -38,6 +38,7 @@ from safemerge.merge.sparsifier import (
 )
 from safemerge.merge.sphere import karcher_shares, multi_slerp_shares
 from safemerge.merge.stock import stock_ratio
+from safemerge.merge.vectors import arcs_by_vector, stock_by_row
 
 Consensus = Literal["sum", "disjoint_mean", "agreement"]
 Sphere = Literal["multi_slerp", "karcher"]
@@ -53,6 +54,19 @@ def merge_linear(inputs: TensorInputs) -> Float[Tensor, "..."]:
         inputs.coefficients.weights, normalize=inputs.normalize, where=inputs.where
     )
     return _sum_of_shares(inputs, shares)
+
+
+def merge_passthrough(inputs: TensorInputs) -> Float[Tensor, "..."]:
+    """Give one model's tensor, times ``scale``.
+
+    Raises:
+        MergeError: If the model is not given, or of another shape.
+    """
+    (name,) = inputs.models
+    scale = inputs.coefficients.number("scale")
+    if scale == 0.0:
+        return inputs.rounded(torch.zeros_like(inputs.model(name)))
+    return _sum_of_shares(inputs, {name: scale})
 
 
 def merge_slerp(inputs: TensorInputs) -> Float[Tensor, "..."]:
@@ -77,6 +91,43 @@ def merge_slerp(inputs: TensorInputs) -> Float[Tensor, "..."]:
     return _sum_of_shares(inputs, dict(zip(inputs.models, shares, strict=True)))
 
 
+def merge_nuslerp(inputs: TensorInputs) -> Float[Tensor, "..."]:
+    """Merge one tensor by spherical interpolation at the ratio of two weights.
+
+    As `merge_slerp`, of whole tensors or of each of their vectors, of weights or of task vectors;
+    linear only where the two point exactly along one line.
+
+    Raises:
+        MergeError: If a tensor is missing, of another shape, or not finite.
+
+    References:
+        mergekit 0.1.5, ``nuslerp``.
+    """
+    shares = {name: at for name, at in pair_shares(inputs.coefficients.weights).items() if at}
+    options = inputs.coefficients.options
+    from_base = options["origin"] == "base"
+    if len(shares) == 2 and inputs.base.numel():
+        if options["vectors"] != "tensor":
+            by_column = options["vectors"] == "columns"
+            return inputs.rounded(
+                arcs_by_vector(inputs, shares, from_base=from_base, by_column=by_column)
+            )
+        (first, second), t = shares, list(shares.values())[1]
+        products = inputs.derived(
+            ("inner products", first, second, from_base),
+            lambda: inner_products(
+                inputs.model(first),
+                inputs.model(second),
+                origin=inputs.base if from_base else None,
+            ),
+        )
+        at_ends = arc_shares(products, t=t, parallel=None)
+        shares = {first: at_ends[0], second: at_ends[1]}
+    if from_base:
+        return _walk(inputs, shares, {}, consensus="sum")
+    return _sum_of_shares(inputs, shares)
+
+
 def merge_on_sphere(inputs: TensorInputs, *, mean: Sphere) -> Float[Tensor, "..."]:
     """Merge one tensor as a mean of directions; see `multi_slerp_shares`, `karcher_shares`.
 
@@ -86,13 +137,22 @@ def merge_on_sphere(inputs: TensorInputs, *, mean: Sphere) -> Float[Tensor, "...
     Raises:
         MergeError: If an entry is not finite or the weights sum to zero.
     """
-    weights = linear_shares(inputs.coefficients.weights, normalize=True, where=inputs.where)
+    weights = linear_shares(
+        inputs.coefficients.weights, normalize=inputs.normalize, where=inputs.where
+    )
     names = [name for name, weight in sorted(weights.items()) if weight]
+    from_base = inputs.coefficients.options.get("origin") == "base"
+    if len(names) == 1 and mean == "multi_slerp":
+        return _sum_of_shares(inputs, {names[0]: 1.0})
     if len(names) < 2 or inputs.base.numel() == 0:
         return _sum_of_shares(inputs, weights)
     products = inputs.derived(
-        ("gram", *names),
-        lambda: gram([inputs.model(name) for name in names], where=inputs.where),
+        ("gram of task vectors" if from_base else "gram", *names),
+        lambda: gram(
+            [inputs.model(name) for name in names],
+            origin=inputs.base if from_base else None,
+            where=inputs.where,
+        ),
     )
     given = [weights[name] for name in names]
     if mean == "karcher":
@@ -105,7 +165,10 @@ def merge_on_sphere(inputs: TensorInputs, *, mean: Sphere) -> Float[Tensor, "...
     else:
         tangent = inputs.coefficients.options["variant"] == "tangent"
         shares = multi_slerp_shares(products, given, tangent=tangent)
-    return _sum_of_shares(inputs, dict(zip(names, shares, strict=True)))
+    by_name = dict(zip(names, shares, strict=True))
+    if from_base:
+        return _walk(inputs, by_name, {}, consensus="sum")
+    return _sum_of_shares(inputs, by_name)
 
 
 def merge_model_stock(inputs: TensorInputs) -> Float[Tensor, "..."]:
@@ -117,13 +180,17 @@ def merge_model_stock(inputs: TensorInputs) -> Float[Tensor, "..."]:
     names = list(inputs.active)
     if not names or inputs.base.numel() == 0:
         return inputs.untouched()
+    options = inputs.coefficients.options
+    clamped = options["variant"] == "clamped"
+    if options["vectors"] == "rows" and inputs.base.ndim > 1:
+        return inputs.plus(stock_by_row(inputs, names, clamped=clamped))
     products = inputs.derived(
         ("gram of task vectors", *names),
         lambda: gram(
             [inputs.model(name) for name in names], origin=inputs.base, where=inputs.where
         ),
     )
-    share = stock_ratio(products) / len(names)
+    share = float(stock_ratio(products, clamped=clamped)) / len(names)
     return _walk(inputs, dict.fromkeys(names, share), {}, consensus="sum")
 
 
@@ -152,6 +219,8 @@ def merge_task_vectors(
     weights = inputs.active
     if not weights:
         return inputs.untouched()
+    if consensus == "sum" and inputs.coefficients.options.get("normalize"):
+        weights = linear_shares(weights, normalize=True, where=inputs.where)
     sparsifiers = {
         name: sparsifier
         for name in weights
@@ -171,7 +240,8 @@ def _walk(
     flats = {name: inputs.model(name).flatten() for name in weights}
     ranked = any(isinstance(sparsifier, RankedDrop) for sparsifier in sparsifiers.values())
     too_long = ranked and num_columns(inputs.base) > MAX_COLUMNS
-    if not too_long and is_compiled(merged, inputs.base, *flats.values()):
+    in_loops = not too_long and all(map(_is_in_loops, sparsifiers.values()))
+    if in_loops and is_compiled(merged, inputs.base, *flats.values()):
         operands = [
             _operand(inputs, flats[name], weight, name, sparsifiers.get(name))
             for name, weight in weights.items()
@@ -205,6 +275,13 @@ def _walk(
     for run in runs(base, multiple=num_columns(inputs.base) if ranked else 1):
         merge_run(*run)
     return merged
+
+
+def _is_in_loops(sparsifier: Sparsifier) -> bool:
+    """Tell whether the compiled loops know what a task vector goes through."""
+    if isinstance(sparsifier, Trim):
+        return sparsifier.scale == 1.0
+    return isinstance(sparsifier, Drop | RankedDrop)
 
 
 def _operand(
@@ -245,9 +322,19 @@ def _rule(inputs: TensorInputs, consensus: Consensus) -> Rule:
         return Rule(code.AGREEMENT, lambda_, number("mask_threshold"), int(number("min_agreeing")))
     if consensus == "sum":
         return Rule(code.SUM, lambda_)
+    _check_consensus(inputs, consensus)
     if options.get("variant") == "peft":
         return Rule(code.COUNTED_MEAN if inputs.normalize else code.COUNTED_SUM, lambda_)
-    return Rule(code.DISJOINT_MEAN if inputs.normalize else code.DISJOINT_SUM, lambda_)
+    mean = code.SIGNED_MEAN if options.get("divisor") == "signed" else code.DISJOINT_MEAN
+    return Rule(mean if inputs.normalize else code.DISJOINT_SUM, lambda_)
+
+
+def _check_consensus(inputs: TensorInputs, consensus: str) -> None:
+    if consensus not in get_args(Consensus):
+        raise MergeError(
+            f"{inputs.where}: the consensus must be one of {', '.join(get_args(Consensus))}; got "
+            f"{consensus!r}."
+        )
 
 
 def _consensus(
@@ -256,13 +343,15 @@ def _consensus(
     options = inputs.coefficients.options
     if consensus == "sum":
         return weighted_sum(task_vectors, weights)
+    _check_consensus(inputs, consensus)
     if consensus == "disjoint_mean" and options.get("variant") == "peft":
         return disjoint_mean_by_count_(task_vectors, weights, normalize=inputs.normalize)
     weighted = [
         task_vector.mul_(weight) for task_vector, weight in zip(task_vectors, weights, strict=True)
     ]
     if consensus == "disjoint_mean":
-        return disjoint_mean_(weighted, weights, normalize=inputs.normalize)
+        signed = options.get("divisor") == "signed"
+        return disjoint_mean_(weighted, weights, normalize=inputs.normalize, signed=signed)
     return consensus_of_masks(
         weighted,
         threshold=inputs.coefficients.number("mask_threshold"),

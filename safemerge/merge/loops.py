@@ -37,6 +37,7 @@ from safemerge.merge.code import (
     PLAIN,
     RANDOM,
     RANKED,
+    SIGNED_MEAN,
     SUM,
     TRIM,
 )
@@ -164,10 +165,17 @@ def _disjoint(vectors, weights, count, votes, total, divisor, consensus):
     for expert in range(len(weights)):
         factor = weights[expert] if counted else _ONE
         share = _ONE if counted else abs(weights[expert])
+        if consensus == SIGNED_MEAN:
+            share = weights[expert]
         _agreeing(vectors[expert], factor, share, count, expert == 0, votes, total, divisor)
     if consensus in (DISJOINT_SUM, COUNTED_SUM):
         for i in range(count):
             total[i] = -total[i] if votes[i] < _ZERO else total[i]
+        return
+    if consensus == SIGNED_MEAN:
+        for i in range(count):
+            mean = total[i] / (divisor[i] if divisor[i] != _ZERO else _ONE)
+            total[i] = -mean if votes[i] < _ZERO else mean
         return
     least = _ONE if counted else _TINY
     for i in range(count):

@@ -79,7 +79,8 @@ def check_adapter_recipe(recipe: MergeRecipe) -> None:
         recipe: The recipe; its checkpoints are not looked at.
 
     Raises:
-        ConfigError: If the method is not linear in the task vectors, or there are steps.
+        ConfigError: If the method is not linear in the task vectors, there are steps, or it
+            chooses a tokenizer.
     """
     where = f"recipe {recipe.digest[:4]}"
     if recipe.method.name not in LINEAR_METHODS:
@@ -91,6 +92,11 @@ def check_adapter_recipe(recipe: MergeRecipe) -> None:
         raise ConfigError(
             f"{where}: an adapter can be written without steps only, which are not linear; got "
             f"'{recipe.steps[0].name}'. {_DENSE}"
+        )
+    if not recipe.tokenizer.is_default:
+        raise ConfigError(
+            f"{where}: an adapter can be written with the base's tokenizer and template only; "
+            f"got a choice of others. {_DENSE}"
         )
 
 
@@ -238,7 +244,7 @@ def _moves_rows(checkpoint: Checkpoint) -> bool:
 
 def _weights(recipe: MergeRecipe, name: str, num_layers: int | None) -> dict[str, float]:
     """Coefficient of each expert's task vector in one tensor."""
-    group, depth = group_of(name, recipe.layer_groups), depth_of(name, num_layers)
+    group, depth = group_of(name, recipe.layer_groups), depth_of(name, num_layers, recipe.anchors)
     numbers = coefficients_for(recipe.method, group, depth)
     if recipe.method.name != "linear":
         return {model: numbers.lambda_ * item for model, item in numbers.weights.items()}

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safemerge.config.checkpoint import Quantity
+from safemerge.config.coefficient import Anchors
 from safemerge.config.recipe import LayerGroup, Method, Step
 from safemerge.errors import MergeError
 from safemerge.merge.coefficient import (
@@ -19,6 +20,7 @@ from safemerge.merge.coefficient import (
     step_numbers,
 )
 from safemerge.merge.inputs import TensorInputs
+from safemerge.merge.interpolate import pair_shares
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.step import STEPS, StepInputs, is_idle
 from safemerge.merge.table import method_row
@@ -43,6 +45,11 @@ def models_used(method: Method, coefficients: Coefficients) -> tuple[str, ...]:
     if method.name == "slerp":
         ends = dict(zip(method.models, (1.0 - coefficients.t, coefficients.t), strict=True))
         return tuple(sorted(name for name, share in ends.items() if share))
+    if method.name == "passthrough":
+        return tuple(method.models)
+    if method.name == "nuslerp":
+        shares = pair_shares(coefficients.weights)
+        return tuple(name for name, share in shares.items() if share)
     if coefficients.lambda_ == 0.0:
         return ()
     return tuple(sorted(name for name, weight in coefficients.weights.items() if weight))
@@ -56,6 +63,7 @@ def models_read(
     groups: Sequence[LayerGroup] = (),
     num_layers: int | None = None,
     steps: Sequence[Step] = (),
+    anchors: Anchors = "depth",
 ) -> tuple[str, ...]:
     """Return the models, the base aside, whose tensors `merge_tensor` reads.
 
@@ -66,11 +74,12 @@ def models_read(
         groups: The recipe's layer groups.
         num_layers: Decoder layers of the model, for coefficients with anchors.
         steps: The recipe's steps.
+        anchors: How the recipe reads anchors outside the layers.
 
     Returns:
         Names sorted; models without a coefficient are left out.
     """
-    group, depth = group_of(tensor, groups), depth_of(tensor, num_layers)
+    group, depth = group_of(tensor, groups), depth_of(tensor, num_layers, anchors)
     used = models_used(method, coefficients_for(method, group, depth))
     names = set(used)
     for step, _ in _active(steps, group, depth):
@@ -87,6 +96,7 @@ def statistics_read(
     groups: Sequence[LayerGroup] = (),
     num_layers: int | None = None,
     steps: Sequence[Step] = (),
+    anchors: Anchors = "depth",
 ) -> dict[str, frozenset[Quantity]]:
     """Return what `merge_tensor` reads of models' statistics for a tensor, by model.
 
@@ -97,11 +107,12 @@ def statistics_read(
         groups: The recipe's layer groups.
         num_layers: Decoder layers of the model, for coefficients with anchors.
         steps: The recipe's steps.
+        anchors: How the recipe reads anchors outside the layers.
 
     Returns:
         Quantities by model name, sorted; empty for most methods.
     """
-    group, depth = group_of(tensor, groups), depth_of(tensor, num_layers)
+    group, depth = group_of(tensor, groups), depth_of(tensor, num_layers, anchors)
     used = models_used(method, coefficients_for(method, group, depth))
     of_steps = {
         step.statistic for step, _ in _active(steps, group, depth) if step.statistic is not None
@@ -126,6 +137,7 @@ def merge_tensor(
     groups: Sequence[LayerGroup] = (),
     num_layers: int | None = None,
     steps: Sequence[Step] = (),
+    anchors: Anchors = "depth",
     seed: int = 0,
     dtype: torch.dtype | None = None,
     thresholds: ThresholdCache | None = None,
@@ -149,6 +161,7 @@ def merge_tensor(
         groups: The recipe's layer groups.
         num_layers: Decoder layers of the model, for coefficients with anchors.
         steps: The recipe's safety operators, in order.
+        anchors: How the recipe reads anchors outside the layers.
         seed: The recipe's seed of random masks.
         dtype: Type of the result; None for the base's.
         thresholds: Where trim thresholds are kept between candidates; None for nowhere.
@@ -166,7 +179,7 @@ def merge_tensor(
             breaks its range; or if the result is not finite in the asked dtype.
         ConfigError: If a coefficient has anchors and the number of layers is not given.
     """
-    group, depth = group_of(tensor, groups), depth_of(tensor, num_layers)
+    group, depth = group_of(tensor, groups), depth_of(tensor, num_layers, anchors)
     coefficients = coefficients_for(method, group, depth)
     active = list(_active(steps, group, depth))
     given = TensorInputs(

@@ -10,12 +10,19 @@ from torch import Tensor
 
 from safemerge.config.checkpoint import CheckpointRef, Neighbours, Vocabulary, interpolated
 from safemerge.config.recipe import Linear, MergeRecipe
-from safemerge.errors import CheckpointError, CheckpointMismatchError, MergeError
+from safemerge.config.tokenizer import TokenizerChoice
+from safemerge.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    ConfigError,
+    MergeError,
+)
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.derived import DerivedData
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import Destination, in_one_vocabulary, merged_tensors
 from safemerge.merge.threshold import ThresholdCache
+from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
@@ -23,6 +30,7 @@ from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.interpolated import InterpolatedCheckpoint
 from safemerge.weights.notice import notices
 from safemerge.weights.shared_vocabulary import stored_checkpoint
+from safemerge.weights.stacked import Layers, StackedCheckpoint
 from safemerge.weights.statistics import ModelStatistics
 
 
@@ -38,9 +46,10 @@ class ResidentCheckpoints:
         base_name: Which of them is the base.
         statistics: Open statistics by model name, of those models that have any.
         vocabulary: The vocabulary they are shown in, as in recipes.
+        owner: See `MergeRecipe.vocabulary_owner`.
         grows: Whether a recipe's model that is not held yet, and has a path and a fingerprint,
             is opened, checked and held from then on.
-        said: What must be known of these models; see `notices`.
+        said: What must be known of these models; see `notices` and `tokenizer_notices`.
     """
 
     def __init__(
@@ -51,12 +60,14 @@ class ResidentCheckpoints:
         statistics: Mapping[str, ModelStatistics] = MappingProxyType({}),
         *,
         vocabulary: Vocabulary = "refuse",
+        owner: str | None = None,
         grows: bool = False,
         said: tuple[str, ...] = (),
     ) -> None:
         self.base_name = base_name
         self.notices = said
         self.vocabulary = vocabulary
+        self.owner = owner
         self.grows = grows
         self._checkpoints = dict(checkpoints)
         self._statistics = dict(statistics)
@@ -97,7 +108,9 @@ class ResidentCheckpoints:
             MergeError: If a reference has no path.
         """
         where = f"recipe {recipe.digest[:4]}"
-        base = open_checkpoint(_path(where, recipe.base))
+        if for_engine:
+            check_one_folder(recipe)
+        base = _open_model(where, recipe.base, None)
         checkpoints = {recipe.base.name: base}
         for ref in recipe.experts:
             checkpoints[ref.name] = _open_model(where, ref, base)
@@ -115,7 +128,7 @@ class ResidentCheckpoints:
                 for name, end in _plain(ref.name, checkpoints[ref.name]).items()
             }
             check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
-            said = notices(base, experts)
+            said = (*notices(base, experts), *tokenizer_notices(recipe))
         check_groups(recipe, base.distinct_names)
         refs = {ref.name: ref for ref in recipe.checkpoints}
         statistics = {
@@ -129,6 +142,7 @@ class ResidentCheckpoints:
             recipe.base.name,
             statistics,
             vocabulary=recipe.vocabulary,
+            owner=recipe.vocabulary_owner,
             grows=grows,
             said=said,
         )
@@ -169,7 +183,7 @@ class ResidentCheckpoints:
                 f"recipe {recipe.digest[:4]}: the base must be the one held, "
                 f"'{self.base_name}'; got '{recipe.base.name}'. Open checkpoints for this recipe."
             )
-        if recipe.vocabulary != self.vocabulary:
+        if (recipe.vocabulary, recipe.vocabulary_owner) != (self.vocabulary, self.owner):
             raise MergeError(
                 f"recipe {recipe.digest[:4]}: vocabulary must be that of the checkpoints held, "
                 f"'{self.vocabulary}'; got '{recipe.vocabulary}'. Open them for this recipe."
@@ -214,10 +228,10 @@ class ResidentCheckpoints:
         if held is not None:
             if held.digest is not None and held.digest == ref.digest:
                 return ref.name
-            if held.between is not None and held == ref:
+            if held.parts and held == ref:
                 return ref.name
             digests_differ = None not in (held.digest, ref.digest)
-            if not digests_differ and _same_path(held, ref):
+            if not digests_differ and held.parts == ref.parts and _same_path(held, ref):
                 return ref.name
         for name, other in self._refs.items():
             if ref.digest is not None and other.digest == ref.digest:
@@ -247,12 +261,14 @@ class ResidentCheckpoints:
         Raises:
             MergeError: If it cannot be read, or does not agree with the base; see `open`.
         """
+        leads = self.owner not in (None, ref.name)
         alone = MergeRecipe(
             base=self._refs[self.base_name],
-            experts=[ref],
+            experts=[ref, *([self._refs[str(self.owner)]] if leads else [])],
             method=Linear(name="linear", weights={ref.name: 1.0}),
             dtype=recipe.dtype,
             vocabulary=self.vocabulary,
+            tokenizer=TokenizerChoice.model_validate({"from": self.owner or self.base_name}),
         )
         try:
             opened = ResidentCheckpoints.open(alone)
@@ -277,11 +293,32 @@ class ResidentCheckpoints:
             )
 
 
-def _open_model(where: str, ref: CheckpointRef, base: Checkpoint) -> Checkpoint:
-    if ref.between is None:
-        return open_checkpoint(_path(where, ref), base)
-    low, high = (_open_model(where, end, base) for end in ref.between.ends)
-    return InterpolatedCheckpoint(low, high, ref.between.share)
+def check_one_folder(recipe: MergeRecipe) -> None:
+    """Refuse a base that an engine cannot start from: one made of several checkpoints.
+
+    Raises:
+        ConfigError: If the base is a stack of layers, or an adapter on another model.
+    """
+    if recipe.base.parts:
+        raise ConfigError(
+            f"recipe {recipe.digest[:4]}, model '{recipe.base.name}': an engine starts from the "
+            "base's folder; got a base made of several checkpoints. Run 'safemerge merge', then "
+            "'safemerge evaluate --model' with the folder it wrote."
+        )
+
+
+def _open_model(where: str, ref: CheckpointRef, base: Checkpoint | None) -> Checkpoint:
+    if ref.between is not None:
+        low, high = (_open_model(where, end, base) for end in ref.between.ends)
+        return InterpolatedCheckpoint(low, high, ref.between.share)
+    if ref.stack is not None:
+        opened = [
+            Layers(_open_model(where, item.model, None), *item.layer_range) for item in ref.stack
+        ]
+        return StackedCheckpoint(opened, where=f"{where}, model '{ref.name}'")
+    if ref.on is not None:
+        base = _open_model(where, ref.on, None)
+    return open_checkpoint(_path(where, ref), base)
 
 
 def _plain(name: str, checkpoint: Checkpoint) -> dict[str, Checkpoint]:
@@ -338,7 +375,7 @@ def _check_shape(where: str, base: Checkpoint) -> None:
     if name is not None and base.shape(name) != stored.shape(name):
         raise CheckpointMismatchError(
             f"{where}, tensor '{name}': an engine's model keeps the base's shape "
-            f"{stored.shape(name)}; got {base.shape(name)} from vocabulary: union. Use "
+            f"{stored.shape(name)}; got {base.shape(name)} from the merge's vocabulary. Use "
             f"vocabulary: base, or write the merge and score its folder."
         )
 
@@ -353,12 +390,11 @@ def _path(where: str, ref: CheckpointRef) -> Path:
 
 
 def _check_digest(where: str, ref: CheckpointRef) -> None:
-    if ref.between is not None:
-        for end in ref.between.ends:
-            _check_digest(where, end)
+    for part in ref.parts:
+        _check_digest(where, part)
     if ref.digest is None or ref.path is None:
         return
-    found = fingerprint(ref.path)
+    found = ref.composed_digest(fingerprint(ref.path))
     if found != ref.digest:
         raise CheckpointMismatchError(
             f"{where}, model '{ref.name}': weights must have the fingerprint of the recipe, "

@@ -1,12 +1,13 @@
 """Which entries of an expert's task vector stay, as data: what a run of entries goes through."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from safemerge.errors import MergeError
 from safemerge.merge.fused import compiled_counts, compiled_norms, find_compiled, is_compiled
 from safemerge.merge.inputs import TensorInputs, runs
 from safemerge.merge.magprune import prune_rows_
@@ -30,6 +31,8 @@ class Trim(NamedTuple):
 
     lower: Threshold
     upper: Threshold | None = None
+    scale: float = 1.0
+    """What is kept is multiplied with this."""
 
 
 class Drop(NamedTuple):
@@ -63,21 +66,28 @@ def sparsifier_of(inputs: TensorInputs, name: str, sparsify: Sparsify) -> Sparsi
         The sparsifier; None if every entry stays as it is.
 
     Raises:
-        MergeError: If a density is out of range, or an entry whose magnitude counts is not
-            finite.
+        MergeError: If there is no such way, a density is out of range, or an entry whose
+            magnitude counts is not finite.
     """
+    if sparsify not in get_args(Sparsify):
+        raise MergeError(
+            f"{inputs.where}: the way to sparsify must be one of {', '.join(get_args(Sparsify))}; "
+            f"got {sparsify!r}."
+        )
     if sparsify == "none" or inputs.base.numel() == 0:
         return None
     density = inputs.coefficients.density[name]
     kept = num_kept(density, inputs.base.numel())
-    if sparsify in ("magnitude", "outliers"):
-        return None if density == 1.0 else _trim(inputs, name, kept, sparsify)
     rescale = inputs.coefficients.options.get("rescale", "probability")
-    found: Drop | RankedDrop
-    if sparsify == "random":
+    found: Sparsifier
+    if sparsify in ("magnitude", "outliers"):
+        if density == 1.0:
+            return None
+        found = _trim(inputs, name, kept, sparsify)
+    elif sparsify == "random":
         found = Drop(density, 1.0 / density if rescale == "probability" else 1.0)
     else:
-        epsilon = inputs.coefficients.number("epsilon")
+        epsilon = inputs.coefficients.number_of(name, "epsilon")
         found = RankedDrop(density, epsilon, rescale == "probability")
     if rescale != "l1" or density == 1.0:
         return found
@@ -106,8 +116,7 @@ def sparsify_run_(
     """
     if isinstance(sparsifier, Trim):
         _trim_run_(task_vector, sparsifier, start)
-        return
-    if isinstance(sparsifier, Drop):
+    elif isinstance(sparsifier, Drop):
         drop_and_rescale_(
             task_vector,
             density=sparsifier.density,
@@ -150,7 +159,7 @@ def _trim(inputs: TensorInputs, name: str, kept: int, sparsify: Sparsify) -> Tri
     if sparsify == "magnitude":
         return Trim(_threshold(inputs, name, kept))
     count = inputs.base.numel()
-    num_top = min(math.floor(inputs.coefficients.number("gamma") * count), count - kept)
+    num_top = min(math.floor(inputs.coefficients.number_of(name, "gamma") * count), count - kept)
     lower = _threshold(inputs, name, kept + num_top)
     return Trim(lower, _threshold(inputs, name, num_top) if num_top else None)
 
@@ -204,14 +213,14 @@ def _magnitudes(model: Tensor, base: Tensor) -> Tensor:
     return magnitudes
 
 
-def _norm_ratio(inputs: TensorInputs, name: str, drop: Drop | RankedDrop) -> float:
+def _norm_ratio(inputs: TensorInputs, name: str, drop: Sparsifier) -> float:
     """L1 norm of a task vector over that of what is kept of it; 1 where either is tiny."""
     return inputs.derived(
         ("norm ratio", name, inputs.seed, drop), lambda: _found_norm_ratio(inputs, name, drop)
     )
 
 
-def _found_norm_ratio(inputs: TensorInputs, name: str, drop: Drop | RankedDrop) -> float:
+def _found_norm_ratio(inputs: TensorInputs, name: str, drop: Sparsifier) -> float:
     model, base = inputs.model(name), inputs.base
     if isinstance(drop, Drop) and is_compiled(model, base):
         before, after = compiled_norms(
@@ -222,7 +231,7 @@ def _found_norm_ratio(inputs: TensorInputs, name: str, drop: Drop | RankedDrop) 
     return before / after if min(before, after) >= _SMALL_NORM else 1.0
 
 
-def _norms(inputs: TensorInputs, name: str, drop: Drop | RankedDrop) -> tuple[float, float]:
+def _norms(inputs: TensorInputs, name: str, drop: Sparsifier) -> tuple[float, float]:
     flat, base = inputs.model(name).flatten(), inputs.base.flatten()
     before = after = 0.0
     for start, stop in runs(base, multiple=num_columns(inputs.base)):

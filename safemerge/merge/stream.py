@@ -22,7 +22,7 @@ from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.table import method_row
 from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
-from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary
+from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary, whole_checkpoint
 from safemerge.weights.statistics import ModelStatistics
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -81,6 +81,7 @@ def in_one_vocabulary(
         checkpoints[recipe.base.name],
         {ref.name: checkpoints[ref.name] for ref in recipe.experts},
         how=recipe.vocabulary,
+        owner=recipe.vocabulary_owner,
         where=f"recipe {recipe.digest[:4]}",
     )
     return {recipe.base.name: base, **experts}
@@ -97,7 +98,7 @@ def merged_dtype(recipe: MergeRecipe, base: Checkpoint, name: str) -> torch.dtyp
     Returns:
         float32, bfloat16 or float16.
     """
-    return base.dtype(name) if recipe.dtype == "base" else DTYPES[recipe.dtype]
+    return whole_checkpoint(base).dtype(name) if recipe.dtype == "base" else DTYPES[recipe.dtype]
 
 
 def merged_tensors(
@@ -200,6 +201,7 @@ def _place(recipe: MergeRecipe, base: Checkpoint, name: str) -> dict[str, Any]:
         "groups": recipe.layer_groups,
         "num_layers": base.num_layers or None,
         "steps": recipe.steps,
+        "anchors": recipe.anchors,
     }
 
 

@@ -9,17 +9,21 @@ from torch import Tensor
 
 from safemerge.errors import MergeError
 from safemerge.merge.fisher import merge_fisher
+from safemerge.merge.fusion import merge_fusion
 from safemerge.merge.inputs import TensorInputs
 from safemerge.merge.interference import merge_wudi
 from safemerge.merge.kernel import (
     merge_linear,
     merge_model_stock,
+    merge_nuslerp,
     merge_on_sphere,
+    merge_passthrough,
     merge_slerp,
     merge_task_vectors,
 )
 from safemerge.merge.matrix import merge_iso_c, merge_iso_cts, merge_tsv
 from safemerge.merge.regmean import merge_regmean
+from safemerge.merge.sce import merge_sce
 
 
 class ParameterRange(NamedTuple):
@@ -102,7 +106,19 @@ _ROWS = (
         citation="Goddard, Multi-SLERP, in mergekit, 2025",
         url="https://github.com/arcee-ai/mergekit",
         variant="One logarithm and exponential at the normalised mean; variant: mergekit gives "
-        "mergekit's multislerp without a base, which is the normalised mean itself.",
+        "mergekit's multislerp, which is the normalised mean itself; origin: base its form with a "
+        "base model.",
+    ),
+    MethodRow(
+        name="nuslerp",
+        title="NuSLERP",
+        function=merge_nuslerp,
+        parameters=(_WEIGHTS,),
+        uses_base=False,
+        citation="Goddard et al., Arcee's MergeKit, EMNLP 2024",
+        url="https://arxiv.org/abs/2403.13257",
+        variant="As mergekit's nuslerp: of whole weights, or with origin: base of task vectors; "
+        "of whole tensors, or of each row or column (vectors; nuslerp_flatten: false there).",
     ),
     MethodRow(
         name="karcher",
@@ -114,6 +130,17 @@ _ROWS = (
         url="https://doi.org/10.1002/cpa.3160300502",
         variant="Of directions per tensor, times the weighted mean norm, as mergekit's karcher, "
         "with weights; linear where directions cancel.",
+    ),
+    MethodRow(
+        name="passthrough",
+        title="Passthrough",
+        function=merge_passthrough,
+        parameters=(ParameterRange("scale", 0.0, 1.0),),
+        uses_base=False,
+        citation="Goddard et al., Arcee's MergeKit, EMNLP 2024",
+        url="https://arxiv.org/abs/2403.13257",
+        variant="As mergekit's passthrough: one model, with a scale; layers of several models one "
+        "above the other are a model given by stack.",
     ),
     MethodRow(
         name="task_arithmetic",
@@ -135,7 +162,8 @@ _ROWS = (
         url="https://arxiv.org/abs/2306.01708",
         variant=(
             "As mergekit's ties with normalize: true (trim per tensor, weights before the sign "
-            "election, divided by the agreeing weights, absolute values here); variant: peft "
+            "election, divided by the agreeing weights, absolute values here; divisor: signed "
+            "for mergekit's with negative ones); variant: peft "
             "elects before weighting and divides by the count; the paper trims over the whole "
             "model and has no weights."
         ),
@@ -216,8 +244,30 @@ _ROWS = (
         citation="Jang et al., Model Stock: All we need is just a few fine-tuned models, ECCV "
         "2024",
         url="https://arxiv.org/abs/2403.19522",
-        variant="Per tensor, as the paper and mergekit's model_stock without filter_wise; a "
-        "negative mean cosine gives the base.",
+        variant="Per tensor, as the paper and mergekit's model_stock; a negative mean cosine "
+        "gives the base, where variant: mergekit extrapolates; vectors: rows is its filter_wise.",
+    ),
+    MethodRow(
+        name="sce",
+        title="SCE",
+        function=merge_sce,
+        parameters=(_DENSITY._replace(per_expert=False), _LAMBDA),
+        uses_base=True,
+        citation="Wan et al., FuseChat: Knowledge Fusion of Chat Models, EMNLP 2025",
+        url="https://arxiv.org/abs/2408.07990",
+        variant="As the paper, per tensor; variant: mergekit has equal weights where mean squares "
+        "sum to less than 1e-6, as mergekit's sce.",
+    ),
+    MethodRow(
+        name="arcee_fusion",
+        title="Arcee Fusion",
+        function=merge_fusion,
+        parameters=(_LAMBDA,),
+        uses_base=True,
+        citation="Goddard et al., Arcee's MergeKit, EMNLP 2024",
+        url="https://arxiv.org/abs/2403.13257",
+        variant="As mergekit's arcee_fusion, which has no paper; quartiles are exact, where "
+        "mergekit draws a million entries of larger tensors.",
     ),
     MethodRow(
         name="consensus_ta",

@@ -44,8 +44,12 @@ def build_method(name: str, weights: dict[str, float], **parameters: object) -> 
     document: dict[str, Any] = {"name": name}
     if "weights" in known:
         document["weights"] = weights
-    if name == "model_stock":
+    if name in ("model_stock", "sce"):
         document["models"] = list(weights)
+    if name in ("arcee_fusion", "passthrough"):
+        document["models"] = [max(weights)]
+    if name == "nuslerp" and len(weights) == 1:
+        document["weights"] = {"base": 0.0, **weights}
     if name == "consensus_ta":
         document["min_agreeing"] = min(2, len(weights))
     if "t" in known:

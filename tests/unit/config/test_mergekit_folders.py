@@ -31,13 +31,26 @@ def test_absolute_folders_stay(places):
     assert located(places, whole, whole) == (whole, whole, [])
 
 
-def test_a_hub_id_is_called_one(places):
-    with pytest.raises(
-        ConfigError,
-        match=r"model 'org/math-7b': must be a local folder; got what looks like a hub id.*"
-        r"hf download org/math-7b --local-dir math-7b'.*'./math-7b'",
-    ):
-        located(places, "base", "org/math-7b")
+def test_what_is_no_folder_and_looks_like_a_hub_id_is_one(places):
+    document = {
+        "base": {"path": "base"},
+        "experts": [
+            {"path": "base", "on": {"path": "org/base-7b"}},
+            {"stack": [{"model": {"path": "org/math-7b"}}, {"model": {"path": "org/math-7b"}}]},
+        ],
+    }
+    notes = list(locate_models(document, places / "file" / "m.yml", places / "file"))
+    assert document["experts"][1]["stack"][1]["model"] == {"hub": "org/math-7b"}
+    assert document["experts"][0]["on"] == {"hub": "org/base-7b"}
+    assert notes == [
+        f"model 'org/{name}-7b' is no folder here; taking it from the hub"
+        for name in ("base", "math")
+    ]
+
+
+def test_every_folder_that_is_missing_is_named(places):
+    with pytest.raises(ConfigError, match=r"(?s)'gone'.*'lost'"):
+        located(places, "gone", "lost")
 
 
 @pytest.mark.parametrize("path", ["code", "/no/such", "~nobody-at-all/x", "a\0b", "n" * 5000])

@@ -88,7 +88,7 @@ def test_one_density_is_that_of_every_expert():
 
 def test_slerp_has_a_position_and_no_weights():
     method = recipe({"name": "slerp", "models": ["base", "x"], "t": 0.3}).method
-    assert coefficients_for(method, "default") == ({}, {}, 1.0, 0.3, {})
+    assert coefficients_for(method, "default")[:5] == ({}, {}, 1.0, 0.3, {})
 
 
 def test_groups_that_cover_are_fine():
@@ -192,7 +192,7 @@ def test_density_and_further_numbers_may_differ_by_layer():
     numbers = coefficients_for(method, "early", 0.5)
     assert numbers.weights == {"x": 1.0, "y": 0.5}
     assert numbers.density == {"x": pytest.approx(0.3), "y": 0.1}
-    assert numbers.options == {"gamma": 0.05}
+    assert numbers.options == {"gamma": 0.05, "rescale": "none", "normalize": False}
     assert numbers.number("gamma") == 0.05
 
 
@@ -205,7 +205,45 @@ def test_density_for_all_experts_may_have_anchors():
 
 def test_model_stock_weighs_its_models_alike():
     method = recipe({"name": "model_stock", "models": ["y", "x"], "lambda": 0.5}).method
-    assert coefficients_for(method) == ({"x": 1.0, "y": 1.0}, {}, 0.5, 0.0, {})
+    numbers = coefficients_for(method)
+    assert numbers[:4] == ({"x": 1.0, "y": 1.0}, {}, 0.5, 0.0)
+    assert numbers.options == {"variant": "clamped", "vectors": "tensor"}
+
+
+def test_an_experts_own_number_goes_before_that_of_all():
+    method = recipe(
+        {
+            "name": "della",
+            "weights": {"x": 1.0, "y": 1.0},
+            "epsilon_by_expert": {"x": [0.1, 0.3], "y": 0.2},
+        }
+    ).method
+    numbers = coefficients_for(method, "default", 0.5)
+    assert numbers.number_of("x", "epsilon") == pytest.approx(0.2)
+    assert numbers.number_of("y", "epsilon") == 0.2
+
+
+def test_mergekits_anchors_are_the_first_outside_the_layers():
+    names = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    assert [depth_of(name, 4) for name in names] == [0.0, 1.0, 1.0]
+    assert [depth_of(name, 4, "mergekit") for name in names] == [0.0, 0.0, 0.0]
+    layer = "model.layers.0.mlp.up.weight"
+    assert [depth_of(layer, layers, "mergekit") for layers in (1, 4)] == [1.0, 0.0]
+
+
+def test_groups_may_be_outside_the_layers_and_match_nothing():
+    names = ["model.embed_tokens.weight", "model.layers.0.mlp.up.weight", "model.norm.weight"]
+    before, after = (LayerGroup(name=place, outside=place) for place in ("before", "after"))
+    assert [group_of(name, [before, after]) for name in names] == ["before", "default", "after"]
+    weights = {"x": {"head": 0.5, "default": 1.0}}
+    for optional in (False, True):
+        group = {"name": "head", "tensors": ["*lm_head*"], "optional": optional}
+        merged = recipe({"name": "linear", "weights": weights}, [group])
+        if optional:
+            check_groups(merged, names)
+        else:
+            with pytest.raises(ConfigError, match="head: must match a tensor"):
+                check_groups(merged, names)
 
 
 def test_a_steps_numbers_are_read_like_a_methods():

@@ -1,0 +1,80 @@
+"""What a mergekit file presumes of its models, once they are found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemerge.config.tokenizer import TokenizerChoice
+from safemerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from safemerge.commands.console import Console
+    from safemerge.config.mergekit import MergekitRecipe
+    from safemerge.config.recipe import MergeRecipe
+
+
+def check_presumed(
+    recipe: MergeRecipe, mergekit: MergekitRecipe, console: Console, *, where: str
+) -> MergeRecipe:
+    """Check a mergekit file against its models, and finish the recipe that it became.
+
+    Args:
+        recipe: The recipe, every checkpoint given by path.
+        mergekit: What the file was translated to.
+        console: Where filters that match nothing are told.
+        where: The file, for messages.
+
+    Returns:
+        The recipe, with the chat template that most models have if the file asks for that.
+
+    Raises:
+        ConfigError: If a ``layer_range`` does not cover the models, or filters overlap in a way
+            that layer groups cannot say; names all of it.
+    """
+    from safemerge.merge.resident import ResidentCheckpoints
+
+    base = ResidentCheckpoints.open(recipe, check=False).base
+    problems = []
+    if mergekit.num_layers is not None and base.num_layers != mergekit.num_layers:
+        problems.append(
+            f"{where}: mergekit's slices: layer_range must cover all {base.num_layers} layers of "
+            f"the models; got {mergekit.num_layers}. Change layer_range, or write models instead "
+            f"of slices."
+        )
+    for first, second in mergekit.apart:
+        both = [name for name in base.distinct_names if first in name and second in name]
+        if both:
+            problems.append(
+                f"{where}: mergekit's filters {first!r} and {second!r}: must not match one tensor "
+                f"where settings list them differently; got {both[0]!r}. List the same filters in "
+                f"one order everywhere."
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    for group in recipe.layer_groups:
+        for pattern in group.tensors or ():
+            text = pattern.strip("*")
+            if group.optional and not any(text in name for name in base.distinct_names):
+                console.say(f"filter {text!r} matches no tensor of the base, and changes nothing")
+    return _with_common_template(recipe) if mergekit.auto_template else recipe
+
+
+def _with_common_template(recipe: MergeRecipe) -> MergeRecipe:
+    """Return the recipe with the chat template that most of its models have, base first."""
+    from safemerge.weights.chat_template import DEFAULT, read_chat_templates
+
+    templates = {}
+    for ref in recipe.checkpoints:
+        found = read_chat_templates(Path(ref.path)).get(DEFAULT) if ref.path is not None else None
+        if found is not None:
+            templates[ref.name] = found.strip()
+    if not templates:
+        return recipe
+    common = Counter(templates.values()).most_common(1)[0][0]
+    owner = next(name for name, text in templates.items() if text == common)
+    choice = TokenizerChoice.model_validate(
+        {**recipe.tokenizer.resolved(), "chat_template": owner}
+    )
+    return recipe.model_copy(update={"tokenizer": choice})

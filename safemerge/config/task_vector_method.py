@@ -1,0 +1,247 @@
+"""Merge methods that add a merged task vector to the base, entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, Tag, model_validator
+
+from safemerge.config.checkpoint import Name
+from safemerge.config.coefficient import (
+    FORM,
+    Coefficient,
+    Density,
+    Layerwise,
+    Number,
+    leaves,
+)
+from safemerge.config.method_spec import MethodSpec, TaskVectorSpec
+
+Rescale = Literal["probability", "l1", "none"]
+Consensus = Literal["mergekit", "peft"]
+
+
+class _Sparse(TaskVectorSpec):
+    density: Annotated[
+        Annotated[Density, Tag("number")]
+        | Annotated[list[Density], Tag("anchors"), Field(min_length=2)]
+        | Annotated[dict[str, Layerwise[Density]], Tag("mapping")],
+        FORM,
+    ] = 0.5
+    """Fraction of each task vector's entries kept, in (0, 1]: for all experts, or by expert."""
+
+
+_Epsilon = Annotated[float, Field(ge=0.0, lt=0.5)]
+_Gamma = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class _Summed(TaskVectorSpec):
+    normalize: bool = Field(default=False, exclude_if=lambda on: not on)
+    """Divide the weights by their sum, per tensor (mergekit's ``normalize``)."""
+
+
+class _Trimmed(_Sparse):
+    rescale: Literal["none", "l1"] = Field(
+        default="none", exclude_if=lambda rescale: rescale == "none"
+    )
+    """``l1``: what a trim keeps is scaled to the task vector's L1 norm (mergekit's ``rescale``);
+    ``none``: it stays as it is, as the papers have it."""
+
+
+class _Elected(_Sparse):
+    variant: Consensus = "mergekit"
+    """Sign election and mean: ``mergekit`` weights first and divides by the agreeing weights;
+    ``peft`` elects unweighted and divides by the number of agreeing experts."""
+    normalize: bool = True
+    """Divide by the agreeing weights (or experts); false adds the agreeing entries up."""
+    divisor: Literal["magnitude", "signed"] = Field(
+        default="magnitude", exclude_if=lambda divisor: divisor == "magnitude"
+    )
+    """How agreeing weights are added up to divide by them: by ``magnitude``, so that a negative
+    weight negates; or ``signed``, as mergekit 0.1.5, where its sign cancels (and a sum of zero
+    divides by 1). Equal where no weight is negative."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.divisor == "signed" and (self.variant == "peft" or not self.normalize):
+            got = "variant: peft" if self.variant == "peft" else "normalize: false"
+            raise ValueError(
+                f"divisor: signed is for means that divide by weights; got {got}. Drop it."
+            )
+        return self
+
+
+class TaskArithmetic(_Summed):
+    """base + lambda * sum of w_i tau_i; negative weights negate (arXiv:2212.04089)."""
+
+    name: Literal["task_arithmetic"]
+
+
+class Ties(_Elected, _Trimmed):
+    """Trim by magnitude, elect a sign, mean over the agreeing (arXiv:2306.01708)."""
+
+    name: Literal["ties"]
+
+
+class DareLinear(_Summed, _Sparse):
+    """Drop entries at random, rescale the rest, add up (arXiv:2311.03099)."""
+
+    name: Literal["dare_linear"]
+    rescale: Rescale = "probability"
+    """``probability``: by 1/density, as the paper and peft; ``l1``: to the task vector's L1
+    norm, as mergekit; ``none``."""
+
+
+class DareTies(_Elected):
+    """Drop and rescale as DARE, then elect signs as TIES (arXiv:2311.03099)."""
+
+    name: Literal["dare_ties"]
+    rescale: Rescale = "probability"
+    """As for ``dare_linear``."""
+
+
+class _Della(_Sparse):
+    epsilon: Layerwise[_Epsilon] = 0.15
+    """Keep probabilities run from density - epsilon (smallest magnitude of a row) to
+    density + epsilon (largest); both must be in (0, 1]. Density 1 keeps everything."""
+    rescale: Rescale = "probability"
+    """``probability``: each entry by 1 over its own keep probability, as the paper; ``l1``: to
+    the task vector's L1 norm, as mergekit; ``none``."""
+
+    epsilon_by_expert: dict[str, Layerwise[_Epsilon]] | None = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """Epsilon by expert, in place of one for all."""
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        densities = self.density if isinstance(self.density, dict) else {"": self.density}
+        own = self.epsilon_by_expert or {}
+        for expert, density in densities.items():
+            epsilons = [own[expert]] if expert in own else [*own.values()] or [self.epsilon]
+            dropping = list(_below_one(density))
+            widest = max(value for epsilon in epsilons for value in leaves(epsilon))
+            if (
+                dropping
+                and widest > 0.0
+                and not widest < min(min(dropping), 1.0 - max(dropping) + 1e-12)
+            ):
+                raise ValueError(
+                    f"density - epsilon and density + epsilon must be in (0, 1); got density "
+                    f"{min(dropping):g} to {max(dropping):g}, epsilon {widest:g}. "
+                    f"Make epsilon smaller."
+                )
+        return self
+
+
+def _below_one(density: Number) -> Iterator[float]:
+    """Yield the densities that drop something; anchors below 1 anywhere do so in between."""
+    if isinstance(density, dict):
+        for item in density.values():
+            yield from _below_one(item)
+    else:
+        values = list(leaves(density))
+        yield from values if min(values) < 1.0 else ()
+
+
+class DellaLinear(_Summed, _Della):
+    """Drop by magnitude rank at random, rescale, add up (arXiv:2406.11617)."""
+
+    name: Literal["della_linear"]
+
+
+class Della(_Elected, _Della):
+    """Drop by magnitude rank at random, rescale, elect signs, mean (arXiv:2406.11617)."""
+
+    name: Literal["della"]
+
+
+class _Breadcrumbs(_Trimmed):
+    gamma: Layerwise[_Gamma] = 0.01
+    """Fraction of entries of largest magnitude that is dropped; less where density leaves no
+    room for it, so that density always holds."""
+    gamma_by_expert: dict[str, Layerwise[_Gamma]] | None = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """Gamma by expert, in place of one for all."""
+
+
+class Breadcrumbs(_Summed, _Breadcrumbs):
+    """Drop the largest and the smallest entries, add up (arXiv:2312.06795)."""
+
+    name: Literal["breadcrumbs"]
+
+
+class BreadcrumbsTies(_Elected, _Breadcrumbs):
+    """Drop the largest and the smallest entries, then elect signs as TIES."""
+
+    name: Literal["breadcrumbs_ties"]
+
+
+class ModelStock(MethodSpec):
+    """Between base and the experts' mean, at the place the angles tell (arXiv:2403.19522)."""
+
+    name: Literal["model_stock"]
+    models: list[Name] = Field(min_length=1)
+    """Experts that are averaged; the paper has two or more."""
+    lambda_: Coefficient = Field(default=1.0, alias="lambda")
+    """Scale of the merged task vector; the paper's is 1."""
+    variant: Literal["clamped", "mergekit"] = Field(
+        default="clamped", exclude_if=lambda variant: variant == "clamped"
+    )
+    """Where task vectors point apart: ``clamped`` takes a negative mean cosine as 0, which gives
+    the base; ``mergekit`` takes the paper's formula as it stands, which extrapolates there (the
+    base at its pole), and cosines over norms whose product is at least 1e-6."""
+    vectors: Literal["tensor", "rows"] = Field(
+        default="tensor", exclude_if=lambda vectors: vectors == "tensor"
+    )
+    """What has an angle of its own: a whole ``tensor``; or each of its ``rows``, along the last
+    axis (mergekit's ``filter_wise``)."""
+
+
+class Sce(MethodSpec):
+    """Select by variance, calculate weights, erase minorities (SCE, arXiv:2408.07990)."""
+
+    name: Literal["sce"]
+    models: list[Name] = Field(min_length=1)
+    """Experts that are merged; their weights are calculated, per tensor."""
+    density: Layerwise[Density] = 1.0
+    """Fraction of entries that are merged, in (0, 1]: of those that differ between experts, the
+    ones of largest variance (mergekit's ``select_topk``). 1 merges all."""
+    variant: Literal["paper", "mergekit"] = "paper"
+    """How weights are calculated, by squared task vectors: ``paper``, always; ``mergekit``, equal
+    ones where the mean squares sum to less than 1e-6, as those of usual fine-tuning do."""
+    lambda_: Coefficient = Field(default=1.0, alias="lambda")
+    """Scale of the merged task vector; the paper's is 1."""
+
+
+class ArceeFusion(MethodSpec):
+    """Take an expert's entries where they matter most, the base's elsewhere (Arcee Fusion)."""
+
+    name: Literal["arcee_fusion"]
+    models: list[Name] = Field(min_length=1, max_length=1)
+    """The one expert that is fused into the base."""
+    lambda_: Coefficient = Field(default=1.0, alias="lambda")
+    """Scale of the fused task vector; mergekit's is 1."""
+
+
+class ConsensusTa(TaskVectorSpec):
+    """Task arithmetic on the entries that several experts need (arXiv:2405.07813)."""
+
+    name: Literal["consensus_ta"]
+    mask_threshold: Layerwise[Annotated[float, Field(ge=0.0)]] = 0.4
+    """An expert needs an entry where abs(w_i tau_i) exceeds this times abs(sum - w_i tau_i);
+    the paper searches 0.2 to 0.6."""
+    min_agreeing: int = Field(default=2, ge=1)
+    """Experts that must need an entry for it to be kept: 2 drops what is selfish or
+    catastrophic, 1 the catastrophic alone."""
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.min_agreeing > len(self.weights):
+            raise ValueError(
+                f"min_agreeing must not exceed the number of weights; got {self.min_agreeing} "
+                f"and {len(self.weights)}, which keeps nothing. Lower it."
+            )
+        return self
