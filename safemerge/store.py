@@ -1,7 +1,8 @@
 """A run's folder: what was asked, every finished trial, the front; safe against being killed.
 
 ``trials.jsonl`` is the truth about what finished. Lines are appended under a lock and synced
-to disk; every other file is replaced whole. Nothing here is ever rewritten in place.
+to disk, each with an entry in ``trials.digest`` that vouches for it; every other file is replaced
+whole. Nothing here is ever rewritten in place.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Self
 
 import yaml
 
+from safemerge.chained_lines import ChainedLines
 from safemerge.config.base import StrictModel, digest
 from safemerge.config.identity import first_difference, study_identity
 from safemerge.config.recipe import MergeRecipe
@@ -25,12 +27,10 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError
 from safemerge.files import (
     TornLine,
-    append_line,
     disk_errors,
     is_stored,
     mend_lines,
     parse_stored,
-    read_lines,
     replace_file,
 )
 from safemerge.provenance import Provenance, current_provenance, utc_now
@@ -66,6 +66,9 @@ class RunStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._trials = ChainedLines(
+            self.trials_path, is_whole=partial(is_stored, model=TrialRecord)
+        )
         self.torn: TornLine | None = None
         """The torn line that `open` moved aside, if there was one."""
 
@@ -206,14 +209,10 @@ class RunStore:
 
         Raises:
             PreflightError: If the disk is full; the file is left as it was.
-            StudyError: If the folder is gone.
+            StudyError: If the folder is gone, or lines that were written are.
         """
         with disk_errors(self.folder):
-            torn = append_line(
-                self.trials_path,
-                record.model_dump_json().encode(),
-                is_whole=partial(is_stored, model=TrialRecord),
-            )
+            torn = self._trials.append(record.model_dump_json().encode())
         self.torn = torn or self.torn
 
     def trials(self) -> list[TrialRecord]:
@@ -224,10 +223,11 @@ class RunStore:
 
         Raises:
             StudyError: If a line is damaged, or a trial number comes twice; names the line.
+            ChangedRunError: If lines are gone, edited or foreign; see `accept_trials`.
         """
         records: list[TrialRecord] = []
         line_by_number: dict[int, int] = {}
-        for position, line in enumerate(read_lines(self.trials_path), start=1):
+        for position, line in enumerate(self._trials.read(), start=1):
             where = f"{self.trials_path}, line {position}"
             record = parse_stored(line, TrialRecord, where=where)
             first = line_by_number.setdefault(record.number, position)
@@ -238,6 +238,15 @@ class RunStore:
                 )
             records.append(record)
         return records
+
+    def accept_trials(self) -> Path | None:
+        """Take ``trials.jsonl`` as it is now, though lines are gone, edited or foreign.
+
+        Returns:
+            Where the digest file so far is kept; None if nothing had to be accepted.
+        """
+        with disk_errors(self.folder):
+            return self._trials.accept()
 
     def write_front(self, front: Front) -> Path:
         """Replace ``front.json`` whole.
