@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from safemerge.config.study import StudySpec
@@ -15,7 +14,16 @@ from safemerge.files import disk_errors
 from safemerge.records import TrialRecord
 from safemerge.search.recovery import FIXED, NUMBER, RETRY_OF, START, sampled_records
 from safemerge.search.space import SPACE_PARAMETER, parameter_name, settled, space_by_name
-from safemerge.search.storage import close_study, open_study, set_aside, storage_errors, storage_path
+from safemerge.search.storage import (
+    close_study,
+    open_study,
+    set_aside,
+    storage_errors,
+    storage_path,
+)
+
+if TYPE_CHECKING:
+    import optuna
 
 _Point = tuple[str, dict[str, Any]]
 """A space's name and the values drawn in it, by dotted path."""
