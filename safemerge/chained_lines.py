@@ -217,4 +217,7 @@ def _too_many(path: Path, written: int, found: int) -> str:
 
 
 def _advice() -> str:
-    return f"Restore it from a copy, or take what is there with {ACCEPT}: nothing is deleted."
+    return (
+        f"Restore it from a copy, or take what is there: `safemerge report RUN_DIR {ACCEPT}` "
+        f"(or `search … --resume {ACCEPT}`); nothing is deleted."
+    )

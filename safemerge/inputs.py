@@ -81,7 +81,8 @@ def text_digests(folder: Path) -> dict[str, str]:
     template = _content(folder / "chat_template.jinja")
     if template is None:
         text = (_json(folder / "chat_template.json") or {}).get(_TEMPLATE, own)
-        template = _sha256(text.encode()) if isinstance(text, str) else text and digest(text)
+        if text is not None:
+            template = _sha256(text.encode()) if isinstance(text, str) else digest(text)
     more = {
         path.name: _content(path)
         for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))

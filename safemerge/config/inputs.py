@@ -111,7 +111,7 @@ def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def _told(before: Sequence[Sequence[str]] | None, now: Sequence[Sequence[str]] | None) -> str:
     if before is None or now is None:
         return "other rows"
-    was, given = (dict((identity, text) for identity, text in rows) for rows in (before, now))
+    was, given = ({one[0]: one[1] for one in rows} for rows in (before, now))
     found = {
         "gone": [identity for identity in was if identity not in given],
         "new": [identity for identity in given if identity not in was],

@@ -36,6 +36,7 @@ from safemerge.evaluation import (
     prepare_split,
     score_candidate,
 )
+from safemerge.inputs import check_texts
 from safemerge.records import CandidateResult, RungResult, Split
 
 _Answer = TypeVar("_Answer")
@@ -60,6 +61,7 @@ class EvaluatorReplica:
 
     def __init__(self, study: str, judges: Mapping[str, Any] | None = None) -> None:
         self._spec = StudySpec.model_validate_json(study)
+        check_texts(self._spec)
         self._models = study_models(self._spec)
         self._chat = ChatFormat(str(self._spec.base.path))
         evaluator = self._spec.evaluator
