@@ -199,7 +199,7 @@ def test_a_run_of_an_earlier_version_is_read_and_not_continued(tmp_path):
     opened = RunStore.open(store.folder)
     assert opened.study().config == spec
     assert opened.trials() == []
-    with pytest.raises(ChangedRunError, match="which did not record it.*need --new-data"):
+    with pytest.raises(ChangedRunError, match=r"which did not record it.*need --new-data"):
         opened.check_same_study(spec)
 
 
@@ -247,5 +247,7 @@ def test_inputs_are_digested_without_anything_heavy():
         "heavy = {'torch', 'transformers', 'datasets', 'ray', 'vllm', 'lm_eval'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
