@@ -137,8 +137,8 @@ def check_recipe(file: Path, spec: StudySpec) -> None:
         path, was, given = difference
         raise ChangedRunError(
             f"study '{spec.name}': suites must be those of the run that holds {file}; got "
-            f"{path}: {was} in the run, {given} in the study. Name the run's folder instead of the "
-            "study, or rename the study."
+            f"{path}: {was} in the run, {given} in the study. Name the run's folder instead of "
+            "the study, or rename the study."
         )
     _refuse_changes(document, stored_changes(store, document, spec))
 
