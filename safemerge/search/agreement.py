@@ -123,8 +123,10 @@ def _may_lack_a_number(
         record = by_number.get(attributes[RETRY_OF])
         point = _point(spec, trial.system_attrs.get(FIXED, {}))
         return record is not None and point == (record.space, record.params)
+    if START in attributes:
+        return attributes[START] in {start.name for start in spec.started}
     if trial.state == TrialState.WAITING:
-        return attributes.get(START) in {start.name for start in spec.started}
+        return _point(spec, trial.system_attrs.get(FIXED, {})) is not None
     return trial.state in (TrialState.RUNNING, TrialState.FAIL)
 
 
