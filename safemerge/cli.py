@@ -46,6 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
     results = "folder for run folders (default: results)"
     run = "folder of a run, e.g. results/demo"
     out = "folder to write; must be missing or empty"
+    accept = (
+        "take the trials of a run as its trials.jsonl has them now, though lines of it are gone, "
+        "edited or added; nothing is deleted"
+    )
+    as_stored = (
+        "go on although data or models on disk are no longer those that the run was made with"
+    )
 
     search = add("search", "search merges of a study and write its Pareto report")
     search.add_argument("study", metavar="STUDY.yaml", help="what to search (see search_spaces/)")
@@ -62,13 +69,24 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue a run: finished trials are kept"
     )
     search.add_argument(
+        "--new-data",
+        action="store_true",
+        help="begin a new run, e.g. because data, templates or scoring changed; one that is there "
+        "is kept beside, as DIR/STUDY.old-1",
+    )
+    search.add_argument("--accept-trials", action="store_true", help=accept)
+    search.add_argument(
         "--dry-run",
         action="store_true",
         help="check the study, its data and existing checkpoints, then stop",
     )
 
     evaluate = add("evaluate", "score one candidate on a study's suites")
-    evaluate.add_argument("study", metavar="STUDY.yaml", help="whose suites are asked")
+    evaluate.add_argument(
+        "study",
+        metavar="STUDY.yaml",
+        help="whose suites are asked; or a run folder, whose data and models must be as they were",
+    )
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", metavar="R.yaml", help="a recipe, merged and scored")
     what.add_argument("--model", metavar="PATH", help="a checkpoint folder, scored as it is")
@@ -165,6 +183,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = add("report", "draw the report of a run folder again")
     report.add_argument("run", metavar="RUN_DIR", help=run)
+    report.add_argument("--as-stored", action="store_true", help=as_stored)
+    report.add_argument("--accept-trials", action="store_true", help=accept)
 
     export = add("export", "write a point of a run's front as a checkpoint")
     export.add_argument("run", metavar="RUN_DIR", help=run)
@@ -176,6 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
         "keep every limit on the report split; or any trial of the front by its number",
     )
     export.add_argument("out", metavar="OUT_DIR", help=out)
+    export.add_argument("--as-stored", action="store_true", help=as_stored)
 
     serve = add("serve", "keep a study's evaluator up until interrupted")
     serve.add_argument("study", metavar="STUDY.yaml", help="whose models and suites are served")

@@ -60,5 +60,9 @@ class StudyError(SafemergeError, RuntimeError):
     """A run's folder or storage contradicts what is asked of it."""
 
 
+class ChangedRunError(StudyError, UserError):
+    """A run's files, or what the run was made with, are no longer what they were."""
+
+
 class TrainingError(SafemergeError, RuntimeError):
     """Training failed: a loss that is not finite, a worker that died."""

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from safemerge.errors import PreflightError, StudyError
+from safemerge.errors import PreflightError, SafemergeError, StudyError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -98,10 +98,24 @@ def replace_file(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
-def append_line(path: Path, line: bytes, *, is_whole: Callable[[bytes], bool]) -> TornLine | None:
-    """Append one line under an exclusive lock and wait until it is on disk.
+class Appended(NamedTuple):
+    """A line that was appended and is on disk, its file still locked."""
 
-    If the write fails half-way, the file is cut back to what it was. A torn last line that
+    handle: int
+    """The file, open for reading and writing."""
+    start: int
+    """Offset of the line's first byte."""
+    torn: TornLine | None
+    """The torn line that was moved aside before, if there was one."""
+
+
+@contextmanager
+def appended_line(
+    path: Path, line: bytes, *, is_whole: Callable[[bytes], bool]
+) -> Iterator[Appended]:
+    """Append one line under an exclusive lock, wait until it is on disk, and keep the lock.
+
+    If the write or the block fails, the file is cut back to what it was. A torn last line that
     another process left is moved aside first; see `mend_lines`.
 
     Args:
@@ -109,8 +123,8 @@ def append_line(path: Path, line: bytes, *, is_whole: Callable[[bytes], bool]) -
         line: The line without its newline.
         is_whole: Tells whether an unfinished last line is a whole record all the same.
 
-    Returns:
-        The torn line that was moved aside, if there was one.
+    Yields:
+        The line's place.
 
     Raises:
         OSError: As the system reports it.
@@ -121,20 +135,33 @@ def append_line(path: Path, line: bytes, *, is_whole: Callable[[bytes], bool]) -
         try:
             write_all(handle, line + b"\n")
             os.fsync(handle)
-        except OSError:
+            yield Appended(handle, size, torn)
+        except (OSError, SafemergeError):
             with suppress(OSError):
                 os.ftruncate(handle, size)
             raise
         if size == 0:
             sync_folder(path.parent)
-    return torn
+
+
+def append_line(path: Path, line: bytes, *, is_whole: Callable[[bytes], bool]) -> TornLine | None:
+    """Append one line and wait until it is on disk; see `appended_line`.
+
+    Returns:
+        The torn line that was moved aside, if there was one.
+
+    Raises:
+        OSError: As the system reports it.
+    """
+    with appended_line(path, line, is_whole=is_whole) as appended:
+        return appended.torn
 
 
 def read_lines(path: Path) -> list[bytes]:
     """Return the finished lines of a file, under a shared lock; [] if it is missing."""
     try:
         with locked_file(path, os.O_RDONLY, exclusive=False) as handle:
-            content = _read_from(handle, 0)
+            content = read_from(handle, 0)
     except FileNotFoundError:
         return []
     return content.split(b"\n")[:-1]
@@ -233,10 +260,27 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def read_from(handle: int, offset: int) -> bytes:
+    """Return a file's bytes from an offset to its end."""
+    chunks = []
+    while chunk := os.pread(handle, _CHUNK, offset):
+        chunks.append(chunk)
+        offset += len(chunk)
+    return b"".join(chunks)
+
+
+def free_name(path: Path) -> Path:
+    """Return a path beside a file to keep it under: ``<name>.old-1``, or the next one free."""
+    number = 1
+    while (kept := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return kept
+
+
 def _mend(handle: int, path: Path, is_whole: Callable[[bytes], bool]) -> TornLine | None:
     if _ends_whole(handle):
         return None
-    content = _read_from(handle, 0)
+    content = read_from(handle, 0)
     start = content.rfind(b"\n") + 1
     tail = content[start:]
     if is_whole(tail):
@@ -259,14 +303,6 @@ def _mend(handle: int, path: Path, is_whole: Callable[[bytes], bool]) -> TornLin
 def _ends_whole(handle: int) -> bool:
     size = os.lseek(handle, 0, os.SEEK_END)
     return size == 0 or os.pread(handle, 1, size - 1) == b"\n"
-
-
-def _read_from(handle: int, offset: int) -> bytes:
-    chunks = []
-    while chunk := os.pread(handle, _CHUNK, offset):
-        chunks.append(chunk)
-        offset += len(chunk)
-    return b"".join(chunks)
 
 
 def _free_mib(folder: Path) -> int:

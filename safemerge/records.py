@@ -142,6 +142,8 @@ class TrialRecord(StrictModel):
     state: TrialState
     reason: str | None = None
     """Why it failed or was pruned, or why a complete trial is infeasible."""
+    retried: bool = Field(default=False, exclude_if=lambda given: not given)
+    """Whether another trial tries this one again after a crash: the two cost one recipe."""
     space: str | None = None
     """Search space it was drawn from."""
     params: dict[str, float | int | bool | str] = Field(default_factory=dict)

@@ -1,7 +1,8 @@
 """A run's folder: what was asked, every finished trial, the front; safe against being killed.
 
 ``trials.jsonl`` is the truth about what finished. Lines are appended under a lock and synced
-to disk; every other file is replaced whole. Nothing here is ever rewritten in place.
+to disk, each with an entry in ``trials.digest`` that vouches for it; every other file is replaced
+whole. Nothing here is ever rewritten in place.
 """
 
 from __future__ import annotations
@@ -18,40 +19,24 @@ from typing import Any, Self
 
 import yaml
 
-from safemerge.config.base import StrictModel, digest
-from safemerge.config.identity import first_difference, study_identity
+from safemerge.chained_lines import ChainedLines
+from safemerge.config.base import StrictModel
+from safemerge.config.inputs import AskedRows
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError
 from safemerge.files import (
     TornLine,
-    append_line,
     disk_errors,
+    free_name,
     is_stored,
     mend_lines,
     parse_stored,
-    read_lines,
     replace_file,
 )
-from safemerge.provenance import Provenance, current_provenance, utc_now
+from safemerge.provenance import utc_now
 from safemerge.records import Front, TrialRecord
-
-STORE_FORMAT = 1
-"""Version of the folder's layout; another one is refused, never guessed at."""
-
-
-class StudyDocument(StrictModel):
-    """What ``study.json`` holds."""
-
-    format: int
-    """Layout version of the folder."""
-    study: str
-    """Name of the study."""
-    digest: str
-    """Digest of everything that makes two runs the same study; see `study_identity`."""
-    config: StudySpec
-    """The resolved study as it was when the folder was created."""
-    provenance: Provenance
+from safemerge.study_document import STORE_FORMAT, StudyDocument, check_same_study, new_document
 
 
 class RunStore:
@@ -66,6 +51,9 @@ class RunStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._trials = ChainedLines(
+            self.trials_path, is_whole=partial(is_stored, model=TrialRecord)
+        )
         self.torn: TornLine | None = None
         """The torn line that `open` moved aside, if there was one."""
 
@@ -85,6 +73,11 @@ class RunStore:
         return self.folder / "front.json"
 
     @property
+    def asked_path(self) -> Path:
+        """``asked.json``: the rows that each suite asks, by id and digest of the text."""
+        return self.folder / "asked.json"
+
+    @property
     def log_path(self) -> Path:
         """``log.txt``."""
         return self.folder / "log.txt"
@@ -94,11 +87,13 @@ class RunStore:
         """Whether the folder holds a run."""
         return self.study_path.exists()
 
-    def create(self, spec: StudySpec) -> Self:
+    def create(self, spec: StudySpec, *, rows: AskedRows | None = None) -> Self:
         """Make the folder and write ``study.json``.
 
         Args:
-            spec: The study, ideally with its checkpoints resolved to fingerprints.
+            spec: The study, ideally with its checkpoints resolved to fingerprints, and with its
+                inputs; else the files that it names are digested here.
+            rows: The rows that its suites ask, if they are loaded.
 
         Returns:
             The store itself.
@@ -113,14 +108,9 @@ class RunStore:
                     f"{self.folder}: already holds a run; got {path.name}. "
                     "Resume it, or use a new study name."
                 )
-        document = StudyDocument(
-            format=STORE_FORMAT,
-            study=spec.name,
-            digest=digest(study_identity(spec)),
-            config=spec,
-            provenance=current_provenance(),
-        )
-        self._replace("study.json", _pretty(document))
+        if rows is not None:
+            self._replace("asked.json", json.dumps(rows, ensure_ascii=False))
+        self._replace("study.json", _pretty(new_document(spec)))
         return self
 
     @classmethod
@@ -172,31 +162,47 @@ class RunStore:
             )
         return parse_stored(text, StudyDocument, where=str(path))
 
-    def check_same_study(self, spec: StudySpec) -> None:
-        """Refuse to continue a run with another study.
+    def asked(self) -> AskedRows | None:
+        """Read ``asked.json``; None if there is none, or it is damaged: it only helps to name."""
+        try:
+            found: AskedRows = json.loads(self.asked_path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def check_same_study(self, spec: StudySpec, *, rows: AskedRows | None = None) -> None:
+        """Refuse to continue a run with another study, or with other inputs.
 
         More trials, another storage and the evaluator's `RESUMABLE_EVALUATOR` fields may
         differ; everything else may not. Checkpoints are compared by fingerprint where both
-        sides have one, else by reference.
+        sides have one, else by reference; data, templates and tokenizers by content, see
+        `safemerge.config.inputs.input_change`.
 
         Args:
             spec: The study that the user gives now.
+            rows: The rows that its suites ask now, if they are loaded.
 
         Raises:
             StudyError: With the first differing path and both values.
+            ChangedRunError: If what the study reads has changed; names it. Or if the run is of
+                an earlier version, which did not record it.
         """
         stored = self.study()
-        before = study_identity(stored.config, other=spec)
-        now = study_identity(spec, other=stored.config)
-        difference = first_difference(before, now)
-        if difference is None:
-            return
-        path, was, given = difference
-        raise StudyError(
-            f"study '{stored.study}': digest of the stored config differs "
-            f"({digest(before)[:4]} vs {digest(now)[:4]}) at {path}: {was} vs {given}. "
-            "Use a new study name."
-        )
+        check_same_study(stored, spec, rows_before=self.asked(), rows=rows, where=self.folder)
+
+    def set_aside(self) -> Path:
+        """Rename the run's folder, so that a new run can begin under its name.
+
+        Returns:
+            What the folder is called now.
+
+        Raises:
+            StudyError: If another process drives the run.
+        """
+        kept = free_name(self.folder)
+        with self.driving(), disk_errors(self.folder):
+            self.folder.rename(kept)
+        return kept
 
     def append(self, record: TrialRecord) -> None:
         """Append one finished trial, and return once it is on disk.
@@ -206,14 +212,10 @@ class RunStore:
 
         Raises:
             PreflightError: If the disk is full; the file is left as it was.
-            StudyError: If the folder is gone.
+            StudyError: If the folder is gone, or lines that were written are.
         """
         with disk_errors(self.folder):
-            torn = append_line(
-                self.trials_path,
-                record.model_dump_json().encode(),
-                is_whole=partial(is_stored, model=TrialRecord),
-            )
+            torn = self._trials.append(record.model_dump_json().encode())
         self.torn = torn or self.torn
 
     def trials(self) -> list[TrialRecord]:
@@ -224,10 +226,11 @@ class RunStore:
 
         Raises:
             StudyError: If a line is damaged, or a trial number comes twice; names the line.
+            ChangedRunError: If lines are gone, edited or foreign; see `accept_trials`.
         """
         records: list[TrialRecord] = []
         line_by_number: dict[int, int] = {}
-        for position, line in enumerate(read_lines(self.trials_path), start=1):
+        for position, line in enumerate(self._trials.read(), start=1):
             where = f"{self.trials_path}, line {position}"
             record = parse_stored(line, TrialRecord, where=where)
             first = line_by_number.setdefault(record.number, position)
@@ -238,6 +241,15 @@ class RunStore:
                 )
             records.append(record)
         return records
+
+    def accept_trials(self) -> Path | None:
+        """Take ``trials.jsonl`` as it is now, though lines are gone, edited or foreign.
+
+        Returns:
+            Where the digest file so far is kept; None if nothing had to be accepted.
+        """
+        with disk_errors(self.folder):
+            return self._trials.accept()
 
     def write_front(self, front: Front) -> Path:
         """Replace ``front.json`` whole.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, result_lines
+from safemerge.commands.stored import check_recipe, stored_study
 from safemerge.commands.study import load_study, preflight, resolve_study
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import load_document
@@ -17,6 +18,7 @@ from safemerge.config.study import SearchSpace, StudySpec
 from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.errors import ConfigError, PreflightError
 from safemerge.files import disk_errors, replace_file
+from safemerge.store import RunStore
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> None:
     """Score a recipe over the study's models, or a checkpoint as it is."""
     console = Console()
-    spec = load_study(options.study)
+    is_run = RunStore(options.study).exists
+    spec = stored_study(options.study, console) if is_run else load_study(options.study)
+    if options.recipe is not None:
+        check_recipe(Path(options.recipe), spec)
     ingredients = spec.all_checkpoints
     if options.json is not None:
         check_parent(Path(options.json))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
 from safemerge.commands.merge import write
+from safemerge.commands.stored import check_stored
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.errors import UserError
@@ -33,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
         )
     point = pick(front, options.pick, spec=spec, where=str(folder))
     console = Console()
+    check_stored(folder, console, as_stored=options.as_stored)
     console.say(f"picked {point.label} (candidate {point.candidate})")
     for problem in defects(spec, point.report):
         console.say(f"note: on the report split, {problem}")

@@ -12,9 +12,12 @@ from safemerge.cell_store import CellRecord, CellStore
 from safemerge.commands.console import Console, duration
 from safemerge.commands.search import check_disk
 from safemerge.commands.study import check_engine
+from safemerge.config.base import digest
 from safemerge.config.document import load_document
+from safemerge.config.inputs import SCORING_VERSION
 from safemerge.config.robustness import RobustnessSpec
 from safemerge.errors import ConfigError, StudyError, UserError
+from safemerge.inputs import text_digests
 
 if TYPE_CHECKING:
     import argparse
@@ -126,12 +129,20 @@ def _jobs(
 
     models = hardening.prepare()
     rows = attack_content(spec)
-    asked = {name: suite_content(suite) for name, suite in suites.items()}
+    contents = {name: suite_content(suite) for name, suite in suites.items()}
+    texts = {
+        item.name: text_digests(Path(item.checkpoint.path))
+        for item in spec.methods
+        if item.checkpoint is not None and item.checkpoint.path is not None
+    }
     scratch = store.folder.resolve() / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     jobs = []
     for cell in spec.cells():
         hardened = models[cell.method, cell.seed]
+        # How prompts are put and answers are scored counts too.
+        how = [SCORING_VERSION, texts.get(cell.method)]
+        asked = {name: digest([content, how]) for name, content in contents.items()}
         key = cell_key(spec, cell, hardened, attack_content=rows, suite_content=asked)
         # Methods may share a model: each has its own cells.
         own = f"{cell.method}-{key}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, duration
+from safemerge.commands.stored import accept_trials
 from safemerge.commands.study import load_study, preflight, resolve_with
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
@@ -24,6 +25,7 @@ from safemerge.store import RunStore
 if TYPE_CHECKING:
     import argparse
 
+    from safemerge.config.inputs import AskedRows
     from safemerge.distributed.evaluator import Evaluator
     from safemerge.distributed.supply import Supply
     from safemerge.search import SearchStudy
@@ -39,15 +41,22 @@ def run(options: argparse.Namespace) -> None:
         _dry_run(spec, folder, console)
         return
     again = _resume_command(options.study, options.results, options.start)
-    _check_folder(folder, resume=options.resume, again=again)
-    search(spec, folder, console, again=again)
+    _check_folder(folder, options, again=again)
+    if options.accept_trials and RunStore(folder).exists:
+        accept_trials(RunStore(folder), console)
+    search(spec, folder, console, again=again, new_data=options.new_data)
 
 
-def _check_folder(folder: Path, *, resume: bool, again: str) -> None:
-    if RunStore(folder).exists and not resume:
+def _check_folder(folder: Path, options: argparse.Namespace, *, again: str) -> None:
+    if options.new_data and (options.resume or options.accept_trials):
         raise UserError(
-            f"{folder}: holds a run of this study already. Continue it with "
-            f"`{again}`, or remove the folder, or rename the study."
+            "search: --new-data begins a new run; got it with --resume or --accept-trials, which "
+            "continue one. Drop either."
+        )
+    if RunStore(folder).exists and not (options.resume or options.new_data):
+        raise UserError(
+            f"{folder}: holds a run of this study already. Continue it with `{again}`, begin a "
+            "new one with --new-data (this one is kept beside), or rename the study."
         )
 
 
@@ -63,7 +72,9 @@ def with_start_files(spec: StudySpec, files: Sequence[str]) -> StudySpec:
     return spec.model_copy(update={"start": list(dict.fromkeys([*spec.start, *given]))})
 
 
-def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> None:
+def search(
+    spec: StudySpec, folder: Path, console: Console, *, again: str, new_data: bool = False
+) -> None:
     """Run a study from ingredients to report.
 
     Args:
@@ -71,9 +82,11 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
         folder: Run folder; a run that it holds is continued.
         console: Where progress goes.
         again: Command that continues the run, for messages.
+        new_data: Begin a new run; one that the folder holds is kept beside.
     """
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.ingredient import Ingredients
+    from safemerge.distributed.inputs import with_inputs
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.supply import make_supply, placer, resolve_made
     from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
@@ -94,9 +107,8 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
                 ),
                 starts,
             )
-            store = RunStore(folder)
-            store = RunStore.open(folder) if store.exists else store.create(resolved)
-            store.check_same_study(resolved)
+            resolved, rows = with_inputs(resolved)
+            store = _open_store(resolved, folder, console, rows=rows, new_data=new_data)
             stack.enter_context(ray_cluster())
             later = Ingredients(say=console.say, on_step=console.training_step, starts=False)
             supply = stack.enter_context(make_supply(spec, resolved, later))
@@ -110,11 +122,28 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
     _finish(folder, console)
 
 
+def _open_store(
+    spec: StudySpec, folder: Path, console: Console, *, rows: AskedRows, new_data: bool
+) -> RunStore:
+    """Find the run of a study and its inputs again, or begin it."""
+    store = RunStore(folder)
+    if store.exists and new_data:
+        console.say(f"the run so far is kept as {store.set_aside()}")
+    if not store.exists:
+        return store.create(spec, rows=rows)
+    store = RunStore.open(folder)
+    store.check_same_study(spec, rows=rows)
+    return store
+
+
 def _search(study: SearchStudy, console: Console, supply: Supply, place: Place) -> None:
     from safemerge.distributed.supply import make_lacking
     from safemerge.search import finished_trials, start_plans, study_references
 
     spec, finished = study.spec, finished_trials(study.records)
+    if study.rebuilt is not None:
+        study.store.log(study.rebuilt)
+        console.say(study.rebuilt)
     if finished:
         console.say(f"resuming: {len(finished)} finished trials kept")
     else:

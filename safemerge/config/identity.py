@@ -47,7 +47,8 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
             both have one, else by its reference; without `other`, if `spec` has one.
 
     Returns:
-        The resolved study without the fields of `RESUMABLE` and `RESUMABLE_EVALUATOR`.
+        The resolved study without the fields of `RESUMABLE` and `RESUMABLE_EVALUATOR`, and
+        without what it reads, which `safemerge.config.inputs.input_change` compares.
     """
     document = spec.resolved()
     for field in RESUMABLE:
@@ -64,6 +65,7 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
         del document["trained"]  # as before there were any
     # A variant counts by its content, which its folder is named after, before it is trained too.
     document.pop("unmade", None)
+    document.pop("inputs", None)  # see `safemerge.config.inputs.input_change`
     # Warm starts count by what they are, not by their files; without any, as before there were.
     del document["start"], document["started"]
     if spec.started:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
+from safemerge.config.inputs import StudyInputs
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
@@ -192,6 +193,9 @@ class StudySpec(StrictModel):
     path is the folder that they come to."""
     started: list[WarmStart] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what `start` names, over the study's models."""
+    inputs: StudyInputs | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Written by safemerge into resolved studies: digests of what they read, so that a process
+    that starts later reads the same."""
 
     @model_validator(mode="after")
     def _names_and_metrics(self) -> Self:

@@ -12,11 +12,14 @@ import copy
 import functools
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safemerge.config.base import digest
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import Source
 from safemerge.config.suite import LmEval
@@ -26,6 +29,8 @@ from safemerge.errors import ConfigError, DataError, PreflightError
 
 FEWSHOT_SEED = 1234
 """Seed by which worked examples are drawn: the harness's own."""
+
+_WHERE_DATA_LIE = ("dataset_path", "dataset_kwargs", "metadata")
 
 
 @contextlib.contextmanager
@@ -71,6 +76,21 @@ class LmEvalTask:
 
     def _identity(self, index: int) -> str:
         return sample_id(self.spec.task, _key(self._documents[index]))
+
+    @property
+    def definition(self) -> str:
+        """Digest of how the task asks and scores: its file, functions, worked examples, version.
+
+        The documents that are asked, and where data lie, do not count.
+        """
+        config = {
+            key: value
+            for key, value in self._task.dump_config().items()
+            if key not in _WHERE_DATA_LIE
+        }
+        # NOTE: what has no source is written with its address, which is another one each time.
+        text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(config, sort_keys=True, default=str))
+        return digest([text, sorted(self._shown()), metadata.version("lm_eval")])
 
     @property
     def filter_name(self) -> str:

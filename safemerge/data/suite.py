@@ -10,6 +10,7 @@ from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.suite import Choice, Classification, LmEval, SuiteSpec, Task
 from safemerge.config.training import TrainingSpec
+from safemerge.data.asked import check_asked
 from safemerge.data.lm_eval_task import LmEvalTask
 from safemerge.data.overlap import near_duplicates
 from safemerge.data.rows import load_samples, repeated_rows
@@ -108,8 +109,15 @@ def _positioned(task: Choice, sample: Sample, where: str) -> Sample:
 
 
 def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
-    """Load both splits of a study's suites; see `load_splits`."""
-    return load_splits(spec.suites)
+    """Load both splits of a study's suites; see `load_splits`.
+
+    Raises:
+        DataError: Also if a resolved study asks other rows by now than when its run began.
+    """
+    loaded = load_splits(spec.suites)
+    if spec.inputs is not None:
+        check_asked(spec.inputs.rows, loaded)
+    return loaded
 
 
 def load_splits(suites: Sequence[SuiteSpec]) -> dict[Split, list[LoadedSuite]]:

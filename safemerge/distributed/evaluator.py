@@ -36,6 +36,7 @@ from safemerge.evaluation import (
     prepare_split,
     score_candidate,
 )
+from safemerge.inputs import check_texts
 from safemerge.merge.candidate_tokenizer import candidate_tokenizer
 from safemerge.records import CandidateResult, RungResult, Split
 from safemerge.weights.hub import refs_on_this_node
@@ -63,6 +64,7 @@ class EvaluatorReplica:
     def __init__(self, study: str, judges: Mapping[str, Any] | None = None) -> None:
         spec = StudySpec.model_validate_json(study)
         self._spec = spec.with_checkpoints(refs_on_this_node(spec.all_checkpoints))
+        check_texts(self._spec)
         self._models = study_models(self._spec)
         self._chat = ChatFormat(candidate_tokenizer(self._models))
         evaluator = self._spec.evaluator

@@ -28,8 +28,10 @@ class Pending:
     rival: Rival | None = None
     """Candidate that beat it there."""
 
-    def record(self, verdict: Verdict, outcome: CandidateResult | Failure | Pruned) -> TrialRecord:
-        """Return what is stored of the trial, now that it is told."""
+    def record(
+        self, verdict: Verdict, outcome: CandidateResult | Failure | Pruned, *, retried: bool
+    ) -> TrialRecord:
+        """Return what is stored of the trial, now that it is told, and may be tried again."""
         proposal = self.proposal
         result = outcome if isinstance(outcome, CandidateResult) else None
         return TrialRecord(
@@ -38,6 +40,7 @@ class Pending:
             label=proposal.label,
             state=verdict.state,
             reason=verdict.reason,
+            retried=retried and self.trial is not None,
             space=proposal.space,
             params=dict(proposal.params),
             start=proposal.start,

@@ -36,7 +36,8 @@ REASON = "reason"
 """Why a trial failed, was pruned or is infeasible, for Optuna's dashboard."""
 
 INTERRUPTED = "interrupted: the driver stopped before the result came back"
-_FIXED = "fixed_params"
+FIXED = "fixed_params"
+"""Optuna's system attribute of a queued trial: its parameters."""
 
 
 class Recovery:
@@ -53,10 +54,7 @@ class Recovery:
     def __init__(self, spec: StudySpec, study: optuna.Study, records: list[TrialRecord]) -> None:
         self._spec = spec
         self._study = study
-        # What was trained at a trial's exact values is none that Optuna asked for.
-        self._sampled = [
-            record for record in records if record.role == "sampled" and record.exact_of is None
-        ]
+        self._sampled = sampled_records(records)
         self.interrupted: tuple[int, ...] = ()
         """Numbers of the trials found in flight, once `run` is exhausted."""
 
@@ -111,7 +109,7 @@ class Recovery:
                 attempt = attributes.get(ATTEMPT, 0) + crashed
             elif RETRY_OF in attributes:
                 # Killed while a try again was being asked for: it keeps its place.
-                params, parent = trial.system_attrs[_FIXED], attributes[RETRY_OF]
+                params, parent = trial.system_attrs[FIXED], attributes[RETRY_OF]
                 attempt = attributes.get(ATTEMPT, 0)
             else:
                 continue
@@ -168,7 +166,8 @@ class Recovery:
             attributes[START] = record.start
         if earlier:
             attributes[RETRY_OF] = max(item.number for item in earlier)
-        if record.state == "FAIL" and (later or record.reason == INTERRUPTED):
+        again = record.retried or record.reason == INTERRUPTED
+        if record.state == "FAIL" and (later or again):
             attributes[RETRIED] = True
         return create_trial(
             state=TrialState[record.state],
@@ -193,6 +192,14 @@ class Recovery:
 
     def _live(self, trial: FrozenTrial) -> optuna.Trial:
         return optuna.Trial(self._study, trial._trial_id)
+
+
+def sampled_records(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that Optuna asked for.
+
+    References are none, and what was trained at a trial's exact values is none either.
+    """
+    return [item for item in records if item.role == "sampled" and item.exact_of is None]
 
 
 def finished_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -36,12 +36,12 @@ class Sampling:
     def num_counted(self) -> int:
         """Sampled candidates against the budget: a try again counts with its first try."""
         trials = self._study.get_trials(deepcopy=False)
-        return sum(not _is_retried(trial) for trial in trials)
+        return sum(not _is_free(trial) for trial in trials)
 
     def is_told(self, count: int) -> bool:
         """Whether none of the first `count` candidates against the budget is open."""
         trials = self._study.get_trials(deepcopy=False)
-        counted = [trial for trial in trials if not _is_retried(trial)]
+        counted = [trial for trial in trials if not _is_free(trial)]
         return all(trial.state.is_finished() for trial in counted[:count])
 
     def ask(self, spec: StudySpec, number: int) -> Pending | None:
@@ -124,9 +124,12 @@ class Sampling:
                 )
 
 
-def _is_retried(trial: optuna.trial.FrozenTrial) -> bool:
+def _is_free(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a trial costs no budget: another one tries it again, or it has no record."""
     failed = trial.state == optuna.trial.TrialState.FAIL
-    return failed and bool(trial.user_attrs.get(RETRIED, False))
+    return failed and (
+        NUMBER not in trial.user_attrs or bool(trial.user_attrs.get(RETRIED, False))
+    )
 
 
 def mark_retried(trial: optuna.Trial) -> None:

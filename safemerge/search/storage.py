@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from safemerge.config.study import StudySpec
 from safemerge.errors import PreflightError, StudyError
-from safemerge.files import disk_errors, mend_lines
+from safemerge.files import disk_errors, free_name, mend_lines
 
 _FILE = {"sqlite": "study.db", "journal": "study.journal"}
 _LOCK_TIMEOUT_S = 60
@@ -55,6 +55,26 @@ def open_study(spec: StudySpec, folder: Path) -> optuna.Study:
             directions=[objective.direction for objective in spec.objectives],
             load_if_exists=True,
         )
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a storage's file, and what SQLite keeps beside it.
+
+    Args:
+        path: See `storage_path`; nothing has it open.
+
+    Returns:
+        What it is called now.
+
+    Raises:
+        OSError: As the system reports it.
+    """
+    kept = free_name(path)
+    path.rename(kept)
+    for ending in ("-journal", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + ending).rename(kept.with_name(kept.name + ending))
+    return kept
 
 
 def close_study(study: optuna.Study) -> None:

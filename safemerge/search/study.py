@@ -14,6 +14,7 @@ from safemerge.errors import StudyError
 from safemerge.pareto import hypervolume, non_dominated_mask
 from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, RungResult, TrialRecord
+from safemerge.search.agreement import open_agreeing_study
 from safemerge.search.exact import Place, exact_recipe, to_train
 from safemerge.search.ingredient import check_weights, supplied, unmade_paths, wanted_paths
 from safemerge.search.pending import Pending
@@ -25,7 +26,6 @@ from safemerge.search.space import Reference
 from safemerge.search.storage import (
     close_study,
     make_sampler,
-    open_study,
     storage_errors,
     storage_path,
 )
@@ -74,7 +74,8 @@ class SearchStudy:
             undo.enter_context(store.driving())
             self._records = store.trials()
             check_weights(self._records, spec.trained)
-            self._study = open_study(spec, store.folder)
+            self._study, self.rebuilt = open_agreeing_study(spec, store.folder, self._records)
+            """Why Optuna's storage was begun anew, in one line; None if it agreed."""
             undo.callback(close_study, self._study)
             self._sampling = Sampling(self._study)
             with storage_errors(self._path):
@@ -198,7 +199,7 @@ class SearchStudy:
             proposal = pending.proposal
             verdict = judge(self.spec, proposal, outcome)
             again = verdict.retry and proposal.attempt < self.spec.evaluator.num_retries
-            record = pending.record(verdict, outcome)
+            record = pending.record(verdict, outcome, retried=again)
             with storage_errors(self._path):
                 if pending.trial is not None and again:
                     # Before the record, so that a driver killed in between tries again.

@@ -13,7 +13,9 @@ CONTRACT = (
 """Commands that scripts rely on (design/architecture.md)."""
 
 OPTIONS = {
-    "search": ["study", "--results", "--start", "--resume", "--dry-run"],
+    "search": [
+        "study", "--results", "--start", "--resume", "--new-data", "--accept-trials", "--dry-run",
+    ],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
     "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
     "methods": ["name", "--json"],
@@ -23,8 +25,8 @@ OPTIONS = {
     "generate": ["spec", "--results", "--resume"],
     "optimize": ["spec", "--results", "--resume"],
     "robustness": ["spec", "--results", "--resume", "--seeds", "--dry-run"],
-    "report": ["run"],
-    "export": ["run", "--pick", "out"],
+    "report": ["run", "--as-stored", "--accept-trials"],
+    "export": ["run", "--pick", "out", "--as-stored"],
     "serve": ["study"],
     "validate": ["files"],
     "schema": ["name"],
@@ -149,6 +151,7 @@ FAILURES = [
     (errors.CheckpointError, 2),
     (errors.CheckpointMismatchError, 2),
     (errors.PreflightError, 2),
+    (errors.ChangedRunError, 2),
     (errors.SafemergeError, 1),
     (errors.MergeError, 1),
     (errors.EngineError, 1),

@@ -182,3 +182,16 @@ def test_a_missing_folder_and_a_missing_harness_are_told(tmp_path, monkeypatch):
         PreflightError, match=r"needs lm-evaluation-harness; .*safemerge\[lm-eval\]"
     ):
         load(write_tasks(tmp_path / "others", count=1))
+
+
+def test_a_definition_is_the_same_wherever_the_task_lies_and_another_if_it_asks_otherwise(
+    tasks, tmp_path, changed
+):
+    first = load(tasks).definition
+    assert load(tasks).definition == first
+    assert load(write_tasks(tmp_path / "moved", count=12)).definition == first
+    assert load(tasks, chat_template=True).definition == first, "the study's own part"
+    same = load(changed(PICK), "changed").definition
+    assert load(changed(PICK, description="Be kind."), "changed").definition != same
+    again = load(changed(PICK, doc_to_text="Q: {{review}}"), "changed").definition
+    assert again not in (same, first)
