@@ -210,5 +210,7 @@ class Front(StrictModel):
     """Parents, the plain mean and warm starts, on both splits, for comparison."""
     knee: int | None = None
     """Trial number of the knee point on the report split."""
+    covered: bool = Field(default=False, exclude_if=lambda given: not given)
+    """Whether the search ended because every recipe of its spaces was sampled."""
     hypervolume_search: float | None = None
     hypervolume_report: float | None = None

@@ -184,6 +184,11 @@ def _round(
                 return False
             if lacking_models(study, place):
                 return False
+            if study.covered and study.num_sampled < spec.num_trials:
+                console.say(
+                    f"every recipe of the search spaces was tried: {study.num_sampled}, within "
+                    f"the budget of {spec.num_trials}; the search ends here"
+                )
             publish(study.spec, study.store, evaluator, list(study.records), console)
         except KeyboardInterrupt:
             console.say("interrupted: shutting the evaluator down (Ctrl-C again: at once)")
@@ -201,6 +206,7 @@ def publish(
     """Evaluate the front and the references on the report split and write ``front.json``."""
     from safemerge.distributed.search import evaluate_report_split
     from safemerge.reports import assemble_front, front_trials
+    from safemerge.search import Drawn, is_covered
 
     complete = [record for record in records if record.state == "COMPLETE"]
     if not complete:
@@ -220,6 +226,7 @@ def publish(
 
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
     published = assemble_front(spec, records, results, study_digest=store.study().digest)
+    published = published.model_copy(update={"covered": is_covered(spec, Drawn.of(records))})
     if spec.rung is not None:
         published = _found_with(spec.rung, published)
     store.write_front(published)

@@ -73,8 +73,8 @@ class ExactMatch(StrictModel):
 class NumericAnswer(StrictModel):
     """A number in the answer must equal the gold one; metric ``accuracy``.
 
-    The number behind the marker, else the last one; ``1,234.00`` and ``$1234`` are the same.
-    The gold column is read alike, so it may hold the whole derivation.
+    The number behind the marker, else the boxed or last one, as `safemerge.scoring.number` reads
+    it. The gold column is read alike, so it may hold the whole derivation.
     """
 
     kind: Literal["numeric"]

@@ -97,8 +97,10 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the budget is spent and a front is published."""
-        return self.front is not None and self.num_sampled >= self.spec.num_trials
+        """Whether a front is published, and the budget spent or every recipe tried."""
+        if self.front is None:
+            return False
+        return self.front.covered or self.num_sampled >= self.spec.num_trials
 
     def point(self, number: int) -> Point:
         """Return any trial as a point, with its report-split result if it has one.

@@ -54,6 +54,11 @@ def status_banner(run: Run) -> str:
         f"{counts['failed']} failed",
     ]
     parts = [f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"]
+    if run.front is not None and run.front.covered:
+        parts = [
+            f"{counted(run.num_sampled, 'sampled trial')} finished: every recipe of the search "
+            f"spaces, within a budget of {run.spec.num_trials}"
+        ]
     num_exact = sum(trial.exact_of is not None for trial in run.trials)
     num_references = len(run.trials) - run.num_sampled - num_exact
     exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}

@@ -12,8 +12,12 @@ from safemerge.records import TrialRecord
 from safemerge.search.pending import Pending
 from safemerge.search.records import Proposal
 from safemerge.search.recovery import ATTEMPT, NUMBER, REASON, RETRIED, RETRY_OF, START
-from safemerge.search.space import optuna_params, space_by_name, suggest
+from safemerge.search.space import Suggestion, optuna_params, space_by_name, suggest
+from safemerge.search.unseen import Drawn, unseen
 from safemerge.search.warm_start import start_plans
+
+_MAX_REPEATS = 10
+"""How often a sampler may draw what was drawn before, until something else is taken."""
 
 
 class Sampling:
@@ -44,29 +48,29 @@ class Sampling:
         counted = [trial for trial in trials if not _is_free(trial)]
         return all(trial.state.is_finished() for trial in counted[:count])
 
-    def ask(self, spec: StudySpec, number: int) -> Pending | None:
+    def ask(self, spec: StudySpec, number: int, drawn: Drawn) -> Pending | None:
         """Sample the next recipe.
+
+        A sampler that draws what was drawn before is asked again, and costs no budget; where it
+        insists, one of the recipes that are left is taken instead.
 
         Args:
             spec: The study.
             number: What the proposal is numbered.
+            drawn: What was sampled so far.
 
         Returns:
-            The proposal; None if the budget is spent.
+            The proposal; None if the budget is spent or the spaces are exhausted.
 
         Raises:
             ConfigError: If the drawn values make an illegal recipe.
         """
         if not self.waiting and self.num_counted >= spec.num_trials:
             return None
-        trial = self._study.ask()
-        try:
-            space, params, recipe = suggest(trial, spec)
-        except Exception as error:
-            # NOTE: not where Ctrl-C struck: what is left running costs none of the budget.
-            trial.set_user_attr(REASON, str(error) or type(error).__name__)
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            raise
+        asked = self._ask_new(spec, drawn)
+        if asked is None:
+            return None
+        trial, (space, params, recipe) = asked
         trial.set_user_attr(NUMBER, number)
         proposal = Proposal(
             number=number,
@@ -79,6 +83,33 @@ class Sampling:
             attempt=int(trial.user_attrs.get(ATTEMPT, 0)),
         )
         return Pending(proposal, utc_now(), trial)
+
+    def _ask_new(self, spec: StudySpec, drawn: Drawn) -> tuple[optuna.Trial, Suggestion] | None:
+        """Ask until a draw is no repeat; what was queued is taken as it is."""
+        for attempt in range(_MAX_REPEATS + 1):
+            if attempt == _MAX_REPEATS:
+                left = unseen(spec, drawn)
+                if left is None:
+                    return None
+                space = space_by_name(spec, left.space)
+                self._study.enqueue_trial(optuna_params(spec, space, left.params))
+            trial = self._study.ask()
+            queued = RETRY_OF in trial.user_attrs or START in trial.user_attrs
+            try:
+                found = suggest(trial, spec)
+            except Exception as error:
+                # NOTE: not where Ctrl-C struck: what is left running costs none of the budget.
+                self._drop(trial, str(error) or type(error).__name__)
+                raise
+            if queued or attempt == _MAX_REPEATS or found not in drawn:
+                return trial, found
+            self._drop(trial, "drawn before")
+        return None
+
+    def _drop(self, trial: optuna.Trial, reason: str) -> None:
+        """End a trial that is none: without a number it costs no budget."""
+        trial.set_user_attr(REASON, reason)
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def tell(self, trial: optuna.Trial, record: TrialRecord, values: Sequence[float]) -> None:
         """Finish a trial as its record has it.

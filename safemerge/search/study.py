@@ -17,6 +17,7 @@ from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.agreement import open_agreeing_study
 from safemerge.search.exact import Place, exact_recipe, to_train
 from safemerge.search.ingredient import check_weights, supplied, unmade_paths, wanted_paths
+from safemerge.search.open_reference import num_failed, open_references
 from safemerge.search.pending import Pending
 from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.recovery import NUMBER, Recovery
@@ -29,6 +30,7 @@ from safemerge.search.storage import (
     storage_errors,
     storage_path,
 )
+from safemerge.search.unseen import Drawn, is_covered
 from safemerge.search.verdict import judge
 from safemerge.search.warm_start import study_references
 from safemerge.store import RunStore
@@ -112,7 +114,8 @@ class SearchStudy:
         with self._lock, storage_errors(self._path):
             pending = self._ask_reference()
             if pending is None and sample:
-                pending = self._sampling.ask(self.spec, self._next) or self._ask_exact()
+                pending = self._sampling.ask(self.spec, self._next, self._drawn)
+                pending = pending or self._ask_exact()
             if pending is None:
                 return None
             self._pending[pending.proposal.number] = pending
@@ -256,9 +259,19 @@ class SearchStudy:
                 self._pending
                 or self._open_references()
                 or self._sampling.waiting
-                or self._sampling.num_counted < self.spec.num_trials
+                or (self._sampling.num_counted < self.spec.num_trials and not self.covered)
                 or to_train(self.spec, self._records, ())
             )
+
+    @property
+    def covered(self) -> bool:
+        """Whether every recipe that the spaces can express was sampled: the search ends there."""
+        with self._lock:
+            return is_covered(self.spec, self._drawn)
+
+    @property
+    def _drawn(self) -> Drawn:
+        return Drawn.of([*self._records, *(item.proposal for item in self._pending.values())])
 
     @property
     def num_sampled(self) -> int:
@@ -333,22 +346,12 @@ class SearchStudy:
         return [record.objectives[item.metric] for item in self.spec.objectives]
 
     def _open_references(self) -> list[Reference]:
-        """References that have neither finished, nor are in flight, nor failed for good."""
-        settled = {item.candidate for item in self._records if item.state == "COMPLETE"}
-        settled |= self._given_up
-        settled |= {item.proposal.candidate for item in self._pending.values()}
-        limit = self.spec.evaluator.num_retries
-        return [
-            item
-            for item in self._references
-            if (candidate := item.recipe.digest) not in settled
-            and self._num_failed(candidate) <= limit
-        ]
-
-    def _num_failed(self, candidate: str) -> int:
-        return sum(
-            item.candidate == candidate and item.state == "FAIL" and item.role == "reference"
-            for item in self._records
+        return open_references(
+            self._references,
+            self._records,
+            given_up=self._given_up,
+            flying={item.proposal.candidate for item in self._pending.values()},
+            num_retries=self.spec.evaluator.num_retries,
         )
 
     def _ask_reference(self) -> Pending | None:
@@ -358,7 +361,7 @@ class SearchStudy:
                 role="reference",
                 label=label,
                 recipe=recipe,
-                attempt=self._num_failed(recipe.digest),
+                attempt=num_failed(self._records, recipe.digest),
             )
             return Pending(proposal, utc_now(), None)
         return None
