@@ -110,7 +110,7 @@ def test_a_template_that_takes_no_system_message_is_a_data_error_only_where_one_
     ],
 )
 def test_a_template_that_cannot_be_used_at_all_is_refused_at_once(tmp_path, template, got):
-    words = rf"{tmp_path}: the chat template must take the turns user; got: .*{got}.*\. Mend"
+    words = rf"{tmp_path}: the chat template must take the turns user; got: .*{got}.*\. Correct"
     with pytest.raises(CheckpointError, match=words):
         ChatFormat(saved(tmp_path, template))
 
