@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 DEFAULT_DATE = "2024-07-26"
 """Day that templates are given where a file names none: a fixed one, so that a prompt does not
@@ -63,9 +63,8 @@ ChatArguments = Annotated[dict[str, Scalar], AfterValidator(_checked)]
 """Template arguments by name, e.g. ``{enable_thinking: false}``. ``date`` is the day that a
 template may read, as ``strftime_now`` or ``date_string``."""
 
-DatedChatArguments = Annotated[
-    ChatArguments,
-    AfterValidator(_dated),
-    Field(default_factory=dict, validate_default=True),
-]
+DatedChatArguments = Annotated[ChatArguments, AfterValidator(_dated)]
 """The same with `DEFAULT_DATE` filled in, so that a record says which day it was."""
+
+ONLY_DATED: dict[str, Scalar] = {"date": DEFAULT_DATE}
+"""No argument but the default day."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safemerge.config.few_shot import FewShot
 from safemerge.config.source import (
     FileSource,
     GeneratorSource,
@@ -20,7 +21,6 @@ from safemerge.config.source import (
     Source,
     TrainingData,
 )
-from safemerge.config.suite import FewShot
 from safemerge.data.file import file_rows
 from safemerge.data.generator import GENERATORS
 from safemerge.data.package import packaged_rows

@@ -64,7 +64,7 @@ class EvaluatorReplica:
         spec = StudySpec.model_validate_json(study)
         self._spec = spec.with_checkpoints(refs_on_this_node(spec.all_checkpoints))
         self._models = study_models(self._spec)
-        self._chat = ChatFormat(candidate_tokenizer(self._models))
+        self._chat = ChatFormat(candidate_tokenizer(self._models), self._spec.chat)
         evaluator = self._spec.evaluator
         self._prepared = {
             split: prepare_split(

@@ -155,7 +155,7 @@ def future_folder(ref: CheckpointRef) -> Path | None:
     base = finished_folder(spec.base)
     if base is None:
         return None
-    mixture = load_mixture(spec, ChatFormat(base))
+    mixture = load_mixture(spec, ChatFormat(base, spec.chat))
     key = ingredient_digest(spec, base_fingerprint=fingerprint(base), mixture=mixture)
     return ingredient_folder(spec.name, key)
 
@@ -302,7 +302,7 @@ class Ingredients:
             spec = stage.load()
             base = self._folder(spec.base)
             base_fingerprint = fingerprint(base)
-            mixture = load_mixture(spec, ChatFormat(base))
+            mixture = load_mixture(spec, ChatFormat(base, spec.chat))
             key = ingredient_digest(spec, base_fingerprint=base_fingerprint, mixture=mixture)
             folder = ingredient_folder(spec.name, key)
             self._folders[stage] = folder

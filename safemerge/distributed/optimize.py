@@ -105,7 +105,7 @@ def check_optimization(spec: OptimizeSpec) -> CoefficientTable:
     if isinstance(spec.optimizer, GradientDescent | CmaEs):
         first = coefficient_recipe(spec, table, first_values(spec, table))
         check_groups(first, resident.base.distinct_names)
-    load_pairs(spec, ChatFormat(base))
+    load_pairs(spec, ChatFormat(base, spec.chat))
     return table
 
 
@@ -175,7 +175,7 @@ def _optimize_worker(config: dict[str, str]) -> None:
     team = Team(rank, world_size, torch.distributed.all_reduce if world_size > 1 else None)
     device = claim_device(spec.workers)
     base, folder = str(spec.base.path), Path(config["folder"])
-    pairs = load_pairs(spec, ChatFormat(base))
+    pairs = load_pairs(spec, ChatFormat(base, spec.chat))
     resident = _open(spec, check=False)
     table = coefficient_table(spec, resident)
     model = AutoModelForCausalLM.from_pretrained(

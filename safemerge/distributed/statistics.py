@@ -160,7 +160,7 @@ def _planned(ref: CheckpointRef, base: CheckpointRef) -> GatherRun:
 
     assert ref.statistics is not None, "asked only of models with statistics"
     spec = load_statistics_spec(str(ref.statistics.gather))
-    rows = load_measured_rows(spec, ChatFormat(str(base.path)))
+    rows = load_measured_rows(spec, ChatFormat(str(base.path), spec.chat))
     fingerprints = {"model": str(ref.digest), "base": str(base.digest)}
     key = statistics_digest(spec, rows, **fingerprints)
     return GatherRun(
@@ -239,7 +239,7 @@ def _gather_worker(config: dict[str, str]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = claim_device(spec.workers)
     base = on_this_node(config["base"])
-    rows = load_measured_rows(spec, ChatFormat(base))
+    rows = load_measured_rows(spec, ChatFormat(base, spec.chat))
     several = torch.distributed.all_reduce if world_size > 1 else None
 
     work = Path(config["work"])

@@ -19,9 +19,6 @@ from safemerge.errors import CheckpointError, ConfigError, DataError
 PROBE = 'Why does "A<b> & c\'s" hold?\n  Zwölf {{ 海 }} or 7 %'
 """A user's text that a template must show as it is; no template has it of its own."""
 
-THINK, END_THINK = "<think>", "</think>"
-"""Texts around what a model thinks before it answers."""
-
 
 class ChatFormat:
     """A tokenizer with its chat template, and what the template is given beside the messages.
@@ -181,12 +178,29 @@ class ChatFormat:
                 )
         return text
 
-    @property
-    def opens_thinking(self) -> bool:
-        """Whether a prompt ends inside an open ``<think>``, so that answers begin in it."""
+    def opens_thinking(self, *, where: str) -> bool:
+        """Tell whether prompts end inside an open ``<think>``, so that answers begin in it.
+
+        Args:
+            where: Place for messages.
+
+        Raises:
+            ConfigError: If answers would not show where thoughts begin and end.
+        """
+        hidden = [
+            text
+            for text in ("<think>", "</think>")
+            if self.stop_ids([text])  # a special token, which answers are decoded without
+        ]
+        if hidden:
+            raise ConfigError(
+                f"{where}.strip_thinking: {hidden[0]} must be text of an answer; got a tokenizer "
+                f"in {self._folder} that has it as a special token, which answers do not show. "
+                "Mark it as not special in the tokenizer, or turn thinking off."
+            )
         text = self._render([{"role": "user", "content": PROBE}], ready=True)
         opening = text.rpartition(PROBE)[2]
-        return opening.rfind(THINK) > opening.rfind(END_THINK)
+        return opening.rfind("<think>") > opening.rfind("</think>")
 
     def end_of_turn_id(self) -> int:
         """Return the token that ends the assistant's turn: the template's own, else EOS.
@@ -273,6 +287,7 @@ class ChatFormat:
                 refuses a system message, or labels cannot be told apart by their first token.
         """
         where = f"suite '{suite.name}', {suite.split}"
+        chat = self.with_arguments(suite.chat)
         max_tokens = suite.task.max_tokens
         allowed = (
             self.label_ids(suite.task.labels, where=where)
@@ -281,7 +296,7 @@ class ChatFormat:
         )
         prompts = []
         for sample in suite.samples:
-            ids = self.prompt_ids(sample.prompt, system=sample.system, where=where)
+            ids = chat.prompt_ids(sample.prompt, system=sample.system, where=where)
             if len(ids) + max_tokens > max_model_len:
                 raise DataError(
                     f"{where}: prompt and answer must fit {max_model_len} tokens; got "
@@ -303,9 +318,10 @@ class ChatFormat:
                 refuses a system message.
         """
         where = f"suite '{suite.name}', {suite.split}"
+        chat = self.with_arguments(suite.chat)
         found = []
         for sample in suite.samples:
-            context = tuple(self.prompt_ids(sample.prompt, system=sample.system, where=where))
+            context = tuple(chat.prompt_ids(sample.prompt, system=sample.system, where=where))
             for ending in sample.endings:
                 ids = tuple(self.tokenizer(ending, add_special_tokens=False)["input_ids"])
                 if len(context) + len(ids) >= max_model_len:

@@ -58,7 +58,7 @@ def run_attack(
     from transformers import AutoModelForCausalLM
 
     base = Path(str(spec.base.path))
-    chat = ChatFormat(base)
+    chat = ChatFormat(base, spec.chat)
     mixture = load_mixture(spec, chat)
     held_out = _encoded(curve, spec, chat) if curve is not None else ()
     is_full = spec.parameters == "full"

@@ -40,4 +40,4 @@ def test_vllm_stops_at_every_end_that_base_or_experts_name(tmp_path):
             found[name] = [(r.text, r.finished, r.num_tokens) for r in engine.generate(asked)]
     finally:
         engine.close()
-    assert found == dict.fromkeys(named, [("42", True, 3), ("42", False, 2)])
+    assert found == {name: [("42", True, 3), ("42", False, 2)] for name in named}

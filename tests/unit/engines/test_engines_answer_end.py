@@ -136,12 +136,8 @@ def test_an_answer_stops_at_any_end_of_base_or_experts_and_does_not_show_it(sayi
     base, *experts = [CheckpointRef(name=f.name, path=str(f)) for f in sayings.values()]
     models = models_recipe(base, experts)
     engine = TransformersEngine(models, EvaluatorSpec(dtype="float32", max_num_seqs=4))
-    name = sayings[end].name
-    engine.load(
-        models.model_copy(
-            update={"method": models.method.model_copy(update={"weights": {name: 1.0}})}
-        )
-    )
+    method = models.method.model_copy(update={"weights": {sayings[end].name: 1.0}})
+    engine.load(models.model_copy(update={"method": method}))
     ids = tuple(ChatFormat(sayings[END_OF_TURN]).prompt_ids("What is 6 times 7?"))
     whole, cut = engine.generate([TokenizedPrompt("a", ids, 12), TokenizedPrompt("b", ids, 2)])
     engine.close()
