@@ -12,7 +12,7 @@ from typing import NamedTuple
 from safemerge.config.judge import JudgeSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import Aggregate
-from safemerge.config.suite import Choice, Harm, LmEval, task_metrics
+from safemerge.config.suite import Choice, Classification, Harm, LmEval, task_metrics
 from safemerge.data.lm_eval_task import LmEvalQuestions, LmEvalTask
 from safemerge.data.suite import LoadedSuite
 from safemerge.engines.chat import ChatFormat
@@ -281,8 +281,19 @@ def score_candidate(
         num_prompts=prepared.num_prompts,
         num_generated_tokens=sum(response.num_tokens for response in answered.responses),
         replica=replica,
+        cut=_num_cut(prepared, answered.responses),
         broken=_degenerate(metrics),
     )
+
+
+def _num_cut(prepared: PreparedSplit, responses: Sequence[Response]) -> dict[str, int]:
+    """Count answers without an end, by suite that has any."""
+    answers, found = iter(responses), {}
+    for suite, prompts in zip(prepared.suites, prepared.prompts, strict=True):
+        num_cut = sum(not response.finished for response in islice(answers, len(prompts)))
+        if num_cut and not isinstance(suite.task, Classification):
+            found[suite.name] = num_cut
+    return found
 
 
 def _ask(

@@ -79,7 +79,9 @@ def check_rows(spec: OptimizeSpec) -> None:
             load_training_samples(item, where=where, seed=spec.seed)
 
 
-def check_optimization(spec: OptimizeSpec) -> CoefficientTable:
+def check_optimization(
+    spec: OptimizeSpec, *, say: Callable[[str], None] = lambda _: None
+) -> CoefficientTable:
     """Check data and models against each other, before workers start.
 
     Args:
@@ -105,7 +107,8 @@ def check_optimization(spec: OptimizeSpec) -> CoefficientTable:
     if isinstance(spec.optimizer, GradientDescent | CmaEs):
         first = coefficient_recipe(spec, table, first_values(spec, table))
         check_groups(first, resident.base.distinct_names)
-    load_pairs(spec, ChatFormat(base, spec.chat))
+    for count in load_pairs(spec, ChatFormat(base, spec.chat)).cut:
+        say(count.words)
     return table
 
 
