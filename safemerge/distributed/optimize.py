@@ -86,6 +86,7 @@ def check_optimization(
 
     Args:
         spec: The optimisation, every checkpoint given by path.
+        say: Called with a line for each set with rows that are cut.
 
     Returns:
         The coefficients that will be looked for.

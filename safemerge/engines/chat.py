@@ -84,10 +84,11 @@ class ChatFormat:
             )
         text = self._render([{"role": "user", "content": PROBE}], ready=True)
         if PROBE not in text:
+            got = "another text" if text.strip() else "an empty one"
             raise CheckpointError(
-                f"{self._folder}: the chat template must show a user's text as it is; got "
-                f"{_difference(text)}. Correct chat_template.jinja in the base model's folder: "
-                "roles are system, user and assistant, and content is text."
+                f"{self._folder}: the chat template must show a user's text as it is; got {got}. "
+                "Correct chat_template.jinja in the base model's folder: roles are system, user "
+                "and assistant, and content is text."
             )
         self.end_of_turn_id()
 
@@ -348,11 +349,3 @@ def dated(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _difference(text: str) -> str:
-    """What became of the probe."""
-    if not text.strip():
-        return "an empty prompt"
-    parts = sum(line.strip() in text for line in PROBE.splitlines())
-    return "a prompt that changes it" if parts else "a prompt without it"

@@ -112,7 +112,8 @@ def load_pairs(spec: OptimizeSpec, chat: ChatFormat) -> Pairs:
         CutRows.of(key, [row.sample for row in item.rows])
         for key, item in zip(SETS, sets, strict=True)
     ]
-    return Pairs(*sets, cut=tuple(count for count in counts if count.num_cut))
+    safety, expert = sets
+    return Pairs(safety, expert, cut=tuple(count for count in counts if count.num_cut))
 
 
 def _load_set(
