@@ -67,6 +67,8 @@ class CellRecord(StrictModel):
     """Harmful loss along the attack, start and end included; empty if not measured."""
     training_losses: list[float] = Field(default_factory=list)
     """Loss of each optimiser step of the attack, nats."""
+    cut_rows: list[str] = Field(default_factory=list, exclude_if=lambda given: not given)
+    """Sets of the attack with rows that were cut at `max_tokens`, in words."""
     train_s: float = 0.0
     evaluate_s: float = 0.0
     finished_at: str = ""

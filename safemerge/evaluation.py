@@ -12,7 +12,7 @@ from typing import NamedTuple
 from safemerge.config.judge import JudgeSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import Aggregate
-from safemerge.config.suite import Choice, Harm, LmEval, task_metrics
+from safemerge.config.suite import Choice, Classification, Harm, LmEval, task_metrics
 from safemerge.data.lm_eval_task import LmEvalQuestions, LmEvalTask
 from safemerge.data.suite import LoadedSuite
 from safemerge.engines.chat import ChatFormat
@@ -26,6 +26,7 @@ from safemerge.scoring.judge import Judge
 from safemerge.scoring.lm_eval_score import score_lm_eval
 from safemerge.scoring.local_judge import local_judge
 from safemerge.scoring.task import score_responses
+from safemerge.scoring.thinking import answers_alone, without_cut
 
 MAX_INCOHERENT = 0.5
 """Above this share of degenerate answers to open questions a candidate counts as broken."""
@@ -53,6 +54,9 @@ class PreparedSplit:
     """Tokenised endings, one tuple per suite, empty for suites that generate."""
     harness: Mapping[str, HarnessRequests] = field(default_factory=dict)
     """What the lm_eval suites ask, by the suite's name."""
+    thinking: Mapping[str, bool] = field(default_factory=dict)
+    """Suites whose answers are scored without their thoughts; the value is whether the prompts
+    open these."""
 
     @property
     def num_prompts(self) -> int:
@@ -86,6 +90,11 @@ def prepare_split(
     prompts: list[tuple[TokenizedPrompt, ...]] = []
     continuations: list[tuple[Continuation, ...]] = []
     harness: dict[str, HarnessRequests] = {}
+    thinking = {
+        suite.name: chat.with_arguments(suite.chat).opens_thinking(where=f"suite '{suite.name}'")
+        for suite in suites
+        if suite.strip_thinking
+    }
     for suite in suites:
         texts: Sequence[TokenizedPrompt] = ()
         endings: Sequence[Continuation] = ()
@@ -105,7 +114,13 @@ def prepare_split(
         for suite in suites
     )
     return PreparedSplit(
-        suites[0].split, tuple(suites), tuple(prompts), judges, tuple(continuations), harness
+        suites[0].split,
+        tuple(suites),
+        tuple(prompts),
+        judges,
+        tuple(continuations),
+        harness,
+        thinking,
     )
 
 
@@ -114,6 +129,7 @@ def _harness_requests(
 ) -> HarnessRequests:
     where = f"suite '{suite.name}', {suite.split}"
     loaded = suite.harness or LmEvalTask(task, where=where)
+    chat = chat.with_arguments(suite.chat)
     questions = loaded.asked(suite.samples, chat.conversation)
     asked = LmEvalRequests(
         questions.instances,
@@ -265,8 +281,19 @@ def score_candidate(
         num_prompts=prepared.num_prompts,
         num_generated_tokens=sum(response.num_tokens for response in answered.responses),
         replica=replica,
+        cut=_num_cut(prepared, answered.responses),
         broken=_degenerate(metrics),
     )
+
+
+def _num_cut(prepared: PreparedSplit, responses: Sequence[Response]) -> dict[str, int]:
+    """Count answers without an end, by suite that has any."""
+    answers, found = iter(responses), {}
+    for suite, prompts in zip(prepared.suites, prepared.prompts, strict=True):
+        num_cut = sum(not response.finished for response in islice(answers, len(prompts)))
+        if num_cut and not isinstance(suite.task, Classification):
+            found[suite.name] = num_cut
+    return found
 
 
 def _ask(
@@ -307,6 +334,9 @@ def _score(
     ):
         answered = list(islice(answers, len(prompts)))
         found = list(islice(endings, len(asked)))
+        cut: frozenset[str] = frozenset()
+        if suite.name in prepared.thinking:
+            answered, cut = answers_alone(answered, opened=prepared.thinking[suite.name])
         if isinstance(suite.task, LmEval):
             questions, requests = prepared.harness[suite.name]
             told = requests.answers(answered, found)
@@ -318,6 +348,7 @@ def _score(
                 made = score_choices(suite.task, suite.samples, found)
             else:
                 made = score_responses(suite.task, suite.samples, answered, judges=judges)
+                made = without_cut(made, cut)
             estimates = suite_estimates(suite.name, suite.task.kind, made, groups=suite.groups)
         _check_unscored(suite.name, made, max_unscored)
         scores[suite.name] = _grouped(made, suite.groups)

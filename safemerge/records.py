@@ -97,6 +97,9 @@ class CandidateResult(StrictModel):
     num_generated_tokens: int = 0
     replica: str = ""
     """Which evaluator replica answered."""
+    cut: dict[str, int] = Field(default_factory=dict, exclude_if=lambda given: not given)
+    """Answers that reached `max_tokens`, by suite; not of suites whose answers are one token by
+    their kind, and none where no answer was cut."""
     broken: str | None = None
     """Why the candidate is deterministically broken (NaN weights, degenerate text), if so."""
 

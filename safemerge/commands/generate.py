@@ -44,13 +44,14 @@ def run(options: argparse.Namespace) -> None:
     from safemerge.distributed.generator import Generator
     from safemerge.distributed.ingredient import Ingredients
     from safemerge.generation.pipeline import Generation
-    from safemerge.generation.pool import model_groups
+    from safemerge.generation.pool import chat_formats, model_groups
     from safemerge.generation.question import check_questions
 
     check_questions(spec)
     check_judges([spec.safety.judge] if spec.safety is not None else [])
     if all(ref.path is not None for ref in spec.models):
         model_groups(spec.models)
+        chat_formats(spec.models, spec.chat)
     try:
         with ray_cluster():
             ingredients = Ingredients(say=console.say, on_step=console.training_step)

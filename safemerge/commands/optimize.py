@@ -67,13 +67,16 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
         ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
         resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
         console.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
-        table = check_optimization(resolved)
+        cut_rows: list[str] = []
+        table = check_optimization(resolved, say=cut_rows.append)
+        for words in cut_rows:
+            console.say(f"{spec.name}: {words}")
         sets = {
             f"{spec.name}.{key}.{index}": item
             for key, declared in (("safety", spec.safety), ("expert", spec.expert))
             for index, item in enumerate(declared)
         }
-        _claim(resolved, folder, seen=seen_data(spec.checkpoints, sets))
+        _claim(resolved, folder, seen=seen_data(spec.checkpoints, sets), cut_rows=cut_rows)
         if (folder / RESULT_FILE).exists():
             console.say("finished already")
             found: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
@@ -90,7 +93,13 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
         )
 
 
-def _claim(spec: OptimizeSpec, folder: Path, *, seen: Sequence[SeenData] = ()) -> None:
+def _claim(
+    spec: OptimizeSpec,
+    folder: Path,
+    *,
+    seen: Sequence[SeenData] = (),
+    cut_rows: Sequence[str] = (),
+) -> None:
     """Write what is optimised into the run folder, or check that it is the same as there."""
     settings = {key: value for key, value in spec.resolved().items() if key not in UNCOUNTED}
     path = folder / SPEC_FILE
@@ -113,6 +122,7 @@ def _claim(spec: OptimizeSpec, folder: Path, *, seen: Sequence[SeenData] = ()) -
         "digest": digest(settings),
         "spec": spec.resolved(),
         "seen": [item.resolved() for item in seen],
+        "cut_rows": list(cut_rows),
         "provenance": current_provenance().model_dump(mode="json"),
     }
     with disk_errors(folder):

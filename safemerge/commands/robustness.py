@@ -156,6 +156,7 @@ class _Progress:
     def __init__(self, console: Console, store: CellStore, total: int, *, done: int) -> None:
         self._console, self._store = console, store
         self._total, self._before, self._done = total, done, done
+        self._cut: set[str] = set()
         self._started = time.monotonic()
 
     def record(self, record: CellRecord) -> None:
@@ -165,6 +166,10 @@ class _Progress:
         left = self._total - self._done
         about = f", about {duration(pace * left)} left" if left else ""
         self._console.say(f"[{self._done}/{self._total}] {told(record)}{about}")
+        for words in record.cut_rows:
+            if words not in self._cut:
+                self._cut.add(words)
+                self._console.say(f"{record.cell.label}: {words}")
 
 
 def told(record: CellRecord) -> str:

@@ -121,7 +121,7 @@ def check_prompts(spec: StudySpec, console: Console) -> None:
     from safemerge.merge.candidate_tokenizer import candidate_tokenizer
     from safemerge.scoring.judge import RefusalProxyJudge
 
-    chat = ChatFormat(candidate_tokenizer(study_models(spec)))
+    chat = ChatFormat(candidate_tokenizer(study_models(spec)), spec.chat)
     loaded = load_suites(spec)
     for line in dropped_lines(spec.suites, loaded):
         console.say(line)

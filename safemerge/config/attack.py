@@ -55,6 +55,7 @@ def attack_stage(
         # With p = 1 nothing benign is drawn: the ratio leaves the benign sets no share.
         data=data or settings.data,
         poison=poison,
+        chat=settings.chat,
         steps=max(1, round(cell.num_samples * settings.epochs / settings.batch_size)),
         batch_size=settings.batch_size,
         micro_batches=settings.micro_batches,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from safemerge.config.base import StrictModel
+from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.judge import JudgeServiceSpec, JudgeSpec, RefusalProxy, gpu_problems
 from safemerge.config.problems import did_you_mean
@@ -194,6 +195,9 @@ class GenerateSpec(StrictModel):
     """Seed of topics, examples, drafts and the draw among refusals."""
     models: list[CheckpointRef] = Field(min_length=1)
     """The pool. Models of one architecture share an engine, others have one after the other."""
+    chat: DatedChatArguments = Field(default=ONLY_DATED)
+    """Arguments of the models' chat templates, e.g. ``{enable_thinking: false}``, for those
+    models whose template reads them; ``date`` is the day that templates may read."""
     safety: SafetySet | None = None
     """Unsafe questions and refusals (D_safety); none if left out."""
     experts: ExpertSets | None = None

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
+from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.coefficient import LayerGroup
 from safemerge.config.recipe import changed_models
@@ -148,6 +149,11 @@ class OptimizeSpec(StrictModel):
     """D_safety: unsafe prompts with refusals."""
     expert: list[TrainingData]
     """D_expert: prompts of the experts' tasks with right answers."""
+    chat: DatedChatArguments = Field(
+        default=ONLY_DATED, exclude_if=lambda given: given == ONLY_DATED
+    )
+    """Arguments of the base's chat template, e.g. ``{enable_thinking: false}``; ``date`` is the
+    day that templates may read."""
     objective: ObjectiveName = "safety+expert"
     """``safety+expert``: see above. ``expert``: L_expert alone, the control that shows what
     safety data win; L_safety is measured all the same. ``entropy``: AdaMerging's: minus the

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
+from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, HubId, Name
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import TrainingData
@@ -122,6 +123,9 @@ class AttackTraining(StrictModel):
     """Held-out harmful prompts with answers: their loss is measured along the attack."""
     curve_every: int = Field(default=10, ge=1)
     """Steps between measurements of that loss."""
+    chat: DatedChatArguments = Field(default=ONLY_DATED)
+    """Arguments of the chat template in the attack's data; see a stage's `chat`. A suite has its
+    own."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the n samples: n x epochs / batch_size optimiser steps."""
     batch_size: int = Field(default=8, ge=1)

@@ -60,7 +60,11 @@ class GeneratorSource(_Source):
 
 
 class FileSource(_Source):
-    """A local JSON Lines, JSON, CSV or parquet file, read by `datasets`."""
+    """A local JSON Lines, JSON, CSV, TSV or parquet file; every value is taken as it is written.
+
+    Empty cells of CSV and TSV are empty text. Columns that a row lacks or that are null are
+    refused where they are used.
+    """
 
     kind: Literal["file"]
     path: str

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
+from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import Name, Quantity
 from safemerge.config.source import TrainingData
 from safemerge.config.training import WorkersSpec
@@ -25,6 +26,9 @@ class StatisticsSpec(StrictModel):
     data: list[TrainingData] = Field(min_length=1)
     """Prompts and answers that the model is measured on; a set's share of the rows is its weight
     over the sum."""
+    chat: DatedChatArguments = Field(default=ONLY_DATED)
+    """Arguments of the base's chat template, e.g. ``{enable_thinking: false}``; ``date`` is the
+    day that templates may read."""
     quantities: list[Quantity] = Field(min_length=1)
     """``fisher``: diagonal of the Fisher information, for method fisher; ``gram``: inner products
     of every linear layer's inputs, for method regmean; ``importance``: abs(w dL/dw) of this model

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from safemerge.config.base import StrictModel
+from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
 from safemerge.config.inputs import StudyInputs
@@ -164,6 +165,9 @@ class StudySpec(StrictModel):
     )
     """As in a recipe: prompts of every candidate are written with this tokenizer and template."""
     spaces: list[SearchSpace] = Field(min_length=1)
+    chat: DatedChatArguments = Field(default=ONLY_DATED)
+    """Arguments of the base's chat template, e.g. ``{enable_thinking: false}``, for every prompt;
+    ``date`` is the day that templates may read, whatever the clock says."""
     suites: list[SuiteSpec] = Field(min_length=1)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
     objectives: list[Objective] = Field(min_length=1)

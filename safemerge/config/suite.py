@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 
 from safemerge.config.base import StrictModel
+from safemerge.config.chat import ChatArguments
 from safemerge.config.checkpoint import Name
+from safemerge.config.few_shot import FewShot
 from safemerge.config.judge import JudgeSpec, RefusalProxy
 from safemerge.config.ready_made import ready_made_names, with_ready_made
-from safemerge.config.source import PromptData, Source
+from safemerge.config.source import PromptData
 
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
@@ -247,37 +249,6 @@ def task_metrics(task: Task) -> dict[str, Direction]:
     return dict(task.metrics) if isinstance(task, LmEval) else METRICS[task.kind]
 
 
-class FewShot(StrictModel):
-    """Worked examples, put before each question in the same message."""
-
-    source: Source | None = None
-    """Rows taken as examples, in their stable order; `stop` says how many."""
-    rows: list[dict[str, str]] | None = Field(default=None, min_length=1)
-    """Examples written out instead: value by column."""
-    answer: str = "{answer}"
-    """Template of an example's answer; its question has the suite's own template."""
-    codes: dict[str, str] = Field(default_factory=dict)
-    """Text by filled-in answer, where the data hold codes, e.g. ``{"0": A, "1": B}``."""
-    before_answer: str = " "
-    """Text between question and answer."""
-    between: str = "\n\n"
-    """Text after the header and after each example."""
-    header: str = ""
-    """Text before the first example."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.source is None) == (self.rows is None):
-            raise ValueError("exactly one of source and rows must be given. Keep one.")
-        return self
-
-    def located(self, folder: Path) -> Self:
-        """Return a copy whose relative file references are taken from `folder`."""
-        if self.source is None:
-            return self
-        return self.model_copy(update={"source": self.source.located(folder)})
-
-
 class SuiteSpec(StrictModel):
     """One named set of prompts with its scoring, on two disjoint splits."""
 
@@ -289,6 +260,11 @@ class SuiteSpec(StrictModel):
     """Prompts used once, for the front: disjoint from `search` by id and by text."""
     few_shot: FewShot | None = None
     """Worked examples before each question; none if left out."""
+    chat: ChatArguments = Field(default_factory=dict, exclude_if=lambda given: not given)
+    """Arguments of the chat template for this suite, which come before the study's."""
+    strip_thinking: bool = Field(default=False, exclude_if=lambda given: not given)
+    """Score what stands behind ``<think>...</think>`` alone. An answer that ends in its thoughts
+    is an empty one; one that is cut in them at `max_tokens` is unscored."""
     group: str | None = None
     """Column whose equal values mark samples that are not independent (paraphrases of one
     request, say): intervals widen for it. Samples with the same prompt always are a group."""
@@ -345,6 +321,20 @@ class SuiteSpec(StrictModel):
                     raise ValueError(
                         f"{split}.label must name the gold column for a {self.task.kind} task."
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_are_texts(self) -> Self:
+        if self.strip_thinking and isinstance(self.task, Classification | Choice):
+            raise ValueError(
+                f"strip_thinking must be for answers that are generated; got it with a "
+                f"{self.task.kind} task. Remove it, or take exact_match or numeric."
+            )
+        if self.chat and isinstance(self.task, LmEval) and not self.task.chat_template:
+            raise ValueError(
+                "chat must be for prompts in the chat format; got it with an lm_eval task "
+                "without it. Set task.chat_template: true, or remove it."
+            )
         return self
 
     @model_validator(mode="after")

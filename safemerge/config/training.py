@@ -15,6 +15,7 @@ from safemerge.config.alignment import (
     VaccineSpec,
 )
 from safemerge.config.base import StrictModel
+from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.source import TrainingData
 
@@ -66,6 +67,9 @@ class _Training(StrictModel):
     """The model that training starts from."""
     data: list[TrainingData] = Field(min_length=1)
     """Mixture; each set's share of the samples is its weight over the sum."""
+    chat: DatedChatArguments = Field(default=ONLY_DATED)
+    """Arguments of the base's chat template, e.g. ``{enable_thinking: false}``; ``date`` is the
+    day that templates may read."""
     steps: int = Field(ge=1)
     """Optimiser steps."""
     batch_size: int = Field(default=8, ge=1)

@@ -80,7 +80,8 @@ def attack_content(spec: RobustnessSpec) -> str:
 def suite_content(suite: LoadedSuite) -> str:
     """Return a digest of what a suite asks and how it scores."""
     asked = [[item.sample_id, item.prompt, item.label, item.system] for item in suite.samples]
-    text = json.dumps([suite.task.resolved(), suite.split, asked])
+    more = [item for item in (dict(suite.chat), suite.strip_thinking) if item]
+    text = json.dumps([suite.task.resolved(), suite.split, asked, *more])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

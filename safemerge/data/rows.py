@@ -6,10 +6,11 @@ import hashlib
 import json
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safemerge.config.few_shot import FewShot
 from safemerge.config.source import (
     FileSource,
     GeneratorSource,
@@ -20,13 +21,12 @@ from safemerge.config.source import (
     Source,
     TrainingData,
 )
-from safemerge.config.suite import FewShot
+from safemerge.data.file import file_rows
 from safemerge.data.generator import GENERATORS
 from safemerge.data.package import packaged_rows
 from safemerge.data.sample import Row, Sample, TrainingSample, normalized_text, sample_id
+from safemerge.data.value import as_text, filled, is_value
 from safemerge.errors import DataError
-
-_FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def source_name(source: Source) -> str:
@@ -60,9 +60,9 @@ def load_rows(source: Source, *, where: str) -> list[Row]:
     """
     name = source_name(source)
     rows: dict[str, Row] = {}
-    for columns in _unique(source, _raw_rows(source, where), where):
-        identity = sample_id(name, json.dumps(columns, sort_keys=True, default=str))
-        rows.setdefault(identity, Row(identity, columns))
+    for row in _unique(source, _raw_rows(source, where), where):
+        identity = sample_id(name, json.dumps(row.columns, sort_keys=True, default=str))
+        rows.setdefault(identity, Row(identity, row.columns, row.number))
     ids = taken_ids(source, list(rows), name=name, where=where)
     return [rows[identity] for identity in ids]
 
@@ -162,7 +162,8 @@ def _endings(templates: Sequence[str] | str, row: Row, *, where: str) -> tuple[s
             f"{templates!r}."
         )
     found, _ = string.Formatter().get_field(parts[0][1], (), row.columns)
-    texts = [str(text).strip() for text in found] if isinstance(found, list) else []
+    listed = isinstance(found, list) and None not in found
+    texts = [as_text(text).strip() for text in found] if listed else []
     if len(texts) < 2 or not all(texts):
         raise DataError(
             f"{where}: {templates} must hold a list of two or more texts; got {found!r} for "
@@ -226,10 +227,11 @@ def load_training_samples(data: TrainingData, *, where: str, seed: int) -> list[
 
 
 def fill(template: str, row: Row, *, where: str) -> str:
-    """Fill a template's ``{column}`` fields from a row.
+    """Fill a template's ``{column}`` fields from a row, each as its file writes it.
 
     Raises:
-        DataError: If a field names a column that the row lacks, or the text comes out empty.
+        DataError: If a field names a column that the row lacks or that is null, or the text
+            comes out empty.
     """
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template)]
@@ -245,21 +247,25 @@ def fill(template: str, row: Row, *, where: str) -> str:
         column, _, rest = field.partition("[")
         if column not in row.columns or "." in rest:
             raise DataError(_missing_column(where, field, row))
-        if row.columns[column] is None:
-            raise DataError(
-                f"{where}: column {column!r} must hold text; got null for {row.sample_id}. "
-                "Drop such rows."
-            )
+        _check_present(column, row, where)
     try:
-        text = template.format_map(row.columns).strip()
+        text = filled(template, row.columns).strip()
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(
-            f"{where}: must fit the row's columns; got {error} for {row.sample_id} and "
+            f"{where}: must fit the row's columns; got {error} for {row.place} and "
             f"{template!r}. Check the names and positions in brackets."
         ) from None
     if not text:
-        raise DataError(f"{where}: text must not be empty; got an empty one for {row.sample_id}.")
+        raise DataError(f"{where}: text must not be empty; got an empty one for {row.place}.")
     return text
+
+
+def _check_present(column: str, row: Row, where: str) -> None:
+    if row.columns[column] is None:
+        raise DataError(
+            f"{where}: column {column!r} must hold text; got null or nothing for {row.place}. "
+            "Drop such rows."
+        )
 
 
 def _missing_column(where: str, column: str, row: Row) -> str:
@@ -269,16 +275,18 @@ def _missing_column(where: str, column: str, row: Row) -> str:
     )
 
 
-def _unique(source: Source, rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+def _unique(source: Source, rows: list[Row], where: str) -> list[Row]:
     """Keep the first of the rows that share the declared column's value, in the source's order."""
     column = getattr(source, "unique", None)
     if column is None or not rows:
         return rows
-    if column not in rows[0]:
-        raise DataError(_missing_column(f"{where}.source.unique", column, Row("", rows[0])))
-    first: dict[str, dict[str, Any]] = {}
+    place = f"{where}.source.unique"
+    if column not in rows[0].columns:
+        raise DataError(_missing_column(place, column, rows[0]))
+    first: dict[str, Row] = {}
     for row in rows:
-        first.setdefault(normalized_text(str(row.get(column))), row)
+        _check_present(column, row, place)
+        first.setdefault(normalized_text(as_text(row.columns[column])), row)
     return list(first.values())
 
 
@@ -286,7 +294,16 @@ def _rank(order_seed: int, identity: str) -> bytes:
     return hashlib.sha256(f"{order_seed}/{identity}".encode()).digest()
 
 
-def _raw_rows(source: Source, where: str) -> list[dict[str, Any]]:
+def _raw_rows(source: Source, where: str) -> list[Row]:
+    """Rows before they are named, with their places in the source."""
+    return [
+        Row(source_name(source), columns, number)
+        for number, columns in enumerate(_columns(source, where), start=1)
+        if not isinstance(source, FileSource | HubSource) or _is_wanted(source, columns, where)
+    ]
+
+
+def _columns(source: Source, where: str) -> Iterable[dict[str, Any]]:
     match source:
         case PackageSource():
             return packaged_rows(source.name)
@@ -294,9 +311,9 @@ def _raw_rows(source: Source, where: str) -> list[dict[str, Any]]:
             generate = GENERATORS[source.name]
             return generate(split=source.split, count=source.count, seed=source.seed)
         case FileSource():
-            return _file_rows(source, where)
+            return file_rows(source.path, where=where)
         case HubSource():
-            return _hub_rows(source, where)
+            return map(dict, _hub_rows(source, where))
         case LmEvalSource():
             raise DataError(
                 f"{where}: an lm_eval source belongs to a suite's lm_eval task; got it elsewhere. "
@@ -304,49 +321,11 @@ def _raw_rows(source: Source, where: str) -> list[dict[str, Any]]:
             )
 
 
-def _file_rows(source: FileSource, where: str) -> list[dict[str, Any]]:
-    path = Path(source.path)
-    if not path.is_file():
-        raise DataError(f"{where}: no such data file; got {path}. Check the path.")
-    if path.suffix not in _FILE_FORMATS:
-        raise DataError(
-            f"{where}: data files must end in {', '.join(_FILE_FORMATS)}; got {path.name}."
-        )
-    if path.suffix != ".parquet":
-        try:
-            path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{where}: {path} must be UTF-8; got byte {error.object[error.start]:#04x} at "
-                f"offset {error.start}. Save it as UTF-8."
-            ) from None
-    import datasets
-
-    bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # of a local file they are over before they are read
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is told below
-    try:
-        loaded = datasets.load_dataset(
-            _FILE_FORMATS[path.suffix], data_files=str(path), split="train"
-        )
-    except StopIteration:
-        return []  # how `datasets` takes a file without a row
-    except (datasets.exceptions.DatasetGenerationError, ValueError, RuntimeError) as error:
-        cause = error.__cause__ or error
-        raise DataError(f"{where}: {path} cannot be parsed; {cause}. Mend the file.") from None
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if bars:
-            datasets.enable_progress_bars()
-    return _filtered(source, loaded, where)
-
-
-def _hub_rows(source: HubSource, where: str) -> list[dict[str, Any]]:
+def _hub_rows(source: HubSource, where: str) -> Any:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(source.dataset, source.config, split=source.split)
+        return datasets.load_dataset(source.dataset, source.config, split=source.split)
     except (
         OSError,
         ValueError,
@@ -359,18 +338,13 @@ def _hub_rows(source: HubSource, where: str) -> list[dict[str, Any]]:
             f"{where}: hub data set '{source.dataset}' cannot be loaded; {told}. Check the id, "
             "split and network, or save its rows as a file and take a file source."
         ) from None
-    return _filtered(source, loaded, where)
 
 
-def _filtered(source: FileSource | HubSource, loaded: Any, where: str) -> list[dict[str, Any]]:
-    missing = sorted(set(source.where) - set(loaded.column_names))
+def _is_wanted(source: FileSource | HubSource, columns: dict[str, Any], where: str) -> bool:
+    missing = sorted(set(source.where) - set(columns))
     if missing:
         raise DataError(
             f"{where}: the data must have the filtered column; got {missing[0]!r}. "
-            f"Columns: {', '.join(loaded.column_names)}."
+            f"Columns: {', '.join(columns)}."
         )
-    return [
-        dict(row)
-        for row in loaded
-        if all(row[key] == value for key, value in source.where.items())
-    ]
+    return all(is_value(columns[key], wanted) for key, wanted in source.where.items())

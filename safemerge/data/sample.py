@@ -16,6 +16,13 @@ class Row:
     sample_id: str
     """Stable across machines and re-downloads: source name and content hash."""
     columns: dict[str, Any] = field(default_factory=dict)
+    number: int = field(default=0, compare=False)
+    """Its place in the source, from 1; 0 if that is not known."""
+
+    @property
+    def place(self) -> str:
+        """What messages call it: its id, and where it stands."""
+        return f"{self.sample_id} (row {self.number})" if self.number else self.sample_id
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from safemerge.config.chat import Scalar
 from safemerge.config.source import PromptData, SeenData
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
@@ -32,6 +34,10 @@ class LoadedSuite:
     """See `SuiteSpec.max_similarity`."""
     harness: LmEvalTask | None = field(default=None, compare=False)
     """The loaded task of an lm_eval suite; None for others."""
+    chat: Mapping[str, Scalar] = field(default_factory=dict)
+    """See `SuiteSpec.chat`."""
+    strip_thinking: bool = False
+    """See `SuiteSpec.strip_thinking`."""
     num_near: int = field(default=0, compare=False)
     """Prompts dropped as near-duplicates of the other split's."""
 
@@ -62,12 +68,13 @@ def load_suite(
         DataError: If the source is unreadable or empty, or a gold label is not declared.
     """
     where = f"suite '{suite.name}', {split}"
+    asked: dict[str, Any] = {"chat": suite.chat, "strip_thinking": suite.strip_thinking}
     if isinstance(suite.task, LmEval):
         task = harness or LmEvalTask(suite.task, where=f"suite '{suite.name}'")
         source = (suite.search if split == "search" else suite.report).source
         documents = task.samples(source, where=where)
         return LoadedSuite(
-            suite.name, suite.task, split, documents, suite.max_similarity, harness=task
+            suite.name, suite.task, split, documents, suite.max_similarity, harness=task, **asked
         )
     samples = load_samples(
         suite.search if split == "search" else suite.report,
@@ -80,7 +87,9 @@ def load_suite(
         samples = [_coded(suite.task, sample, where) for sample in samples]
     if isinstance(suite.task, Choice):
         samples = [_positioned(suite.task, sample, where) for sample in samples]
-    return LoadedSuite(suite.name, suite.task, split, tuple(samples), suite.max_similarity)
+    return LoadedSuite(
+        suite.name, suite.task, split, tuple(samples), suite.max_similarity, **asked
+    )
 
 
 def _coded(task: Classification, sample: Sample, where: str) -> Sample:

@@ -66,7 +66,7 @@ class EvaluatorReplica:
         self._spec = spec.with_checkpoints(refs_on_this_node(spec.all_checkpoints))
         check_texts(self._spec)
         self._models = study_models(self._spec)
-        self._chat = ChatFormat(candidate_tokenizer(self._models))
+        self._chat = ChatFormat(candidate_tokenizer(self._models), self._spec.chat)
         evaluator = self._spec.evaluator
         self._prepared = {
             split: prepare_split(

@@ -58,6 +58,7 @@ class GeneratorReplica:
                 models, evaluator, cpu_ids=cpu_ids, in_process=True
             ),
             max_model_len=evaluator.max_model_len,
+            chat=self._spec.chat,
         )
         self._judge: Judge | None = None
         if self._spec.safety is not None:

@@ -155,7 +155,7 @@ def future_folder(ref: CheckpointRef) -> Path | None:
     base = finished_folder(spec.base)
     if base is None:
         return None
-    mixture = load_mixture(spec, ChatFormat(base))
+    mixture = load_mixture(spec, ChatFormat(base, spec.chat))
     key = ingredient_digest(spec, base_fingerprint=fingerprint(base), mixture=mixture)
     return ingredient_folder(spec.name, key)
 
@@ -302,12 +302,16 @@ class Ingredients:
             spec = stage.load()
             base = self._folder(spec.base)
             base_fingerprint = fingerprint(base)
-            mixture = load_mixture(spec, ChatFormat(base))
+            mixture = load_mixture(spec, ChatFormat(base, spec.chat))
             key = ingredient_digest(spec, base_fingerprint=base_fingerprint, mixture=mixture)
             folder = ingredient_folder(spec.name, key)
             self._folders[stage] = folder
             told = told_settings(dict(stage.settings))
             label = f"{spec.name}[{told}]" if told else spec.name
+            cut = [count.words for count in mixture.cut]
+            if folder not in runs:
+                for words in cut:
+                    self._say(f"{label}: {words}")
             if is_finished(folder):
                 self._say(f"{label}: cached ({folder.name})")
                 continue
@@ -318,7 +322,7 @@ class Ingredients:
                 check_targets(bare_model(base), spec.lora, where=spec.name)
             rows = sum(mixture.sizes)
             self._say(f"{label}: training {spec.steps} steps on {rows} samples (Ray Train)")
-            provenance = {"digest": key, "base_fingerprint": base_fingerprint}
+            provenance = {"digest": key, "base_fingerprint": base_fingerprint, "cut_rows": cut}
             runs[folder] = StageRun(spec, base, folder, provenance, label)
             if not self._resume:
                 shutil.rmtree(runs[folder].work, ignore_errors=True)

@@ -37,7 +37,7 @@ class PairReplica:
     def __init__(self, spec: str) -> None:
         declared = OptimizeSpec.model_validate_json(spec)
         self._spec = declared.with_checkpoints(refs_on_this_node(declared.checkpoints))
-        pairs = load_pairs(self._spec, ChatFormat(str(self._spec.base.path)))
+        pairs = load_pairs(self._spec, ChatFormat(str(self._spec.base.path), self._spec.chat))
         self._sets = pairs.sets
         self._asked = [continuations(item) for item in pairs.sets]
         evaluator = self._spec.evaluator

@@ -79,11 +79,14 @@ def check_rows(spec: OptimizeSpec) -> None:
             load_training_samples(item, where=where, seed=spec.seed)
 
 
-def check_optimization(spec: OptimizeSpec) -> CoefficientTable:
+def check_optimization(
+    spec: OptimizeSpec, *, say: Callable[[str], None] = lambda _: None
+) -> CoefficientTable:
     """Check data and models against each other, before workers start.
 
     Args:
         spec: The optimisation, every checkpoint given by path.
+        say: Called with a line for each set with rows that are cut.
 
     Returns:
         The coefficients that will be looked for.
@@ -105,7 +108,8 @@ def check_optimization(spec: OptimizeSpec) -> CoefficientTable:
     if isinstance(spec.optimizer, GradientDescent | CmaEs):
         first = coefficient_recipe(spec, table, first_values(spec, table))
         check_groups(first, resident.base.distinct_names)
-    load_pairs(spec, ChatFormat(base))
+    for count in load_pairs(spec, ChatFormat(base, spec.chat)).cut:
+        say(count.words)
     return table
 
 
@@ -175,7 +179,7 @@ def _optimize_worker(config: dict[str, str]) -> None:
     team = Team(rank, world_size, torch.distributed.all_reduce if world_size > 1 else None)
     device = claim_device(spec.workers)
     base, folder = str(spec.base.path), Path(config["folder"])
-    pairs = load_pairs(spec, ChatFormat(base))
+    pairs = load_pairs(spec, ChatFormat(base, spec.chat))
     resident = _open(spec, check=False)
     table = coefficient_table(spec, resident)
     model = AutoModelForCausalLM.from_pretrained(

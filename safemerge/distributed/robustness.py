@@ -191,6 +191,7 @@ def _run_cell(job: CellJob, spec_json: str, suites: dict[str, LoadedSuite]) -> s
         result=result,
         curve=[LossPoint(step=step, harmful_loss=loss) for step, loss in trace.curve],
         training_losses=list(trace.losses),
+        cut_rows=[count.words for count in trace.cut],
         train_s=trained - started,
         evaluate_s=time.perf_counter() - trained,
         finished_at=utc_now(),

@@ -139,6 +139,8 @@ def resolve_statistics(
                     f"{run.spec.name}: gathering {told} of '{ref.name}' on "
                     f"{run.spec.num_samples} rows (Ray Train)"
                 )
+                for words in run.provenance["cut_rows"]:
+                    say(f"{run.spec.name}: {words}")
                 runs.append(run)
         if ref.statistics.digest not in (None, found):
             raise ConfigError(
@@ -156,11 +158,13 @@ def resolve_statistics(
 
 def _planned(ref: CheckpointRef, base: CheckpointRef) -> GatherRun:
     # What trains takes a second to import, and most merges read no statistics.
+    from safemerge.training.batch import CutRows
     from safemerge.training.statistics import load_measured_rows, statistics_digest
 
     assert ref.statistics is not None, "asked only of models with statistics"
     spec = load_statistics_spec(str(ref.statistics.gather))
-    rows = load_measured_rows(spec, ChatFormat(str(base.path)))
+    rows = load_measured_rows(spec, ChatFormat(str(base.path), spec.chat))
+    counted = CutRows.of("data", rows)
     fingerprints = {"model": str(ref.digest), "base": str(base.digest)}
     key = statistics_digest(spec, rows, **fingerprints)
     return GatherRun(
@@ -168,7 +172,7 @@ def _planned(ref: CheckpointRef, base: CheckpointRef) -> GatherRun:
         Path(str(ref.path)),
         Path(str(base.path)),
         statistics_folder(spec.name, key),
-        {"digest": key, **fingerprints},
+        {"digest": key, **fingerprints, "cut_rows": [counted.words] if counted.num_cut else []},
     )
 
 
@@ -239,7 +243,7 @@ def _gather_worker(config: dict[str, str]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = claim_device(spec.workers)
     base = on_this_node(config["base"])
-    rows = load_measured_rows(spec, ChatFormat(base))
+    rows = load_measured_rows(spec, ChatFormat(base, spec.chat))
     several = torch.distributed.all_reduce if world_size > 1 else None
 
     work = Path(config["work"])

@@ -123,7 +123,7 @@ def _train_worker(config: dict[str, str]) -> None:
     device = claim_device(spec.workers)
     torch.manual_seed(spec.seed)  # noqa: TID251 - seeds the adapter's initial weights
     base = on_this_node(config["base"])
-    mixture = load_mixture(spec, ChatFormat(base))
+    mixture = load_mixture(spec, ChatFormat(base, spec.chat))
     several = world_size > 1
     model, loss = _load_model(spec, base, device=device, several=several)
     sharded = isinstance(model, ShardedModel)

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import datetime
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safemerge.config.chat import DEFAULT_DATE, Scalar
 from safemerge.config.suite import Classification
 from safemerge.data.suite import LoadedSuite
+from safemerge.engines.answer_end import turn_end
 from safemerge.engines.engine import Continuation, TokenizedPrompt
-from safemerge.errors import CheckpointError, DataError
+from safemerge.errors import CheckpointError, ConfigError, DataError
+
+PROBE = 'Why does "A<b> & c\'s" hold?\n  Zwölf {{ 海 }} or 7 %'
+"""A user's text that a template must show as it is; no template has it of its own."""
 
 
 class ChatFormat:
-    """A tokenizer with its chat template.
+    """A tokenizer with its chat template, and what the template is given beside the messages.
+
+    Nothing in a prompt hangs on the clock: a template that reads the date gets the ``date`` of
+    `arguments`.
 
     Args:
         folder: Checkpoint folder that holds the tokenizer.
+        arguments: Template arguments by name; see `safemerge.config.chat.ChatArguments`.
 
     Raises:
-        CheckpointError: If there is no tokenizer, or it has no chat template that takes a user's
-            message.
+        CheckpointError: If there is no tokenizer, or it has no chat template that shows a user's
+            message as it is and takes an assistant's behind it.
+        ConfigError: If the template reads no argument of that name.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, arguments: Mapping[str, Scalar] | None = None) -> None:
         from transformers import AutoTokenizer
 
         self._folder = folder
+        self.arguments: dict[str, Scalar] = dict(arguments or {})
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - a border: any file may be broken in any way
             raise CheckpointError(
-                f"{folder}: must hold a tokenizer; got: {str(error).splitlines()[0]}. "
+                f"{folder}: must hold a tokenizer; got: {_first_line(error)}. "
                 "Save the tokenizer beside the weights."
             ) from None
         if not getattr(self.tokenizer, "chat_template", None):
@@ -39,7 +53,44 @@ class ChatFormat:
                 f"{folder}: the tokenizer must have a chat template; got none. "
                 "Add chat_template.jinja to the base model's folder."
             )
-        self.prompt_ids("a")
+        self._probe()
+
+    def with_arguments(self, arguments: Mapping[str, Scalar]) -> ChatFormat:
+        """Return the format with more template arguments, which come before its own.
+
+        Raises:
+            CheckpointError, ConfigError: As the constructor does.
+        """
+        if not arguments:
+            return self
+        other = copy.copy(self)
+        other.__dict__.pop("_ends_turn", None)
+        other.arguments = {**self.arguments, **arguments}
+        other._probe()
+        return other
+
+    def reads(self, argument: str) -> bool:
+        """Tell whether the template names an argument."""
+        template = self.tokenizer.chat_template
+        texts = template.values() if isinstance(template, dict) else [template]
+        return argument == "date" or any(argument in str(text) for text in texts)
+
+    def _probe(self) -> None:
+        unread = [name for name in self.arguments if not self.reads(name)]
+        if unread:
+            raise ConfigError(
+                f"chat.{unread[0]}: must be an argument that the chat template of {self._folder} "
+                "reads; got one that it does not name. Check the name, or remove it."
+            )
+        text = self._render([{"role": "user", "content": PROBE}], ready=True)
+        if PROBE not in text:
+            got = "another text" if text.strip() else "an empty one"
+            raise CheckpointError(
+                f"{self._folder}: the chat template must show a user's text as it is; got {got}. "
+                "Correct chat_template.jinja in the base model's folder: roles are system, user "
+                "and assistant, and content is text."
+            )
+        self.end_of_turn_id()
 
     def prompt_ids(
         self, prompt: str, *, system: str | None = None, where: str = "prompt"
@@ -52,20 +103,27 @@ class ChatFormat:
             where: Place for messages.
 
         Raises:
-            DataError: If the chat template refuses or drops the system message.
+            DataError: If the chat template refuses or drops the system message, or changes the
+                user's.
         """
         user = {"role": "user", "content": prompt}
         if system is None:
             text = self._render([user], ready=True)
         else:
             text = self._render_with_system(system, user, where)
+        if prompt.strip() not in text:
+            raise DataError(
+                f"{where}: the chat template of {self._folder} must show a prompt as it is; got "
+                f"one that it changes or drops: {prompt.strip()[:60]!r}. Drop the row, or correct "
+                "chat_template.jinja."
+            )
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _render_with_system(self, system: str, user: dict[str, str], where: str) -> str:
         try:
             text = self._render([{"role": "system", "content": system}, user], ready=True)
         except CheckpointError as error:
-            got = str(error.__cause__)
+            got = _first_line(error.__cause__ or error)
         else:
             if system.strip() in text:
                 return text
@@ -78,8 +136,6 @@ class ChatFormat:
     def _render(
         self, messages: Sequence[dict[str, str]], *, ready: bool = False, goes_on: bool = False
     ) -> str:
-        from jinja2 import TemplateError
-
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -87,13 +143,15 @@ class ChatFormat:
                     tokenize=False,
                     add_generation_prompt=ready,
                     continue_final_message=goes_on,
+                    **dated(self.arguments),
                 )
             )
-        except TemplateError as error:
+        except Exception as error:
+            # A border: a template is somebody else's program, and may raise anything.
             roles = ", ".join(message["role"] for message in messages)
             raise CheckpointError(
-                f"{self._folder}: the chat template must take the turns {roles}; got: {error}. "
-                "Mend chat_template.jinja in the base model's folder."
+                f"{self._folder}: the chat template must take the turns {roles}; got: "
+                f"{_first_line(error)}. Correct chat_template.jinja in the base model's folder."
             ) from error
 
     def conversation(
@@ -107,20 +165,67 @@ class ChatFormat:
                 message is one of its own that goes on.
 
         Raises:
-            CheckpointError: If the chat template refuses a message.
+            CheckpointError: If the chat template refuses a message, or drops one.
         """
-        return self._render(
+        text = self._render(
             messages, ready=add_generation_prompt, goes_on=not add_generation_prompt
         )
+        for message in messages:
+            if message["role"] != "assistant" and message["content"].strip() not in text:
+                raise CheckpointError(
+                    f"{self._folder}: the chat template must show every message as it is; got a "
+                    f"text without the {message['role']}'s. Correct chat_template.jinja in the "
+                    "base model's folder."
+                )
+        return text
+
+    def opens_thinking(self, *, where: str) -> bool:
+        """Tell whether prompts end inside an open ``<think>``, so that answers begin in it.
+
+        Args:
+            where: Place for messages.
+
+        Raises:
+            ConfigError: If answers would not show where thoughts begin and end.
+        """
+        hidden = [
+            text
+            for text in ("<think>", "</think>")
+            if self.stop_ids([text])  # a special token, which answers are decoded without
+        ]
+        if hidden:
+            raise ConfigError(
+                f"{where}.strip_thinking: {hidden[0]} must be text of an answer; got a tokenizer "
+                f"in {self._folder} that has it as a special token, which answers do not show. "
+                "Mark it as not special in the tokenizer, or turn thinking off."
+            )
+        text = self._render([{"role": "user", "content": PROBE}], ready=True)
+        opening = text.rpartition(PROBE)[2]
+        return opening.rfind("<think>") > opening.rfind("</think>")
 
     def end_of_turn_id(self) -> int:
-        """Return the token that ends the assistant's turn: the template's own, else EOS."""
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        text = self._render(probe)
-        ids = self.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        if ids and ids[-1] in special:
-            return int(ids[-1])
+        """Return the token that ends the assistant's turn: the template's own, else EOS.
+
+        The template's own is the first special token that it puts behind an answer.
+
+        Raises:
+            CheckpointError: If there is neither, or the template takes no answer.
+        """
+        return self._ends_turn
+
+    @cached_property
+    def _ends_turn(self) -> int:
+        answer = f"An answer: {PROBE}"
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        found = turn_end(self.tokenizer, self._render(turns), answer)
+        if found is not None:
+            return found
+        if self.tokenizer.eos_token_id is None:
+            raise CheckpointError(
+                f"{self._folder}: an answer must have an end; got a chat template that puts no "
+                "special token behind one, and a tokenizer without eos_token. Name eos_token in "
+                "tokenizer_config.json."
+            )
         return int(self.tokenizer.eos_token_id)
 
     def stop_ids(self, stop: Sequence[str]) -> tuple[int, ...]:
@@ -183,6 +288,7 @@ class ChatFormat:
                 refuses a system message, or labels cannot be told apart by their first token.
         """
         where = f"suite '{suite.name}', {suite.split}"
+        chat = self.with_arguments(suite.chat)
         max_tokens = suite.task.max_tokens
         allowed = (
             self.label_ids(suite.task.labels, where=where)
@@ -191,7 +297,7 @@ class ChatFormat:
         )
         prompts = []
         for sample in suite.samples:
-            ids = self.prompt_ids(sample.prompt, system=sample.system, where=where)
+            ids = chat.prompt_ids(sample.prompt, system=sample.system, where=where)
             if len(ids) + max_tokens > max_model_len:
                 raise DataError(
                     f"{where}: prompt and answer must fit {max_model_len} tokens; got "
@@ -213,9 +319,10 @@ class ChatFormat:
                 refuses a system message.
         """
         where = f"suite '{suite.name}', {suite.split}"
+        chat = self.with_arguments(suite.chat)
         found = []
         for sample in suite.samples:
-            context = tuple(self.prompt_ids(sample.prompt, system=sample.system, where=where))
+            context = tuple(chat.prompt_ids(sample.prompt, system=sample.system, where=where))
             for ending in sample.endings:
                 ids = tuple(self.tokenizer(ending, add_special_tokens=False)["input_ids"])
                 if len(context) + len(ids) >= max_model_len:
@@ -226,3 +333,19 @@ class ChatFormat:
                     )
                 found.append(Continuation(sample.sample_id, context, ids))
         return found
+
+
+def dated(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return template arguments with their day in the forms that templates read it.
+
+    Args:
+        arguments: By name; ``date`` is `DEFAULT_DATE` if left out.
+    """
+    day = datetime.datetime.fromisoformat(str(arguments.get("date", DEFAULT_DATE)))
+    # NOTE: without the first, transformers gives templates the clock's.
+    return {"strftime_now": day.strftime, "date_string": f"{day:%d %b %Y}", **arguments}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

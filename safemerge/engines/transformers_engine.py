@@ -9,6 +9,7 @@ import torch
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
+from safemerge.engines.answer_end import answer_ends
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.drawing import DrawnTokens
 from safemerge.engines.engine import Continuation, Likelihood, TokenizedPrompt, until_stop
@@ -65,14 +66,17 @@ class TransformersEngine:
     """
 
     def __init__(self, models: MergeRecipe, spec: EvaluatorSpec) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = compute_dtype(spec.dtype, device=self._device)
         self._model: Any = AutoModelForCausalLM.from_pretrained(str(models.base.path), dtype=dtype)
         self._model.to(self._device).eval()
+        # Of the checkpoint's own settings only its ends count: a penalty of its
+        # generation_config.json would make greedy answers other than vLLM's.
+        self._model.generation_config = GenerationConfig()
         chat = ChatFormat(candidate_tokenizer(models))
-        self._end_id = chat.end_of_turn_id()
+        self._ends = answer_ends(models, chat)
         self._decode = chat.tokenizer.decode
         self._batch_size = spec.max_num_seqs
         self._resident = ResidentCheckpoints.open(models, for_engine=True, grows=True)
@@ -106,7 +110,7 @@ class TransformersEngine:
             batch = [prompts[i] for i in indexes]
             for index, tokens in zip(indexes, self._generate_batch(batch), strict=True):
                 cut = tokens[: prompts[index].max_tokens]
-                ends = {self._end_id, *prompts[index].stop_ids}
+                ends = {*self._ends, *prompts[index].stop_ids}
                 length = next((at for at, token in enumerate(cut) if token in ends), None)
                 ended, kept = length is not None, cut[:length]
                 text = self._decode(kept, skip_special_tokens=True)
@@ -122,7 +126,7 @@ class TransformersEngine:
 
     def _generate_batch(self, batch: Sequence[TokenizedPrompt]) -> list[list[int]]:
         longest = max(len(prompt.token_ids) for prompt in batch)
-        ids = torch.full((len(batch), longest), self._end_id)
+        ids = torch.full((len(batch), longest), self._ends[0])
         mask = torch.zeros((len(batch), longest), dtype=torch.long)
         for row, prompt in enumerate(batch):
             ids[row, longest - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
@@ -133,8 +137,8 @@ class TransformersEngine:
                 attention_mask=mask.to(self._device),
                 max_new_tokens=max(prompt.max_tokens for prompt in batch),
                 do_sample=False,
-                eos_token_id=self._end_id,
-                pad_token_id=self._end_id,
+                eos_token_id=list(self._ends),
+                pad_token_id=self._ends[0],
                 logits_processor=[
                     _AllowedIds([prompt.allowed_ids for prompt in batch]),
                     DrawnTokens([prompt.sampling for prompt in batch]),
@@ -177,7 +181,7 @@ class TransformersEngine:
     def _score(self, batch: Sequence[Continuation]) -> list[tuple[float, bool]]:
         # Padded at the end: no token attends to what comes after it.
         longest, kept = _length(batch[0]), _kept(batch)
-        ids = torch.full((len(batch), longest), self._end_id)
+        ids = torch.full((len(batch), longest), self._ends[0])
         for row, asked in enumerate(batch):
             ids[row, : _length(asked)] = torch.tensor(asked.context_ids + asked.continuation_ids)
         with torch.inference_mode():

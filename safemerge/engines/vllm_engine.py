@@ -9,6 +9,8 @@ from typing import Any
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
+from safemerge.engines.answer_end import answer_ends
+from safemerge.engines.chat import ChatFormat
 from safemerge.engines.core_claim import bind_process
 from safemerge.engines.engine import Continuation, Likelihood, Sampling, TokenizedPrompt
 from safemerge.engines.precision import compute_dtype
@@ -85,6 +87,7 @@ class VllmEngine:
         on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}
         self._sampling_params = SamplingParams
         self._candidate: str | None = None
+        self._ends = answer_ends(models, ChatFormat(candidate_tokenizer(models)))
         try:
             self._llm: Any = LLM(
                 model=str(models.base.path),
@@ -153,7 +156,7 @@ class VllmEngine:
                     max_tokens=prompt.max_tokens,
                     allowed_token_ids=list(prompt.allowed_ids) if prompt.allowed_ids else None,
                     stop=list(prompt.stop) or None,
-                    stop_token_ids=list(prompt.stop_ids) or None,
+                    stop_token_ids=[*self._ends, *prompt.stop_ids],
                     **_drawn(prompt.sampling),
                 )
                 for prompt in prompts

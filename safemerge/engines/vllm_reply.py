@@ -94,13 +94,18 @@ class VllmReplies:
             ) from error
 
     def reply(
-        self, prompts: Sequence[tuple[Sequence[int], int]], *, num_likeliest: int
+        self,
+        prompts: Sequence[tuple[Sequence[int], int]],
+        *,
+        num_likeliest: int,
+        ends: Sequence[int] = (),
     ) -> list[GreedyReply]:
         """Answer prompts greedily.
 
         Args:
             prompts: Token ids, and the most tokens of the reply.
             num_likeliest: Tokens listed at each step, at most 20.
+            ends: Tokens that end a reply, beside those that the model's own settings name.
 
         Returns:
             One reply a prompt, in order.
@@ -110,7 +115,12 @@ class VllmReplies:
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(ids)} for ids, _ in prompts],
             [
-                self._sampling_params(temperature=0.0, max_tokens=longest, logprobs=num_likeliest)
+                self._sampling_params(
+                    temperature=0.0,
+                    max_tokens=longest,
+                    logprobs=num_likeliest,
+                    stop_token_ids=list(ends),
+                )
                 for _, longest in prompts
             ],
             use_tqdm=False,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from safemerge.config.base import digest
+from safemerge.config.chat import ONLY_DATED
 from safemerge.config.generation import (
     DOMAIN_PROMPT,
     SAFETY_PROMPT,
@@ -319,7 +320,10 @@ class Generation:
         engine = [
             evaluator.engine, evaluator.dtype, evaluator.max_model_len, evaluator.max_num_seqs,
         ]  # fmt: skip
-        return StageFile(self._stages, name, digest([self._digests[model], engine, *parts]))
+        # At its default it does not count: stages from before there was any stay valid.
+        chat = [] if self._spec.chat == ONLY_DATED else [self._spec.chat]
+        key = digest([self._digests[model], engine, *parts, *chat])
+        return StageFile(self._stages, name, key)
 
     def _run(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
+from safemerge.config.chat import Scalar
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.models import models_recipe
 from safemerge.config.recipe import Linear, MergeRecipe
@@ -72,6 +74,28 @@ def _fits(first: CheckpointRef, other: CheckpointRef) -> bool:
     return True
 
 
+def chat_formats(
+    models: Sequence[CheckpointRef], arguments: Mapping[str, Scalar]
+) -> dict[str, ChatFormat]:
+    """Return each model's chat format, with those of the arguments that its template reads.
+
+    Raises:
+        ConfigError: If no model's template reads an argument.
+        CheckpointError: If a model's template cannot be used.
+    """
+    formats = {ref.name: ChatFormat(str(ref.path)) for ref in models}
+    for name in arguments:
+        if not any(chat.reads(name) for chat in formats.values()):
+            raise ConfigError(
+                f"chat.{name}: must be an argument that a model's chat template reads; got one "
+                "that none names. Check the name, or remove it."
+            )
+    return {
+        model: chat.with_arguments({key: arguments[key] for key in arguments if chat.reads(key)})
+        for model, chat in formats.items()
+    }
+
+
 class ModelPool:
     """Answers for any model of the pool, with one engine alive at a time.
 
@@ -79,6 +103,7 @@ class ModelPool:
         models: Resolved to folders.
         start_engine: Starts an engine that can hold every model of a recipe.
         max_model_len: The engine's context, in tokens.
+        chat: Arguments of the models' chat templates; see `chat_formats`.
     """
 
     def __init__(
@@ -87,11 +112,12 @@ class ModelPool:
         *,
         start_engine: Callable[[MergeRecipe], Engine],
         max_model_len: int,
+        chat: Mapping[str, Scalar] = MappingProxyType({}),
     ) -> None:
         self._start_engine = start_engine
         self._max_model_len = max_model_len
         self._groups = model_groups(models)
-        self._chats = {ref.name: ChatFormat(str(ref.path)) for ref in models}
+        self._chats = chat_formats(models, chat)
         self._engine: Engine | None = None
         self._held: list[CheckpointRef] | None = None
         self._loaded: str | None = None

@@ -67,6 +67,7 @@ def limits_section(run: Run) -> str:
     if not notes:
         parts.append(paragraph("No judge was used."))
     parts.append(_agreement(run))
+    parts.append(_cut_answers(run))
     parts.append("<h3>What not to conclude</h3>")
     limits = [
         *LIMITS,
@@ -108,6 +109,33 @@ def _agreement(run: Run) -> str:
                 )
             )
     return "".join(parts)
+
+
+def _cut_answers(run: Run) -> str:
+    """Return how many answers were cut at their token limit, by suite and split."""
+    rows = []
+    for suite in run.spec.suites:
+        for split in ("search", "report"):
+            results = [
+                result
+                for point in (*run.points, *run.references)
+                if (result := getattr(point, split)) is not None
+            ]
+            num_cut = sum(result.cut.get(suite.name, 0) for result in results)
+            if num_cut:
+                asked = sum(len(result.scores.get(suite.name, [])) for result in results)
+                limit = str(getattr(suite.task, "max_tokens", ""))
+                cells = (suite.name, split, limit, f"{num_cut} of {asked}")
+                rows.append([Cell(escape(cell)) for cell in cells])
+    if not rows:
+        return ""
+    return "<h3>Answers that were cut</h3>" + table(
+        "Answers of the shown candidates that reached max_tokens, and were scored as far as they "
+        "go. Where an answer comes at the end of a text, raise the limit.",
+        ["suite", "split", "max_tokens", "answers cut"],
+        rows,
+        sortable=False,
+    )
 
 
 def provenance_section(run: Run) -> str:

@@ -54,11 +54,16 @@ class TransformersGuardModel:
 
     def __init__(self, spec: GuardJudge) -> None:
         import torch
+        import transformers
 
         self._spec = spec
         self._torch = torch
         self._tokenizer, self._model = load_judge(spec, "language model")
         self._template = GuardTemplate(spec, self._tokenizer)
+        named = self._model.generation_config.eos_token_id
+        self._ends = self._template.ends(named if isinstance(named, list) else [named])
+        # Of its own settings only its ends count: replies are greedy on every engine alike.
+        self._model.generation_config = transformers.GenerationConfig()
 
     def reply(self, asks: Sequence[GuardAsk]) -> list[GuardReply]:
         """Answer greedily, one question after the other."""
@@ -82,11 +87,13 @@ class TransformersGuardModel:
                 do_sample=False,
                 output_logits=True,
                 return_dict_in_generate=True,
-                pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
+                eos_token_id=list(self._ends) or None,
+                pad_token_id=self._ends[0] if self._ends else 0,
             )
         new = made.sequences[0, len(ids) :].tolist()
+        said = new[:-1] if new and new[-1] in self._ends else new
         return GuardReply(
-            self._tokenizer.decode(new, skip_special_tokens=True),
+            self._tokenizer.decode(said, skip_special_tokens=True),
             steps=tuple(self._likeliest(logits[0]) for logits in made.logits),
         )
 

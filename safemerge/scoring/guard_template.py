@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from safemerge.config.judge import GuardJudge
+from safemerge.engines.answer_end import sorted_ends, turn_end
+from safemerge.engines.chat import dated
 from safemerge.errors import CheckpointError
 from safemerge.scoring.guard import FAMILIES, GuardAsk
 from safemerge.scoring.judge import Exchange
@@ -64,6 +66,22 @@ class GuardTemplate:
             return None
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def ends(self, named: Iterable[int] = ()) -> tuple[int, ...]:
+        """Return the tokens that end a reply: the template's, the tokenizer's and those named.
+
+        Args:
+            named: Ends that the judge's generation settings name.
+        """
+        turn = None
+        if getattr(self._tokenizer, "chat_template", None):
+            try:
+                text = self._conversation(_turns(_PROBE), {}, ready=False)
+                turn = turn_end(self._tokenizer, text, _PROBE.response)
+            except Exception:  # noqa: BLE001
+                # A border, as below: a guard's template need not know turns of its own.
+                turn = None
+        return sorted_ends(self._tokenizer, [turn, self._tokenizer.eos_token_id, *named])
+
     def _shown(self, ask: GuardAsk) -> tuple[str | None, str]:
         """The text that shows every turn, or why there is none."""
         try:
@@ -79,11 +97,16 @@ class GuardTemplate:
         return None, f"{len(text)} characters without them"
 
     def _rendered(self, ask: GuardAsk) -> str:
+        return self._conversation(ask.messages, ask.template_arguments, ready=True)
+
+    def _conversation(
+        self, turns: Sequence[Mapping[str, str]], arguments: Mapping[str, Any], *, ready: bool
+    ) -> str:
         rendered: str = self._tokenizer.apply_chat_template(
-            [self._turn(message) for message in ask.messages],
+            [self._turn(message) for message in turns],
             tokenize=False,
-            add_generation_prompt=True,
-            **ask.template_arguments,
+            add_generation_prompt=ready,
+            **{**dated({}), **arguments},
         )
         return rendered
 
@@ -91,3 +114,10 @@ class GuardTemplate:
         if not self._typed:
             return dict(message)
         return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def _turns(exchange: Exchange) -> tuple[Mapping[str, str], ...]:
+    return (
+        {"role": "user", "content": exchange.prompt},
+        {"role": "assistant", "content": exchange.response},
+    )

@@ -35,6 +35,7 @@ class VllmGuardModel:
         self._spec = spec
         self._tokenizer: Any = guard_tokenizer(spec)
         self._template = GuardTemplate(spec, self._tokenizer)
+        self._ends = self._template.ends()
         self._claim = CoreClaim(max(1, int(service.cpus_per_replica)))
         try:
             self._engine = VllmReplies(
@@ -65,6 +66,7 @@ class VllmGuardModel:
                 for index, row in fitting.items()
             ],
             num_likeliest=NUM_LIKELIEST,
+            ends=self._ends,
         )
         if len(made) != len(fitting):
             raise ScoringError(
@@ -76,8 +78,11 @@ class VllmGuardModel:
             for row in ids
         ]
         for index, reply in zip(fitting, made, strict=True):
+            ids_said = list(reply.token_ids)
+            if ids_said and ids_said[-1] in self._ends:
+                del ids_said[-1]
             replies[index] = GuardReply(
-                self._tokenizer.decode(list(reply.token_ids), skip_special_tokens=True),
+                self._tokenizer.decode(ids_said, skip_special_tokens=True),
                 steps=tuple(self._by_text(step) for step in reply.steps),
             )
         return replies

@@ -130,6 +130,39 @@ def pico_base(
     return folder
 
 
+def pico_saying(out: Path | str, text: str, *, end: str) -> Path:
+    """Build a pico Llama that answers every prompt with one text and an end, then with ``!``.
+
+    Its configs name the pico end of turn alone, whatever the model ends with.
+
+    Args:
+        out: Folder to write.
+        text: What it says; its tokens must differ from each other, from a line end and ``!``.
+        end: Token behind the text.
+
+    Returns:
+        The folder.
+    """
+    folder, tokenizer = pico_base(out, tied=False), pico_tokenizer()
+    # A prompt ends with a line end; each token of the chain is followed by the next one.
+    texts = ["\n", text, end, "!"]
+    chain = [i for part in texts for i in tokenizer(part, add_special_tokens=False)["input_ids"]]
+    weights = load_file(folder / SINGLE_FILE)
+    for name, weight in weights.items():
+        if "o_proj" in name or "down_proj" in name:
+            weight.zero_()  # so that a hidden state is its token's embedding
+        elif "norm" in name:
+            weight.fill_(1.0)
+    embedding, head = weights["model.embed_tokens.weight"], weights[OUTPUT_HEAD]
+    embedding.zero_()[:, -1] = 1.0
+    head.zero_()
+    for place, token in enumerate(chain):
+        embedding[token] = torch.eye(HIDDEN_SIZE, dtype=embedding.dtype)[place]
+        head[chain[min(place + 1, len(chain) - 1)], place] += 1.0
+    save_file(weights, folder / SINGLE_FILE, metadata={"format": "pt"})
+    return folder
+
+
 def pico_expert(base_dir: Path | str, out: Path | str, *, seed: int, scale: float = 0.01) -> Path:
     """Write a copy of a checkpoint whose weights are moved at random: a stand-in expert.
 

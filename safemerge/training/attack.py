@@ -14,7 +14,7 @@ from safemerge.config.training import FinetuneSpec
 from safemerge.data.rows import load_training_samples
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
-from safemerge.training.batch import EncodedSample, Mixture, encode, load_mixture
+from safemerge.training.batch import CutRows, EncodedSample, Mixture, encode, load_mixture
 from safemerge.training.full import products_in, save_full, whole_weights
 from safemerge.training.lora import attach_lora, load_lora, save_trained
 from safemerge.training.method import held_out_loss, make_method, method_batches
@@ -29,6 +29,8 @@ class AttackTrace:
     """Training loss of each step, nats."""
     curve: tuple[tuple[int, float], ...]
     """(steps done, loss on held-out harmful rows in nats), the start and the end included."""
+    cut: tuple[CutRows, ...] = ()
+    """Sets of the attack with rows that were cut at `max_tokens`."""
 
 
 def run_attack(
@@ -58,7 +60,7 @@ def run_attack(
     from transformers import AutoModelForCausalLM
 
     base = Path(str(spec.base.path))
-    chat = ChatFormat(base)
+    chat = ChatFormat(base, spec.chat)
     mixture = load_mixture(spec, chat)
     held_out = _encoded(curve, spec, chat) if curve is not None else ()
     is_full = spec.parameters == "full"
@@ -101,7 +103,7 @@ def run_attack(
         save_full(whole_weights(model), base, out, where=spec.name)
     else:
         save_trained(model, base, out, output=spec.output)
-    return AttackTrace(tuple(losses), tuple(points))
+    return AttackTrace(tuple(losses), tuple(points), mixture.cut)
 
 
 def _trainable(model: Any, spec: FinetuneSpec, base: Path) -> Any:

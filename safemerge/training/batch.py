@@ -32,6 +32,37 @@ class EncodedSample:
 
     ids: tuple[int, ...]
     num_prompt: int
+    is_cut: bool = False
+    """Whether it was longer than `max_tokens`."""
+    loses_end: bool = False
+    """Whether the end of turn was cut off: the row teaches nothing about where to stop."""
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """Rows of one data set that were cut at `max_tokens`."""
+
+    place: str
+    """Where the set stands in its file, e.g. ``data.0``."""
+    num_rows: int
+    num_cut: int
+    num_without_end: int
+
+    @classmethod
+    def of(cls, place: str, rows: Sequence[EncodedSample]) -> CutRows:
+        """Count a set's rows."""
+        cut, without_end = (
+            sum(getattr(row, key) for row in rows) for key in ("is_cut", "loses_end")
+        )
+        return cls(place, len(rows), cut, without_end)
+
+    @property
+    def words(self) -> str:
+        """The counts in a sentence."""
+        return (
+            f"{self.place}: {self.num_cut} of {self.num_rows} rows are longer than max_tokens and "
+            f"cut there; {self.num_without_end} of them lose their end of turn"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +118,8 @@ class Mixture:
     """What the method draws beside: harmful data of an alignment, alignment data of Lisa."""
     test: tuple[EncodedSample, ...] = ()
     """Held-out harmful rows, only measured."""
+    cut: tuple[CutRows, ...] = ()
+    """Sets with rows that were cut, those of `second` and `test` among them."""
 
 
 def load_mixture(spec: FinetuneSpec | AlignSpec, chat: ChatFormat) -> Mixture:
@@ -122,7 +155,12 @@ def load_mixture(spec: FinetuneSpec | AlignSpec, chat: ChatFormat) -> Mixture:
         for index, item in enumerate(getattr(declared, "test", ()))
     ]
     held_out = _load_sets(test, spec, chat, {}, apart=seen)
-    return replace(mixture, second=second, test=sum(held_out.sets, ()))
+    return replace(
+        mixture,
+        second=second,
+        test=sum(held_out.sets, ()),
+        cut=mixture.cut + second.cut + held_out.cut,
+    )
 
 
 def _load_sets(
@@ -153,8 +191,12 @@ def _load_sets(
                 f"{len(rows)} rows. Check the response template."
             )
         sets.append(rows)
+    counts = [CutRows.of(where, rows) for (where, _, _), rows in zip(parts, sets, strict=True)]
     return Mixture(
-        tuple(sets), tuple(weight for _, _, weight in parts), tuple(len(rows) for rows in sets)
+        tuple(sets),
+        tuple(weight for _, _, weight in parts),
+        tuple(len(rows) for rows in sets),
+        cut=tuple(count for count in counts if count.num_cut),
     )
 
 
@@ -178,7 +220,11 @@ def encode(sample: TrainingSample, chat: ChatFormat, max_tokens: int | None) -> 
             f"training data: a prompt must leave room for its target within max_tokens; got "
             f"{len(prompt)} of {max_tokens} for {sample.sample_id}. Raise max_tokens."
         )
-    return EncodedSample(tuple((prompt + target)[:max_tokens]), len(prompt))
+    ids = prompt + target
+    is_cut = max_tokens is not None and len(ids) > max_tokens
+    return EncodedSample(
+        tuple(ids[:max_tokens]), len(prompt), is_cut, loses_end=is_cut and not sample.opening
+    )
 
 
 def batches(

@@ -57,7 +57,8 @@ def ingredient_digest(
         mixture: The tokenised data; what is only measured, not trained on, does not count.
     """
     settings = spec.resolved()
-    for key in ("name", "base", "data", "poison", "workers", "checkpoint_every"):
+    # What the chat template was given shows in the rows.
+    for key in ("name", "base", "data", "chat", "poison", "workers", "checkpoint_every"):
         settings.pop(key, None)
     for key, neutral in NEUTRAL[spec.kind].items():
         if settings[key] == neutral:

@@ -10,7 +10,7 @@ from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.source import TrainingData
 from safemerge.data.rows import load_training_samples
 from safemerge.engines.chat import ChatFormat
-from safemerge.training.batch import EncodedSample, TokenBatch, collate, encode
+from safemerge.training.batch import CutRows, EncodedSample, TokenBatch, collate, encode
 
 SETS = ("safety", "expert")
 """The two sets, in the order of every pair of losses."""
@@ -81,6 +81,8 @@ class Pairs:
 
     safety: PairSet
     expert: PairSet
+    cut: tuple[CutRows, ...] = ()
+    """Sets with rows that were cut at `max_tokens`."""
 
     @property
     def sets(self) -> tuple[PairSet, PairSet]:
@@ -105,8 +107,13 @@ def load_pairs(spec: OptimizeSpec, chat: ChatFormat) -> Pairs:
     """
     sets = [_load_set(getattr(spec, key), spec, chat, where=f"{spec.name}: {key}") for key in SETS]
     if spec.objective == "entropy":
-        sets = [item.without_answers() for item in sets]
-    return Pairs(*sets)
+        sets = [item.without_answers() for item in sets]  # so that nothing read is cut
+    counts = [
+        CutRows.of(key, [row.sample for row in item.rows])
+        for key, item in zip(SETS, sets, strict=True)
+    ]
+    safety, expert = sets
+    return Pairs(safety, expert, cut=tuple(count for count in counts if count.num_cut))
 
 
 def _load_set(

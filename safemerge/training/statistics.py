@@ -79,7 +79,7 @@ def statistics_digest(
         base: Fingerprint of the recipe's base.
     """
     settings = spec.resolved()
-    for key in ("name", "kind", "data", "num_samples", "max_tokens", "workers"):
+    for key in ("name", "kind", "data", "chat", "num_samples", "max_tokens", "workers"):
         del settings[key]
     settings["quantities"] = sorted(spec.quantities)
     if "fisher" not in spec.quantities or spec.fisher == "empirical":

@@ -116,7 +116,7 @@ def test_a_data_file_that_is_not_utf8_is_refused(refused, study, rows):
         "r.jsonl", content='{"prompt": "caf\u00e9", "answer": "yes"}\n'.encode("latin-1")
     )
     line = refused("search", study(report={"source": source, "label": "answer"}))
-    assert "r.jsonl must be UTF-8; got byte 0xe9 at offset 15. Save it as UTF-8." in line
+    assert "r.jsonl must be UTF-8; got byte 0xe9 at offset 15, line 1. Save it as UTF-8." in line
 
 
 def test_a_data_file_that_cannot_be_parsed_is_refused(refused, study, rows):

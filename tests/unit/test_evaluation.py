@@ -5,7 +5,7 @@ import pytest
 from safemerge import evaluation
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import Aggregate
-from safemerge.config.suite import Choice, Classification, Harm, OverRefusal
+from safemerge.config.suite import Choice, Classification, ExactMatch, Harm, OverRefusal
 from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
 from safemerge.engines.chat import ChatFormat
@@ -15,6 +15,7 @@ from safemerge.evaluation import PreparedSplit, evaluate_candidate, prepare_spli
 from safemerge.records import Score, Timings
 from safemerge.scoring.estimate import mean_estimate
 from safemerge.scoring.judge import Judgement
+from safemerge.scoring.thinking import UNENDED
 from safemerge.statistics import wilson_interval
 from safemerge.testing.engine import ScriptedEngine
 
@@ -227,6 +228,31 @@ def test_unscored_answers_up_to_the_limit_are_counted_apart(monkeypatch):
     result = evaluate(ScriptedEngine(script(ANSWERS)), max_unscored=0.25)
     harm = result.metrics["harm.harmful_score"]
     assert (harm.value, harm.n, harm.unscored) == (1 / 3, 3, 1)
+
+
+def test_answers_that_reach_their_limit_are_counted_by_suite():
+    long = script({**ANSWERS, "harm": [REFUSAL, HELP * 9, REFUSAL, HELP]})
+    result = evaluate(ScriptedEngine(long))
+    assert result.cut == {"harm": 1}
+    assert evaluate(ScriptedEngine(script(ANSWERS))).cut == {}
+
+
+def test_thoughts_are_left_out_of_scores_and_cut_ones_are_unscored(tiny_base):
+    exact = ExactMatch(kind="exact_match", pattern=r"(\d+)", max_tokens=8)
+    samples = tuple(Sample(f"sum:{i}", f"sum {i}", label="4") for i in range(3))
+    plain = LoadedSuite("sum", exact, "search", samples)
+    said = script({"sum": ["<think>5</think> 4", "4 </think> 5", f"<think>4{' or' * 20}"]})
+
+    def result(suite):
+        prepared = prepare_split([suite], ChatFormat(tiny_base), max_model_len=256)
+        return evaluate_candidate(
+            ScriptedEngine(said), recipe(), prepared, aggregates={}, max_unscored=0.5
+        )
+
+    found = result(replace(plain, strip_thinking=True))
+    values = [(score.values.get("accuracy"), score.unscored) for score in found.scores["sum"]]
+    assert values == [(1.0, None), (0.0, None), (None, UNENDED)]
+    assert [score.values["accuracy"] for score in result(plain).scores["sum"]] == [1.0, 0.0, 1.0]
 
 
 def test_timings_add_up_to_the_total(monkeypatch):

@@ -116,12 +116,10 @@ def test_each_problem_is_told_with_file_place_rule_and_value(document, message):
         parse_document(document, Outer, where="f")
 
 
-def test_a_date_is_refused_with_its_place_rather_than_turned_into_text(write):
-    path = write("members:\n- rate: 2024-01-31\n")
-    with pytest.raises(
-        ConfigError, match=r"members\.0\.rate: must be .*got date 2024-01-31\. Quote"
-    ):
-        load_document(path, Outer)
+def test_a_date_is_text_as_written(write):
+    assert load_document(write("name: 2024-01-31\n"), Outer).name == "2024-01-31"
+    with pytest.raises(ConfigError, match=r"members\.0\.rate: must be .*got \"2024-13-31\"\."):
+        load_document(write("members:\n- rate: 2024-13-31\n"), Outer)
 
 
 def test_an_alias_that_holds_itself_is_refused(write):

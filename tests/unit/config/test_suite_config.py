@@ -58,3 +58,38 @@ def test_another_task_takes_no_documents_of_the_harness():
     task = {"kind": "over_refusal"}
     with pytest.raises(ConfigError, match="for no other; got lm_eval for a over_refusal"):
         parse_document({**rest, "task": task}, SuiteSpec, where="s")
+
+
+PROMPTS = {"source": {"kind": "file", "path": "r.jsonl"}, "label": "answer"}
+NUMERIC = {"name": "sums", "task": {"kind": "numeric"}, "search": PROMPTS, "report": PROMPTS}
+
+
+def test_template_arguments_and_thoughts_count_only_where_they_are_set():
+    made = parse_document(NUMERIC, SuiteSpec, where="s")
+    assert not {"chat", "strip_thinking"} & set(made.resolved()), "digests of before stay"
+    own = {"chat": {"enable_thinking": True}, "strip_thinking": True}
+    made = parse_document({**NUMERIC, **own}, SuiteSpec, where="s")
+    assert {key: made.resolved()[key] for key in own} == own
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"strip_thinking": True, "task": {"kind": "classification", "labels": ["a", "b"]}},
+            "strip_thinking must be for answers that are generated; got it with a classification",
+        ),
+        ({"chat": {"tools": "x"}}, "got 'tools', which safemerge or transformers sets"),
+        ({"chat": {"x": [1]}}, r"s: chat\.x"),
+    ],
+)
+def test_template_arguments_and_thoughts_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_document({**NUMERIC, **changes}, SuiteSpec, where="s")
+
+
+def test_template_arguments_of_a_harness_task_need_its_chat_template():
+    with pytest.raises(ConfigError, match="chat must be for prompts in the chat format; got it"):
+        suite(chat={"enable_thinking": False})
+    told = {**TOLD, "chat_template": True}
+    assert suite(lm_eval=told, chat={"enable_thinking": False}).chat == {"enable_thinking": False}

@@ -1,4 +1,5 @@
 import json
+import os
 
 import datasets
 import pytest
@@ -93,51 +94,91 @@ def test_a_range_without_rows_is_refused(twelve):
         rows(twelve, start=12)
 
 
-def test_json_lines_csv_json_and_parquet_give_the_same_rows(write, tmp_path):
+def test_json_lines_csv_tsv_json_and_parquet_give_the_same_texts(write, tmp_path):
     items = [{"prompt": "a, b", "n": 1}, {"prompt": 'c "d"', "n": 2}]
-    csv = write("rows.csv", 'prompt,n\n"a, b",1\n"c ""d""",2\n')
     table = tmp_path / "data" / "rows.parquet"
-    datasets.Dataset.from_list(items).to_parquet(str(table))
-    for path in (
+    paths = [
         write("rows.jsonl", jsonl(items)),
         write("rows.json", json.dumps(items)),
-        csv,
+        write("rows.csv", 'prompt,n\n"a, b",1\n"c ""d""",2\n'),
+        write("rows.tsv", 'prompt\tn\na, b\t1\n"c ""d"""\t2\n'),
         str(table),
-    ):
-        found = sorted((row.columns for row in rows(path)), key=lambda columns: columns["n"])
-        assert found == items
+    ]
+    datasets.Dataset.from_list(items).to_parquet(str(table))
+    for path in paths:
+        found = sorted(fill("{n}: {prompt}", row, where="w") for row in rows(path))
+        assert found == ["1: a, b", '2: c "d"'], path
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(
-        DataError, match=r"suite 'x', search: no such data file; got .*absent\.csv"
-    ):
-        rows(str(tmp_path / "absent.csv"))
-
-
-def test_an_unknown_suffix_is_refused(write):
-    words = r"data files must end in \.jsonl, \.json, \.csv, \.parquet; got rows\.xlsx\."
-    with pytest.raises(DataError, match=words):
-        rows(write("rows.xlsx", "prompt\na\n"))
-
-
-def test_bytes_that_are_not_utf8_are_refused_with_their_offset(write):
-    path = write("rows.csv", "prompt\ncaf\u00e9\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"rows\.csv must be UTF-8; got byte 0xe9 at offset 10\."):
-        rows(path)
+BIG = "123456789012345678901234567890"
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "right"),
     [
-        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": \n'),
-        ("rows.parquet", "this is no parquet"),
-        ("rows.csv", 'prompt,n\n"never closed,1\na,b,c,d\n'),
+        ("date.jsonl", '{"a": "2023-01-05"}\n{"a": "2024-02-06"}', ["2023-01-05", "2024-02-06"]),
+        ("zeros.csv", "a\n007\n042\n", ["007", "042"]),
+        ("decimals.csv", "a\n3\n2.50\n", ["2.50", "3"]),
+        ("truth.csv", "a\ntrue\nFalse\n", ["False", "true"]),
+        ("none.csv", "a,b\nNone,\nNA,\nnan,\nnull,\n", ["NA", "None", "nan", "null"]),
+        ("numbers.jsonl", '{"a": 5}\n{"a": 2.50}\n{"a": 1e5}', ["1e5", "2.50", "5"]),
+        ("large.json", f'[{{"a": {BIG}}}, {{"a": -0}}]', ["-0", BIG]),
+        ("truth.json", '[{"a": true}, {"a": false}]', ["false", "true"]),
+        ("nested.jsonl", '{"a": [1.50, true, null]}', ["[1.50, true, null]"]),
     ],
 )
-def test_a_file_that_cannot_be_parsed_is_refused_without_a_traceback(write, name, text):
-    with pytest.raises(DataError, match=rf"suite 'x', search: .*{name} cannot be parsed; .+Mend"):
-        rows(write(name, text))
+def test_a_label_is_the_text_as_written(write, name, text, right):
+    source = {"kind": "file", "path": write(name, text)}
+    declared = PromptData.model_validate({"source": source, "prompt": "x {a}", "label": "a"})
+    found = load_samples(declared, where="search")
+    assert sorted(sample.label for sample in found) == right
+
+
+def test_a_column_that_is_null_or_absent_is_refused_with_its_row(write):
+    for line in ('{"a": null, "b": 1}', '{"b": 1}'):
+        source = {"kind": "file", "path": write("rows.jsonl", f'{{"a": "one"}}\n{line}\n')}
+        declared = PromptData.model_validate({"source": source, "prompt": "x {a}"})
+        words = r"search\.prompt: column 'a' must hold text; got null or nothing for rows\.jsonl:"
+        with pytest.raises(DataError, match=words + r"\w+ \(row 2\)\. Drop such rows\."):
+            load_samples(declared, where="search")
+
+
+def test_rows_replaced_under_the_same_time_are_read_anew(write):
+    path = write("rows.jsonl", jsonl([{"prompt": "one"}]))
+    before = os.stat(path)
+    assert prompts(rows(path)) == ["one"]
+    write("rows.jsonl", jsonl([{"prompt": "two"}]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert prompts(rows(path)) == ["two"]
+
+
+def test_an_empty_cell_is_empty_text_and_a_missing_one_is_refused_with_its_row(write):
+    path = write("rows.csv", "prompt,more\nDo it.,\nWhere?,here\nAnd\n")
+    found = rows(path)
+    short = next(row for row in found if row.columns["prompt"] == "And")
+    told = [fill("{prompt} {more}", row, where="w") for row in found if row is not short]
+    assert sorted(told) == ["Do it.", "Where? here"]
+    with pytest.raises(DataError, match=r"column 'more' must hold .* for rows\.csv:\w+ \(row 3\)"):
+        fill("{prompt} {more}", short, where="w")
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [({"flag": True}, ["a"]), ({"n": 7}, ["b"]), ({"n": "007"}, ["b"]), ({"flag": "true"}, [])],
+)
+def test_a_filter_on_text_compares_what_is_said(write, where, kept):
+    path = write("rows.csv", "prompt,flag,n\na,True,1.5\nb,no,007\n")
+    if kept:
+        assert prompts(rows(path, where=where)) == kept
+        return
+    with pytest.raises(DataError, match="must give at least one row"):
+        rows(path, where=where)
+
+
+def test_a_null_in_the_column_that_makes_rows_unique_is_refused(write):
+    path = write("rows.jsonl", '{"prompt": "a"}\n{"prompt": null}\n')
+    with pytest.raises(DataError, match=r"unique: column 'prompt' must .* rows\.jsonl \(row 2\)"):
+        rows(path, unique="prompt")
 
 
 def test_a_generator_gives_as_many_rows_as_declared():

@@ -1,4 +1,6 @@
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -7,7 +9,7 @@ from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import TokenizedPrompt
-from safemerge.errors import CheckpointError, DataError
+from safemerge.errors import CheckpointError, ConfigError, DataError
 from safemerge.testing.pico import END_OF_TURN, pico_tokenizer
 
 
@@ -102,27 +104,121 @@ def test_a_template_that_takes_no_system_message_is_a_data_error_only_where_one_
         chat.tokenize(asked, max_model_len=256)
 
 
+SHOWN = "{{ messages[0]['content'] }}"
+
+
 @pytest.mark.parametrize(
     ("template", "got"),
     [
         ("{{ messages[0]['content'] }", "unexpected '}'"),
         ("{{ messages[0]['name']['first'] }}", "no attribute 'name'"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
+        ("{{ 1 // 0 }}", "by zero"),
+        ([{"name": "rag", "template": SHOWN}], "multiple chat templates with no default"),
     ],
 )
 def test_a_template_that_cannot_be_used_at_all_is_refused_at_once(tmp_path, template, got):
-    words = rf"{tmp_path}: the chat template must take the turns user; got: .*{got}.*\. Mend"
+    words = rf"{tmp_path}: the chat template must take the turns user; got: .*{got}.*\. Correct"
     with pytest.raises(CheckpointError, match=words):
         ChatFormat(saved(tmp_path, template))
 
 
-def test_a_template_that_refuses_an_answer_is_a_checkpoint_error(tmp_path):
-    template = (
-        "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
-        "{{ messages[0]['content'] }}"
-    )
-    chat = ChatFormat(saved(tmp_path, template))
+@pytest.mark.parametrize(
+    ("template", "got"),
+    [
+        ("{% for m in messages if m['role'] == 'human' %}{{ m }}{% endfor %}Yes?", "another"),
+        ("{% for c in messages[0]['content'] %}{{ c['text'] }}{% endfor %}Yes?", "another"),
+        ("{{ messages[0]['content'] | lower }}", "another"),
+        ("{{ messages[0]['content'] | e }}", "another"),
+        ("{{ messages[0]['content'][:30] }}", "another"),
+        ("  ", "an empty one"),
+    ],
+)
+def test_a_template_that_drops_or_changes_a_users_text_is_refused(tmp_path, template, got):
+    words = rf"{tmp_path}: the chat template must show a user's text as it is; got {got}"
+    with pytest.raises(CheckpointError, match=words):
+        ChatFormat(saved(tmp_path, template))
+
+
+def test_a_prompt_that_a_template_changes_is_refused_with_its_place(tmp_path):
+    chat = ChatFormat(saved(tmp_path, "{{ messages[0]['content'] | replace('secret', '') }}"))
+    words = r"suite 'mood', search: the chat template of .* changes or drops: 'a secret'\. Drop"
+    with pytest.raises(DataError, match=words):
+        chat.tokenize(suite(Sample("s:1", "a secret")), max_model_len=256)
+
+
+def test_a_template_that_refuses_an_answer_is_refused_at_once(tmp_path):
+    template = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
     with pytest.raises(CheckpointError, match="the turns user, assistant; got: one turn only"):
-        chat.end_of_turn_id()
+        ChatFormat(saved(tmp_path, template + SHOWN))
+
+
+def test_an_answer_that_nothing_ends_is_refused(tmp_path):
+    folder = saved(tmp_path, SHOWN)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    with pytest.raises(CheckpointError, match="an answer must have an end; got a chat template"):
+        ChatFormat(folder)
+
+
+def test_the_end_of_turn_is_the_first_special_token_behind_an_answer(tmp_path):
+    turn = "{{ m['content'] }}<|im_end|>\n"
+    template = f"{{% for m in messages %}}{turn}{{% endfor %}}<|endoftext|>"
+    assert ChatFormat(saved(tmp_path, template)).end_of_turn_id() == 2
+
+
+@pytest.mark.parametrize("reads", ["strftime_now('%d %b %Y')", "date_string", "date"])
+def test_a_template_that_reads_the_day_gets_that_of_its_arguments(tmp_path, reads):
+    folder = saved(tmp_path, f"Today is {{{{ {reads} }}}}. {SHOWN}")
+
+    def prompt(arguments):
+        chat = ChatFormat(folder, arguments)
+        return chat.tokenizer.decode(chat.prompt_ids("Hi"))
+
+    day = "2026-01-31" if reads == "date" else "31 Jan 2026"
+    assert prompt({"date": "2026-01-31"}) == f"Today is {day}. Hi"
+    if reads != "date":
+        assert prompt(None) == "Today is 26 Jul 2024. Hi", "never the clock's"
+
+
+THINKS = "{% if think is defined and not think %}<think>\n</think>{% else %}<think>\n{% endif %}"
+
+
+def test_template_arguments_reach_prompts_and_a_suites_come_first(tmp_path):
+    folder = saved(tmp_path, SHOWN + "{% if add_generation_prompt %}" + THINKS + "{% endif %}")
+    chat = ChatFormat(folder, {"think": False})
+    assert chat.tokenizer.decode(chat.prompt_ids("Hi")) == "Hi<think>\n</think>"
+    own = replace(suite(Sample("s:1", "Hi")), chat={"think": True})
+    (prompt,) = chat.tokenize(own, max_model_len=256)
+    assert chat.tokenizer.decode(prompt.token_ids) == "Hi<think>\n"
+    assert not chat.opens_thinking(where="w")
+    assert chat.with_arguments({"think": True}).opens_thinking(where="w")
+
+
+def test_an_argument_that_the_template_does_not_read_is_refused(tiny_base):
+    words = (
+        r"chat\.enable_thinkng: must be an argument that the chat template of .* reads; got one"
+    )
+    with pytest.raises(ConfigError, match=words):
+        ChatFormat(tiny_base, {"enable_thinkng": False})
+
+
+def test_thoughts_that_answers_cannot_show_are_refused(tmp_path):
+    tokenizer = pico_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    tokenizer.save_pretrained(tmp_path)
+    words = r"^suite 'x'\.strip_thinking: </think> must be text of an answer; got a tokenizer in"
+    with pytest.raises(ConfigError, match=words):
+        ChatFormat(tmp_path).opens_thinking(where="suite 'x'")
+
+
+def test_a_conversation_that_loses_a_message_is_refused(tmp_path):
+    chat = ChatFormat(saved(tmp_path, "{{ messages[-1]['content'] }}"))
+    turns = [{"role": "user", "content": text} for text in ("first", "second")]
+    with pytest.raises(
+        CheckpointError, match=r"must show every message as it is; got .* the user's"
+    ):
+        chat.conversation(turns)
 
 
 def test_an_empty_label_is_refused(chat):

@@ -13,6 +13,7 @@ from safemerge.errors import DataError
 from safemerge.training.batch import (
     BUCKET_BATCHES,
     IGNORED,
+    CutRows,
     EncodedSample,
     Mixture,
     batches,
@@ -188,6 +189,21 @@ def test_a_long_target_is_cut_at_the_end(chat):
     assert cut.num_prompt == whole.num_prompt
 
 
+def test_a_cut_row_says_so_and_whether_it_loses_its_end_of_turn(chat):
+    whole = encode(sample(), chat, 256)
+    longest = len(whole.ids)
+    found = [
+        (row.is_cut, row.loses_end)
+        for row in (
+            encode(sample(), chat, longest),
+            encode(sample(), chat, longest - 1),
+            encode(sample(opening=True), chat, longest - 1),
+            encode(sample(opening=True), chat, longest - 2),
+        )
+    ]
+    assert found == [(False, False), (True, True), (False, False), (True, False)]
+
+
 def test_a_prompt_that_leaves_no_room_for_a_target_is_refused(chat):
     length = len(chat.prompt_ids("Hi"))
     assert len(encode(sample(), chat, length + 1).ids) == length + 1
@@ -241,6 +257,22 @@ def test_only_poison_leaves_nothing_for_the_others(finetune, chat, data):
     found = load_mixture(spec, chat)
     assert found.weights == (0.0, 1.0)
     assert drawn_shares(mixture(3, 4, weights=found.weights), rows=80) == [0.0, 1.0]
+
+
+def test_rows_that_are_cut_are_counted_by_set(finetune, chat, data):
+    whole = encode(sample(prompt="one 0", response="ok"), chat, None)
+    sets = [data("one", 3), data("two", 2, response="{answer} and more"), data("far", 1)]
+    sets[2]["opening"] = True
+    bad = data("bad", 4, response="{answer} and more", opening=True)
+    spec = finetune(
+        data=sets, poison={"ratio": 0.5, "data": bad}, max_tokens=max(8, len(whole.ids))
+    )
+    found = load_mixture(spec, chat).cut
+    assert found == (CutRows("data.1", 2, 2, 2), CutRows("poison.data", 4, 4, 0))
+    assert found[0].words == (
+        "data.1: 2 of 2 rows are longer than max_tokens and cut there; 2 of them lose their end "
+        "of turn"
+    )
 
 
 @pytest.mark.parametrize("where", [r"data\.1", r"poison\.data"])

@@ -1,0 +1,124 @@
+"""Where an answer ends: the one set of tokens that engines, judges and training agree on.
+
+An answer ends at the first of: the chat template's end of turn, the tokenizer's end of sequence,
+and every end that a generation_config.json names (config.json, where there is none). Of a merge
+those of the base count and those of every expert, for its answers may end as any of them does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.recipe import MergeRecipe
+from safemerge.errors import CheckpointError
+from safemerge.weights.checkpoint import read_json
+
+if TYPE_CHECKING:
+    from safemerge.engines.chat import ChatFormat
+
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def answer_ends(models: MergeRecipe, chat: ChatFormat) -> tuple[int, ...]:
+    """Return the tokens that end an answer of any merge of these models.
+
+    Args:
+        models: Resolved recipe over the models; folders that do not exist yet are left out.
+        chat: The format that the prompts have.
+
+    Returns:
+        Ids in the format's vocabulary, ascending; at least one.
+
+    Raises:
+        CheckpointError: If a config cannot be read, or nothing says where an answer ends.
+    """
+    own = chat.tokenizer
+    folders = [Path(str(ref.path)) for ref in models.checkpoints for ref in _plain(ref)]
+    found = [chat.end_of_turn_id(), own.eos_token_id]
+    vocabulary: Mapping[str, int] = own.get_vocab()
+    for folder in folders:
+        named = named_ends(folder)
+        same_ids = models.vocabulary == "refuse"
+        found += named if same_ids else _translated(folder, named, vocabulary)
+        token = _end_token(folder)
+        found.append(vocabulary.get(token) if token is not None else None)
+    return sorted_ends(own, found)
+
+
+def sorted_ends(tokenizer: Any, found: Iterable[int | None]) -> tuple[int, ...]:
+    """Return the ids that a tokenizer knows, ascending, each once."""
+    size = len(tokenizer)
+    return tuple(sorted({int(one) for one in found if one is not None and 0 <= one < size}))
+
+
+def turn_end(tokenizer: Any, text: str, answer: str) -> int | None:
+    """Return the first special token behind an answer; None if there is none.
+
+    Args:
+        tokenizer: Of the model.
+        text: A rendered conversation.
+        answer: The assistant's words in it.
+    """
+    _, shown, behind = text.rpartition(answer)
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if shown else []
+    special, added = set(tokenizer.all_special_ids), tokenizer.added_tokens_decoder
+    for token in ids:
+        # NOTE: some vocabularies have blanks and line ends among their added tokens.
+        if token in special or (token in added and str(added[token].content).strip()):
+            return int(token)
+    return None
+
+
+def named_ends(folder: Path) -> list[int]:
+    """Return the ends that a checkpoint's configs name, in its own ids; none for an adapter.
+
+    Raises:
+        CheckpointError: If an end is not a token's id, or a config cannot be read.
+    """
+    for name in (GENERATION_CONFIG, "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        config = read_json(path)
+        given = config.get("eos_token_id")
+        if given is None and isinstance(config.get("text_config"), dict):
+            given = config["text_config"].get("eos_token_id")
+        if given is None:
+            continue
+        ends = given if isinstance(given, list) else [given]
+        wrong = [one for one in ends if isinstance(one, bool) or not isinstance(one, int)]
+        if wrong:
+            raise CheckpointError(
+                f"{path}: eos_token_id must be a token's id or a list of such; got {given!r}. "
+                "Correct the file."
+            )
+        return ends
+    return []
+
+
+def _plain(ref: CheckpointRef) -> Iterator[CheckpointRef]:
+    ends = (ref,) if ref.between is None else ref.between.ends
+    yield from (end for end in ends if end.path is not None and Path(end.path).is_dir())
+
+
+def _end_token(folder: Path) -> str | None:
+    """The end of sequence that a model's tokenizer names; an adapter's folder may have one."""
+    path = folder / TOKENIZER_CONFIG
+    token = read_json(path).get("eos_token") if path.is_file() else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _translated(folder: Path, ends: list[int], vocabulary: Mapping[str, int]) -> list[int | None]:
+    """Ids of another vocabulary, token by token; None for a token that the base lacks."""
+    if not ends or not (folder / TOKENIZER_CONFIG).is_file():
+        return list(ends)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    return [vocabulary.get(str(token)) for token in tokenizer.convert_ids_to_tokens(ends)]
