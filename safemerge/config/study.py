@@ -225,6 +225,13 @@ class StudySpec(StrictModel):
             problems += _unknown_metric(f"objectives.{index}.metric", objective.metric, known)
         for index, constraint in enumerate(self.constraints):
             problems += _unknown_metric(f"constraints.{index}.metric", constraint.metric, known)
+        problems += [
+            f"{ref.name}: a model of a study must be in one folder, which engines start from; got "
+            f"'{'on' if ref.stack is None else 'stack'}', a model made of others. Write it with "
+            "'safemerge merge', then name its folder."
+            for ref in self.checkpoints
+            if ref.on is not None or ref.stack is not None
+        ]
         chosen = list(
             self.tokenizer.problems([item.name for item in self.checkpoints], self.vocabulary)
         )

@@ -246,9 +246,11 @@ def _weights(recipe: MergeRecipe, name: str, num_layers: int | None) -> dict[str
     """Coefficient of each expert's task vector in one tensor."""
     group, depth = group_of(name, recipe.layer_groups), depth_of(name, num_layers, recipe.anchors)
     numbers = coefficients_for(recipe.method, group, depth)
-    if recipe.method.name != "linear":
-        return {model: numbers.lambda_ * item for model, item in numbers.weights.items()}
     where = f"recipe {recipe.digest[:4]}, tensor '{name}'"
+    if recipe.method.name != "linear":
+        normalize = bool(numbers.options.get("normalize", False))
+        weights = linear_shares(numbers.weights, normalize=normalize, where=where)
+        return {model: numbers.lambda_ * item for model, item in weights.items()}
     shares = linear_shares(numbers.weights, normalize=recipe.method.normalize, where=where)
     total = math.fsum(shares.values())
     if abs(total - 1.0) > MIN_WEIGHT_SUM:
