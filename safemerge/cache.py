@@ -30,11 +30,13 @@ def cache_dir() -> Path:
         PreflightError: If the folder cannot be made or written.
     """
     named = os.environ.get(CACHE_VARIABLE)
-    folder = Path(named).expanduser() if named else Path.home() / ".cache" / "safemerge"
+    folder = Path(named or "~/.cache/safemerge")
     try:
+        folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PreflightError(_unwritable(folder, error.strerror or str(error))) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        raise PreflightError(_unwritable(folder, told)) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PreflightError(_unwritable(folder, "no write permission"))
     return folder
@@ -61,7 +63,7 @@ def read_entry(kind: str, key: str) -> dict[str, Any] | None:
     """
     try:
         entry = json.loads((cache_dir() / kind / f"{key}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from safemerge.config.base import StrictModel
 from safemerge.config.robustness import Cell, RobustnessSpec
-from safemerge.errors import StudyError
+from safemerge.errors import RunFolderError, StudyError
 from safemerge.files import (
     append_line,
     disk_errors,
@@ -139,9 +139,9 @@ class CellStore:
             text = path.read_text(encoding="utf-8")
             found = json.loads(text).get("format")
         except FileNotFoundError:
-            raise StudyError(f"{path}: no such measurement. Check the folder.") from None
+            raise RunFolderError(f"{path}: no such measurement. Check the folder.") from None
         except (OSError, ValueError, AttributeError) as error:
-            raise StudyError(f"{path}: cannot be read; got {error}. Restore it.") from None
+            raise RunFolderError(f"{path}: cannot be read; got {error}. Restore it.") from None
         if found != CELL_FORMAT:
             raise StudyError(
                 f"{path}: format must be {CELL_FORMAT}; got {found!r}. "

@@ -278,6 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done; 1 the work failed; 2 the user's input or environment is wrong; 130 interrupted.
     """
     options = build_parser().parse_args(arguments)
+    wrong = _unusable(options)
+    if wrong is not None:
+        print(f"safemerge: {wrong}", file=sys.stderr)
+        return EXIT_USER
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # Imported on demand, so that help and validation answer at once.
     command = importlib.import_module(f"safemerge.commands.{options.command}")
@@ -299,7 +303,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output left, e.g. `| head`; Python's last flush must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # A border: a file or a disk that failed where nothing better is known of it.
+        if options.debug or error.filename is None:
+            raise
+        print(
+            f"safemerge: {error.filename}: must be a place that can be used; got: "
+            f"{error.strerror}. Check the path and its permissions.",
+            file=sys.stderr,
+        )
+        return EXIT_USER
     return EXIT_DONE
+
+
+def _unusable(options: argparse.Namespace) -> str | None:
+    """Say which argument no file can be named, None if all may be names."""
+    for name, given in vars(options).items():
+        for text in given if isinstance(given, list) else [given]:
+            if isinstance(text, str) and ("\0" in text or not text.isprintable()):
+                return (
+                    f"argument {name}: must be text without control characters; got "
+                    f"{ascii(text)[:80]}. Check the spelling."
+                )
+    return None
 
 
 if __name__ == "__main__":

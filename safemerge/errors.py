@@ -40,6 +40,10 @@ class CheckpointMismatchError(UserError):
     """Checkpoints of one merge disagree: names, shapes, dtypes, vocabulary, tying."""
 
 
+class CheckpointChangedError(CheckpointError, CheckpointMismatchError):
+    """A checkpoint's files are no longer those that were opened, or that a digest is of."""
+
+
 class PreflightError(UserError):
     """The machine lacks something: a package, disk space, a free port, a cluster."""
 
@@ -62,6 +66,10 @@ class StudyError(SafemergeError, RuntimeError):
 
 class ChangedRunError(StudyError, UserError):
     """A run's files, or what the run was made with, are no longer what they were."""
+
+
+class RunFolderError(StudyError, UserError):
+    """A folder holds no run, or one that this version cannot read."""
 
 
 class TrainingError(SafemergeError, RuntimeError):

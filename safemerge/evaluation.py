@@ -207,6 +207,7 @@ def answer_candidate(
 
     Raises:
         EngineError: If the engine failed; nothing is known about the candidate.
+        CheckpointError: If a checkpoint's file changed; nothing is known either.
     """
     started = time.perf_counter()
     try:

@@ -24,7 +24,7 @@ from safemerge.config.base import StrictModel
 from safemerge.config.inputs import AskedRows
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
-from safemerge.errors import StudyError
+from safemerge.errors import RunFolderError, StudyError
 from safemerge.files import (
     TornLine,
     disk_errors,
@@ -151,12 +151,12 @@ class RunStore:
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
-            raise StudyError(f"{path}: no such run. Check the folder.") from None
+            raise RunFolderError(f"{path}: no such run. Check the folder.") from None
         except OSError as error:
-            raise StudyError(f"{path}: cannot be read; got {error.strerror}.") from None
+            raise RunFolderError(f"{path}: cannot be read; got {error.strerror}.") from None
         found = _format_of(text)
         if found not in (STORE_FORMAT, None):
-            raise StudyError(
+            raise RunFolderError(
                 f"{path}: format must be {STORE_FORMAT}; got {found!r}. "
                 "Read it with the safemerge version that wrote it."
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
-from safemerge.commands.merge import write
+from safemerge.commands.merge import check_out, write
 from safemerge.commands.stored import check_stored
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> None:
     for problem in defects(spec, point.report):
         console.say(f"note: on the report split, {problem}")
     recipe = MergeRecipe.model_validate(point.recipe)
-    write(recipe, Path(options.out), console, card=model_card(load_run(folder), point.number))
+    out = check_out(options.out, recipe)
+    write(recipe, out, console, card=model_card(load_run(folder), point.number))
 
 
 def defects(spec: StudySpec, result: CandidateResult) -> list[str]:

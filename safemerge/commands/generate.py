@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
+from safemerge.commands.folder import check_disk
 from safemerge.commands.study import check_engine, check_judges
 from safemerge.config.document import load_document
 from safemerge.config.generation import GenerateSpec
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
             f"{folder}: holds a run of this file already. Continue it with `{again}`, or remove "
             "the folder, or rename the data."
         )
+    check_disk(folder)
     check_engine(spec.evaluator)
 
     from safemerge.distributed.cluster import ray_cluster

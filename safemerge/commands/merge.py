@@ -38,11 +38,11 @@ def run(options: argparse.Namespace) -> None:
     recipe = parse_document(document, MergeRecipe, where=str(path))
     recipe = recipe.located(path.resolve().parent)
     _check_form(options, recipe)
+    out = check_out(options.out, recipe)
     recipe = resolve_recipe(recipe, console)
     if mergekit is not None:
         recipe = check_presumed(recipe, mergekit, console, where=str(path))
     exported = _as_mergekit(recipe) if options.mergekit is not None else None
-    out = Path(options.out)
     if options.adapter:
         write_as_adapter(recipe, out, console, rank=options.rank)
     else:
@@ -71,6 +71,25 @@ def _check_form(options: argparse.Namespace, recipe: MergeRecipe) -> None:
         from safemerge.merge.lora import check_adapter_recipe
 
         check_adapter_recipe(recipe)
+
+
+def check_out(out: str, recipe: MergeRecipe) -> Path:
+    """Refuse an output folder before any checkpoint is read.
+
+    Args:
+        out: As given.
+        recipe: Located; its folders are read.
+
+    Returns:
+        The folder, as given.
+
+    Raises:
+        UserError, PreflightError: See `free_place`.
+    """
+    from safemerge.merge.folder import free_place
+
+    free_place(out, inputs=[ref.path for ref in recipe.checkpoints if ref.path is not None])
+    return Path(out)
 
 
 def resolve_recipe(recipe: MergeRecipe, console: Console) -> MergeRecipe:

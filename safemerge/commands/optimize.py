@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from safemerge.commands.console import Console
+from safemerge.commands.folder import check_disk
 from safemerge.config.base import digest
 from safemerge.config.coefficient import leaves
 from safemerge.config.document import load_document
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
             f"{folder}: holds a run of this optimisation already. Continue it with `{again}`, or "
             "remove the folder, or rename the optimisation."
         )
+    check_disk(folder)
     try:
         result = _optimize(spec, folder, console)
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from safemerge.cell_store import CellRecord, CellStore
 from safemerge.commands.console import Console, duration
-from safemerge.commands.search import check_disk
+from safemerge.commands.folder import check_disk
 from safemerge.commands.study import check_engine
 from safemerge.config.base import digest
 from safemerge.config.document import load_document

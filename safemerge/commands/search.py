@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, duration
+from safemerge.commands.folder import check_disk
 from safemerge.commands.stored import accept_trials
 from safemerge.commands.study import load_study, preflight, resolve_with
 from safemerge.config.checkpoint import CheckpointRef
@@ -261,31 +261,6 @@ def _finish(folder: Path, console: Console) -> None:
     if run.front is not None and run.front.points:
         pick = "knee" if run.front.knee is not None else run.front.points[0].number
         console.say(f"next: safemerge export {folder} --pick {pick} OUT_DIR")
-
-
-def check_disk(folder: Path) -> None:
-    """Refuse to start without a place for a run's folder.
-
-    Raises:
-        PreflightError: If it cannot be written, or less than 100 MB are free there.
-    """
-    from safemerge.errors import PreflightError
-
-    existing = folder.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        kind = "a folder that cannot be written" if existing.is_dir() else "a file"
-        raise PreflightError(
-            f"{folder}: the run's folder must be a place that can be written; got {kind}, "
-            f"{existing}. Choose another folder with --results."
-        )
-    free = shutil.disk_usage(existing).free
-    if free < 100e6:
-        raise PreflightError(
-            f"{folder}: needs 100 MB of free space; got {free / 1e6:.0f} MB. Free some, or "
-            "choose another folder with --results."
-        )
 
 
 def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:

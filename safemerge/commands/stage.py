@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
+from safemerge.commands.folder import check_disk
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.files import disk_errors, replace_file
 
@@ -24,6 +25,8 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
 
     console = Console()
     spec = load_training_spec(options.spec, kind)
+    folder = Path(options.results) / spec.name
+    check_disk(folder)
     reference = CheckpointRef.model_validate(
         {"name": spec.name, kind: str(Path(options.spec).resolve())}
     )
@@ -31,7 +34,6 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
         say=console.say, on_step=console.training_step, resume=options.resume
     )
     resolved = ingredients.resolve([reference])[spec.name]
-    folder = Path(options.results) / spec.name
     checkpoint = Path(str(resolved.path))
     work = checkpoint.with_name(checkpoint.name + ".work")
     document = {"path": str(checkpoint), "digest": resolved.digest}

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel, digest
+from safemerge.config.location import located_path
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """A name used in dotted paths: letters, digits, ``_`` and ``-``."""
@@ -266,7 +267,7 @@ def interpolated(name: str, neighbours: Neighbours) -> CheckpointRef:
 
 def _located(ref: StrictModel, keys: tuple[str, ...], folder: Path) -> dict[str, object]:
     return {
-        key: str((folder / Path(value).expanduser()).resolve())
+        key: located_path(value, folder)
         for key in keys
         if (value := getattr(ref, key)) is not None
     }

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import Name
+from safemerge.config.location import located_path
 
 GuardFamily = Literal[
     "llama_guard", "wildguard", "granite_guardian", "shield_gemma", "qwen3_guard", "strongreject"
@@ -131,8 +132,7 @@ class ModelJudge(StrictModel):
         """Return a copy whose relative file references are taken from `folder`."""
         if self.path is None:
             return self
-        path = str((folder / Path(self.path).expanduser()).resolve())
-        return self.model_copy(update={"path": path})
+        return self.model_copy(update={"path": located_path(self.path, folder)})
 
 
 class ClassifierJudge(ModelJudge):

@@ -27,6 +27,9 @@ _RULES = {
 }
 """What each kind of wrong type should have been."""
 
+_MAX_WORD = 100
+"""Letters of a word that are compared with those that it may be: it takes their square."""
+
 _BOUNDS = {
     "greater_than": ("above", "gt"),
     "greater_than_equal": ("at least", "ge"),
@@ -69,7 +72,7 @@ def problem_lines(error: ValidationError, model: type[BaseModel], document: obje
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """Return advice on a mistyped word: the nearest valid one, or a list of them all."""
     known = list(valid)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word[:_MAX_WORD], known, n=1, cutoff=0.5)
     return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}."
 
 
@@ -157,7 +160,9 @@ def _described(place: _Place, item: Any) -> list[str]:
         advice = ""
         if isinstance(item["input"], str):
             words = choices.replace(" or ", ", ").split(", ")
-            near = difflib.get_close_matches(item["input"], [w.strip("'") for w in words], n=1)
+            near = difflib.get_close_matches(
+                item["input"][:_MAX_WORD], [w.strip("'") for w in words], n=1
+            )
             advice = f" Did you mean '{near[0]}'?" if near else ""
         return [f"{prefix}must be {choices}; got {got}.{advice}"]
     if kind in _BOUNDS:

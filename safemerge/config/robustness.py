@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from safemerge.config.base import StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, HubId, Name
+from safemerge.config.location import located_path
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import TrainingData
 from safemerge.config.study import EvaluatorSpec
@@ -61,7 +62,7 @@ class HardenedModel(StrictModel):
         """Return a copy whose relative file references are taken from `folder`."""
         return self.model_copy(
             update={
-                key: str((folder / Path(value).expanduser()).resolve())
+                key: located_path(value, folder)
                 for key in ("align", "path", "recipe")
                 if (value := getattr(self, key)) is not None
             }

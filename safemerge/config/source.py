@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
+from safemerge.config.location import located_path
 
 
 class _Source(StrictModel):
@@ -78,8 +79,7 @@ class FileSource(_Source):
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose path is taken from `folder`."""
-        path = str((folder / Path(self.path).expanduser()).resolve())
-        return self.model_copy(update={"path": path})
+        return self.model_copy(update={"path": located_path(self.path, folder)})
 
 
 class HubSource(_Source):

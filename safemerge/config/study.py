@@ -16,6 +16,7 @@ from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
 from safemerge.config.inputs import StudyInputs
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
+from safemerge.config.location import located_path
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
@@ -306,7 +307,7 @@ class StudySpec(StrictModel):
         models = changed_models(self.checkpoints, lambda ref: ref.located(folder))
         suites = [suite.located(folder) for suite in self.suites]
         trained = [ref.located(folder) for ref in self.trained]
-        start = [str((folder / Path(file).expanduser()).resolve()) for file in self.start]
+        start = [located_path(file, folder) for file in self.start]
         rung = None if self.rung is None else self.rung.located(folder)
         changes = {"suites": suites, "trained": trained, "start": start, "rung": rung}
         return self.model_copy(update={**models, **changes})

@@ -13,6 +13,7 @@ from safemerge.config.chat import ChatArguments
 from safemerge.config.checkpoint import Name
 from safemerge.config.few_shot import FewShot
 from safemerge.config.judge import JudgeSpec, RefusalProxy
+from safemerge.config.location import located_path
 from safemerge.config.ready_made import ready_made_names, with_ready_made
 from safemerge.config.source import PromptData
 
@@ -218,7 +219,7 @@ class LmEval(StrictModel):
         """Return a copy whose relative file references are taken from `folder`."""
         if self.include_path is None:
             return self
-        path = str((folder / Path(self.include_path).expanduser()).resolve())
+        path = located_path(self.include_path, folder)
         return self.model_copy(update={"include_path": path})
 
 

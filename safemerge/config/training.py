@@ -17,6 +17,7 @@ from safemerge.config.alignment import (
 from safemerge.config.base import StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name
+from safemerge.config.location import located_path
 from safemerge.config.source import TrainingData
 
 
@@ -158,7 +159,7 @@ class _Training(StrictModel):
             "data": [item.located(folder) for item in self.data],
         }
         if self.adapter is not None:
-            update["adapter"] = str((folder / Path(self.adapter).expanduser()).resolve())
+            update["adapter"] = located_path(self.adapter, folder)
         return self.model_copy(update=update)
 
 

@@ -29,7 +29,7 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.engines.core_claim import CoreClaim
 from safemerge.engines.engine import Engine, TokenizedPrompt
 from safemerge.engines.launch import start_engine
-from safemerge.errors import EngineError, SafemergeError
+from safemerge.errors import EngineError, SafemergeError, UserError
 from safemerge.evaluation import (
     AnsweredSplit,
     answer_candidate,
@@ -59,11 +59,32 @@ class EvaluatorReplica:
     Args:
         study: JSON of a study whose checkpoints are resolved to paths.
         judges: Handles of the judges that are deployments; see `bound_judges`.
+
+    What is wrong with the user's files when a replica starts, or starts again, is raised to
+    whoever asks it first.
     """
 
     def __init__(self, study: str, judges: Mapping[str, Any] | None = None) -> None:
-        spec = StudySpec.model_validate_json(study)
-        self._spec = spec.with_checkpoints(refs_on_this_node(spec.all_checkpoints))
+        self._spec = StudySpec.model_validate_json(study)
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        # Beside the engine's thread: judges elsewhere are waited for while it answers the next,
+        # and that one's answers need not wait for them either.
+        self._scoring = ThreadPoolExecutor(max_workers=2, thread_name_prefix="scoring")
+        self._busy_since: float | None = None
+        self._last_answer = 0.0
+        self._claim: CoreClaim | None = None
+        self._engine: Engine | None = None
+        self._pairs: RungPairs | None = None
+        self._wrong: UserError | None = None
+        try:
+            self._set_up(judges or {})
+        except UserError as error:
+            # A replica that does not come up is tried again and again, and nobody hears why.
+            self._wrong = error
+
+    def _set_up(self, judges: Mapping[str, Any]) -> None:
+        self._spec = self._spec.with_checkpoints(refs_on_this_node(self._spec.all_checkpoints))
         check_texts(self._spec)
         self._models = study_models(self._spec)
         self._chat = ChatFormat(candidate_tokenizer(self._models), self._spec.chat)
@@ -73,27 +94,19 @@ class EvaluatorReplica:
                 suites,
                 self._chat,
                 max_model_len=evaluator.max_model_len,
-                make_judge=judge_maker(judges or {}, self._spec.judge_service),
+                make_judge=judge_maker(judges, self._spec.judge_service),
             )
             for split, suites in load_suites(self._spec).items()
         }
-        self._pairs: RungPairs | None = None
         if (rung := self._spec.rung) is not None:
             self._pairs = RungPairs(
                 rung, self._chat, max_model_len=evaluator.max_model_len, seed=self._spec.seed
             )
         # Only vLLM binds its threads; a claim of the transformers engine would just keep cores
         # from others.
-        binds = evaluator.engine == "vllm" and evaluator.gpus_per_replica == 0
-        self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica))) if binds else None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        # Beside the engine's thread: judges elsewhere are waited for while it answers the next,
-        # and that one's answers need not wait for them either.
-        self._scoring = ThreadPoolExecutor(max_workers=2, thread_name_prefix="scoring")
-        self._busy_since: float | None = None
-        self._last_answer = 0.0
-        self._engine: Engine | None = self._start_engine()
-        self._name = serve.get_replica_context().replica_id.unique_id
+        if evaluator.engine == "vllm" and evaluator.gpus_per_replica == 0:
+            self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica)))
+        self._engine = self._start_engine()
 
     def _start_engine(self) -> Engine:
         cpu_ids = self._claim.cpu_ids if self._claim is not None else None
@@ -109,6 +122,7 @@ class EvaluatorReplica:
         Raises:
             EngineError: If the engine failed; it is rebuilt before the next candidate.
             ScoringError: If too many responses are unscored.
+            UserError: If the replica could not be set up, or a checkpoint's file changed.
         """
         deadline = time.monotonic() + JUDGED_WITHIN * self._spec.evaluator.timeout_s
         loop = asyncio.get_running_loop()
@@ -131,13 +145,12 @@ class EvaluatorReplica:
         return await loop.run_in_executor(self._thread, self._screen, recipe)
 
     def _screen(self, recipe: str) -> RungResult | CandidateResult:
-        pairs = self._pairs
-        assert pairs is not None, "asked only in studies with a rung"
-        return self._with_engine(
-            lambda engine: pairs.screen(
-                engine, MergeRecipe.model_validate_json(recipe), replica=self._name
-            )
-        )
+        def ask(engine: Engine) -> RungResult | CandidateResult:
+            assert self._pairs is not None, "asked only in studies with a rung"
+            asked = MergeRecipe.model_validate_json(recipe)
+            return self._pairs.screen(engine, asked, replica=self._name)
+
+        return self._with_engine(ask)
 
     def _answer(self, recipe: str, split: Split) -> AnsweredSplit:
         return self._with_engine(
@@ -148,6 +161,8 @@ class EvaluatorReplica:
 
     def _with_engine(self, ask: Callable[[Engine], _Answer]) -> _Answer:
         """Ask the engine something; one that fails is rebuilt before the next candidate."""
+        if self._wrong is not None:
+            raise self._wrong
         self._busy_since = time.monotonic()
         try:
             if self._engine is None:

@@ -132,6 +132,7 @@ def search_round(
         for another round.
 
     Raises:
+        UserError: If a checkpoint's file changed meanwhile; finished trials are stored.
         StudyError: If Tune ended early; finished trials are stored.
         TrainingError: If no ingredient can be trained.
     """
@@ -190,6 +191,7 @@ def _tune(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
+    searcher.refuse_wrong()
 
 
 def evaluate_report_split(

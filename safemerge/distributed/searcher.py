@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from safemerge.distributed.supply import Supply
-from safemerge.errors import StudyError
+from safemerge.errors import StudyError, UserError
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.study import SearchStudy
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 RESULT, FAILURE, RETRY = "safemerge_result", "safemerge_failure", "safemerge_retry"
 """Keys of a trial's last report: a result, or why there is none and whether to try again."""
+WRONG = "safemerge_wrong_input"
+"""Key beside them: whether the user's files are at fault, so that no other trial can do better."""
 SCREENED = "screened"
 """Key of a trial's configuration: whether its losses on the low rung are known."""
 RUNG = "safemerge_rung"
@@ -61,9 +63,15 @@ class StudySearcher(Searcher):
         self._held: list[int] = list(study.in_flight)
         self._numbers: dict[str, int] = {}
         self._stopped: dict[str, Pruned | Failure] = {}
+        self._wrong: UserError | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next trial's configuration, or that there is none left."""
+        """Return the next trial's configuration, or that there is none left.
+
+        Raises:
+            UserError: See `refuse_wrong`, and `Supply.delivered`.
+        """
+        self.refuse_wrong()
         while True:
             self._take_deliveries()
             if self._study.done:
@@ -82,6 +90,17 @@ class StudySearcher(Searcher):
             self._on_record(self._study.tell(proposal.number, ended))
         self._numbers[trial_id] = proposal.number
         return _config(proposal, screened=losses is not None)
+
+    def refuse_wrong(self) -> None:
+        """End the search if a trial met files of the user's that are wrong by now.
+
+        That trial stays in flight: it is asked again when the search is resumed.
+
+        Raises:
+            UserError: What the trial met.
+        """
+        if self._wrong is not None:
+            raise self._wrong
 
     def _take_deliveries(self) -> None:
         """Take in what was trained; end the proposals that wait for what could not be.
@@ -155,6 +174,9 @@ class StudySearcher(Searcher):
         if number is None:
             return
         outcome: CandidateResult | Failure | Pruned | None = self._stopped.pop(trial_id, None)
+        if outcome is None and result is not None and result.get(WRONG):
+            self._wrong = self._wrong or UserError(str(result[FAILURE]))
+            return
         if outcome is not None:
             pass
         elif not error and result is not None and RESULT in result:

@@ -19,7 +19,7 @@ from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.distributed.fit import cause_of, start_fit
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
-from safemerge.errors import TrainingError
+from safemerge.errors import CheckpointChangedError, TrainingError
 from safemerge.training.batch import load_mixture
 from safemerge.training.device import claim_device
 from safemerge.training.full import (
@@ -30,12 +30,13 @@ from safemerge.training.full import (
     whole_weights,
 )
 from safemerge.training.gradient import Loss
-from safemerge.training.ingredient import MARKER
+from safemerge.training.ingredient import FINGERPRINT, MARKER
 from safemerge.training.log import FollowedLog, MetricsLog
 from safemerge.training.lora import attach_lora, load_lora, save_trained
 from safemerge.training.method import Method, held_out_loss, make_method, method_batches
 from safemerge.training.sft import StepMetrics, make_optimizer, stage_loss, train
 from safemerge.training.state import load_state, save_state
+from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.hub import on_this_node
 
 _SPEC: TypeAdapter[FinetuneSpec | AlignSpec] = TypeAdapter(FinetuneSpec | AlignSpec)
@@ -126,6 +127,7 @@ def _train_worker(config: dict[str, str]) -> None:
     mixture = load_mixture(spec, ChatFormat(base, spec.chat))
     several = world_size > 1
     model, loss = _load_model(spec, base, device=device, several=several)
+    _check_base(spec, base, json.loads(config["provenance"])["base_fingerprint"])
     sharded = isinstance(model, ShardedModel)
     optimizer = make_optimizer(model, spec)
     method = make_method(
@@ -174,6 +176,16 @@ def _train_worker(config: dict[str, str]) -> None:
     weights = whole_weights(model) if spec.parameters == "full" else {}
     if rank == 0:
         _publish(model, weights, spec, config)
+
+
+def _check_base(spec: FinetuneSpec | AlignSpec, base: Path, wanted: str) -> None:
+    """Check, once it is loaded, that the base is the one that the result is named after."""
+    found = fingerprint(base)
+    if found != wanted:
+        raise CheckpointChangedError(
+            f"{spec.name}: the base must have fingerprint {wanted}; got {found} in {base}: its "
+            f"files changed since training was planned. Put them back, or start again."
+        )
 
 
 def _load_model(
@@ -248,6 +260,7 @@ def _publish(
     else:
         save_trained(model, base, scratch, output=spec.output)
     marker = {"spec": spec.resolved(), **json.loads(config["provenance"])}
+    marker[FINGERPRINT] = fingerprint(scratch)
     (scratch / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)

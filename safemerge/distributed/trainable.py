@@ -9,8 +9,8 @@ from ray import serve, tune
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.distributed.evaluator import DEPLOYMENT, score_through, screen_through
-from safemerge.distributed.searcher import FAILURE, RESULT, RETRY, RUNG, SCREENED
-from safemerge.errors import EngineError
+from safemerge.distributed.searcher import FAILURE, RESULT, RETRY, RUNG, SCREENED, WRONG
+from safemerge.errors import EngineError, UserError
 from safemerge.records import RungResult
 
 
@@ -52,9 +52,14 @@ class CandidateTrainable(tune.Trainable):
                 return {RESULT: found.model_dump_json(), "done": True}
             result = score_through(self._handle, recipe, "search", timeout_s=self._timeout_s)
         except Exception as error:  # noqa: BLE001
-            # A border: whatever went wrong ends this trial as FAIL with its reason.
+            # A border: whatever went wrong ends this trial with its reason.
             reason = str(error) or "".join(traceback.format_exception_only(error)).strip()
-            return {FAILURE: reason, RETRY: isinstance(error, EngineError), "done": True}
+            return {
+                FAILURE: reason,
+                RETRY: isinstance(error, EngineError),
+                WRONG: isinstance(error, UserError),
+                "done": True,
+            }
         return {RESULT: result.model_dump_json(), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

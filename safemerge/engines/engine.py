@@ -98,6 +98,8 @@ class Engine(Protocol):
         Raises:
             MergeError: If the recipe cannot be merged (non-finite result); the engine holds no
                 candidate then, and can load another.
+            CheckpointError: If a checkpoint's file is no longer what was opened; the engine holds
+                no candidate then.
             EngineError: If the swap failed half-way; the engine must be rebuilt.
         """
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.engine import Engine
+from safemerge.merge.digest import check_digests
 
 
 def start_engine(
@@ -25,8 +26,11 @@ def start_engine(
 
     Raises:
         PreflightError: If the engine is not installed.
+        CheckpointError: If a checkpoint cannot be read, or is not what its digest says.
         EngineError: If it does not start.
     """
+    # First: an engine that loads a damaged base says less, and later.
+    check_digests(models)
     if spec.engine == "transformers":
         from safemerge.engines.transformers_engine import TransformersEngine
 

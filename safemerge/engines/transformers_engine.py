@@ -68,6 +68,7 @@ class TransformersEngine:
     def __init__(self, models: MergeRecipe, spec: EvaluatorSpec) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
+        self._resident = ResidentCheckpoints.open(models, for_engine=True, grows=True)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = compute_dtype(spec.dtype, device=self._device)
         self._model: Any = AutoModelForCausalLM.from_pretrained(str(models.base.path), dtype=dtype)
@@ -79,7 +80,6 @@ class TransformersEngine:
         self._ends = answer_ends(models, chat)
         self._decode = chat.tokenizer.decode
         self._batch_size = spec.max_num_seqs
-        self._resident = ResidentCheckpoints.open(models, for_engine=True, grows=True)
         self._candidate: str | None = None
 
     def load(self, recipe: MergeRecipe) -> None:

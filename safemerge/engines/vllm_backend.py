@@ -1,6 +1,6 @@
 """The weight-transfer backend inside a vLLM worker: a recipe arrives, merged weights result.
 
-The worker keeps base and experts open and memory-mapped; an update merges them tensor by tensor
+The worker keeps base and experts open; an update merges them tensor by tensor
 and hands checkpoint-format ``(name, tensor)`` pairs to the model's own ``load_weights``, with
 vLLM's layer-wise reload around it. The same code serves CPUs, GPUs and tensor parallelism: each
 worker streams the full tensors, the model's loader takes its shard.
@@ -24,8 +24,8 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from safemerge.config.recipe import MergeRecipe
-from safemerge.engines.vllm_plugin import MERGE_ERROR_MARK
-from safemerge.errors import MergeError
+from safemerge.engines.vllm_plugin import CHECKPOINT_ERROR_MARK, MERGE_ERROR_MARK
+from safemerge.errors import CheckpointError, CheckpointMismatchError, MergeError
 from safemerge.merge.resident import ResidentCheckpoints
 
 
@@ -57,10 +57,23 @@ class RecipeWeightTransferEngine(WeightTransferEngine[RecipeInitInfo, RecipeUpda
         self._resident: ResidentCheckpoints | None = None
 
     def init_transfer_engine(self, init_info: RecipeInitInfo) -> None:
-        """Open base and experts; they stay memory-mapped for the worker's life."""
+        """Open base and experts; they stay open for the worker's life.
+
+        Digests are checked here too: a worker may be on another node than the driver, and may
+        start again when files have changed.
+
+        Raises:
+            CheckpointError: If a checkpoint cannot be read, or is not what the recipe's digest
+                says; its text carries `CHECKPOINT_ERROR_MARK`.
+        """
         models = MergeRecipe.model_validate_json(init_info.models)
-        # Agreement was checked once by the driver; every worker would only repeat it.
-        self._resident = ResidentCheckpoints.open(models, check=False, for_engine=True, grows=True)
+        try:
+            # Agreement was checked once by the driver; every worker would only repeat it.
+            self._resident = ResidentCheckpoints.open(
+                models, check=False, for_engine=True, grows=True
+            )
+        except (CheckpointError, CheckpointMismatchError) as error:
+            raise CheckpointError(f"{CHECKPOINT_ERROR_MARK} {error}") from error
 
     def start_weight_update(self) -> None:
         """Prepare layer-wise reloading."""
@@ -78,17 +91,21 @@ class RecipeWeightTransferEngine(WeightTransferEngine[RecipeInitInfo, RecipeUpda
         Raises:
             MergeError: If the recipe gives a non-finite tensor; its text carries
                 `MERGE_ERROR_MARK`, and the model is left loadable.
+            CheckpointError: If a checkpoint's file changed; its text carries
+                `CHECKPOINT_ERROR_MARK`, and the model is left loadable.
         """
         if self._resident is None:
             raise RuntimeError("init_weight_transfer_engine must come before update_weights.")
         recipe = MergeRecipe.model_validate_json(update_info.recipe)
         try:
             self.model.load_weights(self._resident.merged(recipe, device=self.device))
-        except MergeError as error:
+        except (MergeError, CheckpointError) as error:
             # Ends the reload so that the next one starts clean; the half-filled weights are
             # never used: no weight version is set for them.
             finalize_layerwise_reload(self.model, self.model_config)
-            raise MergeError(f"{MERGE_ERROR_MARK} {error}") from error
+            if isinstance(error, MergeError):
+                raise MergeError(f"{MERGE_ERROR_MARK} {error}") from error
+            raise CheckpointError(f"{CHECKPOINT_ERROR_MARK} {error}") from error
 
     def finish_weight_update(self) -> None:
         """Finish layer-wise reloading and clear the KV cache's memory.

@@ -15,13 +15,16 @@ from safemerge.engines.core_claim import bind_process
 from safemerge.engines.engine import Continuation, Likelihood, Sampling, TokenizedPrompt
 from safemerge.engines.precision import compute_dtype
 from safemerge.engines.vllm_likelihood import Tokens, distinct, read_scores, requests
-from safemerge.engines.vllm_plugin import BACKEND, MERGE_ERROR_MARK
-from safemerge.errors import EngineError, MergeError, PreflightError
+from safemerge.engines.vllm_plugin import BACKEND, CHECKPOINT_ERROR_MARK, MERGE_ERROR_MARK
+from safemerge.errors import CheckpointError, EngineError, MergeError, PreflightError
 from safemerge.merge.candidate_tokenizer import candidate_tokenizer
 from safemerge.records import Response
 
 CPU_BLOCK_TOKENS = 32
 """KV block on CPUs. vLLM's default of 128 would leave no short prompt's prefix shareable."""
+
+_MARKED = {MERGE_ERROR_MARK: MergeError, CHECKPOINT_ERROR_MARK: CheckpointError}
+"""What a worker's error is raised as here, by the mark in its text."""
 
 
 class VllmEngine:
@@ -40,6 +43,7 @@ class VllmEngine:
 
     Raises:
         PreflightError: If vLLM is not installed.
+        CheckpointError: If a checkpoint cannot be read, or is not what its digest says.
         EngineError: If the engine does not start.
     """
 
@@ -120,9 +124,10 @@ class VllmEngine:
         try:
             self._llm.collective_rpc(method, kwargs=kwargs)
         except Exception as error:
-            _, mark, told = str(error).partition(MERGE_ERROR_MARK)
-            if mark:
-                raise MergeError(told.splitlines()[0].strip()) from error
+            for mark, kind in _MARKED.items():
+                if mark in str(error):
+                    told = str(error).split(mark)[-1]
+                    raise kind(told.splitlines()[0].strip()) from error
             raise EngineError(
                 f"vllm engine: {method} failed; got: {_last_line(error)}."
             ) from error

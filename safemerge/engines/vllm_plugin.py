@@ -12,6 +12,9 @@ BACKEND = "safemerge"
 MERGE_ERROR_MARK = "safemerge.MergeError:"
 """Marks, in the text that crosses vLLM's process border, that the recipe is at fault."""
 
+CHECKPOINT_ERROR_MARK = "safemerge.CheckpointError:"
+"""Marks, in the same text, that a checkpoint is: it changed, or cannot be read."""
+
 
 def register() -> None:
     """Register the backend; calling it again in the same process changes nothing."""

@@ -11,7 +11,13 @@ from safemerge.config.models import models_recipe
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Engine, Sampling, TokenizedPrompt
-from safemerge.errors import CheckpointMismatchError, ConfigError, EngineError, ScoringError
+from safemerge.errors import (
+    CheckpointMismatchError,
+    ConfigError,
+    EngineError,
+    ScoringError,
+    UserError,
+)
 from safemerge.generation.draft import drafted_question
 from safemerge.generation.record import Ask, Outcome, TaskKind
 from safemerge.merge.resident import ResidentCheckpoints
@@ -134,6 +140,7 @@ class ModelPool:
 
         Raises:
             EngineError: If the engine failed; it is closed, and started anew when next needed.
+            CheckpointError: If a model's files changed since they were opened.
             DataError: If the model's chat template takes no system message.
         """
         prompts = {}
@@ -150,7 +157,7 @@ class ModelPool:
         try:
             engine = self._engine_with(model)
             found = engine.generate(list(prompts.values())) if prompts else []
-        except EngineError:
+        except (EngineError, UserError):
             self.close()
             raise
         except Exception as error:

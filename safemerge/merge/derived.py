@@ -4,7 +4,7 @@ Kept are magnitude counts, from which any density's threshold follows, and the s
 of TSV-M. Both depend on base and experts alone, not on coefficients.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,14 +37,23 @@ class DerivedData(NamedTuple):
     base: str
     """The base's digest."""
     cache: BlobCache
+    check: Callable[[], None] = lambda: None
+    """Refuses, before anything is kept, checkpoints that are no longer what their digests say."""
 
     @classmethod
-    def of(cls, digests: Mapping[str, str | None], base_name: str) -> "DerivedData | None":
+    def of(
+        cls,
+        digests: Mapping[str, str | None],
+        base_name: str,
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> "DerivedData | None":
         """Return the derived data of some checkpoints.
 
         Args:
             digests: Digest by model name, None where it is not known.
             base_name: Which of them is the base.
+            check: See the class.
 
         Returns:
             None where a digest is not known: nothing is kept.
@@ -53,7 +62,7 @@ class DerivedData(NamedTuple):
         if len(known) < len(digests):
             return None
         base = known.pop(base_name)
-        return cls(known, base, BlobCache("derived", MAX_BYTES))
+        return cls(known, base, BlobCache("derived", MAX_BYTES), check)
 
     def counts(self, expert: str, tensor: str) -> MagnitudeCounts | None:
         """Return the magnitude counts of an expert's tensor, None if there are none."""
@@ -114,4 +123,5 @@ class DerivedData(NamedTuple):
         return found
 
     def _write(self, key: str, arrays: Mapping[str, Tensor]) -> None:
+        self.check()
         self.cache.put(key, save(dict(arrays)))

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -18,26 +18,54 @@ _SPARE_BYTES = 64 * 2**20
 _LOCK_SUFFIX = ".lock"
 
 
-def free_place(out_dir: Path | str) -> Path:
+def free_place(out_dir: Path | str, *, inputs: Iterable[Path | str] = ()) -> Path:
     """Return the absolute path of a folder to write.
 
     Args:
         out_dir: Folder that is missing, or empty.
+        inputs: Folders that are read, in which it must not be.
 
     Returns:
         Its absolute path.
 
     Raises:
-        UserError: If it is a file or a folder that is not empty.
+        UserError: If it is a file, a folder that is not empty, in a folder that is read, or no
+            folder can be there.
+        PreflightError: If its folder cannot be written.
     """
-    out = Path(out_dir).expanduser().absolute()
+    try:
+        return _free_place(Path(out_dir).expanduser().absolute(), inputs)
+    except (OSError, RuntimeError) as error:
+        told = getattr(error, "strerror", None) or str(error).split(" from ")[0].rstrip(".")
+        raise UserError(
+            f"output folder '{str(out_dir)[:80]}': must be a place where a folder can be made; "
+            f"got: {told}. Choose another folder."
+        ) from None
+
+
+def _free_place(out: Path, inputs: Iterable[Path | str]) -> Path:
+    place = out.resolve()
+    for folder in inputs:
+        if Path(folder).resolve() in (place, *place.parents):
+            raise UserError(
+                f"{out}: the output folder must not be in a folder that is read; got one in "
+                f"{folder}. Choose another folder."
+            )
+    there = next(folder for folder in place.parents if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"{out}: must be in a folder; got a file at {there}. Choose another.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PreflightError(
+            f"{out}: must be a place that can be written; got no permission in {there}. Choose "
+            "another folder."
+        )
     if out.is_dir():
         if any(out.iterdir()):
             raise UserError(
                 f"{out}: the output folder must be missing or empty; got a folder with files. "
                 f"Choose another folder."
             )
-    elif out.exists():
+    elif out.exists() or out.is_symlink():
         raise UserError(f"{out}: the output must be a folder; got a file. Choose another folder.")
     return out
 

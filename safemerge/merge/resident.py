@@ -12,6 +12,7 @@ from safemerge.config.checkpoint import CheckpointRef, Neighbours, Vocabulary, i
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.errors import (
+    CheckpointChangedError,
     CheckpointError,
     CheckpointMismatchError,
     ConfigError,
@@ -19,6 +20,8 @@ from safemerge.errors import (
 )
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.derived import DerivedData
+from safemerge.merge.digest import check_digests
+from safemerge.merge.reference import model_path, open_statistics
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import Destination, in_one_vocabulary, merged_tensors
 from safemerge.merge.threshold import ThresholdCache
@@ -26,7 +29,6 @@ from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
-from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.interpolated import InterpolatedCheckpoint
 from safemerge.weights.notice import notices
 from safemerge.weights.shared_vocabulary import stored_checkpoint
@@ -73,7 +75,7 @@ class ResidentCheckpoints:
         self._statistics = dict(statistics)
         self.checkpoints: Mapping[str, Checkpoint] = MappingProxyType(self._checkpoints)
         self.statistics: Mapping[str, ModelStatistics] = MappingProxyType(self._statistics)
-        derived = _derived(refs, base_name, vocabulary)
+        derived = self._derived(refs)
         self.thresholds = ThresholdCache(kept=derived)
         self.spectra = SpectrumCache(kept=derived)
         self._refs = dict(refs)
@@ -92,8 +94,9 @@ class ResidentCheckpoints:
 
         Args:
             recipe: Recipe whose checkpoints are given by `path`.
-            check: Whether to compare fingerprints with the recipe's digests and to check that
-                the checkpoints agree and are finite. Both are cached, see `check_agreement`.
+            check: Whether to check that the checkpoints agree and are finite; cached, see
+                `check_agreement`. That they have the recipe's digests is checked always: a node
+                reads all bytes at its first opening, see `fingerprint`.
             for_engine: Whether merges go to an engine, whose model has the base's shape: a
                 union of vocabularies with more rows is then refused.
             grows: See the class.
@@ -103,7 +106,8 @@ class ResidentCheckpoints:
 
         Raises:
             CheckpointError: If a checkpoint cannot be read or is not finite.
-            CheckpointMismatchError: If checkpoints disagree, or a digest is not the recipe's.
+            CheckpointMismatchError: If checkpoints disagree.
+            CheckpointChangedError: If a digest is not the recipe's, or a file changes meanwhile.
             ConfigError: If a layer group matches no tensor.
             MergeError: If a reference has no path.
         """
@@ -118,10 +122,9 @@ class ResidentCheckpoints:
         base = checkpoints[recipe.base.name]
         if for_engine:
             _check_shape(where, base)
+        check_digests(recipe)
         said: tuple[str, ...] = ()
         if check:
-            for ref in recipe.checkpoints:
-                _check_digest(where, ref)
             experts = {
                 name: end
                 for ref in recipe.experts
@@ -132,11 +135,11 @@ class ResidentCheckpoints:
         check_groups(recipe, base.distinct_names)
         refs = {ref.name: ref for ref in recipe.checkpoints}
         statistics = {
-            ref.name: _open_statistics(f"{where}, model '{ref.name}'", ref, base, check=check)
+            ref.name: open_statistics(f"{where}, model '{ref.name}'", ref, base, check=check)
             for ref in recipe.checkpoints
             if ref.statistics is not None
         }
-        return cls(
+        opened = cls(
             refs,
             checkpoints,
             recipe.base.name,
@@ -146,6 +149,9 @@ class ResidentCheckpoints:
             grows=grows,
             said=said,
         )
+        # What was digested is what was opened.
+        opened.check_unchanged()
+        return opened
 
     @property
     def base(self) -> Checkpoint:
@@ -197,7 +203,7 @@ class ResidentCheckpoints:
         elif others:
             if others not in self._other_thresholds:
                 refs = {name: self._refs[own] for name, own in held.items()}
-                derived = _derived(refs, self.base_name, self.vocabulary)
+                derived = self._derived(refs)
                 self._other_thresholds[others] = ThresholdCache(kept=derived, max_rank_bytes=0)
             thresholds = self._other_thresholds[others]
         return merged_tensors(
@@ -220,6 +226,26 @@ class ResidentCheckpoints:
         """
         for name in self.base.distinct_names:
             yield name, self.base.tensor(name)
+
+    def check_unchanged(self) -> None:
+        """Refuse checkpoints and statistics whose files are no longer those that were opened.
+
+        Merges ask by themselves; whoever reads `checkpoints` asks afterwards.
+
+        Raises:
+            CheckpointChangedError: If a file changed, is gone, or cannot be read.
+        """
+        for checkpoint in self._checkpoints.values():
+            checkpoint.check_unchanged()
+        for statistics in self._statistics.values():
+            statistics.check_unchanged()
+
+    def _derived(self, refs: Mapping[str, CheckpointRef]) -> DerivedData | None:
+        """What is kept on disk of some weights; nothing where rows are moved to other ids."""
+        if self.vocabulary != "refuse":
+            return None
+        digests = {name: ref.digest for name, ref in refs.items()}
+        return DerivedData.of(digests, self.base_name, check=self.check_unchanged)
 
     def _held(self, recipe: MergeRecipe, ref: CheckpointRef) -> str:
         held = self._refs.get(ref.name)
@@ -259,6 +285,7 @@ class ResidentCheckpoints:
         """Open a model of a recipe and hold it under a name of its own.
 
         Raises:
+            CheckpointChangedError: If it has not the digest that the recipe says.
             MergeError: If it cannot be read, or does not agree with the base; see `open`.
         """
         leads = self.owner not in (None, ref.name)
@@ -272,6 +299,8 @@ class ResidentCheckpoints:
         )
         try:
             opened = ResidentCheckpoints.open(alone)
+        except CheckpointChangedError:
+            raise
         except (CheckpointError, CheckpointMismatchError) as error:
             raise MergeError(str(error)) from error
         name = f"{ref.name}@{ref.digest}"
@@ -318,7 +347,7 @@ def _open_model(where: str, ref: CheckpointRef, base: Checkpoint | None) -> Chec
         return StackedCheckpoint(opened, where=f"{where}, model '{ref.name}'")
     if ref.on is not None:
         base = _open_model(where, ref.on, None)
-    return open_checkpoint(_path(where, ref), base)
+    return open_checkpoint(model_path(where, ref), base)
 
 
 def _plain(name: str, checkpoint: Checkpoint) -> dict[str, Checkpoint]:
@@ -326,41 +355,6 @@ def _plain(name: str, checkpoint: Checkpoint) -> dict[str, Checkpoint]:
     if not isinstance(checkpoint, InterpolatedCheckpoint):
         return {name: checkpoint}
     return {f"{name} (lower)": checkpoint.low, f"{name} (upper)": checkpoint.high}
-
-
-def _open_statistics(
-    where: str, ref: CheckpointRef, base: Checkpoint, *, check: bool
-) -> ModelStatistics:
-    assert ref.statistics is not None, "asked only of models with statistics"
-    if ref.statistics.path is None:
-        raise MergeError(
-            f"{where}: statistics must be a folder by now; got '{ref.statistics.gather}'. Gather "
-            f"them first."
-        )
-    found = ModelStatistics(ref.statistics.path)
-    if ref.statistics.digest not in (None, found.digest):
-        raise CheckpointMismatchError(
-            f"{where}: statistics must have the recipe's digest, {ref.statistics.digest}; got "
-            f"{found.digest} in '{found.folder}'. Use those the recipe was made with."
-        )
-    if check:
-        of = fingerprint(_path(where, ref))
-        if found.model != of:
-            raise CheckpointMismatchError(
-                f"{where}: statistics must be of this model, {of}; got some of {found.model} in "
-                f"'{found.folder}'. Gather them of this model."
-            )
-        found.check(base, found.quantities, where)
-    return found
-
-
-def _derived(
-    refs: Mapping[str, CheckpointRef], base_name: str, vocabulary: Vocabulary
-) -> DerivedData | None:
-    """What is kept on disk of these weights; nothing where rows are moved to other ids."""
-    if vocabulary != "refuse":
-        return None
-    return DerivedData.of({name: ref.digest for name, ref in refs.items()}, base_name)
 
 
 def _same_path(first: CheckpointRef, second: CheckpointRef) -> bool:
@@ -377,27 +371,4 @@ def _check_shape(where: str, base: Checkpoint) -> None:
             f"{where}, tensor '{name}': an engine's model keeps the base's shape "
             f"{stored.shape(name)}; got {base.shape(name)} from the merge's vocabulary. Use "
             f"vocabulary: base, or write the merge and score its folder."
-        )
-
-
-def _path(where: str, ref: CheckpointRef) -> Path:
-    if ref.path is None:
-        raise MergeError(
-            f"{where}, model '{ref.name}': must be a folder by now; got a reference without "
-            f"path. Resolve package, align and finetune references first."
-        )
-    return Path(ref.path)
-
-
-def _check_digest(where: str, ref: CheckpointRef) -> None:
-    for part in ref.parts:
-        _check_digest(where, part)
-    if ref.digest is None or ref.path is None:
-        return
-    found = ref.composed_digest(fingerprint(ref.path))
-    if found != ref.digest:
-        raise CheckpointMismatchError(
-            f"{where}, model '{ref.name}': weights must have the fingerprint of the recipe, "
-            f"{ref.digest}; got {found} in '{ref.path}'. Use the checkpoint the recipe was made "
-            f"with, or drop its digest."
         )

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import MergeError
+from safemerge.errors import CheckpointError, MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.fused import beside
 from safemerge.merge.measured import check_statistics
@@ -139,6 +139,8 @@ def merged_tensors(
     Raises:
         MergeError: If a checkpoint or its statistics are not given, or cannot suffice (at the
             call), or a tensor cannot be merged or is not finite (while iterating).
+        CheckpointChangedError: If a file is no longer what was opened (before the first tensor),
+            or changed meanwhile (after the last): the tensors are then void.
         ConfigError: If a layer group matches no tensor (at the call).
     """
     missing = [ref.name for ref in recipe.checkpoints if ref.name not in checkpoints]
@@ -189,8 +191,33 @@ def merged_tensors(
     element_wise = method_row(recipe.method.name).is_element_wise and not recipe.steps
     if keep_pages and there.type == "cpu" and element_wise:
         small = {name for name in names if math.prod(base.shape(name)) <= _SMALL}
-        return _side_by_side(names, merged, place, small)
-    return _stream(names, merged, place, pages)
+        stream = _side_by_side(names, merged, place, small)
+    else:
+        stream = _stream(names, merged, place, pages)
+    merged_from = [checkpoints[ref.name] for ref in recipe.checkpoints]
+    return _unchanged(stream, merged_from, measured.values())
+
+
+def _unchanged(
+    stream: Iterator[tuple[str, Tensor]],
+    checkpoints: Iterable[Checkpoint],
+    statistics: Iterable[ModelStatistics],
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield merged tensors, and see before and after that the files they are of did not change."""
+
+    def check() -> None:
+        for checkpoint in checkpoints:
+            checkpoint.check_unchanged()
+        for measured in statistics:
+            measured.check_unchanged()
+
+    check()
+    try:
+        yield from stream
+    except (CheckpointError, MergeError):
+        check()  # what was found in a file that changed says nothing of the recipe
+        raise
+    check()
 
 
 def _place(recipe: MergeRecipe, base: Checkpoint, name: str) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from safemerge.cache import cache_dir
 from safemerge.config.base import digest
 from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.errors import CheckpointChangedError
 from safemerge.training.batch import Mixture
+from safemerge.weights.checkpoint import read_json
 from safemerge.weights.fingerprint import fingerprint
 
 RECIPE_VERSION = 1
@@ -44,6 +46,9 @@ value they do not count, so that ingredients made before they came stay valid.""
 
 MARKER = "safemerge_training.json"
 """File that a finished ingredient carries; a folder without it is unfinished."""
+
+FINGERPRINT = "fingerprint"
+"""Key in the marker: fingerprint of what was written."""
 
 
 def ingredient_digest(
@@ -96,5 +101,32 @@ def ingredient_folder(name: str, ingredient: str) -> Path:
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether an ingredient is complete."""
-    return (folder / MARKER).is_file()
+    """Tell whether an ingredient is complete.
+
+    Raises:
+        CheckpointChangedError: If its weights are no longer those that training wrote.
+    """
+    if not (folder / MARKER).is_file():
+        return False
+    check_kept(folder, MARKER)
+    return True
+
+
+def check_kept(folder: Path, marker: str) -> None:
+    """Check that a folder of the cache holds the weights that were put there.
+
+    Args:
+        folder: A checkpoint or an adapter.
+        marker: Name of the JSON file in it that tells its fingerprint; one without it is of an
+            earlier version and says nothing.
+
+    Raises:
+        CheckpointChangedError: If the weights are others.
+    """
+    kept = read_json(folder / marker).get(FINGERPRINT)
+    found = kept if kept is None else fingerprint(folder)
+    if found != kept:
+        raise CheckpointChangedError(
+            f"{folder}: must hold the weights that were put there, of fingerprint {kept}; got "
+            f"{found}: they changed since. Remove the folder, and it is made again."
+        )

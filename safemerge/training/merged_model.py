@@ -71,6 +71,9 @@ class MergedModel:
 
         Args:
             values: The coefficients, on the CPU.
+
+        Raises:
+            CheckpointChangedError: If a checkpoint's file is no longer what was opened.
         """
         names = self._changed if self._rest_is_base else self._table.names
         rows = values.tolist()
@@ -84,6 +87,7 @@ class MergedModel:
                         vector = self._read(expert, name, target) - base
                         merged.add_(vector, alpha=row[column])
                 target.copy_(merged)
+        self._resident.check_unchanged()
         self._rest_is_base = True
 
     def load(self, recipe: MergeRecipe) -> None:

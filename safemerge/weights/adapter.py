@@ -24,8 +24,9 @@ from safemerge.weights.checkpoint import (
     read_tensor,
     refuse_pickle,
 )
-from safemerge.weights.header import TensorEntry, read_header
+from safemerge.weights.header import TensorEntry
 from safemerge.weights.renamed import under_names_of
+from safemerge.weights.watched_file import WatchedFile
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -96,12 +97,13 @@ class AdapterCheckpoint(Checkpoint):
         self.base = base
         self.config = base.config
         self.adapter_config = read_json(self.folder / ADAPTER_CONFIG)
+        self._config_file = WatchedFile(self.folder / ADAPTER_CONFIG)
         _check_plain_lora(self.folder, self.adapter_config)
         path = self.folder / ADAPTER_WEIGHTS
         if not path.is_file():
             refuse_pickle(self.folder, wanted=ADAPTER_WEIGHTS)
-        self._entries = read_header(path)
         self._handle = open_safetensors(path)
+        self._entries = self._handle.entries
         self._factors, self._replaced = self._sort_keys()
         self._check_tied_embedding()
 
@@ -150,6 +152,12 @@ class AdapterCheckpoint(Checkpoint):
         """
         key = self._replaced.get(name)
         return None if key is None else self._stored(key)
+
+    def check_unchanged(self) -> None:
+        """Refuse an adapter or a base whose files are no longer those that were opened."""
+        self.base.check_unchanged()
+        self._handle.check_unchanged()
+        self._config_file.check_unchanged()
 
     @property
     def adapted_names(self) -> tuple[str, ...]:

@@ -83,6 +83,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: If a weight is not finite; names the first such tensor (in sorted
             order), its count, and the number of such tensors.
+        CheckpointChangedError: If its files change meanwhile.
     """
     key = fingerprint(checkpoint.folder)
     if isinstance(checkpoint, AdapterCheckpoint):
@@ -98,6 +99,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
             bad.append(name)
         checkpoint.let_go(name)
     if bad:
+        checkpoint.check_unchanged()
         tensor = checkpoint.tensor(bad[0])
         count = int(tensor.numel() - torch.isfinite(tensor).sum().item())
         raise CheckpointError(
@@ -105,6 +107,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
             f"infinite of {tensor.numel()} (and {len(bad) - 1} more such tensors). "
             f"Train or export the checkpoint again."
         )
+    checkpoint.check_unchanged()
     write_entry("finite", key, {"finite": True, "num_tensors": len(names)})
 
 

@@ -4,16 +4,15 @@ import json
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from safemerge.errors import CheckpointError
+from safemerge.errors import CheckpointChangedError, CheckpointError
 from safemerge.weights import pages
-from safemerge.weights.header import TensorEntry, read_header
+from safemerge.weights.header import TensorEntry
 from safemerge.weights.hub import on_this_node
 from safemerge.weights.index import INDEX_FILE as INDEX_FILE
 from safemerge.weights.index import SINGLE_FILE as SINGLE_FILE
@@ -23,6 +22,8 @@ from safemerge.weights.model_class import is_buffer_name, unread_tensors
 from safemerge.weights.pointer import check_no_pointers
 from safemerge.weights.quantized import check_not_quantized
 from safemerge.weights.settings import ties_embeddings
+from safemerge.weights.tensor_file import TensorFile
+from safemerge.weights.watched_file import WatchedFile
 
 CONFIG_FILE = "config.json"
 OUTPUT_HEAD = "lm_head.weight"
@@ -46,7 +47,7 @@ def layer_of(name: str) -> int | None:
 class Checkpoint(ABC):
     """Weights by name, read on demand; what merging knows of a model.
 
-    Tensors may be views of a read-shared memory map: callers must not write to them.
+    Tensors may be views of a memory map: callers must not write to them.
     """
 
     folder: Path
@@ -78,6 +79,15 @@ class Checkpoint(ABC):
 
     def let_go(self, name: str) -> None:  # noqa: B027
         """Let a tensor's memory go until it is read again; views of it stay valid."""
+
+    def check_unchanged(self) -> None:  # noqa: B027
+        """Refuse files that are no longer those that were opened; what was read is then void.
+
+        Cheap: asked before and after every merge.
+
+        Raises:
+            CheckpointChangedError: If a file changed, is gone, or cannot be read.
+        """
 
     def __contains__(self, name: object) -> bool:
         """Tell whether a tensor of that name is stored."""
@@ -137,8 +147,8 @@ class Checkpoint(ABC):
 class DenseCheckpoint(Checkpoint):
     """A folder with config.json and safetensors weights, one file or indexed shards.
 
-    Headers are checked at opening; data is memory-mapped by safetensors, so that processes of
-    a node share the page cache and reading a tensor copies nothing.
+    Headers are checked at opening; data is memory-mapped where `TensorFile` can, so that processes
+    of a node share the page cache and reading a tensor copies nothing.
 
     Args:
         folder: The checkpoint's folder.
@@ -147,16 +157,19 @@ class DenseCheckpoint(Checkpoint):
         CheckpointError: If the folder, config.json or the weights are missing, only pickle
             files or Git LFS pointers are there, an old index lies beside newer weights, a file
             is truncated or corrupt, or the weights are quantised.
+        CheckpointChangedError: If a file changes while it is opened.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = existing_folder(folder)
         self.config = read_json(self.folder / CONFIG_FILE)
+        self._config_file = WatchedFile(self.folder / CONFIG_FILE)
         self.files = weight_files(self.folder)
+        self._handles = {file: TensorFile(file) for file in self.files}
         self._entries: dict[str, TensorEntry] = {}
         self._file_by_name: dict[str, Path] = {}
-        for file in self.files:
-            for name, entry in read_header(file).items():
+        for file, opened in self._handles.items():
+            for name, entry in opened.entries.items():
                 if name in self._entries:
                     raise CheckpointError(
                         f"{file}, tensor '{name}': a tensor must be in one shard only; got it "
@@ -176,7 +189,6 @@ class DenseCheckpoint(Checkpoint):
         index = self.folder / INDEX_FILE
         if index.is_file():
             check_index(index, _weight_map(index), self._file_by_name, may_lack=self._may_lack)
-        self._handles = {file: open_safetensors(file) for file in self.files}
         self._mappings: dict[Path, tuple[pages.Mapping, ...]] = {}
         self._views: dict[str, Tensor] = {}
 
@@ -202,7 +214,7 @@ class DenseCheckpoint(Checkpoint):
         if view is None:
             self._entry(name)
             file = self._file_by_name[name]
-            view = self._views[name] = read_tensor(self._handles[file], file, name)
+            view = self._views[name] = self._handles[file].get_tensor(name)
         return view
 
     def fetch(self, name: str) -> None:
@@ -217,6 +229,26 @@ class DenseCheckpoint(Checkpoint):
         pages.let_go(self.tensor(name), self._mappings[file])
         # NOTE: with the view held, peak memory of a merge to disk was some tensors higher.
         self._views.pop(name, None)
+
+    def check_unchanged(self) -> None:
+        """Refuse weights or a config that are no longer those that were opened.
+
+        A config counts by value, as it does in fingerprints.
+
+        Raises:
+            CheckpointChangedError: If a file changed, is gone, or cannot be read.
+        """
+        for opened in self._handles.values():
+            opened.check_unchanged()
+        changed = self._config_file.difference()
+        if changed is None:
+            return
+        path = self._config_file.path
+        if not path.is_file() or read_json(path) != self.config:
+            raise CheckpointChangedError(
+                f"{path}: must stay as it was when it was opened; got {changed}. Put the old "
+                f"file back, or start a new run with this one."
+            )
 
     def _unread(self) -> frozenset[str]:
         layers = {name: layer for name in self._entries if (layer := layer_of(name)) is not None}
@@ -251,8 +283,15 @@ def existing_folder(folder: Path | str) -> Path:
         CheckpointError: If there is no such folder (says so if it looks like a repository of the
             hub), or its files are Git LFS pointers. See `on_this_node` for the hub's snapshots.
     """
-    path = on_this_node(Path(folder).expanduser().absolute())
-    if not path.is_dir():
+    try:
+        path = on_this_node(Path(folder).expanduser().absolute())
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"{str(folder)[:80]!r}: a checkpoint must be a folder; got: {told}. Check the path."
+        ) from None
+    if not is_folder:
         found = "a file" if path.exists() else "nothing there"
         raise CheckpointError(
             f"{path}: a checkpoint must be a folder; got {found}. {_advice(path)}"
@@ -282,7 +321,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent}: must hold {path.name}; got no such file. "
             f"Use the folder that save_pretrained wrote."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: must be readable JSON; got: {error}. Copy or save it again."
         ) from error
@@ -293,44 +332,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-@runtime_checkable
-class TensorFile(Protocol):
-    """An open safetensors file."""
-
-    def get_tensor(self, name: str) -> Tensor:
-        """Return a memory-mapped tensor."""
-        ...
-
-
 def open_safetensors(path: Path) -> TensorFile:
-    """Return an open safetensors file that gives memory-mapped tensors.
+    """Return an open safetensors file.
 
     Raises:
-        CheckpointError: If safetensors refuses the file.
+        CheckpointError: See `TensorFile`.
     """
-    try:
-        opened: TensorFile = safe_open(str(path), framework="pt")
-        return opened
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: must be a valid safetensors file; got: {error}. "
-            f"Copy or download the file again."
-        ) from error
+    return TensorFile(path)
 
 
 def read_tensor(opened: TensorFile, path: Path, name: str) -> Shaped[Tensor, "..."]:
-    """Return a tensor of an open file as a view of its memory map.
+    """Return a tensor of an open file; it must not be written to.
 
     Raises:
-        CheckpointError: If safetensors cannot give it.
+        CheckpointError: See `TensorFile.get_tensor`.
     """
-    try:
-        return opened.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}, tensor '{name}': must be readable; got: {error}. "
-            f"Copy or download the file again."
-        ) from error
+    del path
+    return opened.get_tensor(name)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

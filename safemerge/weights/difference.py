@@ -20,6 +20,9 @@ def changed_names(base: Checkpoint, expert: Checkpoint) -> frozenset[str]:
 
     Returns:
         Names; empty for a task vector of zero.
+
+    Raises:
+        CheckpointChangedError: If a file changes meanwhile.
     """
     key = f"{fingerprint(expert.folder)}-from-{fingerprint(base.folder)}"
     cached = read_entry("changed", key)
@@ -36,5 +39,7 @@ def changed_names(base: Checkpoint, expert: Checkpoint) -> frozenset[str]:
             base.tensor(name).to(torch.float32), expert.tensor(name).to(torch.float32)
         )
     ]
+    base.check_unchanged()
+    expert.check_unchanged()
     write_entry("changed", key, {"names": changed})
     return frozenset(changed)

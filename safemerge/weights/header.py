@@ -7,6 +7,7 @@ and the remedy, where the library's own errors name neither.
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,9 +86,32 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         CheckpointError: If the file is missing, shorter than its header or its byte ranges
             say, not JSON where the header must be, or of an unknown dtype.
     """
+    header, start, size = _read(path)
+    _check_ranges(path, header, available=size - start)
+    return {name: _entry(path, name, item) for name, item in header.items()}
+
+
+def read_offsets(path: Path) -> dict[str, int]:
+    """Return where the bytes of each tensor begin in a file that `read_header` has checked.
+
+    Args:
+        path: A ``.safetensors`` file.
+
+    Returns:
+        Offset from the beginning of the file, by tensor name.
+
+    Raises:
+        CheckpointError: As `read_header`.
+    """
+    header, start, _ = _read(path)
+    return {name: start + int(item["data_offsets"][0]) for name, item in header.items()}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header without metadata, where the data begins, and the size of the file."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             text = file.read(length) if length <= size else b""
     except OSError as error:
@@ -101,7 +125,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         )
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: the header must be JSON; got {text[:20]!r} (corrupt). {_COPY_AGAIN}"
         ) from error
@@ -110,8 +134,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             f"{path}: the header must be a JSON object; got {type(header).__name__}. {_COPY_AGAIN}"
         )
     header.pop("__metadata__", None)
-    _check_ranges(path, header, available=size - _LENGTH_BYTES - length)
-    return {name: _entry(path, name, item) for name, item in header.items()}
+    return header, _LENGTH_BYTES + length, size
 
 
 def _check_ranges(path: Path, header: dict[str, Any], *, available: int) -> None:

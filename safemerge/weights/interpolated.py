@@ -55,3 +55,8 @@ class InterpolatedCheckpoint(Checkpoint):
         """Let both ends' tensors go."""
         self.low.let_go(name)
         self.high.let_go(name)
+
+    def check_unchanged(self) -> None:
+        """Refuse ends whose files are no longer those that were opened."""
+        self.low.check_unchanged()
+        self.high.check_unchanged()

@@ -55,6 +55,10 @@ class RenamedCheckpoint(Checkpoint):
         """Let the source's tensor go."""
         self.source.let_go(self._stored.get(name, name))
 
+    def check_unchanged(self) -> None:
+        """Refuse a source whose files are no longer those that were opened."""
+        self.source.check_unchanged()
+
 
 def under_names_of(base: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint under the base's names, where a prefix is all that differs.

@@ -103,6 +103,10 @@ class VocabularyView(Checkpoint):
         """Let the source's tensor go."""
         self.source.let_go(name)
 
+    def check_unchanged(self) -> None:
+        """Refuse a source whose files are no longer those that were opened."""
+        self.source.check_unchanged()
+
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """Return a tensor, its rows by shared id."""
         stored = self.source.tensor(name)

@@ -105,6 +105,11 @@ class StackedCheckpoint(Checkpoint):
         source, own = self._place(name)
         return source.tensor(own)
 
+    def check_unchanged(self) -> None:
+        """Refuse checkpoints whose files are no longer those that were opened."""
+        for source in dict.fromkeys(self.sources):
+            source.check_unchanged()
+
     def fetch(self, name: str) -> None:
         """Bring a tensor into memory."""
         source, own = self._place(name)

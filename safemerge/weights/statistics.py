@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safemerge.cache import read_entry, write_entry
-from safemerge.config.base import digest
 from safemerge.config.checkpoint import Quantity
 from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.weights.agreement import is_finite
-from safemerge.weights.checkpoint import Checkpoint, open_safetensors, read_json, read_tensor
-from safemerge.weights.header import TensorEntry, read_header
+from safemerge.weights.checkpoint import Checkpoint, read_json
+from safemerge.weights.header import TensorEntry
+from safemerge.weights.tensor_file import TensorFile
+from safemerge.weights.watched_file import content_digest
 
 STATISTICS_FILE = "statistics.json"
 FILES: Mapping[Quantity, tuple[str, ...]] = MappingProxyType(
@@ -115,7 +116,7 @@ class ModelStatistics:
         self.document = read_json(self.folder / STATISTICS_FILE)
         self._files: dict[str, Path] = {}
         self._entries: dict[str, Mapping[str, TensorEntry]] = {}
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[str, TensorFile] = {}
         for quantity in self.quantities:
             for stem in FILES[quantity]:
                 file = self.folder / f"{stem}.safetensors"
@@ -125,7 +126,8 @@ class ModelStatistics:
                         f"statistics again."
                     )
                 self._files[stem] = file
-                self._entries[stem] = read_header(file)
+                self._handles[stem] = TensorFile(file)
+                self._entries[stem] = self._handles[stem].entries
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
@@ -179,7 +181,7 @@ class ModelStatistics:
     def check(self, checkpoint: Checkpoint, quantities: Collection[Quantity], where: str) -> None:
         """Check that statistics fit a model: names, shapes, finite values, some not zero.
 
-        The outcome of the pass over the values is cached by file, size and time.
+        The outcome of the pass over the values is cached by the files' bytes.
 
         Args:
             checkpoint: A model of the architecture they must fit.
@@ -202,10 +204,17 @@ class ModelStatistics:
         twins = self.document.get("gram", {}).get("twins", {}) if stem == "gram" else {}
         return str(twins.get(name, name))
 
+    def check_unchanged(self) -> None:
+        """Refuse statistics whose files are no longer those that were opened.
+
+        Raises:
+            CheckpointChangedError: If a file changed, is gone, or cannot be read.
+        """
+        for opened in self._handles.values():
+            opened.check_unchanged()
+
     def _read(self, stem: str, name: str) -> Any:
-        if stem not in self._handles:
-            self._handles[stem] = open_safetensors(self._files[stem])
-        return read_tensor(self._handles[stem], self._files[stem], name)
+        return self._handles[stem].get_tensor(name)
 
     def _check_shapes(self, checkpoint: Checkpoint, stem: str, where: str) -> None:
         entries = self._entries[stem]
@@ -233,8 +242,7 @@ class ModelStatistics:
 
     def _check_values(self, stem: str, where: str) -> None:
         file = self._files[stem]
-        status = file.stat()
-        key = digest([str(file.resolve()), status.st_size, status.st_mtime_ns])
+        key = content_digest(file)
         if read_entry("statistics-checked", key) is not None:
             return
         total = 0.0
@@ -252,4 +260,5 @@ class ModelStatistics:
                 f"{where}: {stem} must not be zero everywhere; got only zeros in '{file}'. Check "
                 f"that the rows' answers fit max_tokens."
             )
+        self._handles[stem].check_unchanged()
         write_entry("statistics-checked", key, {"sound": True})

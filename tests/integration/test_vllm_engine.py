@@ -1,6 +1,7 @@
 """Real vLLM: the live swap against fresh engines, log-likelihoods against transformers, drafts."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Continuation, Sampling, TokenizedPrompt
 from safemerge.engines.launch import start_engine
 from safemerge.engines.transformers_engine import TransformersEngine
-from safemerge.errors import EngineError, MergeError
+from safemerge.errors import CheckpointError, EngineError, MergeError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
 from safemerge.weights.fingerprint import fingerprint
@@ -355,3 +356,33 @@ def test_an_engine_is_rebuilt_in_the_same_process(engine, models, merge, prompts
     torch.set_num_threads(threads + 1)
     assert torch.get_num_threads() == threads + 1, "vLLM's own must be gone"
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_a_file_that_changes_under_a_worker_or_before_it_starts_again_is_named(
+    refs, prompts, tmp_path, in_process
+):
+    own = [
+        ref.model_copy(
+            update={
+                "path": str(shutil.copytree(str(ref.path), tmp_path / ref.name)),
+                "digest": fingerprint(str(ref.path)),
+            }
+        )
+        for ref in (refs[0], *refs[1])
+    ]
+    asked = recipe((own[0], own[1:]), TaskArithmetic(name="task_arithmetic", weights={"math": 1}))
+    engine = start(asked, in_process=in_process)
+    try:
+        engine.load(asked)
+        path = tmp_path / "math" / "model.safetensors"
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(CheckpointError, match=r"math/model\.safetensors: must stay as it was"):
+            engine.load(asked)
+        with pytest.raises(EngineError, match="a candidate must be loaded"):
+            engine.generate(prompts[:1])
+    finally:
+        engine.close()
+    shutil.copyfile(str(refs[1][1].path) + "/model.safetensors", path)
+    with pytest.raises(CheckpointError, match="model 'math': weights must have the fingerprint"):
+        start(asked, in_process=in_process)

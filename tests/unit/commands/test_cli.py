@@ -150,6 +150,8 @@ FAILURES = [
     (errors.DataError, 2),
     (errors.CheckpointError, 2),
     (errors.CheckpointMismatchError, 2),
+    (errors.CheckpointChangedError, 2),
+    (errors.RunFolderError, 2),
     (errors.PreflightError, 2),
     (errors.ChangedRunError, 2),
     (errors.SafemergeError, 1),

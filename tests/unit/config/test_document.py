@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import yaml
 from pydantic import Field
 
 from safemerge.config.base import StrictModel
@@ -151,3 +152,38 @@ def test_resolved_documents_load_as_the_same_model():
     model = Outer(name="y", inner=Inner(rate=1e-7), members=[Inner(steps=3)], flags={"a": True})
     document = json.loads(json.dumps(model.resolved()))
     assert parse_document(document, Outer, where="f") == model
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\n".join(["a0: &a0 [x, x]", *(
+            f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)
+        )]), "too large with its aliases; the limit is 100000 values"),
+        ("[" * 65 + "]" * 65, "nested too deeply"),
+        ("{a: " * 65 + "1" + "}" * 65, "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_a_document_larger_than_any_file_that_people_write_is_refused_at_once(write, text, words):
+    with pytest.raises(ConfigError, match=words):
+        read_yaml(write(text))
+
+
+def test_a_document_of_many_values_and_some_aliases_is_read(write):
+    items = [{"weights": [0.1] * 50} for _ in range(500)]
+    assert read_yaml(write(yaml.safe_dump({"a": items}))) == {"a": items}
+    assert read_yaml(write("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n"))["c"] == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("a\0b", r"name: must be text; got a NUL or half a character in 'a\\x00b'"),
+        ("\ud800", "name: must be text; got a NUL or half"),
+        (10**400, "name: must be a number; got one of 1329 bits"),
+        (-(10**400), "name: must be a number; got one of 1329 bits"),
+    ],
+)
+def test_values_that_no_setting_takes_are_named(value, words):
+    with pytest.raises(ConfigError, match=f"f.yaml: {words}"):
+        parse_document({"name": value}, Outer, where="f.yaml")

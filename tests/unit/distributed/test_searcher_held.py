@@ -6,9 +6,9 @@ import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.distributed.room import Room
-from safemerge.distributed.searcher import RESULT, StudySearcher
+from safemerge.distributed.searcher import FAILURE, RESULT, RETRY, WRONG, StudySearcher
 from safemerge.distributed.supply import Delivery, Supply, refuse_hopeless
-from safemerge.errors import TrainingError
+from safemerge.errors import TrainingError, UserError
 from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape
 
 CHOICES = [0, 5, 20]
@@ -228,3 +228,14 @@ def test_a_trained_variant_is_a_reference_from_then_on(open_study):
     order.deliver("/made/safety--3")
     driver.run_all()
     assert "safety[booster.lambda=20]" in {record.label for record in driver.records}
+
+
+def test_files_that_are_wrong_by_now_end_the_search_and_their_trial_is_asked_again(open_study):
+    study = open_study(lambda_study(unmade=[]))
+    searcher = StudySearcher(study, on_record=lambda _: None)
+    searcher.suggest("a")
+    told = {FAILURE: "model.safetensors: must stay as it was", RETRY: False, WRONG: True}
+    searcher.on_trial_complete("a", told)
+    with pytest.raises(UserError, match="must stay as it was"):
+        searcher.suggest("b")
+    assert not study.records

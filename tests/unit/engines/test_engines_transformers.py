@@ -1,3 +1,5 @@
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,8 +12,16 @@ from safemerge.config.study import EvaluatorSpec
 from safemerge.engines import transformers_engine
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Continuation, Sampling, TokenizedPrompt
+from safemerge.engines.launch import start_engine
 from safemerge.engines.transformers_engine import TransformersEngine
-from safemerge.errors import CheckpointMismatchError, DataError, EngineError, MergeError
+from safemerge.errors import (
+    CheckpointChangedError,
+    CheckpointError,
+    CheckpointMismatchError,
+    DataError,
+    EngineError,
+    MergeError,
+)
 from safemerge.testing.pico import pico_base, pico_expert
 
 TEXTS = ("Hi", "What is the meaning of this?", "One two three four five six", "A b", "zzz " * 9)
@@ -307,3 +317,28 @@ def test_sampled_answers_hang_on_their_seed_and_not_on_the_batch(engine, models,
     assert found[0] == engine.generate([drawn(prompts[0], 1)])[0].text
     assert len({found[0], found[1], found[2]}) == 3
     assert found[2] == greedy[0].text
+
+
+@pytest.mark.parametrize("change", ["edited", "cut"])
+def test_a_file_that_changes_under_an_engine_gives_no_answer(folders, prompts, tmp_path, change):
+    own = {name: shutil.copytree(path, tmp_path / name) for name, path in folders.items()}
+    asked = recipe(own, a=1.0, b=0.5)
+    engine = TransformersEngine(asked, EvaluatorSpec(dtype="float32", max_num_seqs=2))
+    engine.load(asked)
+    path = own["b"] / "model.safetensors"
+    if change == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(CheckpointChangedError, match=r"b/model\.safetensors: must stay"):
+        engine.load(asked)
+    with pytest.raises(EngineError, match="a candidate must be loaded"):
+        engine.generate(prompts[:1])
+    engine.close()
+    refs = [ref.model_copy(update={"digest": "0" * 16}) for ref in asked.experts]
+    with pytest.raises(CheckpointError, match=r"b/model\.safetensors|model 'a': weights must"):
+        start_engine(
+            asked.model_copy(update={"experts": refs}), EvaluatorSpec(engine="transformers")
+        )

@@ -1,14 +1,25 @@
+import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from safemerge.cache import cache_dir
 from safemerge.config.models import models_recipe
 from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import CheckpointError, CheckpointMismatchError, ConfigError, MergeError
+from safemerge.errors import (
+    CheckpointChangedError,
+    CheckpointError,
+    CheckpointMismatchError,
+    ConfigError,
+    MergeError,
+)
 from safemerge.merge import METHODS, ResidentCheckpoints, merged_tensors
 from safemerge.testing.merge_cases import build_method
+from safemerge.testing.pico import change_config
 from safemerge.testing.statistics import write_statistics
 from safemerge.weights import fingerprint
 
@@ -129,7 +140,8 @@ def test_a_digest_that_is_not_the_folders_is_refused(document):
     words = r"recipe [0-9a-f]{4}, model 'base': weights must have the fingerprint .* 0123456789abc"
     with pytest.raises(CheckpointMismatchError, match=words):
         ResidentCheckpoints.open(recipe(document, base=base))
-    ResidentCheckpoints.open(recipe(document, base=base), check=False)
+    with pytest.raises(CheckpointChangedError, match=words):
+        ResidentCheckpoints.open(recipe(document, base=base), check=False)
 
 
 def test_checkpoints_that_disagree_are_refused(document, tmp_path):
@@ -176,6 +188,90 @@ def test_a_folder_whose_weights_changed_since_is_refused(document):
     changed = {**base, "digest": "0123456789abcdef"}
     with pytest.raises(MergeError, match="model 'base' must be the one held"):
         resident.merged(recipe(document, base=changed))
+
+
+@pytest.fixture
+def own(document, tmp_path):
+    """The models as copies that may be changed, with digests."""
+    refs = [
+        {**ref, "path": str(shutil.copytree(ref["path"], tmp_path / ref["name"]))}
+        for ref in (document["base"], *document["experts"])
+    ]
+    base, *experts = ({**ref, "digest": fingerprint(ref["path"])} for ref in refs)
+    return {**document, "base": base, "experts": experts}
+
+
+def weights(ref):
+    return Path(ref["path"]) / "model.safetensors"
+
+
+def edit(path):
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\x80\x3f")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES = {
+    "edited in place, its time kept": edit,
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "replaced": lambda path: edit(shutil.copy2(path, path.with_name("n")).replace(path)),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("at", ["before", "during"])
+def test_an_ingredient_that_changes_is_named_and_nothing_is_merged(own, change, at):
+    asked = recipe(own)
+    resident = ResidentCheckpoints.open(asked)
+    stream = resident.merged(asked)
+    if at == "during":
+        next(stream)
+    CHANGES[change](weights(own["experts"][1]))
+    with pytest.raises(CheckpointChangedError, match=r"safety/model\.safetensors: must stay"):
+        list(stream)
+    with pytest.raises(CheckpointChangedError):
+        list(resident.merged(asked))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_ingredient_that_changed_is_refused_when_it_is_opened_again(own, change):
+    asked = recipe(own)
+    ResidentCheckpoints.open(asked)
+    CHANGES[change](weights(own["experts"][1]))
+    with pytest.raises(CheckpointError, match="safety"):
+        ResidentCheckpoints.open(asked, check=False)
+
+
+def test_nothing_that_was_derived_of_a_changed_ingredient_is_kept(own):
+    asked = recipe(own)
+    stream = ResidentCheckpoints.open(asked).merged(asked)
+    os.truncate(weights(own["experts"][1]), weights(own["experts"][1]).stat().st_size // 2)
+    with pytest.raises(CheckpointChangedError):
+        list(stream)
+    assert not list((cache_dir() / "derived").glob("*.blob"))
+
+
+def test_a_config_that_changes_is_named_and_another_layout_is_not(own):
+    asked = recipe(own)
+    resident = ResidentCheckpoints.open(asked)
+    path = Path(own["base"]["path"]) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
+    list(resident.merged(asked))
+    change_config(path.parent, rms_norm_eps=0.5)
+    with pytest.raises(CheckpointChangedError, match=r"base/config\.json: must stay as it was"):
+        list(resident.merged(asked))
+
+
+def test_statistics_that_change_are_named(document, measured):
+    asked = recipe(document, method=FISHER, experts=measured)
+    resident = ResidentCheckpoints.open(asked)
+    path = Path(measured[0]["statistics"]["path"]) / "fisher.safetensors"
+    path.write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointChangedError, match=r"fisher\.safetensors: must stay"):
+        list(resident.merged(asked))
 
 
 def test_another_base_is_refused(document):

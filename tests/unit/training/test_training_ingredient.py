@@ -1,18 +1,22 @@
 import dataclasses
+import json
 import shutil
 
 import pytest
 
 from safemerge.cache import cache_dir
+from safemerge.errors import CheckpointChangedError
 from safemerge.training import ingredient
 from safemerge.training.batch import EncodedSample, Mixture
 from safemerge.training.ingredient import (
+    FINGERPRINT,
     MARKER,
     NEUTRAL,
     ingredient_digest,
     ingredient_folder,
     is_finished,
 )
+from safemerge.weights import fingerprint
 
 SET = {"source": {"kind": "file", "path": "/data/rows.jsonl"}, "response": "{answer}"}
 ROWS = (EncodedSample((1, 2, 3), 1), EncodedSample((1, 4), 1))
@@ -167,3 +171,16 @@ def test_a_folder_without_its_marker_is_unfinished():
     assert not is_finished(folder)
     (folder / MARKER).write_text("{}", encoding="utf-8")
     assert is_finished(folder)
+
+
+def test_what_was_kept_must_be_what_was_written(tiny_expert, tmp_path):
+    folder = shutil.copytree(tiny_expert, tmp_path / "made")
+    (folder / MARKER).write_text(json.dumps({FINGERPRINT: fingerprint(folder)}))
+    assert is_finished(folder)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointChangedError, match=r"made: .* changed since. Remove the folder"):
+        is_finished(folder)
+    (folder / MARKER).write_text("{}")
+    assert is_finished(folder), "made by a version that kept no fingerprint"
