@@ -42,7 +42,9 @@ class ChatFormat:
         self._folder = folder
         self.arguments: dict[str, Scalar] = dict(arguments or {})
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=False
+            )
         except Exception as error:  # noqa: BLE001 - a border: any file may be broken in any way
             raise CheckpointError(
                 f"{folder}: must hold a tokenizer; got: {_first_line(error)}. "
