@@ -22,7 +22,7 @@ from safemerge.distributed.statistics import (
     resolve_statistics,
 )
 from safemerge.engines.chat import ChatFormat
-from safemerge.errors import ConfigError, TrainingError
+from safemerge.errors import CheckpointError, ConfigError, TrainingError
 from safemerge.training.batch import load_mixture
 from safemerge.training.ingredient import ingredient_digest, ingredient_folder, is_finished
 from safemerge.training.lora import bare_model, check_targets
@@ -183,6 +183,27 @@ def _one_folder(ref: CheckpointRef) -> Path:
             "others. Write it with 'safemerge merge', then name its folder."
         )
     return Path(str(ref.path))
+
+
+def known_folder(ref: CheckpointRef) -> str | None:
+    """Return a checkpoint's folder if it is one, or is in the hub's cache; else None."""
+    if ref.hub is None:
+        return ref.path
+    try:
+        return str(hub_folder(ref, download=False))
+    except CheckpointError:
+        return None
+
+
+def fetch_hub_models(refs: Sequence[CheckpointRef]) -> None:
+    """Download what references name of the hub, so that it can be checked like any folder.
+
+    Raises:
+        CheckpointError: See `hub_snapshot`.
+    """
+    for ref in refs:
+        if ref.hub is not None:
+            hub_folder(ref)
 
 
 class Ingredients:
