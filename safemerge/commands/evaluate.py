@@ -14,6 +14,7 @@ from safemerge.config.document import load_document
 from safemerge.config.range import FloatRange
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.study import SearchSpace, StudySpec
+from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.errors import ConfigError, PreflightError
 from safemerge.files import disk_errors, replace_file
 
@@ -36,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
         recipe = load_document(options.recipe, MergeRecipe)
         recipe = recipe.located(Path(options.recipe).resolve().parent)
         spec = _over(spec, recipe.base, recipe.experts)
-        spec = spec.model_copy(update={"vocabulary": recipe.vocabulary})
+        own = {"vocabulary": recipe.vocabulary, "tokenizer": recipe.tokenizer}
+        spec = spec.model_copy(update=own)
     single = spec.evaluator.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     spec = spec.model_copy(update={"evaluator": single})
     # One candidate is not compared with others before it is scored.
@@ -100,7 +102,15 @@ def _over(spec: StudySpec, base: CheckpointRef, experts: Sequence[CheckpointRef]
         method=Linear(name="linear", weights={base.name: 1.0}),
         vary={f"method.weights.{base.name}": FloatRange(low=0.0, high=1.0)},
     )
-    return spec.model_copy(update={"base": base, "experts": list(experts), "spaces": [space]})
+    return spec.model_copy(
+        update={
+            "base": base,
+            "experts": list(experts),
+            "spaces": [space],
+            "vocabulary": "refuse",
+            "tokenizer": TokenizerChoice(),
+        }
+    )
 
 
 def _recipe(spec: StudySpec, recipe: MergeRecipe | None) -> MergeRecipe:
@@ -112,6 +122,7 @@ def _recipe(spec: StudySpec, recipe: MergeRecipe | None) -> MergeRecipe:
             method=Linear(name="linear", weights={spec.base.name: 1.0}),
             dtype=spec.dtype,
             vocabulary=spec.vocabulary,
+            tokenizer=spec.tokenizer,
         )
     missing = [ref.name for ref in recipe.checkpoints if ref.name not in by_name]
     if missing:

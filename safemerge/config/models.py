@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from safemerge.config.checkpoint import CheckpointRef, Vocabulary
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.study import StudySpec
+from safemerge.config.tokenizer import TokenizerChoice
 
 
 def models_recipe(
@@ -15,6 +16,7 @@ def models_recipe(
     *,
     dtype: str = "base",
     vocabulary: Vocabulary = "refuse",
+    tokenizer: TokenizerChoice | None = None,
 ) -> MergeRecipe:
     """Return a recipe over every model that reproduces the base.
 
@@ -23,6 +25,7 @@ def models_recipe(
         experts: Every expert that other recipes may name.
         dtype: The study's dtype.
         vocabulary: The study's vocabulary.
+        tokenizer: The study's choice of tokenizer and template; the base's if None.
     """
     return MergeRecipe(
         base=base,
@@ -30,6 +33,7 @@ def models_recipe(
         method=Linear(name="linear", weights={base.name: 1.0}),
         dtype=dtype,  # type: ignore[arg-type]
         vocabulary=vocabulary,
+        tokenizer=tokenizer or TokenizerChoice(),
     )
 
 
@@ -40,4 +44,10 @@ def study_models(spec: StudySpec) -> MergeRecipe:
     tells the variant by its digest. Those still to be trained are left out.
     """
     experts = spec.made_checkpoints[1:]
-    return models_recipe(spec.base, experts, dtype=spec.dtype, vocabulary=spec.vocabulary)
+    return models_recipe(
+        spec.base,
+        experts,
+        dtype=spec.dtype,
+        vocabulary=spec.vocabulary,
+        tokenizer=spec.tokenizer,
+    )

@@ -28,6 +28,7 @@ from safemerge.config.method import (
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import SeenData
 from safemerge.config.step import Step
+from safemerge.config.tokenizer import TokenizerChoice
 
 __all__ = [
     "DEFAULT_GROUP",
@@ -49,7 +50,8 @@ class MergeRecipe(StrictModel):
     """Full declaration of one merge; its weights are the *candidate*."""
 
     base: CheckpointRef
-    """Checkpoint that all task vectors are measured from; also gives config and tokenizer."""
+    """Checkpoint that all task vectors are measured from; also gives the config, and the tokenizer
+    unless `tokenizer` names another model."""
     experts: list[CheckpointRef] = Field(min_length=1)
     """Checkpoints that are merged, with unique names."""
     method: Method
@@ -63,10 +65,15 @@ class MergeRecipe(StrictModel):
     """Seed of the random masks (DARE, DELLA)."""
     vocabulary: Vocabulary = "refuse"
     """Tokenizers that differ: ``refuse`` them; keep the ``base``'s, rows of embeddings and output
-    head matched by token, an expert's other tokens left out; or the ``union``, the base's tokens
-    and after them the experts' added ones in order. In a model that lacks a token its row is the
+    head matched by token, an expert's other tokens left out; the ``union``, the base's tokens
+    and after them the experts' added ones in order; or the ``tokenizer``'s of the model that
+    `tokenizer.from` names, as ``base`` is the base's. In a model that lacks a token its row is the
     base's, else the mean of the rows of the experts that have it, so that its task vector there
     is zero. Tokenizers are no part of digests."""
+    tokenizer: TokenizerChoice = Field(
+        default_factory=TokenizerChoice, exclude_if=lambda choice: choice.is_default
+    )
+    """Whose tokenizer and chat template the merge is given; the base's if left out."""
     seen: list[SeenData] = Field(default_factory=list, exclude_if=lambda items: not items)
     """Written by `safemerge optimize`: the data that numbers and models were found with. Reports
     on their prompts are refused; no part of digests."""
@@ -100,6 +107,7 @@ class MergeRecipe(StrictModel):
                 f"method.density: must name the experts of method.weights, "
                 f"{sorted(self.method.model_names())}; got {sorted(density)}."
             )
+        yield from self.tokenizer.problems(names, self.vocabulary)
         if self.vocabulary != "refuse" and any(ref.between for ref in self.experts):
             yield (
                 "vocabulary: must be refuse where weights lie between two checkpoints, whose rows "
@@ -219,6 +227,9 @@ class MergeRecipe(StrictModel):
         read = self.statistics_read()
         if document["vocabulary"] == "refuse":
             del document["vocabulary"]
+        # Files beside the weights; but an order of rows is of the weights.
+        if document.pop("tokenizer", None) and document.get("vocabulary") == "tokenizer":
+            document["tokenizer"] = self.tokenizer.from_
         for item in (document["base"], *document["experts"]):
             if not item["settings"]:
                 del item["settings"]  # as before there were any

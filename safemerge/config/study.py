@@ -19,6 +19,7 @@ from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
 from safemerge.config.suite import Direction, SuiteSpec
+from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.config.variant import (
     ExpertVariant,
     declared_variants,
@@ -157,6 +158,10 @@ class StudySpec(StrictModel):
     """Type that merged weights are rounded to, so that the scored weights are the exported."""
     vocabulary: Vocabulary = "refuse"
     """As in a recipe; an engine keeps the base's shape, so that a ``union`` must fit into it."""
+    tokenizer: TokenizerChoice = Field(
+        default_factory=TokenizerChoice, exclude_if=lambda choice: choice.is_default
+    )
+    """As in a recipe: prompts of every candidate are written with this tokenizer and template."""
     spaces: list[SearchSpace] = Field(min_length=1)
     suites: list[SuiteSpec] = Field(min_length=1)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
@@ -212,7 +217,12 @@ class StudySpec(StrictModel):
             problems += _unknown_metric(f"objectives.{index}.metric", objective.metric, known)
         for index, constraint in enumerate(self.constraints):
             problems += _unknown_metric(f"constraints.{index}.metric", constraint.metric, known)
-        problems += [problem for space in self.spaces for problem in self._space_problems(space)]
+        chosen = list(
+            self.tokenizer.problems([item.name for item in self.checkpoints], self.vocabulary)
+        )
+        problems += chosen or [
+            problem for space in self.spaces for problem in self._space_problems(space)
+        ]
         if self.rung is not None and len(self.rung.sets) < min(2, len(self.objectives)):
             problems.append(
                 f"rung.sets: {len(self.objectives)} objectives need at least 2 sets; got 1. One "
@@ -269,6 +279,7 @@ class StudySpec(StrictModel):
                     "layer_groups": [group.resolved() for group in space.layer_groups],
                     "dtype": self.dtype,
                     "vocabulary": self.vocabulary,
+                    "tokenizer": self.tokenizer.resolved(),
                     "seed": self.seed,
                 }
             )

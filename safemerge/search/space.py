@@ -240,6 +240,7 @@ def _linear(
         "dtype": spec.dtype,
         "seed": spec.seed,
         "vocabulary": spec.vocabulary,
+        "tokenizer": spec.tokenizer.resolved(),
     }
     if variant is not None:
         _put(document, variant.expert, variant.checkpoint)

@@ -64,6 +64,11 @@ def start_problems(spec: StudySpec, recipe: MergeRecipe) -> list[str]:
             f"vocabulary: must be the study's '{spec.vocabulary}'; got '{recipe.vocabulary}'. "
             "Change one."
         )
+    elif spec.vocabulary == "tokenizer" and recipe.tokenizer.from_ != spec.tokenizer.from_:
+        problems.append(
+            f"tokenizer.from: must be the study's '{spec.tokenizer.from_}'; got "
+            f"'{recipe.tokenizer.from_}'. Change one."
+        )
     return problems
 
 
@@ -91,6 +96,7 @@ def over_study(
         {**models.get(expert.name, expert).resolved(), "name": expert.name}
         for expert in spec.experts
     ]
+    document["tokenizer"] = spec.tokenizer.resolved()
     if recipe.method.name not in _DRAW_MASKS:
         document["seed"] = spec.seed
     return parse_document(document, MergeRecipe, where=where)

@@ -30,7 +30,8 @@ def set_in():
         *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
         here = document
         for part in parents:
-            here = here[part]
+            # A section left at its default is not written out.
+            here = here.setdefault(part, {}) if isinstance(here, dict) else here[part]
         here[last] = value
         return document
 
