@@ -194,12 +194,12 @@ def test_a_method_out_of_range_is_told_with_place_and_value(method, changes, lin
         ({"experts": []}, "experts: must have at least 1 item; got []."),
         (
             {"base": {"name": "base"}},
-            "base: exactly one of path, package, align, finetune must be given; got none. "
+            "base: exactly one of path, hub, package, align, finetune must be given; got none. "
             "Keep one.",
         ),
         (
             {"base": {"name": "base", "path": "/b", "align": "a.yaml"}},
-            "base: exactly one of path, package, align, finetune must be given; "
+            "base: exactly one of path, hub, package, align, finetune must be given; "
             "got path, align. Keep one.",
         ),
         (
