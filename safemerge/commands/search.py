@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, duration
 from safemerge.commands.study import load_study, preflight, resolve_with
+from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
-from safemerge.errors import StudyError, UserError
+from safemerge.errors import CheckpointError, StudyError, UserError
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
@@ -276,13 +277,28 @@ def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:
         console.say(f"would start from '{start.name}': {start.file}")
     base = None
     for ref in spec.checkpoints:
-        if ref.path is not None:
-            opened = open_checkpoint(ref.path, base)
+        place = _known_folder(ref)
+        if place is None and ref.hub is not None:
+            console.say(f"would download: '{ref.name}', {ref.origin} of the hub")
+        if place is not None and (base is not None or ref is spec.base):
+            opened = open_checkpoint(place, base)
             base = base or opened
             console.say(f"checkpoint '{ref.name}': {opened.num_parameters / 1e6:.0f} M parameters")
     for notice in found:
         console.say(f"note: {notice}")
     console.say("dry run: the study is sound; nothing was started")
+
+
+def _known_folder(ref: CheckpointRef) -> str | None:
+    """A checkpoint's folder, if it is one or is in the hub's cache."""
+    from safemerge.distributed.ingredient import hub_folder
+
+    if ref.hub is None:
+        return ref.path
+    try:
+        return str(hub_folder(ref, download=False))
+    except CheckpointError:
+        return None
 
 
 class _Progress:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from safemerge.commands.console import Console
 from safemerge.config.document import load_document
 from safemerge.config.judge import GuardJudge, JudgeSpec, ModelJudge
+from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.errors import CheckpointError, PreflightError
@@ -49,7 +50,7 @@ def preflight(spec: StudySpec, console: Console) -> tuple[str, ...]:
 
     found = check_models(spec)
     check_known(spec)
-    if spec.base.path is not None:
+    if _tokenizer_known(spec):
         check_prompts(spec, console)
     return found
 
@@ -73,6 +74,15 @@ def check_known(spec: StudySpec) -> None:
             f"evaluator.engine: transformers must know the base; got {spec.base.path}: {reason}. "
             f"Custom code is never run. Use evaluator.engine: vllm if that knows the model."
         )
+
+
+def _tokenizer_known(spec: StudySpec) -> bool:
+    """Whether the models that a study's tokenizer and template come from are folders already."""
+    from safemerge.merge.candidate_tokenizer import tokenizer_models
+
+    models = study_models(spec)
+    named = tokenizer_models(models)
+    return all(ref.path is not None for ref in models.checkpoints if ref.name in named)
 
 
 def check_judges(judges: Sequence[JudgeSpec]) -> None:
@@ -99,7 +109,7 @@ def check_prompts(spec: StudySpec, console: Console) -> None:
     """Tokenise both splits and the rung once, as replicas will, and let no judge be loaded.
 
     Args:
-        spec: A study whose base is a folder.
+        spec: A study whose tokenizer comes from models that are folders.
         console: Where it is said which rows are left out.
 
     Raises:
@@ -108,9 +118,10 @@ def check_prompts(spec: StudySpec, console: Console) -> None:
     from safemerge.data.suite import dropped_lines, load_suites
     from safemerge.engines.chat import ChatFormat
     from safemerge.evaluation import prepare_split
+    from safemerge.merge.candidate_tokenizer import candidate_tokenizer
     from safemerge.scoring.judge import RefusalProxyJudge
 
-    chat = ChatFormat(str(spec.base.path))
+    chat = ChatFormat(candidate_tokenizer(study_models(spec)))
     loaded = load_suites(spec)
     for line in dropped_lines(spec.suites, loaded):
         console.say(line)
@@ -192,6 +203,6 @@ def resolve_with(spec: StudySpec, console: Console, resolve: Callable[[], StudyS
     resolved = resolve()
     for notice in check_models(resolved):
         console.say(f"note: {notice}")
-    if spec.base.path is None:
+    if not _tokenizer_known(spec):
         check_prompts(resolved, console)
     return resolved

@@ -57,7 +57,7 @@ class StatisticsRef(StrictModel):
 
 
 class CheckpointRef(StrictModel):
-    """A named checkpoint, given by exactly one of `path`, `hub`, `package`, `align`, `finetune`."""
+    """A named checkpoint, given by one of `path`, `hub`, `package`, `align` and `finetune`."""
 
     name: Name
     """Unique within a recipe or a study; weights and search paths use it."""
@@ -110,6 +110,13 @@ class CheckpointRef(StrictModel):
             )
         return self
 
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for people; empty between two checkpoints."""
+        if self.hub is not None:
+            return f"{self.hub}@{self.revision or 'main'}"
+        return self.path or self.package or self.align or self.finetune or ""
+
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
         changes: dict[str, object] = _located(self, ("path", "align", "finetune"), folder)
@@ -120,10 +127,14 @@ class CheckpointRef(StrictModel):
         return self.model_copy(update=changes)
 
     def resolved_to(self, path: Path, *, fingerprint: str) -> Self:
-        """Return the reference as a path with its fingerprint; of the hub's, with its origin."""
+        """Return the reference as a path with its fingerprint.
+
+        One of the hub keeps its repository, and the commit that its snapshot is named after.
+        """
         return self.model_copy(
             update={
                 "path": str(path),
+                "revision": None if self.hub is None else path.name,
                 "digest": fingerprint,
                 "package": None,
                 "align": None,

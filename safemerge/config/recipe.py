@@ -201,6 +201,12 @@ class MergeRecipe(StrictModel):
         """Base first, then the experts in their declared order."""
         return (self.base, *self.experts)
 
+    @property
+    def vocabulary_owner(self) -> str | None:
+        """Expert whose tokens and ids the merge has; None if they are the base's."""
+        owner = self.tokenizer.owner(self.base.name)
+        return owner if self.vocabulary == "tokenizer" and owner != self.base.name else None
+
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative paths are taken from `folder`."""
         update = changed_models(self.checkpoints, lambda ref: ref.located(folder))

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
-from safemerge.config.checkpoint import CheckpointRef, Name
+from safemerge.config.checkpoint import CheckpointRef, HubId, Name
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import TrainingData
 from safemerge.config.study import EvaluatorSpec
@@ -19,11 +19,11 @@ from safemerge.config.training import LoraSpec
 Mode = Literal["same", "fresh", "full"]
 """What an attack trains: the hardened adapter, a fresh one after merging, or all weights."""
 
-_SOURCES = ("align", "path", "package", "recipe")
+_SOURCES = ("align", "path", "hub", "package", "recipe")
 
 
 class HardenedModel(StrictModel):
-    """A model that is attacked, given by exactly one of `align`, `path`, `package`, `recipe`."""
+    """A model that is attacked, given by one of `align`, `path`, `hub`, `package`, `recipe`."""
 
     name: Name
     """Unique; tables and figures use it."""
@@ -31,6 +31,12 @@ class HardenedModel(StrictModel):
     """An alignment file: trained for each seed, see `RobustnessSpec.reseed`."""
     path: str | None = None
     """A checkpoint folder, attacked as it is."""
+    hub: HubId | None = Field(default=None, exclude_if=lambda given: given is None)
+    """A repository of the Hugging Face hub, attacked as it is."""
+    revision: str | None = Field(
+        default=None, min_length=1, exclude_if=lambda given: given is None
+    )
+    """Branch, tag or commit of `hub`; ``main`` if left out."""
     package: Literal["smollm2-135m-instruct"] | None = None
     """A model shipped inside a pip package."""
     recipe: str | None = None
@@ -43,6 +49,10 @@ class HardenedModel(StrictModel):
             raise ValueError(
                 f"exactly one of {', '.join(_SOURCES)} must be given; "
                 f"got {', '.join(given) or 'none'}. Keep one."
+            )
+        if self.revision is not None and self.hub is None:
+            raise ValueError(
+                f"revision is one of a hub repository; got it beside {given[0]}. Remove it."
             )
         return self
 
@@ -62,7 +72,12 @@ class HardenedModel(StrictModel):
         if self.recipe is not None:
             return None
         return CheckpointRef(
-            name=self.name, align=self.align, path=self.path, package=self.package
+            name=self.name,
+            align=self.align,
+            path=self.path,
+            hub=self.hub,
+            revision=self.revision,
+            package=self.package,
         )
 
 

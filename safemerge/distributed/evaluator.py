@@ -36,7 +36,9 @@ from safemerge.evaluation import (
     prepare_split,
     score_candidate,
 )
+from safemerge.merge.candidate_tokenizer import candidate_tokenizer
 from safemerge.records import CandidateResult, RungResult, Split
+from safemerge.weights.hub import refs_on_this_node
 
 _Answer = TypeVar("_Answer")
 
@@ -59,9 +61,10 @@ class EvaluatorReplica:
     """
 
     def __init__(self, study: str, judges: Mapping[str, Any] | None = None) -> None:
-        self._spec = StudySpec.model_validate_json(study)
+        spec = StudySpec.model_validate_json(study)
+        self._spec = spec.with_checkpoints(refs_on_this_node(spec.all_checkpoints))
         self._models = study_models(self._spec)
-        self._chat = ChatFormat(str(self._spec.base.path))
+        self._chat = ChatFormat(candidate_tokenizer(self._models))
         evaluator = self._spec.evaluator
         self._prepared = {
             split: prepare_split(

@@ -28,6 +28,7 @@ from safemerge.training.ingredient import ingredient_digest, ingredient_folder, 
 from safemerge.training.lora import bare_model, check_targets
 from safemerge.training.packaged_model import packaged_model
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.hub import hub_snapshot
 
 _ENDS = ("--low", "--high")
 
@@ -147,6 +148,8 @@ def future_folder(ref: CheckpointRef) -> Path | None:
     """
     if ref.package is not None:
         return packaged_model(ref.package)
+    if ref.hub is not None:
+        return hub_folder(ref)
     stage = stage_file(ref)
     if stage is None:
         return Path(str(ref.path))
@@ -157,6 +160,21 @@ def future_folder(ref: CheckpointRef) -> Path | None:
     mixture = load_mixture(spec, ChatFormat(base))
     key = ingredient_digest(spec, base_fingerprint=fingerprint(base), mixture=mixture)
     return ingredient_folder(spec.name, key)
+
+
+def hub_folder(ref: CheckpointRef, *, download: bool = True) -> Path:
+    """Return the snapshot of a reference to the hub, downloaded once.
+
+    Args:
+        ref: A reference to the hub; a resolved one is taken where it was found, if it is there.
+        download: Whether to download what the hub's cache lacks.
+
+    Raises:
+        CheckpointError: See `hub_snapshot`.
+    """
+    if ref.path is not None and Path(ref.path).is_dir():
+        return Path(ref.path)
+    return hub_snapshot(str(ref.hub), ref.revision, where=f"model '{ref.name}'", download=download)
 
 
 class Ingredients:
@@ -185,6 +203,7 @@ class Ingredients:
         self._on_step = on_step
         self._resume = resume
         self._folders: dict[Stage, Path] = {}
+        self._snapshots: dict[tuple[str, str | None], Path] = {}
 
     def resolve(self, refs: Sequence[CheckpointRef]) -> dict[str, CheckpointRef]:
         """Return every reference as a fingerprinted path, by name; train what is missing.
@@ -235,7 +254,11 @@ class Ingredients:
     def _resolve(
         self, refs: Sequence[CheckpointRef], need_cluster: Callable[[], None]
     ) -> dict[str, CheckpointRef]:
-        for wave in training_plan(refs):
+        plan = training_plan(refs)
+        for ref in (*refs, *(stage.load().base for wave in plan for stage in wave)):
+            if ref.hub is not None:
+                self._folder(ref)  # what cannot be had is told before anything is trained
+        for wave in plan:
             self._train_wave(wave, need_cluster)
         resolved = {}
         for ref in refs:
@@ -254,6 +277,12 @@ class Ingredients:
     def _folder(self, ref: CheckpointRef) -> Path:
         if ref.package is not None:
             return packaged_model(ref.package, say=self._say)
+        if ref.hub is not None:
+            key = ref.hub, ref.revision
+            if key not in self._snapshots:
+                self._say(f"{ref.name}: {ref.hub}, revision {ref.revision or 'main'}, of the hub")
+                self._snapshots[key] = hub_folder(ref)
+            return self._snapshots[key]
         stage = stage_file(ref)
         return self._folders[stage] if stage is not None else Path(str(ref.path))
 

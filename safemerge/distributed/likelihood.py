@@ -22,6 +22,7 @@ from safemerge.errors import EngineError, MergeError
 from safemerge.training.objective import PairLosses
 from safemerge.training.optimize import UNSCORABLE
 from safemerge.training.pairs import PairSet, load_pairs
+from safemerge.weights.hub import refs_on_this_node
 
 DEPLOYMENT = "PairEvaluator"
 
@@ -34,7 +35,8 @@ class PairReplica:
     """
 
     def __init__(self, spec: str) -> None:
-        self._spec = OptimizeSpec.model_validate_json(spec)
+        declared = OptimizeSpec.model_validate_json(spec)
+        self._spec = declared.with_checkpoints(refs_on_this_node(declared.checkpoints))
         pairs = load_pairs(self._spec, ChatFormat(str(self._spec.base.path)))
         self._sets = pairs.sets
         self._asked = [continuations(item) for item in pairs.sets]

@@ -52,6 +52,7 @@ from safemerge.training.optimize import (
 )
 from safemerge.training.pairs import SETS, load_pairs
 from safemerge.weights.adapter import is_adapter
+from safemerge.weights.hub import refs_on_this_node
 
 RESULT_FILE = "result.json"
 """The recipe and the table of losses; a run folder without it is unfinished."""
@@ -168,6 +169,7 @@ def _optimize_worker(config: dict[str, str]) -> None:
     from transformers import AutoModelForCausalLM
 
     spec = OptimizeSpec.model_validate_json(config["spec"])
+    spec = spec.with_checkpoints(refs_on_this_node(spec.checkpoints))
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     team = Team(rank, world_size, torch.distributed.all_reduce if world_size > 1 else None)

@@ -20,6 +20,7 @@ from safemerge.distributed.searcher import RungScheduler, StudySearcher
 from safemerge.distributed.supply import Supply, refuse_hopeless
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
+from safemerge.merge.candidate_tokenizer import tokenizer_models
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.search.study import SearchStudy
@@ -56,11 +57,14 @@ def check_models(spec: StudySpec) -> tuple[str, ...]:
         base = open_checkpoint(models.base.path)
         check_agreement(base, {})
         return notices(base, {})
+    lacking = tokenizer_models(models) - {models.base.name, *(ref.name for ref in there)}
+    own_order = models.vocabulary == "tokenizer" and lacking
     given = models_recipe(
         _with_statistics_there(models.base),
         [_with_statistics_there(ref) for ref in there],
         dtype=models.dtype,
-        vocabulary=models.vocabulary,
+        vocabulary="base" if own_order else models.vocabulary,
+        tokenizer=None if lacking else models.tokenizer,
     )
     return ResidentCheckpoints.open(given, for_engine=True).notices
 

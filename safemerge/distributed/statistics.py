@@ -21,6 +21,7 @@ from safemerge.engines.precision import compute_dtype
 from safemerge.errors import ConfigError, TrainingError
 from safemerge.reports.wording import seconds
 from safemerge.weights.adapter import is_adapter, open_checkpoint
+from safemerge.weights.hub import on_this_node
 from safemerge.weights.statistics import STATISTICS_FILE, ModelStatistics, save_statistics
 
 _RUN, _SUMS, _PROGRESS = "gather", "sums", "progress"
@@ -237,7 +238,7 @@ def _gather_worker(config: dict[str, str]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = claim_device(spec.workers)
-    base = Path(config["base"])
+    base = on_this_node(config["base"])
     rows = load_measured_rows(spec, ChatFormat(base))
     several = torch.distributed.all_reduce if world_size > 1 else None
 
@@ -261,7 +262,7 @@ def _gather_worker(config: dict[str, str]) -> None:
         kept.save(gathering, now=part == "model" and "importance" in spec.quantities)
         return gathering.finish(all_reduce=several)
 
-    tensors, document = measured("model", Path(config["model"]), spec.quantities)
+    tensors, document = measured("model", on_this_node(config["model"]), spec.quantities)
     if "importance" in spec.quantities:
         of_base, _ = measured("base", base, ("importance",))
         tensors["base_importance"] = of_base["importance"]

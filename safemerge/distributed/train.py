@@ -36,6 +36,7 @@ from safemerge.training.lora import attach_lora, load_lora, save_trained
 from safemerge.training.method import Method, held_out_loss, make_method, method_batches
 from safemerge.training.sft import StepMetrics, make_optimizer, stage_loss, train
 from safemerge.training.state import load_state, save_state
+from safemerge.weights.hub import on_this_node
 
 _SPEC: TypeAdapter[FinetuneSpec | AlignSpec] = TypeAdapter(FinetuneSpec | AlignSpec)
 POLL_S = 0.5
@@ -121,7 +122,7 @@ def _train_worker(config: dict[str, str]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = claim_device(spec.workers)
     torch.manual_seed(spec.seed)  # noqa: TID251 - seeds the adapter's initial weights
-    base = Path(config["base"])
+    base = on_this_node(config["base"])
     mixture = load_mixture(spec, ChatFormat(base))
     several = world_size > 1
     model, loss = _load_model(spec, base, device=device, several=several)
@@ -239,7 +240,7 @@ def _publish(
     config: dict[str, str],
 ) -> None:
     """Write the result beside its place, then rename: a folder is whole or absent."""
-    folder, base = Path(config["folder"]), Path(config["base"])
+    folder, base = Path(config["folder"]), on_this_node(config["base"])
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     if spec.parameters == "full":

@@ -14,6 +14,7 @@ from safemerge.engines.drawing import DrawnTokens
 from safemerge.engines.engine import Continuation, Likelihood, TokenizedPrompt, until_stop
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import EngineError
+from safemerge.merge.candidate_tokenizer import candidate_tokenizer
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.records import Response
 
@@ -70,7 +71,7 @@ class TransformersEngine:
         dtype = compute_dtype(spec.dtype, device=self._device)
         self._model: Any = AutoModelForCausalLM.from_pretrained(str(models.base.path), dtype=dtype)
         self._model.to(self._device).eval()
-        chat = ChatFormat(str(models.base.path))
+        chat = ChatFormat(candidate_tokenizer(models))
         self._end_id = chat.end_of_turn_id()
         self._decode = chat.tokenizer.decode
         self._batch_size = spec.max_num_seqs

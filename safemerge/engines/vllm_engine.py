@@ -15,6 +15,7 @@ from safemerge.engines.precision import compute_dtype
 from safemerge.engines.vllm_likelihood import Tokens, distinct, read_scores, requests
 from safemerge.engines.vllm_plugin import BACKEND, MERGE_ERROR_MARK
 from safemerge.errors import EngineError, MergeError, PreflightError
+from safemerge.merge.candidate_tokenizer import candidate_tokenizer
 from safemerge.records import Response
 
 CPU_BLOCK_TOKENS = 32
@@ -87,6 +88,7 @@ class VllmEngine:
         try:
             self._llm: Any = LLM(
                 model=str(models.base.path),
+                tokenizer=str(candidate_tokenizer(models)),
                 dtype=str(compute_dtype(spec.dtype, device=device)).removeprefix("torch."),
                 max_model_len=spec.max_model_len,
                 max_num_seqs=spec.max_num_seqs,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from safemerge import __version__
+from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.step import STEPS
 from safemerge.merge.table import method_row
@@ -23,13 +24,13 @@ def model_card(recipe: MergeRecipe, *, adapter: str | None = None) -> str:
     row = method_row(recipe.method.name)
     rows = "\n".join(
         f"| {'base' if ref is recipe.base else 'expert'} | {ref.name} | "
-        f"`{_short(ref.path or ref.package or ref.align or ref.finetune or '')}` | "
+        f"`{_source(ref)}` | "
         f"{f'`{ref.digest}`' if ref.digest else 'unknown'} |"
         for ref in recipe.checkpoints
     )
     resolved = recipe.resolved()
-    keys = ("method", "steps", "layer_groups", "dtype", "seed", "vocabulary")
-    settings = json.dumps({key: resolved[key] for key in keys}, indent=2)
+    keys = ("method", "steps", "layer_groups", "dtype", "seed", "vocabulary", "tokenizer")
+    settings = json.dumps({key: resolved[key] for key in keys if key in resolved}, indent=2)
     operators = "".join(
         f"\nWith {STEPS[step.name].title}, on {step.on}: "
         f"{STEPS[step.name].citation}, <{STEPS[step.name].url}>.\n"
@@ -89,6 +90,10 @@ def _published(notice: str) -> str:
     """A notice without the folders of the machine, and safe in Markdown."""
     words = (_short(word) if word.startswith("/") else word for word in notice.split(" "))
     return " ".join(words).replace("<", "&lt;").replace("|", "\\|")
+
+
+def _source(ref: CheckpointRef) -> str:
+    return ref.origin if ref.hub is not None else _short(ref.origin)
 
 
 def _short(source: str) -> str:

@@ -79,7 +79,8 @@ def check_adapter_recipe(recipe: MergeRecipe) -> None:
         recipe: The recipe; its checkpoints are not looked at.
 
     Raises:
-        ConfigError: If the method is not linear in the task vectors, or there are steps.
+        ConfigError: If the method is not linear in the task vectors, there are steps, or it
+            chooses a tokenizer.
     """
     where = f"recipe {recipe.digest[:4]}"
     if recipe.method.name not in LINEAR_METHODS:
@@ -91,6 +92,11 @@ def check_adapter_recipe(recipe: MergeRecipe) -> None:
         raise ConfigError(
             f"{where}: an adapter can be written without steps only, which are not linear; got "
             f"'{recipe.steps[0].name}'. {_DENSE}"
+        )
+    if not recipe.tokenizer.is_default:
+        raise ConfigError(
+            f"{where}: an adapter can be written with the base's tokenizer and chat template only; "
+            f"got a choice of others. {_DENSE}"
         )
 
 

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from safemerge.config.checkpoint import CheckpointRef, Neighbours, Vocabulary, interpolated
 from safemerge.config.recipe import Linear, MergeRecipe
+from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.errors import CheckpointError, CheckpointMismatchError, MergeError
 from safemerge.merge.coefficient import check_groups
 from safemerge.merge.derived import DerivedData
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import Destination, in_one_vocabulary, merged_tensors
 from safemerge.merge.threshold import ThresholdCache
+from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import Checkpoint
@@ -38,6 +40,7 @@ class ResidentCheckpoints:
         base_name: Which of them is the base.
         statistics: Open statistics by model name, of those models that have any.
         vocabulary: The vocabulary they are shown in, as in recipes.
+        owner: See `MergeRecipe.vocabulary_owner`.
         grows: Whether a recipe's model that is not held yet, and has a path and a fingerprint,
             is opened, checked and held from then on.
         said: What must be known of these models; see `notices`.
@@ -51,12 +54,14 @@ class ResidentCheckpoints:
         statistics: Mapping[str, ModelStatistics] = MappingProxyType({}),
         *,
         vocabulary: Vocabulary = "refuse",
+        owner: str | None = None,
         grows: bool = False,
         said: tuple[str, ...] = (),
     ) -> None:
         self.base_name = base_name
         self.notices = said
         self.vocabulary = vocabulary
+        self.owner = owner
         self.grows = grows
         self._checkpoints = dict(checkpoints)
         self._statistics = dict(statistics)
@@ -115,7 +120,7 @@ class ResidentCheckpoints:
                 for name, end in _plain(ref.name, checkpoints[ref.name]).items()
             }
             check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
-            said = notices(base, experts)
+            said = (*notices(base, experts), *tokenizer_notices(recipe))
         check_groups(recipe, base.distinct_names)
         refs = {ref.name: ref for ref in recipe.checkpoints}
         statistics = {
@@ -129,6 +134,7 @@ class ResidentCheckpoints:
             recipe.base.name,
             statistics,
             vocabulary=recipe.vocabulary,
+            owner=recipe.vocabulary_owner,
             grows=grows,
             said=said,
         )
@@ -169,7 +175,7 @@ class ResidentCheckpoints:
                 f"recipe {recipe.digest[:4]}: the base must be the one held, "
                 f"'{self.base_name}'; got '{recipe.base.name}'. Open checkpoints for this recipe."
             )
-        if recipe.vocabulary != self.vocabulary:
+        if (recipe.vocabulary, recipe.vocabulary_owner) != (self.vocabulary, self.owner):
             raise MergeError(
                 f"recipe {recipe.digest[:4]}: vocabulary must be that of the checkpoints held, "
                 f"'{self.vocabulary}'; got '{recipe.vocabulary}'. Open them for this recipe."
@@ -247,12 +253,14 @@ class ResidentCheckpoints:
         Raises:
             MergeError: If it cannot be read, or does not agree with the base; see `open`.
         """
+        leads = self.owner not in (None, ref.name)
         alone = MergeRecipe(
             base=self._refs[self.base_name],
-            experts=[ref],
+            experts=[ref, *([self._refs[str(self.owner)]] if leads else [])],
             method=Linear(name="linear", weights={ref.name: 1.0}),
             dtype=recipe.dtype,
             vocabulary=self.vocabulary,
+            tokenizer=TokenizerChoice.model_validate({"from": self.owner or self.base_name}),
         )
         try:
             opened = ResidentCheckpoints.open(alone)
@@ -338,7 +346,7 @@ def _check_shape(where: str, base: Checkpoint) -> None:
     if name is not None and base.shape(name) != stored.shape(name):
         raise CheckpointMismatchError(
             f"{where}, tensor '{name}': an engine's model keeps the base's shape "
-            f"{stored.shape(name)}; got {base.shape(name)} from vocabulary: union. Use "
+            f"{stored.shape(name)}; got {base.shape(name)} from the merge's vocabulary. Use "
             f"vocabulary: base, or write the merge and score its folder."
         )
 

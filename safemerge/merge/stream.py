@@ -81,6 +81,7 @@ def in_one_vocabulary(
         checkpoints[recipe.base.name],
         {ref.name: checkpoints[ref.name] for ref in recipe.experts},
         how=recipe.vocabulary,
+        owner=recipe.vocabulary_owner,
         where=f"recipe {recipe.digest[:4]}",
     )
     return {recipe.base.name: base, **experts}

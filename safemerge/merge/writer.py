@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from safemerge.config.recipe import MergeRecipe
+from safemerge.merge.candidate_tokenizer import added_tokens, give_tokenizer
 from safemerge.merge.card import model_card, with_notices
 from safemerge.merge.custom_code import (
     CustomCode,
@@ -21,12 +22,12 @@ from safemerge.merge.shard import ShardWriter
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import in_one_vocabulary, merge_order, merged_dtype, merged_tensors
 from safemerge.merge.threshold import ThresholdCache
+from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
 from safemerge.weights.notice import notices
-from safemerge.weights.shared_vocabulary import VocabularyView, stored_checkpoint
+from safemerge.weights.shared_vocabulary import stored_checkpoint
 from safemerge.weights.statistics import ModelStatistics
-from safemerge.weights.tokenizer import add_tokens
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest weight file, 5 GB, as the Hub's libraries write."""
@@ -92,7 +93,8 @@ def write_merged(
     Weights are safetensors, in several files with an index if they exceed a shard. config.json
     is the base's with the merged dtype and without ``quantization_config``; generation config,
     tokenizer, chat templates, processor, custom code and licence are the base's files, with the
-    tokens that a union of vocabularies adds. The card ends with what `notices` says.
+    tokens that a union of vocabularies adds, unless `MergeRecipe.tokenizer` names other models
+    for the tokenizer and the chat template. The card ends with what `notices` says.
     Everything is written into a temporary folder beside `out_dir` that is renamed at the end, so
     `out_dir` is whole or absent; after an error the temporary folder is removed. Reading, merging
     and writing overlap; peak memory is two tensors of the result and two of each model, whatever
@@ -220,7 +222,7 @@ def _write_documents(
     experts = {ref.name: checkpoints[ref.name] for ref in recipe.experts}
     _write_json(folder / CONFIG_FILE, without_missing_code(_merged_config(recipe, base), code))
     _write_json(folder / RECIPE_FILE, recipe.resolved())
-    said = (*notices(base, experts), *code_notices(code))
+    said = (*notices(base, experts), *tokenizer_notices(recipe), *code_notices(code))
     text = with_notices(card or model_card(recipe), said)
     (folder / "README.md").write_text(text, encoding="utf-8")
     copied = {file for pattern in _COPIED for file in base.folder.glob(pattern)}
@@ -229,8 +231,7 @@ def _write_documents(
             copy = folder / source.relative_to(base.folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, copy)
-    if isinstance(base, VocabularyView):
-        add_tokens(folder, base.added)
+    give_tokenizer(recipe, folder, added_tokens(base))
 
 
 def _merged_config(recipe: MergeRecipe, base: Checkpoint) -> dict[str, Any]:

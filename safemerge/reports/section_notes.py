@@ -136,7 +136,7 @@ def provenance_section(run: Run) -> str:
             [
                 Cell(escape(item.name)),
                 Cell("base" if index == 0 else "expert"),
-                Cell(code(item.path or item.package or item.align or item.finetune or "")),
+                Cell(code(item.origin)),
                 Cell(code(item.digest) if item.digest else "not recorded"),
             ]
             for index, item in enumerate(run.spec.checkpoints)

@@ -179,7 +179,7 @@ def same_weights(first: CheckpointRef, second: CheckpointRef) -> bool:
 def source_of(ref: CheckpointRef) -> tuple[object, ...]:
     """Return where a reference says that its weights come from."""
     settings = tuple(sorted(ref.settings.items()))
-    return ref.path, ref.package, ref.align, ref.finetune, settings
+    return ref.path, ref.hub, ref.revision, ref.package, ref.align, ref.finetune, settings
 
 
 def told_point(spec: StudySpec, point: NearestPoint) -> str:

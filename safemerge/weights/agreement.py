@@ -13,6 +13,7 @@ from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.settings import setting_differences
 from safemerge.weights.shared_vocabulary import VocabularyView, stored_checkpoint
+from safemerge.weights.tokenizer_files import has_vocabulary
 from safemerge.weights.vocabulary import vocabulary_difference
 
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -64,8 +65,7 @@ def check_agreement(
         _check_shapes(where, base, name, expert)
         if not mixed_dtypes and not isinstance(stored_checkpoint(expert), AdapterCheckpoint):
             _check_same_dtypes(where, base, name, expert)
-        if not isinstance(expert, VocabularyView):
-            _check_vocabulary(where, base, name, expert)
+    _check_vocabularies(where, base, experts)
     if finite:
         for checkpoint in (base, *experts.values()):
             check_finite(stored_checkpoint(checkpoint))
@@ -245,12 +245,22 @@ def _check_same_dtypes(where: str, base: Checkpoint, name: str, expert: Checkpoi
         raise _mismatch(where, name, rule, differences, remedy)
 
 
-def _check_vocabulary(where: str, base: Checkpoint, name: str, expert: Checkpoint) -> None:
-    differences = vocabulary_difference(base.folder, expert.folder)
-    if differences:
-        rule = "experts must map every token to the base's id"
-        remedy = f"Use the base's tokenizer for training{_OR_SHARE}."
-        raise _mismatch(where, name, rule, differences, remedy)
+def _check_vocabularies(where: str, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> None:
+    """Compare ids with the base's; with the first expert's where the base has no tokenizer."""
+    stored = {
+        name: expert for name, expert in experts.items() if not isinstance(expert, VocabularyView)
+    }
+    reference, embedding = base.folder, base.input_embedding
+    if not has_vocabulary(reference):
+        own = (expert.folder for expert in stored.values() if has_vocabulary(expert.folder))
+        reference = next(own, reference)
+    num_rows = None if embedding is None else base.shape(embedding)[0]
+    for name, expert in stored.items():
+        differences = vocabulary_difference(reference, expert.folder, num_rows=num_rows)
+        if differences:
+            rule = "experts must map every token to the base's id"
+            remedy = f"Use the base's tokenizer for training{_OR_SHARE}."
+            raise _mismatch(where, name, rule, differences, remedy)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from safemerge.errors import CheckpointError
 from safemerge.weights import pages
 from safemerge.weights.header import TensorEntry, read_header
+from safemerge.weights.hub import on_this_node
 from safemerge.weights.index import INDEX_FILE as INDEX_FILE
 from safemerge.weights.index import SINGLE_FILE as SINGLE_FILE
 from safemerge.weights.index import check_index, shard_files
@@ -29,6 +30,7 @@ OUTPUT_HEAD = "lm_head.weight"
 
 _INPUT_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|word_embeddings)\.weight$")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+_HUB_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 
 
@@ -243,19 +245,28 @@ class DenseCheckpoint(Checkpoint):
 
 
 def existing_folder(folder: Path | str) -> Path:
-    """Return the absolute path of a checkpoint's folder.
+    """Return the absolute path of a checkpoint's folder, on this machine.
 
     Raises:
-        CheckpointError: If there is no such folder, or its files are Git LFS pointers.
+        CheckpointError: If there is no such folder (says so if it looks like a repository of the
+            hub), or its files are Git LFS pointers. See `on_this_node` for snapshots of the hub.
     """
-    path = Path(folder).expanduser().absolute()
+    path = on_this_node(Path(folder).expanduser().absolute())
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing there"
         raise CheckpointError(
-            f"{path}: a checkpoint must be a folder; got {found}. Check the path."
+            f"{path}: a checkpoint must be a folder; got {found}. {_advice(path)}"
         )
     check_no_pointers(path)
     return path
+
+
+def _advice(path: Path) -> str:
+    like_hub = not path.parent.exists() and path.parent.parent.is_dir()
+    if like_hub and _HUB_PART.fullmatch(path.name) and _HUB_PART.fullmatch(path.parent.name):
+        repository = f"{path.parent.name}/{path.name}"
+        return f"Check the path; if it is a repository of the hub, write 'hub: {repository}'."
+    return "Check the path."
 
 
 def read_json(path: Path) -> dict[str, Any]:

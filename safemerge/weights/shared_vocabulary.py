@@ -11,15 +11,9 @@ from torch import Tensor
 from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
 from safemerge.weights.kind import module_kind
-from safemerge.weights.vocabulary import (
-    SENTENCEPIECE_FILE,
-    TOKENIZER_FILE,
-    Tokens,
-    read_tokens,
-    vocabulary_difference,
-)
+from safemerge.weights.vocabulary import Tokens, read_tokens, vocabulary_difference
 
-Sharing = Literal["base", "union"]
+Sharing = Literal["base", "union", "tokenizer"]
 
 _HEAD_BIAS = "lm_head.bias"
 _NUM_EXAMPLES = 3
@@ -125,15 +119,21 @@ def stored_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def share_vocabulary(
-    base: Checkpoint, experts: Mapping[str, Checkpoint], *, how: Sharing, where: str = "merge"
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    *,
+    how: Sharing,
+    owner: str | None = None,
+    where: str = "merge",
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
     """Show base and experts in one vocabulary, so that they merge row by row.
 
     The shared vocabulary has the base's tokens at the base's ids. ``union`` adds after them the
     experts' added tokens that the base lacks, expert by expert as given, each in the order of
-    its ids. A token is had by a model whose tokenizer names it and whose embedding has a row at
-    that id. In input embedding and output head (weight and bias), the row of a token in a model
-    is
+    its ids. ``tokenizer`` has the tokens and ids of the model `owner` instead, and as many rows.
+    Tokens and ids are those of tokenizers as transformers loads them. A token is had by a model
+    whose tokenizer names it and whose embedding has a row at that id. In input embedding and
+    output head (weight and bias), the row of a token in a model is
 
     - the model's own row, where the model has the token;
     - else the base's row, where the base has it: the expert's task vector is zero there;
@@ -142,15 +142,17 @@ def share_vocabulary(
       have that mean, so that their task vectors are zero there; a token of one expert thus has
       that expert's row in every model.
 
-    Rows that no token of the shared vocabulary names (padding) are the base's in every model.
-    Tokens of experts outside the shared vocabulary are left out with their rows. Without a
-    tokenizer.json an expert has the base's ids. Order of ids in an expert's own tokenizer
+    Rows that no token of the shared vocabulary names (padding) are in every model those of the
+    base, or of `owner`. Tokens outside the shared vocabulary are left out with their rows. An
+    expert without a tokenizer has the base's ids. Order of ids in an expert's own tokenizer
     changes nothing.
 
     Args:
         base: Checkpoint that task vectors are measured from, as stored.
         experts: Experts by name, as stored; the order counts for ``union``.
-        how: ``base``: the base's vocabulary alone; ``union``: with the experts' added tokens.
+        how: ``base``: the base's vocabulary alone; ``union``: with the experts' added tokens;
+            ``tokenizer``: that of `owner`.
+        owner: An expert's name, for ``tokenizer``; None for the base.
         where: Place named first in messages.
 
     Returns:
@@ -158,12 +160,11 @@ def share_vocabulary(
         is added.
 
     Raises:
-        CheckpointMismatchError: If the base has no tokenizer.json, tokenizers can only be
-            compared as SentencePiece files and differ, an expert shares no token with the base,
-            a union would take in tokens of an expert's own segmentation, or no model has a row
-            for a token.
+        CheckpointMismatchError: If the base has no tokenizer, an expert shares no token with the
+            base, a union would take in tokens of an expert's own segmentation, or no model has a
+            row for a token.
         CheckpointError: If embeddings of an unknown kind depend on the vocabulary, or
-            tokenizer.json cannot be read.
+            transformers cannot load a tokenizer.
     """
     own = _model(f"{where}, base", base, None)
     models = {
@@ -176,6 +177,12 @@ def share_vocabulary(
                 f"{where}, expert '{name}': must share tokens with the base; got none of "
                 f"{len(own.tokens.ids)}. Use an expert of the base's tokenizer."
             )
+    if how == "tokenizer" and owner is not None:
+        shared = _led_view(own, models, owner)
+        return shared, {
+            name: _expert_view(model, _ids_with_row(models[owner]), models[owner].num_rows, shared)
+            for name, model in models.items()
+        }
     ids, added = dict(own.tokens.ids), []
     if how == "union":
         for name, model in models.items():
@@ -186,7 +193,7 @@ def share_vocabulary(
     ids = {token: index for token, index in ids.items() if index < num_rows}
     donors = _donors(where, own, models, ids, num_rows)
     if num_rows == own.num_rows and not donors:
-        shared: Checkpoint = base
+        shared = base
     else:
         shared = _base_view(own, models, num_rows, donors, tuple(added))
     return shared, {
@@ -225,16 +232,20 @@ def _tokens(where: str, checkpoint: Checkpoint, base: _Model | None) -> Tokens:
         return found
     if base is None:
         raise CheckpointMismatchError(
-            f"{where} ({checkpoint.folder}): rows by token need the base's {TOKENIZER_FILE}; got "
-            f"no such file. Save its tokenizer with transformers, or use vocabulary: refuse."
+            f"{where} ({checkpoint.folder}): rows by token need the base's tokenizer; got no "
+            f"file of one. Save its tokenizer with transformers, or use vocabulary: refuse."
         )
-    if vocabulary_difference(base.checkpoint.folder, checkpoint.folder):
+    differences = vocabulary_difference(base.checkpoint.folder, checkpoint.folder)
+    if differences:
         raise CheckpointMismatchError(
-            f"{where} ({checkpoint.folder}): rows by token need a {TOKENIZER_FILE}; got a "
-            f"{SENTENCEPIECE_FILE} that differs from the base's. Save its tokenizer with "
-            f"transformers."
+            f"{where} ({checkpoint.folder}): tokens added to no vocabulary must be the base's; "
+            f"got {'; '.join(differences)}. Save its tokenizer with transformers."
         )
     return base.tokens
+
+
+def _ids_with_row(model: _Model) -> dict[str, int]:
+    return {token: index for token, index in model.tokens.ids.items() if index < model.num_rows}
 
 
 def _new_tokens(where: str, model: _Model, ids: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -285,6 +296,23 @@ def _donors(
     return found
 
 
+def _led_view(own: _Model, models: Mapping[str, _Model], owner: str) -> Checkpoint:
+    """The base in an expert's vocabulary; the base itself if its rows are in place."""
+    lead = models[owner]
+    rows = torch.full((lead.num_rows,), -1, dtype=torch.int64)
+    donors = {index: [(owner, index)] for index in range(lead.num_rows)}
+    for token, index in _ids_with_row(lead).items():
+        row = own.row(token)
+        having = [(name, model.row(token)) for name, model in sorted(models.items())]
+        donors[index] = [(name, at) for name, at in having if at is not None]
+        if row is not None:
+            rows[index] = row
+    absent = {index: donors[index] for index in torch.nonzero(rows < 0).flatten().tolist()}
+    source = own.checkpoint
+    view = VocabularyView(source, rows, _mean_rows(models, absent), fallback=source)
+    return source if view.in_place else view
+
+
 def _base_view(
     own: _Model,
     models: Mapping[str, _Model],
@@ -295,6 +323,14 @@ def _base_view(
     rows = torch.arange(num_rows)
     rows[own.num_rows :] = -1
     rows[list(donors)] = -1
+    source = own.checkpoint
+    return VocabularyView(source, rows, _mean_rows(models, donors), fallback=source, added=added)
+
+
+def _mean_rows(
+    models: Mapping[str, _Model], donors: Mapping[int, list[tuple[str, int]]]
+) -> Callable[[str, Tensor], Tensor]:
+    """Give absent rows the mean of the rows of the experts that have them."""
 
     def mean(name: str, absent: Tensor) -> Tensor:
         having = {donor: models[donor].checkpoint for at in donors.values() for donor, _ in at}
@@ -306,8 +342,7 @@ def _base_view(
             ]
         )
 
-    source = own.checkpoint
-    return VocabularyView(source, rows, mean, fallback=source, added=added)
+    return mean
 
 
 def _expert_view(

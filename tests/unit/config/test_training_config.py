@@ -89,7 +89,11 @@ def test_an_unknown_key_is_refused_at_every_level(document, model, places, set_i
         ("poison/ratio", 0, "poison.ratio: must be above 0; got 0."),
         ("poison/ratio", 1.2, "poison.ratio: must be at most 1; got 1.2."),
         ("poison/data/respons", "x", 'poison.data.respons: unknown key; got "x". Did you mean'),
-        ("base/align", None, "base: exactly one of path, hub, package, align, finetune must be given"),
+        (
+            "base/align",
+            None,
+            "base: exactly one of path, hub, package, align, finetune must be given",
+        ),
         (
             "output",
             "adaptor",
