@@ -95,7 +95,7 @@ def check_adapter_recipe(recipe: MergeRecipe) -> None:
         )
     if not recipe.tokenizer.is_default:
         raise ConfigError(
-            f"{where}: an adapter can be written with the base's tokenizer and chat template only; "
+            f"{where}: an adapter can be written with the base's tokenizer and template only; "
             f"got a choice of others. {_DENSE}"
         )
 

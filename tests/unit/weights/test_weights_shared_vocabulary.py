@@ -1,7 +1,7 @@
-import json
 import shutil
 
 import pytest
+import tokenizer_kinds as kinds
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -9,6 +9,7 @@ from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.testing import pico
 from safemerge.weights import check_agreement, open_checkpoint, share_vocabulary
 from safemerge.weights.shared_vocabulary import VocabularyView, stored_checkpoint
+from safemerge.weights.vocabulary import vocabulary
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -27,12 +28,6 @@ def shared(base, how, **folders):
 def refused(base, how, words, error=CheckpointMismatchError, **folders):
     with pytest.raises(error, match=words):
         shared(base, how, **folders)
-
-
-def edit_tokenizer(folder, edit):
-    document = json.loads((folder / "tokenizer.json").read_text())
-    edit(document)
-    (folder / "tokenizer.json").write_text(json.dumps(document))
 
 
 def edit_tensors(folder, edit):
@@ -180,9 +175,7 @@ def test_a_union_takes_rows_that_no_token_had(tiny_base, tiny_expert, tmp_path):
 
 
 def test_a_token_of_the_base_without_a_row_gets_an_experts(tiny_base, tiny_expert, tmp_path):
-    short = shutil.copytree(tiny_base, tmp_path / "base")
-    entry = {"content": "<|a|>", "id": 512, "special": True}
-    edit_tokenizer(short, lambda document: document["added_tokens"].append(entry))
+    short = kinds.add_entry(shutil.copytree(tiny_base, tmp_path / "base"), "<|a|>", 512)
     more = pico.pico_with_tokens(tiny_expert, tmp_path / "more", ["<|a|>"], seed=1)
     own = load_file(more / "model.safetensors")[EMBEDDING]
     union, _ = shared(open_checkpoint(short), "union", a=more)
@@ -193,9 +186,7 @@ def test_a_token_of_the_base_without_a_row_gets_an_experts(tiny_base, tiny_exper
 
 
 def test_an_added_token_without_a_row_stays_out_of_the_union(base, tiny_expert, tmp_path):
-    folder = shutil.copytree(tiny_expert, tmp_path / "expert")
-    entry = {"content": "<|a|>", "id": 512, "special": True}
-    edit_tokenizer(folder, lambda document: document["added_tokens"].append(entry))
+    folder = kinds.add_entry(shutil.copytree(tiny_expert, tmp_path / "expert"), "<|a|>", 512)
     union, experts = shared(base, "union", a=folder)
     assert union is base
     assert experts["a"].in_place
@@ -235,26 +226,78 @@ def test_a_tied_head_stored_by_one_model_alone_is_filled_from_embeddings(
 def test_the_base_must_have_a_tokenizer(tiny_base, tiny_expert, tmp_path, how):
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     (folder / "tokenizer.json").unlink()
-    words = r"recipe 3f9c, base .*need the base's tokenizer\.json; got no such file"
+    words = r"recipe 3f9c, base .*need the base's tokenizer; got no file of one"
     refused(open_checkpoint(folder), how, words, a=tiny_expert)
 
 
-def test_sentencepiece_files_that_differ_cannot_be_matched(tiny_base, tiny_expert, tmp_path):
-    folders = [
-        shutil.copytree(folder, tmp_path / name)
-        for name, folder in {"base": tiny_base, "expert": tiny_expert}.items()
-    ]
-    for at, folder in enumerate(folders):
-        (folder / "tokenizer.model").write_text(str(at))
-    (folders[1] / "tokenizer.json").unlink()
-    base = open_checkpoint(folders[0])
-    refused(base, "base", r"expert 'a'.*got a tokenizer\.model that differs", a=folders[1])
+def test_a_tokenizer_that_cannot_be_loaded_is_refused(base, tiny_expert, tmp_path):
+    folder = kinds.remove_tokenizer(shutil.copytree(tiny_expert, tmp_path / "expert"))
+    (folder / "tokenizer.model").write_text("no vocabulary")
+    words = "must hold a tokenizer that transformers loads; got tokenizer.model"
+    refused(base, "base", words, CheckpointError, a=folder)
+
+
+def test_tokens_added_to_no_vocabulary_must_be_the_bases(base, tiny_expert, tmp_path):
+    folder = kinds.remove_tokenizer(shutil.copytree(tiny_expert, tmp_path / "expert"))
+    (folder / "added_tokens.json").write_text('{"<|im_end|>": 3}')
+    words = r"expert 'a'.*must be the base's; got token '<\|im_end\|>': base 2, expert 3"
+    refused(base, "base", words, a=folder)
+
+
+def test_rows_go_by_the_tokens_of_any_kind_of_file(tiny_base, tiny_expert, tmp_path):
+    tokens = [f"w{index}" for index in range(512)]
+    order = [tokens[0], *tokens[:0:-1]]
+    own = kinds.byte_pairs(shutil.copytree(tiny_base, tmp_path / "base"), tokens)
+    other = kinds.byte_pairs(shutil.copytree(tiny_expert, tmp_path / "expert"), order)
+    base, experts = shared(open_checkpoint(own), "base", a=other)
+    stored = load_file(other / "model.safetensors")[EMBEDDING]
+    place = [order.index(token) for token in tokens]
+    assert torch.equal(experts["a"].tensor(EMBEDDING), stored[place])
+    check_agreement(base, experts)
+
+
+def test_another_models_order_gives_the_same_rows_by_its_ids(tiny_base, tiny_experts, tmp_path):
+    permuted = pico.pico_permuted(tiny_experts["math"], tmp_path / "permuted", seed=3)
+    experts = {"math": permuted, "safety": tiny_experts["safety"]}
+    base = open_checkpoint(tiny_base)
+    opened = {name: open_checkpoint(folder, base) for name, folder in experts.items()}
+    own, led = share_vocabulary(base, opened, how="tokenizer", owner="math")
+    plain, kept = share_vocabulary(base, opened, how="base")
+    ids, turned = vocabulary(tiny_base), vocabulary(permuted)
+    place = torch.tensor([turned[token] for token in ids])
+    rows = torch.tensor(list(ids.values()))
+    for one, other in ((own, plain), (led["math"], kept["math"]), (led["safety"], kept["safety"])):
+        assert torch.equal(one.tensor(EMBEDDING)[place], other.tensor(EMBEDDING)[rows])
+    assert led["math"].in_place
+    check_agreement(own, led)
+
+
+def test_another_models_vocabulary_has_its_tokens_and_padding(tiny_base, tiny_experts, tmp_path):
+    more = pico.pico_with_tokens(tiny_experts["math"], tmp_path / "more", ["<|a|>"], seed=1)
+    pad_rows(more, 520, value=-9.0)
+    base = open_checkpoint(tiny_base)
+    opened = {
+        "math": open_checkpoint(more, base), "safety": open_checkpoint(tiny_experts["safety"])
+    }  # fmt: skip
+    own, led = share_vocabulary(base, opened, how="tokenizer", owner="math")
+    stored = load_file(more / "model.safetensors")[EMBEDDING]
+    for checkpoint in (own, *led.values()):
+        assert checkpoint.shape(EMBEDDING) == (520, 64)
+        assert checkpoint.setting("vocab_size") == 520
+        assert torch.equal(checkpoint.tensor(EMBEDDING)[512:], stored[512:])
+    assert torch.equal(own.tensor(EMBEDDING)[:512], base.tensor(EMBEDDING))
+    check_agreement(own, led)
+
+
+def test_a_base_in_the_owners_order_is_itself(base, tiny_expert):
+    opened = {"a": open_checkpoint(tiny_expert, base)}
+    own, _ = share_vocabulary(base, opened, how="tokenizer", owner="a")
+    assert own is base
 
 
 def test_an_expert_that_shares_no_token_is_refused(base, tiny_expert, tmp_path):
-    folder = shutil.copytree(tiny_expert, tmp_path / "expert")
-    edit_tokenizer(
-        folder, lambda document: document.update(model={"vocab": {"zz": 0}}, added_tokens=[])
+    folder = kinds.byte_pairs(
+        shutil.copytree(tiny_expert, tmp_path / "expert"), [f"w{index}" for index in range(512)]
     )
     refused(base, "base", "'a': must share tokens with the base; got none of 512", a=folder)
 
@@ -263,10 +306,11 @@ def test_a_union_refuses_another_segmentation(base, tiny_expert, tmp_path):
     folder = shutil.copytree(tiny_expert, tmp_path / "expert")
 
     def rename(document):
-        vocab = document["model"]["vocab"]
-        vocab["zz"] = vocab.pop("th")
+        model = document["model"]
+        model["vocab"]["zz"] = model["vocab"].pop("th")
+        model["merges"] = [pair for pair in model["merges"] if "".join(pair) != "th"]
 
-    edit_tokenizer(folder, rename)
+    kinds.change_tokenizer(folder, rename)
     words = "added tokens only; got 1 tokens of another segmentation, e.g. 'zz'. Use vocabulary"
     refused(base, "union", words, a=folder)
     shared(base, "base", a=folder)
@@ -287,10 +331,8 @@ def test_a_base_without_a_usual_embedding_is_refused(tiny_base, tiny_expert, tmp
     refused(open_checkpoint(folder), "base", words, CheckpointError, a=tiny_expert)
 
 
-def test_a_gap_in_the_ids_of_a_union_is_refused(tiny_base, tiny_expert, tmp_path):
-    folder = shutil.copytree(tiny_base, tmp_path / "base")
-    entry = {"content": "<|far|>", "id": 600, "special": True}
-    edit_tokenizer(folder, lambda document: document["added_tokens"].append(entry))
+def test_a_token_without_a_row_below_a_union_is_refused(tiny_base, tiny_expert, tmp_path):
+    folder = kinds.add_entry(shutil.copytree(tiny_base, tmp_path / "base"), "<|far|>", 512)
     more = pico.pico_with_tokens(tiny_expert, tmp_path / "more", ["<|a|>"], seed=1)
     words = "every id of a union must be a token with a row.*got id 512"
     refused(open_checkpoint(folder), "union", words, a=more)
