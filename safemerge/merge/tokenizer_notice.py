@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.tokenizer import TemplateText
+from safemerge.errors import CheckpointError
 from safemerge.weights.adapter import is_adapter
 from safemerge.weights.chat_template import DEFAULT, read_chat_templates
 from safemerge.weights.tokenizer_files import has_vocabulary, same_tokenizer_files
@@ -93,7 +94,14 @@ def _special_tokens(recipe: MergeRecipe, folders: dict[str, Path]) -> Iterator[s
     for name, folder in folders.items():
         if not has_vocabulary(folder) or same_tokenizer_files(base, folder):
             continue
-        own, other = read_tokens(base), read_tokens(folder)
+        try:
+            own, other = read_tokens(base), read_tokens(folder)
+        except CheckpointError:
+            yield (
+                f"special tokens of '{name}' were not compared with the base's, for transformers "
+                f"cannot load their tokenizers"
+            )
+            continue
         if own is None or other is None:
             continue
         differences = [

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import yaml
 
@@ -6,11 +9,12 @@ from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.distributed.ingredient import (
     Ingredients,
     Stage,
+    finished_folder,
     load_training_spec,
     stage_file,
     training_plan,
 )
-from safemerge.errors import ConfigError
+from safemerge.errors import CheckpointError, ConfigError
 from safemerge.weights.fingerprint import fingerprint
 
 SET = {"source": {"kind": "generator", "name": "reviews", "split": "train", "count": 4}}
@@ -166,3 +170,51 @@ def test_what_lies_between_two_stages_needs_both(write):
     assert training_plan([line]) == [
         [Stage(file, "align", (("seed", 1),)), Stage(file, "align", (("seed", 2),))]
     ]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, tiny_base, tiny_expert):
+    """A cache of the hub with org/base and org/math, without a network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folders = {}
+    for name, source, commit in (("base", tiny_base, "a" * 40), ("math", tiny_expert, "b" * 40)):
+        stored = tmp_path / "hub" / f"models--org--{name}"
+        folders[name] = shutil.copytree(source, stored / "snapshots" / commit)
+        (stored / "refs").mkdir()
+        (stored / "refs/main").write_text(commit)
+    return folders
+
+
+def test_a_repository_of_the_hub_is_pinned_to_its_commit(hub, tiny_expert):
+    said = []
+    refs = [ref("base", hub="org/base"), ref("math", hub="org/math", revision="main")]
+    found = ingredients(said).resolve(refs)
+    assert said == [
+        "base: org/base, revision main, of the hub",
+        "math: org/math, revision main, of the hub",
+    ]
+    math = found["math"]
+    assert (math.hub, math.revision) == ("org/math", "b" * 40)
+    assert (math.path, math.digest) == (str(hub["math"]), fingerprint(tiny_expert))
+    again = ref(**json.loads(math.model_dump_json()))
+    assert again == math
+    assert ingredients().resolve([found["base"], again]) == found
+
+
+def test_a_pinned_repository_is_had_again_where_its_folder_is_gone(hub, tiny_expert):
+    found = ingredients().resolve([ref("math", hub="org/math")])["math"]
+    moved = found.model_copy(update={"path": "/elsewhere/models--org--math/snapshots/x"})
+    assert ingredients().resolve([moved])["math"] == found
+
+
+def test_what_the_hub_does_not_give_is_told_before_anything_is_trained(hub, write):
+    trained = ref("safe", align=write("safe.yaml", "align", path="/base"))
+    with pytest.raises(CheckpointError, match=r"model 'math' \(hub: org/none, revision main\)"):
+        ingredients().resolve([ref("base", hub="org/base"), trained, ref("math", hub="org/none")])
+
+
+def test_a_stage_may_begin_with_a_repository_of_the_hub(hub):
+    assert finished_folder(ref("base", hub="org/base")) == hub["base"]

@@ -24,7 +24,13 @@ def test_a_vocabulary_may_stand_in_many_files(copy, tmp_path):
     kinds.remove_tokenizer(copy)
     (copy / "added_tokens.json").write_text("{}")
     assert not has_vocabulary(copy)
-    for name in ("tekken.json", "tokenizer.model.v3", "vocab.txt", "qwen.tiktoken", "spiece.model"):
+    for name in (
+        "tekken.json",
+        "tokenizer.model.v3",
+        "vocab.txt",
+        "qwen.tiktoken",
+        "spiece.model",
+    ):
         (copy / name).write_text("")
         assert has_vocabulary(copy)
         (copy / name).unlink()

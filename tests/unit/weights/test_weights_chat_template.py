@@ -68,6 +68,7 @@ def test_templates_put_into_a_folder_are_the_only_ones(folder, templates):
     (folder / "chat_template.json").write_text('{"chat_template": "{{ 4 }}"}')
     put_chat_templates(folder, templates)
     assert read_chat_templates(folder) == templates == loaded(folder)
-    configured(folder, "old") if templates else None
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "old"}))
     put_chat_templates(folder, templates)
-    assert read_chat_templates(folder) == templates
+    assert read_chat_templates(folder) == templates == loaded(folder)
