@@ -21,7 +21,7 @@ TEMPLATE = "{% for message in messages %}<|call|>{{ message['content'] }}{% endf
 
 @pytest.fixture
 def folders(tiny_base, tiny_experts, tmp_path):
-    """A base, an expert of its tokenizer, and one with a token, a template and an end of its own."""
+    """A base, an expert of its tokenizer, and one with its own token, template and end."""
     chat = pico.pico_with_tokens(tiny_experts["safety"], tmp_path / "chat", ["<|call|>"], seed=3)
     (chat / "chat_template.jinja").write_text(TEMPLATE)
     configure(chat, eos_token="<|call|>")

@@ -82,7 +82,7 @@ def test_missing_shards_are_told(put, tiny_base):
         '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
     )
     (snapshot / "model-1.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="got none of model-2.safetensors in"):
+    with pytest.raises(CheckpointError, match=r"got none of model-2\.safetensors in"):
         hub_snapshot("org/base")
 
 
@@ -90,7 +90,7 @@ def test_an_adapter_is_a_checkpoint_too(put, tiny_adapter):
     snapshot = put("org/lora", tiny_adapter)
     assert hub_snapshot("org/lora") == snapshot
     (snapshot / "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="got none of adapter_model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"got none of adapter_model\.safetensors"):
         hub_snapshot("org/lora")
 
 
@@ -102,7 +102,7 @@ def response(status):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (errors.GatedRepoError("no", response=response(403)), "is gated .* hf auth login. or set"),
+        (errors.GatedRepoError("no", response=response(403)), "is gated .*hf auth login. or set"),
         (errors.RepositoryNotFoundError("no", response=response(401)), "that your token may read"),
         (errors.RevisionNotFoundError("no", response=response(404)), "a branch, tag or commit"),
         (errors.HfHubHTTPError("503 busy", response=response(503)), "got: 503 busy. Try .hf down"),

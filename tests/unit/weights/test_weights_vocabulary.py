@@ -61,11 +61,7 @@ def test_the_same_token_must_have_the_same_id_whatever_its_file(made, kind):
     kinds.configure(same, bos_token="</s>" if "</s>" in vocabulary(same) else "w0")
     assert vocabulary_difference(first, same) == []
     assert vocabulary_difference(first, other)[0].startswith("token '")
-    token = next(
-        token for token, at in vocabulary(first).items() if at != vocabulary(other)[token]
-    )
     assert vocabulary(first).keys() == vocabulary(other).keys()
-    assert vocabulary(first)[token] != vocabulary(other)[token]
 
 
 def test_one_tokenizer_in_two_kinds_of_files_agrees(made, tiny_base, tmp_path):
