@@ -28,7 +28,9 @@ class ChatFormat:
 
         self._folder = folder
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{folder}: must hold a tokenizer; got: {str(error).splitlines()[0]}. "

@@ -101,4 +101,4 @@ def test_the_card_says_it(tiny_base, expert, tmp_path):
     recipe = make_recipe(tiny_base, expert)
     out = write_merged(recipe, ResidentCheckpoints.open(recipe).checkpoints, tmp_path / "out")
     card = (out / "README.md").read_text()
-    assert "## Differences of the models\n\n- 'chat' has another chat template than" in card
+    assert "## Notes on the models\n\n- 'chat' has another chat template than" in card
