@@ -44,10 +44,13 @@ def run(options: argparse.Namespace) -> None:
     # One candidate is not compared with others before it is scored.
     rung = spec.rung
     spec = spec.model_copy(update={"rung": None})
-    preflight(spec, console)
 
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import Evaluator
+    from safemerge.distributed.ingredient import fetch_hub_models
+
+    fetch_hub_models([*ingredients, *spec.all_checkpoints])
+    preflight(spec, console)
 
     if options.split == "report":
         from safemerge.data.rung import check_rung

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, duration
 from safemerge.commands.study import load_study, preflight, resolve_with
-from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
-from safemerge.errors import CheckpointError, StudyError, UserError
+from safemerge.errors import StudyError, UserError
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
@@ -73,13 +72,14 @@ def search(spec: StudySpec, folder: Path, console: Console, *, again: str) -> No
         again: Command that continues the run, for messages.
     """
     from safemerge.distributed.cluster import ray_cluster
-    from safemerge.distributed.ingredient import Ingredients
+    from safemerge.distributed.ingredient import Ingredients, fetch_hub_models
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.supply import make_supply, placer, resolve_made
     from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
     from safemerge.search import SearchStudy, finished_trials
 
     check_disk(folder)
+    fetch_hub_models(spec.all_checkpoints)
     preflight(spec, console)
     starts = read_starts(spec)
     num_prompts = check_suites(spec, seen=seen_by(starts))
@@ -254,7 +254,7 @@ def check_disk(folder: Path) -> None:
 
 def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:
     from safemerge.distributed.evaluator import least_needs
-    from safemerge.distributed.ingredient import training_plan
+    from safemerge.distributed.ingredient import known_folder, training_plan
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.serving import check_resources, machine_resources
     from safemerge.distributed.statistics import gathered_files
@@ -277,7 +277,7 @@ def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:
         console.say(f"would start from '{start.name}': {start.file}")
     base = None
     for ref in spec.checkpoints:
-        place = _known_folder(ref)
+        place = known_folder(ref)
         if place is None and ref.hub is not None:
             console.say(f"would download: '{ref.name}', {ref.origin} of the hub")
         if place is not None and (base is not None or ref is spec.base):
@@ -287,18 +287,6 @@ def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:
     for notice in found:
         console.say(f"note: {notice}")
     console.say("dry run: the study is sound; nothing was started")
-
-
-def _known_folder(ref: CheckpointRef) -> str | None:
-    """A checkpoint's folder, if it is one or is in the hub's cache."""
-    from safemerge.distributed.ingredient import hub_folder
-
-    if ref.hub is None:
-        return ref.path
-    try:
-        return str(hub_folder(ref, download=False))
-    except CheckpointError:
-        return None
 
 
 class _Progress:

@@ -16,7 +16,7 @@ from safemerge.config.training import TrainingSpec
 from safemerge.data.rung import check_rung, check_rung_is_fresh
 from safemerge.data.seen import recorded
 from safemerge.data.suite import LoadedSuite, check_training
-from safemerge.distributed.ingredient import training_plan
+from safemerge.distributed.ingredient import known_folder, training_plan
 from safemerge.distributed.statistics import gathered_files, load_statistics_spec
 from safemerge.errors import DataError
 from safemerge.merge.writer import RECIPE_FILE
@@ -90,7 +90,7 @@ def _stages(refs: Sequence[CheckpointRef]) -> list[TrainingSpec | StatisticsSpec
 
 def _merged_with(refs: Sequence[CheckpointRef]) -> list[SeenData]:
     """What the recipes in folders of merged checkpoints record, their parts' included."""
-    waiting = [ref.path for ref in (*refs, *(stage.base for stage in _trained(refs)))]
+    waiting = [known_folder(ref) for ref in (*refs, *(stage.base for stage in _trained(refs)))]
     done: set[str] = set()
     found: list[SeenData] = []
     while waiting:

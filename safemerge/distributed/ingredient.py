@@ -22,7 +22,7 @@ from safemerge.distributed.statistics import (
     resolve_statistics,
 )
 from safemerge.engines.chat import ChatFormat
-from safemerge.errors import ConfigError, TrainingError
+from safemerge.errors import CheckpointError, ConfigError, TrainingError
 from safemerge.training.batch import load_mixture
 from safemerge.training.ingredient import ingredient_digest, ingredient_folder, is_finished
 from safemerge.training.lora import bare_model, check_targets
@@ -175,6 +175,27 @@ def hub_folder(ref: CheckpointRef, *, download: bool = True) -> Path:
     if ref.path is not None and Path(ref.path).is_dir():
         return Path(ref.path)
     return hub_snapshot(str(ref.hub), ref.revision, where=f"model '{ref.name}'", download=download)
+
+
+def known_folder(ref: CheckpointRef) -> str | None:
+    """Return a checkpoint's folder if it is one, or is in the hub's cache; else None."""
+    if ref.hub is None:
+        return ref.path
+    try:
+        return str(hub_folder(ref, download=False))
+    except CheckpointError:
+        return None
+
+
+def fetch_hub_models(refs: Sequence[CheckpointRef]) -> None:
+    """Download what references name of the hub, so that it can be checked like any folder.
+
+    Raises:
+        CheckpointError: See `hub_snapshot`.
+    """
+    for ref in refs:
+        if ref.hub is not None:
+            hub_folder(ref)
 
 
 class Ingredients:

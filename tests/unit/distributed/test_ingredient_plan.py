@@ -9,7 +9,9 @@ from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.distributed.ingredient import (
     Ingredients,
     Stage,
+    fetch_hub_models,
     finished_folder,
+    known_folder,
     load_training_spec,
     stage_file,
     training_plan,
@@ -218,3 +220,13 @@ def test_what_the_hub_does_not_give_is_told_before_anything_is_trained(hub, writ
 
 def test_a_stage_may_begin_with_a_repository_of_the_hub(hub):
     assert finished_folder(ref("base", hub="org/base")) == hub["base"]
+
+
+def test_a_folder_is_known_once_the_hub_gave_it(hub, tmp_path):
+    assert known_folder(ref("a", path="/models/a")) == "/models/a"
+    assert known_folder(ref("a", align="/stages/a.yaml")) is None
+    assert known_folder(ref("math", hub="org/math")) == str(hub["math"])
+    assert known_folder(ref("math", hub="org/none")) is None
+    fetch_hub_models([ref("a", path="/models/a"), ref("math", hub="org/math")])
+    with pytest.raises(CheckpointError, match="hf download org/none --revision main"):
+        fetch_hub_models([ref("math", hub="org/none")])
