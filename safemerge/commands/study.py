@@ -36,7 +36,7 @@ def preflight(spec: StudySpec, console: Console) -> tuple[str, ...]:
         What must be known of the models that can be looked at; see `check_models`.
 
     Raises:
-        PreflightError: If the engine is not installed, or does not know the model.
+        PreflightError: If the engine is not installed, or could not load the base.
         CheckpointError: If a checkpoint or a judge cannot be opened, or the base has no chat
             template.
         CheckpointMismatchError: If experts cannot be merged with the base.
@@ -49,30 +49,40 @@ def preflight(spec: StudySpec, console: Console) -> tuple[str, ...]:
     from safemerge.distributed.search import check_models
 
     found = check_models(spec)
-    check_known(spec)
+    check_loadable(spec)
     if _tokenizer_known(spec):
         check_prompts(spec, console)
     return found
 
 
-def check_known(spec: StudySpec) -> None:
-    """Refuse a base that the transformers engine cannot load.
+def check_loadable(spec: StudySpec) -> None:
+    """Refuse a base that an engine could not load as it stands.
 
     vLLM has models of its own, and says itself what it does not know.
 
     Raises:
-        PreflightError: If transformers cannot read the base's config.
+        PreflightError: If the transformers engine is asked for a base that transformers cannot
+            read, or dense weights lie beside a ``quantization_config``.
     """
     from safemerge.weights.checkpoint import CONFIG_FILE, read_json
+    from safemerge.weights.quantized import declared_quantization
     from safemerge.weights.settings import unread_reason
 
-    if spec.base.path is None or spec.evaluator.engine != "transformers":
+    if spec.base.path is None:
         return
-    reason = unread_reason(read_json(Path(spec.base.path) / CONFIG_FILE))
-    if reason is not None:
+    file = Path(spec.base.path) / CONFIG_FILE
+    config = read_json(file)
+    reason = unread_reason(config)
+    if reason is not None and spec.evaluator.engine == "transformers":
         raise PreflightError(
             f"evaluator.engine: transformers must know the base; got {spec.base.path}: {reason}. "
             f"Custom code is never run. Use evaluator.engine: vllm if that knows the model."
+        )
+    quantization = declared_quantization(config)
+    if quantization is not None:
+        raise PreflightError(
+            f"{file}: an engine would quantise the base's dense weights once more; got "
+            f"quantization_config ({quantization}). Remove it from the file."
         )
 
 

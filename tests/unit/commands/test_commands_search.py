@@ -86,3 +86,14 @@ def test_a_dry_run_refuses_a_base_that_the_engine_cannot_load(
     path.write_text(path.read_text().replace(str(tiny_base), str(copies["base"])))
     assert dry_run(path, tmp_path) == 2
     assert "evaluator.engine: transformers must know the base" in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_a_base_that_an_engine_would_quantise(
+    dry_study, tiny_base, tmp_path, capsys
+):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    change_config(base, quantization_config={"quant_method": "gptq", "bits": 4})
+    path = dry_study()
+    path.write_text(path.read_text().replace(str(tiny_base), str(base)))
+    assert dry_run(path, tmp_path) == 2
+    assert "got quantization_config (gptq, 4-bit). Remove it" in capsys.readouterr().err

@@ -16,10 +16,8 @@ def sharded(tiny_base, tmp_path):
     folder = shutil.copytree(tiny_base, tmp_path / "sharded")
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    weight_map = {
-        name: f"model-{at % 3 + 1:05d}-of-00003.safetensors" for at, name in enumerate(names)
-    }
+    files = [f"model-{at:05d}-of-00003.safetensors" for at in (1, 2, 3)]
+    weight_map = {name: files[at % 3] for at, name in enumerate(sorted(tensors))}
     for file in files:
         save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file)
     write_index(folder, weight_map)
