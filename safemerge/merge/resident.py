@@ -25,7 +25,7 @@ from safemerge.merge.threshold import ThresholdCache
 from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
-from safemerge.weights.checkpoint import Checkpoint
+from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.interpolated import InterpolatedCheckpoint
 from safemerge.weights.notice import notices
@@ -94,8 +94,9 @@ class ResidentCheckpoints:
             recipe: Recipe whose checkpoints are given by `path`.
             check: Whether to compare fingerprints with the recipe's digests and to check that
                 the checkpoints agree and are finite. Both are cached, see `check_agreement`.
-            for_engine: Whether merges go to an engine, whose model has the base's shape: a
-                union of vocabularies with more rows is then refused.
+            for_engine: Whether merges go to an engine, whose model has the base's tensors: a
+                union of vocabularies with more rows, or an output head that the base does not
+                have, is then refused.
             grows: See the class.
 
         Returns:
@@ -372,6 +373,13 @@ def _same_path(first: CheckpointRef, second: CheckpointRef) -> bool:
 def _check_shape(where: str, base: Checkpoint) -> None:
     name = base.input_embedding
     stored = stored_checkpoint(base)
+    if stored.tied_embeddings and not base.tied_embeddings:
+        raise CheckpointMismatchError(
+            f"{where}, tensor '{OUTPUT_HEAD}': an engine's model ties its output head to "
+            f"'{name}' as the base does; got an expert with a head of its own. Write the merge "
+            f"with `safemerge merge` and score its folder, or use a base with a head of its own: "
+            f"`safemerge merge` of base and expert with weight 0 writes it."
+        )
     if name is not None and base.shape(name) != stored.shape(name):
         raise CheckpointMismatchError(
             f"{where}, tensor '{name}': an engine's model keeps the base's shape "

@@ -102,8 +102,7 @@ class Conversion:
         parts = self._run(self.converter, parts)
         targets = self.converter.target_patterns
         return {
-            name: _one(parts[target])
-            for name, target in zip(self.memory, targets, strict=True)
+            name: _one(parts[target]) for name, target in zip(self.memory, targets, strict=True)
         }
 
     def to_stored(
@@ -185,8 +184,7 @@ def conversions(model: Any, names: Iterable[str]) -> list[Conversion]:
     return plain + [
         Conversion(
             tuple(
-                first.replace(entry.target_patterns[0], target)
-                for target in entry.target_patterns
+                first.replace(entry.target_patterns[0], target) for target in entry.target_patterns
             ),
             tuple(tuple(groups.get(source, ())) for source in entry.source_patterns),
             entry,
