@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ _NAME = "default"
 _PREFIX = "base_model.model."
 
 
+@runtime_checkable
 class Update(Protocol):
     """What an adapter does to a parameter; updates of one follow each other."""
 

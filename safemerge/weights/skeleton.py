@@ -50,6 +50,40 @@ def bare_model(folder: Path | str) -> Any:
         ) from error
 
 
+def auto_class(folder: Path | str) -> Any:
+    """Return the transformers class that loads a folder as a model that continues text.
+
+    Args:
+        folder: Folder with config.json.
+
+    Returns:
+        ``AutoModelForCausalLM``, or ``AutoModelForImageTextToText`` for vision-language models
+        that have no class of their own for text alone.
+
+    Raises:
+        CheckpointError: If transformers has neither for the architecture.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{Path(folder) / 'config.json'}: must describe an architecture that transformers "
+            f"{transformers.__version__} knows; got: {first}. Update transformers, or use a "
+            f"supported model."
+        ) from error
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    raise CheckpointError(
+        f"{Path(folder) / 'config.json'}: must describe a model that continues text; got "
+        f"model_type {config.model_type!r}. Use a causal or vision-language model."
+    )
+
+
 @dataclass(frozen=True)
 class Conversion:
     """How some tensors in files become parameters in memory, and back."""
