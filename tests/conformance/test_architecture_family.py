@@ -102,7 +102,7 @@ def family(request, tmp_path_factory):
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     model.save_pretrained(place / "expert")
-    return place, type(model)
+    return request.param, place, type(model)
 
 
 def merge(place, method, out, experts=("expert",), **fields):
@@ -133,7 +133,7 @@ def logits(model):
 
 
 def test_the_whole_task_vector_gives_the_expert(family, tmp_path):
-    place, model_class = family
+    _, place, model_class = family
     method = {"name": "task_arithmetic", "weights": {"expert": 1.0}}
     out = merge(place, method, tmp_path / "out")
     expected = stored(place / "expert")
@@ -150,7 +150,7 @@ def test_the_whole_task_vector_gives_the_expert(family, tmp_path):
 
 
 def test_half_of_each_is_the_mean_of_both(family, tmp_path):
-    place, model_class = family
+    _, place, model_class = family
     method = {"name": "linear", "weights": {"base": 0.5, "expert": 0.5}}
     merged = loaded(merge(place, method, tmp_path / "out"), model_class)
     mean = loaded(place / "base", model_class)
@@ -183,12 +183,12 @@ PARAMETERS = {
 def test_an_adapter_gives_the_model_that_peft_merges(family, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    place, model_class = family
+    name, place, model_class = family
     config = LoraConfig(
         r=2,
         init_lora_weights=False,
-        target_modules=TARGETS.get(place.name.rstrip("0123456789"), ["q_proj", "down_proj"]),
-        target_parameters=PARAMETERS.get(place.name.rstrip("0123456789")),
+        target_modules=TARGETS.get(name, ["q_proj", "down_proj"]),
+        target_parameters=PARAMETERS.get(name),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -202,3 +202,20 @@ def test_an_adapter_gives_the_model_that_peft_merges(family, tmp_path):
     found = logits(loaded(out, model_class))
     torch.testing.assert_close(found, logits(merged), rtol=1e-5, atol=1e-5)
     assert (found - logits(loaded(place / "base", model_class))).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["gemma3-vlm", "qwen2.5-vl"], indirect=True)
+def test_layers_of_a_recipe_are_the_text_decoders_and_the_card_says_so(family, tmp_path):
+    name, place, _ = family
+    weights = {"early": 1.0, "default": 0.0}
+    method = {"name": "task_arithmetic", "weights": {"expert": weights}}
+    groups = [{"name": "early", "layers": "0"}]
+    out = merge(place, method, tmp_path / "out", layer_groups=groups)
+    before, after = stored(place / "base"), stored(out)
+    moved = {item for item, tensor in after.items() if not torch.equal(tensor, before[item])}
+    assert moved
+    assert all("layers.0." in item and "vis" not in item for item in moved)
+    tower = "`vision_tower`" if name == "gemma3-vlm" else "`visual`"
+    card = (out / "README.md").read_text()
+    assert "other towers" in card
+    assert tower in card
