@@ -1,5 +1,6 @@
 """LoRA adapters as dense checkpoints: what peft merges, computed when a tensor is asked for."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ class AdapterCheckpoint(Checkpoint):
         _check_kind(self.folder, self.adapter_config)
         tensors = _adapter_tensors(self.folder)
         model = bare_model(base.folder)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = conversions(model, base.names)
         self._of_name = {
             name: entry for entry in found for names in entry.stored for name in names
@@ -104,6 +106,7 @@ class AdapterCheckpoint(Checkpoint):
             for name, entry in self._of_name.items()
             if any(parameter in self._updates for parameter in entry.memory)
         }
+        self._check_shapes(shapes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -180,6 +183,16 @@ class AdapterCheckpoint(Checkpoint):
     def memory_names(self) -> tuple[str, ...]:
         """Names of the base's parameters in memory, sorted."""
         return tuple(sorted({item for entry in self._of_name.values() for item in entry.memory}))
+
+    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, entry in self._changed.items():
+            wanted = shapes[entry.memory[0]]
+            if entry.converter is None and self.shape(name) != wanted:
+                raise CheckpointError(
+                    f"{self.base.folder}, tensor '{name}': must have the shape that config.json "
+                    f"asks for, {wanted}, for an adapter to be added; got {self.shape(name)}. Use "
+                    f"the base that the adapter was trained on, not a quantised copy."
+                )
 
     def _is_factored(self, name: str) -> bool:
         updates = self._plain_updates(name)

@@ -253,3 +253,13 @@ def test_tensors_of_experts_are_changed_one_at_a_time(tmp_path):
     assert name in checkpoint.adapted_names
     assert checkpoint.tensor(name).shape == base.shape(name)
     assert read == [name]
+
+
+def test_a_base_of_other_shapes_than_its_config_says_is_refused(adapter, tmp_path):
+    base = pico_base(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    packed = {**tensors, name: torch.zeros(64 * 64 // 2, 1, dtype=torch.uint8)}
+    save_file(packed, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"'{name}': must have the shape .*\(64, 64\)"):
+        open_checkpoint(adapter, open_checkpoint(base))
