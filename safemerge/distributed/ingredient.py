@@ -339,8 +339,9 @@ class Ingredients:
             if folder in runs:
                 self._say(f"{label}: the same as {runs[folder].label}")
                 continue
+            model = bare_model(base)
             if spec.parameters == "lora" and spec.adapter is None:
-                check_targets(bare_model(base), spec.lora, where=spec.name)
+                check_targets(model, spec.lora, where=spec.name)
             rows = sum(mixture.sizes)
             self._say(f"{label}: training {spec.steps} steps on {rows} samples (Ray Train)")
             provenance = {"digest": key, "base_fingerprint": base_fingerprint, "cut_rows": cut}

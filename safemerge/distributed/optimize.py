@@ -115,7 +115,8 @@ def check_optimization(
 
 def _open(spec: OptimizeSpec, *, check: bool) -> ResidentCheckpoints:
     recipe = models_recipe(spec.base, spec.experts, dtype=spec.dtype)
-    return ResidentCheckpoints.open(recipe, check=check)
+    # The model that is trained has the base's tensors, as an engine's has.
+    return ResidentCheckpoints.open(recipe, check=check, for_engine=True)
 
 
 def run_optimization(spec: OptimizeSpec, folder: Path, *, on_step: OnStep) -> dict[str, Any]:

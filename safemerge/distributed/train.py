@@ -38,6 +38,7 @@ from safemerge.training.sft import StepMetrics, make_optimizer, stage_loss, trai
 from safemerge.training.state import load_state, save_state
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.hub import on_this_node
+from safemerge.weights.skeleton import auto_class
 
 _SPEC: TypeAdapter[FinetuneSpec | AlignSpec] = TypeAdapter(FinetuneSpec | AlignSpec)
 POLL_S = 0.5
@@ -192,12 +193,10 @@ def _load_model(
     spec: FinetuneSpec | AlignSpec, base: Path, *, device: str, several: bool
 ) -> tuple[Any, Loss]:
     """Return the model to train, adapted or sharded as declared, and its loss."""
-    from transformers import AutoModelForCausalLM
-
     dtype = compute_dtype(spec.dtype, device=device)
     loss = stage_loss(spec)
     full = spec.parameters == "full"
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32 if full else dtype)
+    model: Any = auto_class(base).from_pretrained(base, dtype=torch.float32 if full else dtype)
     if full and several:
         sharded = ShardedModel(model, loss=loss, packing=spec.packing, device=device, dtype=dtype)
         return sharded, sharded_loss

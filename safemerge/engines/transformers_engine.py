@@ -18,6 +18,7 @@ from safemerge.errors import EngineError
 from safemerge.merge.candidate_tokenizer import candidate_tokenizer
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.records import Response
+from safemerge.weights.skeleton import auto_class, conversions
 
 LOGITS_BYTES = 2**28
 """Largest tensor of logits that scoring makes, unless a single text needs more."""
@@ -66,12 +67,13 @@ class TransformersEngine:
     """
 
     def __init__(self, models: MergeRecipe, spec: EvaluatorSpec) -> None:
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         self._resident = ResidentCheckpoints.open(models, for_engine=True, grows=True)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = compute_dtype(spec.dtype, device=self._device)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(str(models.base.path), dtype=dtype)
+        loader = auto_class(str(models.base.path))
+        self._model: Any = loader.from_pretrained(str(models.base.path), dtype=dtype)
         self._model.to(self._device).eval()
         # Of the checkpoint's own settings only its ends count: a penalty of its
         # generation_config.json would make greedy answers other than vLLM's.
@@ -80,23 +82,40 @@ class TransformersEngine:
         self._ends = answer_ends(models, chat)
         self._decode = chat.tokenizer.decode
         self._batch_size = spec.max_num_seqs
+        self._of_name = {
+            name: entry
+            for entry in conversions(self._model, self._resident.base.names)
+            for names in entry.stored
+            for name in names
+        }
         self._candidate: str | None = None
 
     def load(self, recipe: MergeRecipe) -> None:
         """Merge into the model's parameters; see `Engine.load`."""
         self._candidate = None
         parameters = self._model.state_dict()
+        parts: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
 
         def place(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor | None:
-            found: torch.Tensor | None = parameters.get(name)
-            if found is None or found.device.type != "cpu" or not found.is_contiguous():
+            entry = self._of_name.get(name)
+            if entry is None or entry.converter is not None:
+                return None
+            found: torch.Tensor = parameters[entry.memory[0]]
+            if found.device.type != "cpu" or not found.is_contiguous():
                 return None
             return found if (found.dtype, tuple(found.shape)) == (dtype, shape) else None
 
         with torch.no_grad():
             for name, tensor in self._resident.merged(recipe, destination=place):
-                if name in parameters and tensor is not parameters[name]:
-                    parameters[name].copy_(tensor)
+                entry = self._of_name.get(name)
+                if entry is None:
+                    continue  # transformers ignores what its model does not have
+                gathered = parts.setdefault(entry.memory, {})
+                gathered[name] = tensor
+                if len(gathered) == sum(map(len, entry.stored)):
+                    for parameter, value in entry.to_memory(parts.pop(entry.memory)).items():
+                        if value is not parameters[parameter]:
+                            parameters[parameter].copy_(value)
         self._candidate = recipe.digest
 
     def generate(self, prompts: Sequence[TokenizedPrompt]) -> list[Response]:
@@ -166,7 +185,7 @@ class TransformersEngine:
 
     def _score_batches(self, continuations: Sequence[Continuation]) -> Iterator[list[int]]:
         """Longest first, as many at a time as `max_num_seqs` and `LOGITS_BYTES` allow."""
-        most = LOGITS_BYTES // (4 * self._model.config.vocab_size)
+        most = LOGITS_BYTES // (4 * self._model.config.get_text_config().vocab_size)
         order = sorted(range(len(continuations)), key=lambda i: -_length(continuations[i]))
         batch: list[int] = []
         for index in order:

@@ -67,12 +67,13 @@ def write_adapter(
 
 
 def _tensors(merged: MergedAdapter) -> dict[str, Tensor]:
-    found = {f"{_PREFIX}{name}": tensor for name, tensor in merged.whole.items()}
+    named = merged.memory_names
+    found = {f"{_PREFIX}{named[name]}": tensor for name, tensor in merged.whole.items()}
     for name, product in merged.products.items():
         kind = "lora_embedding_{}" if product.embedding else "lora_{}.weight"
-        key = f"{_PREFIX}{name.removesuffix('weight')}{kind}"
+        key = f"{_PREFIX}{named[name].removesuffix('weight')}{kind}"
         lora_a, lora_b = product.down, product.up
-        if product.embedding or merged.fan_in_fan_out:
+        if product.transposed:
             lora_a, lora_b = product.up.T, product.down.T
         found[key.format("A")], found[key.format("B")] = lora_a, lora_b
     return {key: tensor.contiguous() for key, tensor in found.items()}
@@ -81,22 +82,28 @@ def _tensors(merged: MergedAdapter) -> dict[str, Tensor]:
 def _config(
     recipe: MergeRecipe, checkpoints: Mapping[str, Checkpoint], merged: MergedAdapter
 ) -> dict[str, Any]:
-    base = stored_checkpoint(checkpoints[recipe.base.name])
-    configs = [
-        checkpoint.adapter_config
+    adapters = [
+        checkpoint
         for name in sorted(recipe.method.model_names())
         if isinstance(checkpoint := stored_checkpoint(checkpoints[name]), AdapterCheckpoint)
     ]
+    configs = [adapter.adapter_config for adapter in adapters]
     ranks = {
-        name.removesuffix(".weight"): product.rank for name, product in merged.products.items()
+        merged.memory_names[name].removesuffix(".weight"): product.rank
+        for name, product in merged.products.items()
     }
     largest = max(ranks.values())
     pattern = {
         module: rank for module, rank in _shortened(ranks, ranks).items() if rank != largest
     }
-    every = [name.removesuffix(".weight") for name in base.names if name.endswith(".weight")]
+    every = [
+        name.removesuffix(".weight")
+        for name in adapters[0].memory_names
+        if name.endswith(".weight")
+    ]
     targets = _shortened(dict.fromkeys(ranks, True), every)
-    saved = sorted({name.rpartition(".")[0] for name in merged.whole})
+    saved = sorted({merged.memory_names[name].rpartition(".")[0] for name in merged.whole})
+    linear = [product for product in merged.products.values() if not product.embedding]
     return {
         "peft_type": "LORA",
         "task_type": _agreed([config.get("task_type") for config in configs]),
@@ -107,7 +114,7 @@ def _config(
         "lora_alpha": largest,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": merged.fan_in_fan_out,
+        "fan_in_fan_out": any(product.transposed for product in linear),
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": saved or None,

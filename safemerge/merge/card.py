@@ -1,7 +1,7 @@
 """The model card of a merged checkpoint: where it comes from and how to make it again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from safemerge import __version__
 from safemerge.config.checkpoint import CheckpointRef
@@ -9,13 +9,22 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.step import STEPS
 from safemerge.merge.table import method_row
 
+_TOWERS = (
+    "Layers and kinds of modules in the recipe are those of the text decoder. The model's other "
+    "towers ({}) are merged with the whole-model coefficient: the value of the group `default`, "
+    "and the middle of coefficients that run over depth."
+)
 
-def model_card(recipe: MergeRecipe, *, adapter: str | None = None) -> str:
+
+def model_card(
+    recipe: MergeRecipe, *, adapter: str | None = None, towers: Iterable[str] = ()
+) -> str:
     """Return a README.md with front matter, provenance, recipe and citation.
 
     Args:
         recipe: The recipe of the checkpoint, with digests where they are known.
         adapter: What is said of a merge written as a LoRA adapter; None for a whole model.
+        towers: What the model has beside its text decoder, see `tower_of`.
 
     Returns:
         Markdown text. Folders are named by their last part only, so that a published card
@@ -39,6 +48,8 @@ def model_card(recipe: MergeRecipe, *, adapter: str | None = None) -> str:
     library = "transformers" if adapter is None else "peft"
     form = "" if adapter is None else f"\n## Form\n\n{adapter}\n"
     tag = "" if adapter is None else "\n- lora"
+    beside = ", ".join(f"`{tower}`" for tower in towers)
+    other = f"\n## Other towers\n\n{_TOWERS.format(beside)}\n" if beside else ""
     return f"""---
 library_name: {library}
 tags:
@@ -64,7 +75,7 @@ Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe
 ## Method
 
 {row.title}: {row.citation}, <{row.url}>. {row.variant}
-{operators}{form}
+{operators}{form}{other}
 ## Before use
 
 A merge can lose safety training that its parts had. Measure this model before it meets users;

@@ -17,7 +17,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.step import StepSpec
 from safemerge.errors import ConfigError
 from safemerge.weights.checkpoint import layer_of
-from safemerge.weights.kind import module_kind
+from safemerge.weights.kind import module_kind, tower_of
 
 Option = float | int | bool | str
 
@@ -54,6 +54,9 @@ class Coefficients(NamedTuple):
 def group_of(name: str, groups: Sequence[LayerGroup]) -> str:
     """Return the first layer group that matches a tensor name, ``default`` if none does.
 
+    Layers and kinds are those of the text decoder: towers beside it (`tower_of`), as a vision
+    encoder, are in a group only if its patterns of names match them.
+
     Args:
         name: Tensor name, e.g. ``model.layers.4.mlp.up_proj.weight``.
         groups: Layer groups in their declared order.
@@ -78,9 +81,12 @@ def depth_of(name: str, num_layers: int | None, anchors: Anchors = "depth") -> f
     Returns:
         Layer number over ``num_layers - 1``, in [0, 1]; 0 for embeddings before the layers
         (and for a model of one layer), 1 for what comes after them, as in mergekit 0.0; with
-        ``mergekit`` 0 for both, as in 0.1.5, and 1 for the layer of a model of one. None for a
-        tensor of a layer if the number of layers is unknown.
+        ``mergekit`` 0 for both, as in 0.1.5, and 1 for the layer of a model of one. Towers beside
+        the text decoder are at 0.5, the middle; with ``mergekit`` at 0. None for a tensor of a
+        layer if the number of layers is unknown.
     """
+    if tower_of(name) is not None:
+        return 0.5 if anchors == "depth" else 0.0
     layer = layer_of(name)
     if layer is None:
         return 1.0 if anchors == "depth" and _is_after_layers(name) else 0.0
@@ -246,7 +252,7 @@ def _matches(name: str, group: LayerGroup) -> bool:
         first, last = group.layer_range
         if layer is None or not first <= layer <= last:
             return False
-    if group.kind is not None and module_kind(name) != group.kind:
+    if group.kind is not None and (module_kind(name) != group.kind or tower_of(name) is not None):
         return False
     if group.outside is not None:
         place = "after" if _is_after_layers(name) else "before"

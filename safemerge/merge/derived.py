@@ -21,7 +21,7 @@ from safemerge.merge.threshold import MagnitudeCounts
 MAX_BYTES = 8 * 2**30
 """Disk space that derived data may take, 8 GiB."""
 
-_VERSION = 1
+_VERSION = 2
 """Part of every key: to be raised when what is derived changes."""
 
 

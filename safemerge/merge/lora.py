@@ -7,7 +7,7 @@ with ``combination_type="cat"``.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from safemerge.weights.adapter import AdapterCheckpoint
 from safemerge.weights.agreement import is_finite
 from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.shared_vocabulary import VocabularyView, stored_checkpoint
+from safemerge.weights.untied import UntiedView
 
 LINEAR_METHODS = ("task_arithmetic", "linear")
 """Methods whose result is the base plus a weighted sum of task vectors."""
@@ -39,6 +40,8 @@ class Product(NamedTuple):
     down: Float[Tensor, "rank columns"]
     embedding: bool = False
     """Whether peft keeps the factors as those of an embedding."""
+    transposed: bool = False
+    """Whether peft keeps the factors the other way round, as for GPT-2's Conv1D."""
 
     @property
     def rank(self) -> int:
@@ -64,8 +67,8 @@ class MergedAdapter:
     """Update by weight name."""
     whole: Mapping[str, Float[Tensor, "..."]]
     """Merged tensors of modules that an adapter stores whole, by name."""
-    fan_in_fan_out: bool
-    """Whether the base's layers store weights as (inputs, outputs)."""
+    memory_names: Mapping[str, str]
+    """Name in memory, as peft's files have it, by the name in the base's files."""
     lost: float
     """Relative Frobenius error of all products together, 0 where none was reduced."""
     worst: tuple[str, float]
@@ -124,13 +127,14 @@ def merge_adapters(
         ConfigError: If the recipe is not linear, or the weights of ``linear`` do not sum to 1
             and are not normalised, or nothing is left to write.
         CheckpointMismatchError: If an expert that the method merges is no adapter, its
-            vocabulary is not the base's, it trains biases, or layouts differ.
+            vocabulary is not the base's, it trains biases, or changes tensors in another way
+            than by factors or whole (fused experts, DoRA, single tokens).
         MergeError: If a factor is not finite in the asked dtype.
     """
     check_adapter_recipe(recipe)
     where = f"recipe {recipe.digest[:4]}"
     adapters = _adapters(where, recipe, checkpoints)
-    base = stored_checkpoint(checkpoints[recipe.base.name])
+    base = checkpoints[recipe.base.name]
     check_groups(recipe, base.distinct_names)
     dtype = DTYPES.get(recipe.dtype, torch.float32)
     saved = {
@@ -146,7 +150,7 @@ def merge_adapters(
     for name in merge_order(base.distinct_names):
         weights = _weights(recipe, name, base.num_layers or None)
         if _module(name) in saved:
-            whole[name] = _dense(recipe, name, base, adapters, dtype)
+            whole[name] = _dense(recipe, name, checkpoints, dtype)
             continue
         product = _side_by_side(adapters, name, weights)
         if product is None:
@@ -162,7 +166,7 @@ def merge_adapters(
     return MergedAdapter(
         products=products,
         whole=whole,
-        fan_in_fan_out=_fan_in_fan_out(where, adapters),
+        memory_names=_memory_names({*products, *whole}, adapters),
         lost=_relative(
             math.hypot(*(item.lost for item in losses.values())),
             math.hypot(*(item.norm for item in losses.values())),
@@ -203,6 +207,7 @@ def reduce_rank(product: Product, *, rank: int) -> Reduced:
         up=(left @ (outer[:, :rank] * roots)).float(),
         down=((roots[:, None] * inner[:rank]) @ right.T).float(),
         embedding=product.embedding,
+        transposed=product.transposed,
     )
     return Reduced(reduced, lost=float(values[rank:].norm()), norm=norm)
 
@@ -224,6 +229,17 @@ def _adapters(
             raise CheckpointMismatchError(
                 f"{where}, expert '{name}': must be a LoRA adapter to be merged into one; got a "
                 f"whole model in '{checkpoint.folder}'. {_DENSE}"
+            )
+        dense = [*adapter.dense_names]
+        if isinstance(checkpoint, UntiedView):
+            # Its one embedding would be two, and only one of them has factors.
+            dense += {adapter.base.input_embedding or ""} & {*adapter.adapted_names}
+        if dense:
+            raise CheckpointMismatchError(
+                f"{where}, expert '{name}': must change tensors by a product of two factors, or "
+                f"store them whole, to be merged into an adapter; got '{dense[0]}' and "
+                f"{len(dense) - 1} others changed in another way (fused experts, DoRA, single "
+                f"tokens, a tied embedding). {_DENSE}"
             )
         if adapter.adapter_config.get("bias", "none") != "none":
             raise CheckpointMismatchError(
@@ -275,16 +291,14 @@ def _side_by_side(
         up=torch.cat([update.up * scale for update, scale in blocks], dim=1),
         down=torch.cat([update.down for update, _ in blocks], dim=0),
         embedding=blocks[0][0].embedding,
+        transposed=blocks[0][0].transposed,
     )
 
 
 def _dense(
-    recipe: MergeRecipe,
-    name: str,
-    base: Checkpoint,
-    adapters: Mapping[str, AdapterCheckpoint],
-    dtype: torch.dtype,
+    recipe: MergeRecipe, name: str, checkpoints: Mapping[str, Checkpoint], dtype: torch.dtype
 ) -> Tensor:
+    base = checkpoints[recipe.base.name]
     num_layers = base.num_layers or None
     used = models_read(
         recipe.method,
@@ -297,7 +311,7 @@ def _dense(
         recipe.method,
         tensor=name,
         base=base.tensor(name),
-        experts={model: adapters[model].tensor(name) for model in used},
+        experts={model: checkpoints[model].tensor(name) for model in used},
         base_name=recipe.base.name,
         groups=recipe.layer_groups,
         num_layers=num_layers,
@@ -315,16 +329,13 @@ def _rounded(where: str, name: str, product: Product, dtype: torch.dtype) -> Pro
     return rounded
 
 
-def _fan_in_fan_out(where: str, adapters: Mapping[str, AdapterCheckpoint]) -> bool:
-    said = {
-        name: bool(adapter.adapter_config.get("fan_in_fan_out"))
-        for name, adapter in adapters.items()
-    }
-    if len(set(said.values())) > 1:
-        raise CheckpointMismatchError(
-            f"{where}: adapters must agree on fan_in_fan_out; got {said}. {_DENSE}"
-        )
-    return any(said.values())
+def _memory_names(
+    names: Iterable[str], adapters: Mapping[str, AdapterCheckpoint]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for adapter in adapters.values():
+        found.update({name: adapter.memory_name(name) for name in names if name in adapter})
+    return found
 
 
 def _module(name: str) -> str:

@@ -28,7 +28,7 @@ from safemerge.merge.threshold import ThresholdCache
 from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
-from safemerge.weights.checkpoint import Checkpoint
+from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
 from safemerge.weights.interpolated import InterpolatedCheckpoint
 from safemerge.weights.notice import notices
 from safemerge.weights.shared_vocabulary import stored_checkpoint
@@ -97,8 +97,9 @@ class ResidentCheckpoints:
             check: Whether to check that the checkpoints agree and are finite; cached, see
                 `check_agreement`. That they have the recipe's digests is checked always: a node
                 reads all bytes at its first opening, see `fingerprint`.
-            for_engine: Whether merges go to an engine, whose model has the base's shape: a
-                union of vocabularies with more rows is then refused.
+            for_engine: Whether merges go to an engine, whose model has the base's tensors: a
+                union of vocabularies with more rows, or an output head that the base does not
+                have, is then refused.
             grows: See the class.
 
         Returns:
@@ -366,6 +367,13 @@ def _same_path(first: CheckpointRef, second: CheckpointRef) -> bool:
 def _check_shape(where: str, base: Checkpoint) -> None:
     name = base.input_embedding
     stored = stored_checkpoint(base)
+    if stored.tied_embeddings and not base.tied_embeddings:
+        raise CheckpointMismatchError(
+            f"{where}, tensor '{OUTPUT_HEAD}': an engine's model ties its output head to "
+            f"'{name}' as the base does; got an expert with a head of its own. Write the merge "
+            f"with `safemerge merge` and score its folder, or use a base with a head of its own: "
+            f"`safemerge merge` of base and expert with weight 0 writes it."
+        )
     if name is not None and base.shape(name) != stored.shape(name):
         raise CheckpointMismatchError(
             f"{where}, tensor '{name}': an engine's model keeps the base's shape "

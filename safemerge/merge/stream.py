@@ -24,6 +24,7 @@ from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
 from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary, whole_checkpoint
 from safemerge.weights.statistics import ModelStatistics
+from safemerge.weights.untied import untie
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -62,8 +63,10 @@ def in_one_vocabulary(
 ) -> Mapping[str, Checkpoint]:
     """Return the checkpoints as the recipe's vocabulary shows them; see `share_vocabulary`.
 
+    Where some have an output head of their own, all are shown with one; see `untie`.
+
     Args:
-        recipe: Recipe; with ``vocabulary: refuse`` nothing changes.
+        recipe: Recipe; with ``vocabulary: refuse`` every model keeps its rows.
         checkpoints: Base and experts by name, stored or shown in that vocabulary already.
 
     Returns:
@@ -73,6 +76,7 @@ def in_one_vocabulary(
         CheckpointMismatchError: If they cannot be shown in one vocabulary.
         CheckpointError: If a tokenizer cannot be read.
     """
+    checkpoints = untie(checkpoints)
     if recipe.vocabulary == "refuse" or any(
         isinstance(checkpoint, VocabularyView) for checkpoint in checkpoints.values()
     ):

@@ -25,6 +25,7 @@ from safemerge.merge.threshold import ThresholdCache
 from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
+from safemerge.weights.kind import tower_of
 from safemerge.weights.notice import notices
 from safemerge.weights.shared_vocabulary import stored_checkpoint, whole_checkpoint
 from safemerge.weights.statistics import ModelStatistics
@@ -223,7 +224,7 @@ def _write_documents(
     _write_json(folder / CONFIG_FILE, without_missing_code(_merged_config(recipe, base), code))
     _write_json(folder / RECIPE_FILE, recipe.resolved())
     said = (*notices(base, experts), *tokenizer_notices(recipe), *code_notices(code))
-    text = with_notices(card or model_card(recipe), said)
+    text = with_notices(card or _card(recipe, base), said)
     (folder / "README.md").write_text(text, encoding="utf-8")
     given = whole_checkpoint(base).folder
     copied = {file for pattern in _COPIED for file in given.glob(pattern)}
@@ -233,6 +234,11 @@ def _write_documents(
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, copy)
     give_tokenizer(recipe, folder, added_tokens(base))
+
+
+def _card(recipe: MergeRecipe, base: Checkpoint) -> str:
+    towers = {tower for name in base.distinct_names if (tower := tower_of(name)) is not None}
+    return model_card(recipe, towers=sorted(towers))
 
 
 def _merged_config(recipe: MergeRecipe, base: Checkpoint) -> dict[str, Any]:

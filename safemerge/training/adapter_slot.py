@@ -14,6 +14,7 @@ from safemerge.errors import ConfigError
 from safemerge.training.batch import IGNORED, TokenBatch
 from safemerge.training.entropy import target_entropy
 from safemerge.training.packing import joined, packed_hidden
+from safemerge.training.text_decoder import text_decoder
 
 
 def slot_copies(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -55,9 +56,9 @@ def joint_losses(
     route = _Route()
     with _routed(model, replaced, route, where):
         if packing:
-            parts = _packed_parts(causal.base_model, first, second, route)
+            parts = _packed_parts(text_decoder(causal), first, second, route)
         else:
-            parts = _padded_parts(causal.base_model, first, second, route)
+            parts = _padded_parts(text_decoder(causal), first, second, route)
     head = causal.get_output_embeddings()
     one, other = (target_entropy(*part, head, chunk=chunk) for part in parts)
     return one, other

@@ -24,6 +24,7 @@ from safemerge.training.batch import TokenBatch
 from safemerge.training.gradient import Loss
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.checkpoint import Checkpoint
+from safemerge.weights.skeleton import bare_model, conversions
 
 
 def products_in(loss: Loss, *, device: str, dtype: torch.dtype) -> Loss:
@@ -131,6 +132,7 @@ def save_full(weights: Mapping[str, Tensor], base: Path, folder: Path, *, where:
         ConfigError: If the base stores a weight under another name than transformers has it.
     """
     opened = open_checkpoint(base)
+    weights = _as_stored(weights, base, opened)
     strange = sorted(set(weights) - set(opened.names))
     if strange:
         raise ConfigError(
@@ -149,6 +151,19 @@ def save_full(weights: Mapping[str, Tensor], base: Path, folder: Path, *, where:
     # The recipe names a checkpoint that was never on disk; the stage's marker tells.
     for name in ("README.md", "safemerge_recipe.json"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _as_stored(
+    weights: Mapping[str, Tensor], base: Path, opened: Checkpoint
+) -> Mapping[str, Tensor]:
+    """Weights by their names in the base's files, experts one by one where they are so there."""
+    found = dict(weights)
+    for entry in conversions(bare_model(base), opened.names):
+        if all(name in found for name in entry.memory):
+            parts = {name: found.pop(name) for name in entry.memory}
+            shapes = {name: opened.shape(name) for names in entry.stored for name in names}
+            found.update(entry.to_stored(parts, shapes))
+    return found
 
 
 class _Trained(Checkpoint):

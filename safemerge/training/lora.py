@@ -16,17 +16,24 @@ from safemerge.errors import CheckpointMismatchError, ConfigError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
 from safemerge.training.ingredient import MARKER
+from safemerge.training.text_decoder import text_decoder
 from safemerge.weights.adapter import ADAPTER_CONFIG, is_adapter, open_checkpoint
-from safemerge.weights.checkpoint import CONFIG_FILE, read_json
+from safemerge.weights.checkpoint import CONFIG_FILE, layer_of, read_json
 from safemerge.weights.fingerprint import fingerprint
+from safemerge.weights.skeleton import auto_class
 
 
 def bare_model(base: Path) -> Any:
-    """Return the model of a checkpoint's config without memory for weights, to look at."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """Return the model of a checkpoint's config without memory for weights, to look at.
 
+    Raises:
+        CheckpointError: If transformers has no model that continues text for it.
+    """
+    from transformers import AutoConfig
+
+    loader = auto_class(base)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+        return loader.from_config(AutoConfig.from_pretrained(base))
 
 
 def check_targets(model: Any, spec: LoraSpec, *, where: str) -> None:
@@ -40,10 +47,12 @@ def check_targets(model: Any, spec: LoraSpec, *, where: str) -> None:
     Raises:
         ConfigError: If a target name matches no module, or the first layer does not exist.
     """
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    decoder = text_decoder(model)
+    inside = [*decoder.named_modules(), *_head(model)]
+    names = {name.rsplit(".", 1)[-1] for name, _ in inside}
     missing = [target for target in spec.targets if target not in names]
     if missing:
-        modules = model.named_modules()
+        modules = inside
         linear = sorted(
             {name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, torch.nn.Linear)}
         )
@@ -51,7 +60,7 @@ def check_targets(model: Any, spec: LoraSpec, *, where: str) -> None:
             f"{where}: lora.targets must name modules of the model; got {missing[0]!r}. "
             f"Linear modules here: {', '.join(linear)}."
         )
-    layers = int(model.config.num_hidden_layers)
+    layers = int(model.config.get_text_config().num_hidden_layers)
     if spec.first_layer >= layers:
         raise ConfigError(
             f"{where}: lora.first_layer must be below the model's {layers} layers; "
@@ -76,18 +85,45 @@ def attach_lora(model: Any, spec: LoraSpec, *, where: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     check_targets(model, spec, where=where)
-    layers = int(model.config.num_hidden_layers)
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    targets = _targets(model, spec)
+    by_layer = list(range(spec.first_layer, layers)) if spec.first_layer else None
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
-        target_modules=list(spec.targets),
-        layers_to_transform=list(range(spec.first_layer, layers)) if spec.first_layer else None,
+        target_modules=targets,
+        layers_to_transform=by_layer if targets == list(spec.targets) else None,
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config)
     _widen(wrapped)
     return wrapped
+
+
+def _targets(model: Any, spec: LoraSpec) -> list[str]:
+    """Names for peft: the targets, or, beside other towers, the text decoder's modules in full."""
+    decoder = text_decoder(model)
+    if decoder is model.base_model:
+        return list(spec.targets)
+    modules = {id(module) for _, module in [*decoder.named_modules(), *_head(model)]}
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(module) in modules
+        and name.rsplit(".", 1)[-1] in spec.targets
+        and not _is_before(f"{name}.", spec.first_layer)
+    ]
+
+
+def _is_before(name: str, first_layer: int) -> bool:
+    layer = layer_of(name)
+    return layer is not None and layer < first_layer
+
+
+def _head(model: Any) -> list[tuple[str, Any]]:
+    head = model.get_output_embeddings()
+    return [(name, module) for name, module in model.named_modules() if module is head]
 
 
 def load_lora(model: Any, folder: Path, *, base: Path, where: str) -> Any:

@@ -20,6 +20,7 @@ from safemerge.training.batch import IGNORED, TokenBatch
 from safemerge.training.gradient import AllReduce
 from safemerge.training.pairs import Pairs
 from safemerge.training.sft import hidden_states
+from safemerge.training.text_decoder import text_decoder
 
 RowLoss = Callable[[Any, TokenBatch], Tensor]
 """Loss of each row of a batch."""
@@ -78,7 +79,7 @@ def row_entropies(model: Any, batch: TokenBatch) -> Tensor:
 
 
 def _target_logits(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-    hidden = hidden_states(model.base_model, batch)
+    hidden = hidden_states(text_decoder(model), batch)
     targets = batch.labels[:, batch.num_shared + 1 :]
     chosen = targets != IGNORED
     logits = model.get_output_embeddings()(hidden[:, :-1][chosen]).float()

@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from safemerge.errors import ConfigError
 from safemerge.training.batch import IGNORED, TokenBatch
 from safemerge.training.gradient import Loss
+from safemerge.training.text_decoder import text_decoder
 
 NUM_KERNELS = 5
 """Gaussian kernels whose bandwidths double, around the mean squared distance."""
@@ -69,7 +70,7 @@ def repnoise_terms(
         ConfigError: If the model has no modules named ``mlp`` or no final norm.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    core = causal.base_model
+    core = text_decoder(causal)
     layers = [m for name, m in core.named_modules() if name.rsplit(".", 1)[-1] == "mlp"]
     if not layers or not hasattr(core, "norm"):
         raise ConfigError(

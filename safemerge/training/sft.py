@@ -25,6 +25,7 @@ from safemerge.training.gradient import (
     logical_batch,
 )
 from safemerge.training.packing import packed_hidden
+from safemerge.training.text_decoder import text_decoder
 
 WARMUP_STEPS = 5
 """Linear warm-up of the learning rate."""
@@ -100,9 +101,9 @@ def target_loss(
     head = causal.get_output_embeddings()
     if packing:
         rows = batch.packed
-        hidden = packed_hidden(causal.base_model, rows)[rows.targets]
+        hidden = packed_hidden(text_decoder(causal), rows)[rows.targets]
         return target_entropy(hidden, rows.labels, head, chunk=chunk)
-    hidden = hidden_states(causal.base_model, batch)
+    hidden = hidden_states(text_decoder(causal), batch)
     targets = batch.labels[:, batch.num_shared + 1 :]
     chosen = targets != IGNORED
     return target_entropy(hidden[:, :-1][chosen], targets[chosen], head, chunk=chunk)

@@ -1,12 +1,6 @@
-"""LoRA adapters as dense checkpoints: base + scale * B A, computed when a tensor is asked for.
+"""LoRA adapters as dense checkpoints: what peft merges, computed when a tensor is asked for."""
 
-References:
-    Hu et al., LoRA, arXiv:2106.09685, section 4.1 (scale lora_alpha / rank).
-    Kalajdzievski, rsLoRA, arXiv:2312.03732, definition of rsLoRA (scale lora_alpha / sqrt(rank)).
-"""
-
-import math
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +10,7 @@ from torch import Tensor
 
 from safemerge.errors import CheckpointError
 from safemerge.weights.checkpoint import (
+    OUTPUT_HEAD,
     Checkpoint,
     DenseCheckpoint,
     existing_folder,
@@ -24,27 +19,22 @@ from safemerge.weights.checkpoint import (
     read_tensor,
     refuse_pickle,
 )
-from safemerge.weights.header import TensorEntry
+from safemerge.weights.injection import Copy, ExpertProducts, Product, Update, inject
 from safemerge.weights.renamed import under_names_of
+from safemerge.weights.skeleton import Conversion, bare_model, conversions
+from safemerge.weights.tensor_file import TensorFile
+from safemerge.weights.untied import with_own_head
 from safemerge.weights.watched_file import WatchedFile
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
-_FACTOR = re.compile(
-    r"^(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))$"
-)
 _BASE_KEEPING_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base weights as they are."""
 _REFUSED = {
-    "use_dora": "DoRA rescales weight columns",
     "use_qalora": "QA-LoRA pools its inputs",
-    "lora_bias": "biases of the factors",
     "alora_invocation_tokens": "activated LoRA depends on the prompt",
     "layer_replication": "replicated layers change the architecture",
-    "target_parameters": "factors of bare parameters",
-    "trainable_token_indices": "single trained token rows",
     "arrow_config": "routed adapters depend on the input",
     "kasa_config": "KaSA adds singular values",
     "use_bdlora": "block-diagonal factors",
@@ -52,16 +42,6 @@ _REFUSED = {
     "velora_config": "VeLoRA is another update",
 }
 _EXPORT_DENSE = "Merge it into its base with peft's merge_and_unload and use the dense model."
-
-
-class _Factors(NamedTuple):
-    """LoRA factors of one weight: stored keys, scale, and whether B A is transposed."""
-
-    key_a: str
-    key_b: str
-    scale: float
-    embedding: bool
-    transposed: bool
 
 
 class LowRank(NamedTuple):
@@ -72,77 +52,108 @@ class LowRank(NamedTuple):
     scale: float
     embedding: bool
     """Whether peft keeps the factors as those of an embedding."""
+    transposed: bool = False
+    """Whether peft keeps the factors the other way round, as for GPT-2's Conv1D."""
 
 
 class AdapterCheckpoint(Checkpoint):
-    """A PEFT LoRA adapter on a base, seen as a dense checkpoint.
+    """A PEFT LoRA adapter on a base, seen as the dense checkpoint that peft merges it to.
 
-    Names and shapes are the base's. A tensor with factors is given as float32
-    ``base + scale * B A`` with ``scale = lora_alpha / rank`` (``/ sqrt(rank)`` for rsLoRA),
-    not rounded to the base's dtype; modules_to_save and trained biases are given as stored; all
-    else is the base's. Rank and alpha patterns and fan_in_fan_out follow peft 0.21.
+    Names and shapes are those of the base's files. Values are those of ``merge_and_unload`` in
+    float32, not rounded to the base's dtype; tensors that the adapter stores whole are given as
+    stored, and all that it leaves alone are the base's. Which modules are meant, their kinds,
+    ranks and scales, fused experts and DoRA are peft's own reading of the adapter.
+
+    Where the base ties input embedding and output head and the adapter parts them (one of them
+    in modules_to_save), so does this checkpoint: its head is stored and its config says so.
+    Where peft merges into the one tensor that both are, both change.
 
     Args:
         folder: Folder with adapter_config.json and adapter_model.safetensors.
         base: The checkpoint the adapter was trained on.
 
     Raises:
-        CheckpointError: If a file is missing or corrupt, the adapter is not plain LoRA (DoRA,
-            other peft types, starts that change the base), a factor does not fit the base, or it
-            changes an embedding that is also the output head.
+        CheckpointError: If a file is missing or corrupt, the adapter is not LoRA or of a kind
+            that no single set of weights equals, its tensors do not fit the base, or transformers
+            does not know the base's architecture.
     """
 
     def __init__(self, folder: Path | str, base: Checkpoint) -> None:
         self.folder = existing_folder(folder)
         self.base = base
-        self.config = base.config
         self.adapter_config = read_json(self.folder / ADAPTER_CONFIG)
         self._config_file = WatchedFile(self.folder / ADAPTER_CONFIG)
-        _check_plain_lora(self.folder, self.adapter_config)
-        path = self.folder / ADAPTER_WEIGHTS
-        if not path.is_file():
-            refuse_pickle(self.folder, wanted=ADAPTER_WEIGHTS)
-        self._handle = open_safetensors(path)
-        self._entries = self._handle.entries
-        self._factors, self._replaced = self._sort_keys()
-        self._check_tied_embedding()
+        _check_kind(self.folder, self.adapter_config)
+        self._handle, tensors = _open_tensors(self.folder)
+        model = bare_model(base.folder)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = conversions(model, base.names)
+        self._of_name = {
+            name: entry for entry in found for names in entry.stored for name in names
+        }
+        embedding = self._memory(base.input_embedding)
+        tied = [name for name, held in _same(model, embedding) if held]
+        injected = inject(self.folder, model, tensors, advice=_EXPORT_DENSE)
+        self._updates = injected.updates
+        parted = [
+            name for name in tied if injected.together[name] != injected.together[embedding or ""]
+        ]
+        self.config, self._names = base.config, base.names
+        if base.tied_embeddings and parted:
+            self._of_name[OUTPUT_HEAD] = Conversion((parted[0],), ((OUTPUT_HEAD,),))
+            self.config = with_own_head(base.config)
+            self._names = tuple(sorted({*base.names, OUTPUT_HEAD}))
+        self._changed = {
+            name: entry
+            for name, entry in self._of_name.items()
+            if any(parameter in self._updates for parameter in entry.memory)
+        }
+        self._check_shapes(shapes)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every stored tensor name, sorted."""
-        return self.base.names
+        """Every tensor name, sorted."""
+        return self._names
+
+    @property
+    def named_base(self) -> str | None:
+        """The base that the adapter's config names: a folder or a name on a hub."""
+        named = self.adapter_config.get("base_model_name_or_path")
+        return named if isinstance(named, str) and named else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading it."""
-        return self.base.shape(name)
+        return self.base.shape(self._in_base(name))
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that `tensor` gives: float32 where there are factors."""
-        if name in self._factors:
-            return torch.float32
-        if name in self._replaced:
-            return self._entries[self._replaced[name]].dtype
-        return self.base.dtype(name)
+        """Return the dtype that `tensor` gives: float32 where something is computed."""
+        if name not in self._changed:
+            return self.base.dtype(self._in_base(name))
+        updates = self._plain_updates(name)
+        if updates is not None and isinstance(updates[-1], Copy):
+            return updates[-1].value.dtype
+        return torch.float32
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """Return a dense tensor; those the adapter does not change are the base's views."""
-        whole = self.whole(name)
-        weight = self.base.tensor(name) if whole is None else whole
-        update = self.low_rank(name)
-        if update is None:
+        weight = self.base.tensor(self._in_base(name))
+        if name not in self._changed:
             return weight
-        return torch.addmm(weight.float(), update.up, update.down, alpha=update.scale)
+        updates = self._plain_updates(name)
+        if updates is None:
+            return self._converted(name)
+        for update in updates:
+            weight = update.apply(weight)
+        return weight
 
     def low_rank(self, name: str) -> LowRank | None:
         """Return the factors of a tensor's update, None where the adapter has none."""
-        factors = self._factors.get(name)
-        if factors is None:
+        updates = self._plain_updates(name) or ()
+        factors = [update for update in updates if isinstance(update, Product)]
+        if len(factors) != 1:
             return None
-        lora_a = self._stored(factors.key_a).float()
-        lora_b = self._stored(factors.key_b).float()
-        if factors.transposed:
-            lora_a, lora_b = lora_b.T, lora_a.T
-        return LowRank(lora_b, lora_a, factors.scale, factors.embedding)
+        up, down, scale, embedding, transposed = factors[0]
+        return LowRank(up.float(), down.float(), scale, embedding, transposed)
 
     def whole(self, name: str) -> Shaped[Tensor, "..."] | None:
         """Return a tensor that the adapter stores whole, before factors; None if it does not.
@@ -150,8 +161,8 @@ class AdapterCheckpoint(Checkpoint):
         Those are modules_to_save and biases, and the copies of the base's embeddings that peft
         keeps beside their factors.
         """
-        key = self._replaced.get(name)
-        return None if key is None else self._stored(key)
+        copies = [item for item in self._plain_updates(name) or () if isinstance(item, Copy)]
+        return copies[-1].value if copies else None
 
     def check_unchanged(self) -> None:
         """Refuse an adapter or a base whose files are no longer those that were opened."""
@@ -161,104 +172,95 @@ class AdapterCheckpoint(Checkpoint):
 
     @property
     def adapted_names(self) -> tuple[str, ...]:
-        """Names of the tensors that differ from the base, sorted."""
-        return tuple(sorted({*self._factors, *self._replaced}))
+        """Names of the tensors that the adapter changes, sorted."""
+        return tuple(sorted(self._changed))
 
-    def _stored(self, key: str) -> Tensor:
-        return read_tensor(self._handle, self.folder / ADAPTER_WEIGHTS, key)
+    @property
+    def dense_names(self) -> tuple[str, ...]:
+        """Names of the tensors whose update is no product of two factors nor a copy, sorted.
 
-    def _sort_keys(self) -> tuple[dict[str, _Factors], dict[str, str]]:
-        keys_by_module: dict[str, dict[str, str]] = {}
-        replaced: dict[str, str] = {}
-        embeddings: set[str] = set()
-        for key in self._entries:
-            module_key = key.removeprefix(_PREFIX)
-            match = _FACTOR.match(module_key)
-            if match is None:
-                name = module_key.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-                self._check_replacement(key, name)
-                replaced[name] = key
-                continue
-            side = match["linear"] or match["embedding"]
-            keys_by_module.setdefault(match["module"], {})[side] = key
-            if match["embedding"]:
-                embeddings.add(match["module"])
-        factors = {
-            f"{module}.weight": self._pair(module, keys, embedding=module in embeddings)
-            for module, keys in keys_by_module.items()
-        }
-        if not factors and not replaced:
-            raise CheckpointError(
-                f"{self.folder / ADAPTER_WEIGHTS}: an adapter must change some tensor; got none. "
-                f"Save the adapter again."
-            )
-        return factors, replaced
+        Those are fused experts, DoRA, single tokens, convolutions, and a tied head's factors.
+        """
+        return tuple(name for name in self.adapted_names if not self._is_factored(name))
 
-    def _check_tied_embedding(self) -> None:
-        embedding = self.base.input_embedding
-        if self.base.tied_embeddings and embedding in self.adapted_names:
-            raise CheckpointError(
-                f"{self.folder / ADAPTER_WEIGHTS}, tensor '{embedding}': a tied embedding cannot "
-                f"be changed by an adapter, which trained it as input only; got factors or a "
-                f"copy for it. {_EXPORT_DENSE}"
-            )
+    def memory_name(self, name: str) -> str:
+        """Return the name that transformers has for a tensor in memory."""
+        return self._of_name[name].memory[0]
 
-    def _pair(self, module: str, keys: dict[str, str], *, embedding: bool) -> _Factors:
-        where = f"{self.folder / ADAPTER_WEIGHTS}, module '{module}'"
-        if set(keys) != {"A", "B"}:
-            raise CheckpointError(
-                f"{where}: both lora_A and lora_B must be stored; got only "
-                f"lora_{next(iter(keys))}. Save the adapter again."
-            )
-        name = f"{module}.weight"
-        if name not in self.base:
-            raise CheckpointError(
-                f"{where}: must be a weight of the base; got no '{name}' in "
-                f"'{self.base.folder}'. Use the base that the adapter was trained on."
-            )
-        shape_a, shape_b = (self._entries[keys[side]].shape for side in ("A", "B"))
-        transposed = embedding or bool(self.adapter_config.get("fan_in_fan_out"))
-        two_axes = len(shape_a) == len(shape_b) == 2
-        product = (shape_b[0], shape_a[1]) if two_axes else ()
-        wanted = self.base.shape(name)
-        if product[:: -1 if transposed else 1] != wanted or shape_a[0] != shape_b[1]:
-            raise CheckpointError(
-                f"{where}: B A must have the base weight's shape {wanted}; got A {shape_a}, "
-                f"B {shape_b}. Use the base that the adapter was trained on."
-            )
-        scale = self._scale(where, module, shape_a[0])
-        return _Factors(keys["A"], keys["B"], scale, embedding, transposed)
+    @property
+    def memory_names(self) -> tuple[str, ...]:
+        """Names of the base's parameters in memory, sorted."""
+        return tuple(sorted({item for entry in self._of_name.values() for item in entry.memory}))
 
-    def _scale(self, where: str, module: str, rank: int) -> float:
-        declared = _by_pattern(self.adapter_config, "rank_pattern", module, "r", 8.0)
-        if declared != rank:
-            raise CheckpointError(
-                f"{where}: rank must be as configured, {declared:g}; got factors of rank {rank}. "
-                f"Keep adapter_config.json and weights of one training run together."
-            )
-        lora_alpha = _by_pattern(self.adapter_config, "alpha_pattern", module, "lora_alpha", 8.0)
-        return lora_alpha / (
-            math.sqrt(rank) if self.adapter_config.get("use_rslora") else float(rank)
-        )
+    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, entry in self._changed.items():
+            wanted = shapes[entry.memory[0]]
+            if entry.converter is None and self.shape(name) != wanted:
+                raise CheckpointError(
+                    f"{self.base.folder}, tensor '{name}': must have the shape that config.json "
+                    f"asks for, {wanted}, for an adapter to be added; got {self.shape(name)}. Use "
+                    f"the base that the adapter was trained on, not a quantised copy."
+                )
 
-    def _check_replacement(self, key: str, name: str) -> None:
-        entry: TensorEntry = self._entries[key]
-        if name not in self.base:
-            raise CheckpointError(
-                f"{self.folder / ADAPTER_WEIGHTS}, tensor '{key}': must replace a tensor of the "
-                f"base; got no '{name}' there (a new head, a tied one, or another kind of "
-                f"adapter). {_EXPORT_DENSE}"
-            )
-        if entry.shape != self.base.shape(name):
-            raise CheckpointError(
-                f"{self.folder / ADAPTER_WEIGHTS}, tensor '{key}': must have the base's shape "
-                f"{self.base.shape(name)}; got {entry.shape}. {_EXPORT_DENSE}"
-            )
+    def _is_factored(self, name: str) -> bool:
+        updates = self._plain_updates(name)
+        if updates is None or sum(isinstance(update, Product) for update in updates) > 1:
+            return False
+        products = [update for update in updates if isinstance(update, Product)]
+        if name == self.base.input_embedding and not all(item.embedding for item in products):
+            return False
+        return all(isinstance(update, Product | Copy) for update in updates)
+
+    def _memory(self, name: str | None) -> str | None:
+        return self._of_name[name].memory[0] if name in self._of_name else None
+
+    def _in_base(self, name: str) -> str:
+        if name == OUTPUT_HEAD and name in self._names and name not in self.base:
+            return self.base.input_embedding or name
+        return name
+
+    def _plain_updates(self, name: str) -> tuple[Update, ...] | None:
+        """Updates of a tensor that is a parameter as it is; None where it is converted."""
+        entry = self._changed.get(name)
+        if entry is None or entry.converter is not None:
+            return None
+        return self._updates[entry.memory[0]]
+
+    def _converted(self, name: str) -> Tensor:
+        """A tensor of which a parameter in memory is made together with others."""
+        entry = self._changed[name]
+        every = [update for item in entry.memory for update in self._updates.get(item, ())]
+        shapes = {item: self.base.shape(item) for names in entry.stored for item in names}
+        if entry.by_expert and all(isinstance(update, ExpertProducts) for update in every):
+            at = entry.expert_of(name)
+            (parameter,) = entry.memory
+            added = torch.stack(
+                [item.of_expert(at) for item in every if isinstance(item, ExpertProducts)]
+            ).sum(0)
+            parts = entry.of_expert(at).to_stored({parameter: added}, shapes)
+            return self.base.tensor(name).float() + parts[name]
+        parameters = entry.to_memory({item: self.base.tensor(item).float() for item in shapes})
+        for parameter in entry.memory:
+            for update in self._updates.get(parameter, ()):
+                parameters[parameter] = update.apply(parameters[parameter]).float()
+        return entry.to_stored(parameters, shapes)[name].contiguous()
 
 
 def is_adapter(folder: Path | str) -> bool:
     """Tell whether a folder holds a PEFT adapter rather than a whole model."""
     return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def adapter_weights(folder: Path) -> Path:
+    """Return the weight file of an adapter's folder.
+
+    Raises:
+        CheckpointError: If there is none, or only a pickle file.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        refuse_pickle(folder, wanted=ADAPTER_WEIGHTS)
+    return path
 
 
 def open_checkpoint(path: Path | str, base: Checkpoint | None = None) -> Checkpoint:
@@ -288,7 +290,7 @@ def open_checkpoint(path: Path | str, base: Checkpoint | None = None) -> Checkpo
     return AdapterCheckpoint(folder, base)
 
 
-def _check_plain_lora(folder: Path, config: dict[str, Any]) -> None:
+def _check_kind(folder: Path, config: dict[str, Any]) -> None:
     where = folder / ADAPTER_CONFIG
     if config.get("peft_type") != "LORA":
         raise CheckpointError(
@@ -297,8 +299,8 @@ def _check_plain_lora(folder: Path, config: dict[str, Any]) -> None:
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise CheckpointError(
-                f"{where}: {key} must be unset, for base + B A would be wrong ({reason}); got "
-                f"{str(config[key])[:40]}. {_EXPORT_DENSE}"
+                f"{where}: {key} must be unset, for no single set of weights equals it here "
+                f"({reason}); got {str(config[key])[:40]}. {_EXPORT_DENSE}"
             )
     start = config.get("init_lora_weights", True)
     if start not in _BASE_KEEPING_STARTS:
@@ -308,10 +310,18 @@ def _check_plain_lora(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _by_pattern(
-    config: dict[str, Any], patterns: str, module: str, key: str, default: float
-) -> float:
-    for pattern, value in (config.get(patterns) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return float(config.get(key, default))
+def _open_tensors(folder: Path) -> tuple[TensorFile, dict[str, Tensor]]:
+    path = adapter_weights(folder)
+    opened = open_safetensors(path)
+    if not opened.entries:
+        raise CheckpointError(
+            f"{path}: an adapter must change some tensor; got none. Save the adapter again."
+        )
+    return opened, {name: read_tensor(opened, path, name) for name in opened.entries}
+
+
+def _same(model: Any, parameter: str | None) -> list[tuple[str, bool]]:
+    """Names of parameters, and whether each is the same tensor as one of another name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    wanted = parameters.get(parameter)
+    return [(name, held is wanted and name != parameter) for name, held in parameters.items()]

@@ -18,6 +18,7 @@ from safemerge.weights.index import INDEX_FILE as INDEX_FILE
 from safemerge.weights.index import SINGLE_FILE as SINGLE_FILE
 from safemerge.weights.index import check_index, shard_files
 from safemerge.weights.index import refuse_pickle as refuse_pickle
+from safemerge.weights.kind import tower_of
 from safemerge.weights.model_class import is_buffer_name, unread_tensors
 from safemerge.weights.pointer import check_no_pointers
 from safemerge.weights.quantized import check_not_quantized
@@ -29,7 +30,9 @@ CONFIG_FILE = "config.json"
 OUTPUT_HEAD = "lm_head.weight"
 """Name of the output projection; with tied embeddings it is the input embedding."""
 
-_INPUT_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|word_embeddings)\.weight$")
+_INPUT_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$"
+)
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 _HUB_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
@@ -38,10 +41,11 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 def layer_of(name: str) -> int | None:
     """Return the 0-indexed decoder layer a tensor belongs to, None outside the layers.
 
-    The layer is read from ``.layers.<n>.`` or ``.h.<n>.`` in the name.
+    The layer is read from ``.layers.<n>.`` or ``.h.<n>.`` in the name. Layers of other towers,
+    as of a vision encoder, are none; see `tower_of`.
     """
     match = _LAYER.search(name)
-    return int(match.group(1)) if match else None
+    return int(match.group(1)) if match and tower_of(name) is None else None
 
 
 class Checkpoint(ABC):
@@ -108,7 +112,14 @@ class Checkpoint(ABC):
     @property
     def input_embedding(self) -> str | None:
         """Name of the input embedding, None if no usual name is found."""
-        return next((name for name in self.names if _INPUT_EMBEDDING.search(name)), None)
+        return next(
+            (
+                name
+                for name in self.names
+                if _INPUT_EMBEDDING.search(name) and tower_of(name) is None
+            ),
+            None,
+        )
 
     @property
     def tied_embeddings(self) -> bool:

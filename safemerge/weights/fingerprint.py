@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from safemerge.config.base import DIGEST_LENGTH
-from safemerge.weights.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
+from safemerge.weights.adapter import ADAPTER_CONFIG, adapter_weights, is_adapter
 from safemerge.weights.checkpoint import CONFIG_FILE, existing_folder, read_json, weight_files
 from safemerge.weights.watched_file import content_digest
 
@@ -36,7 +36,7 @@ def fingerprint(path: Path | str) -> str:
     folder = existing_folder(path)
     if is_adapter(folder):
         config = folder / ADAPTER_CONFIG
-        files: tuple[Path, ...] = (folder / ADAPTER_WEIGHTS,)
+        files: tuple[Path, ...] = (adapter_weights(folder),)
     else:
         config = folder / CONFIG_FILE
         files = weight_files(folder)

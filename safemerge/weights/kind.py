@@ -12,6 +12,35 @@ _PATTERNS: tuple[tuple[ModuleKind, re.Pattern[str]], ...] = (
     ("embeddings", re.compile(r"embed|(?:^|\.)w[tp]e\.|lm_head|output_projection")),
 )
 
+_TOWER = re.compile(
+    r"(?:^|[._])(?:vision|visual|vit|image|img|clip|siglip|audio|speech|sound|acoustic|video"
+    r"|talker|code2wav|token2wav|projector|connector|resampler|perceiver|abstractor|q_?former"
+    r"|mtp)(?:$|[._\d])|(?:^|\.)mm_|(?<!transformer)(?:^|\.)encoder\."
+)
+"""Parts of models that are not the text decoder; ChatGLM calls its decoder's layers
+``transformer.encoder``."""
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")
+
+
+def tower_of(name: str) -> str | None:
+    """Return the tower that a tensor belongs to, None for the text decoder's tensors.
+
+    Towers are what a model has beside its text decoder: encoders of images and sound, their
+    projectors, speech decoders, layers for several tokens at once.
+
+    Args:
+        name: Tensor name, e.g. ``vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight``.
+
+    Returns:
+        The name's beginning, up to the part that tells, e.g. ``vision_tower``.
+    """
+    match, layer = _TOWER.search(name), _LAYER.search(name)
+    if match is None or (layer is not None and layer.start() < match.start()):
+        return None
+    end = name.find(".", match.start() + 1)
+    return name if end < 0 else name[:end]
+
 
 def module_kind(name: str) -> ModuleKind | None:
     """Return the kind of module a tensor belongs to.

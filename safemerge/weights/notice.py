@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from safemerge.weights.adapter_notice import adapter_notices
 from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.quantized import declared_quantization
 from safemerge.weights.settings import setting_differences, unread_reason
@@ -12,8 +13,8 @@ def notices(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> tuple[str, .
 
     Those are settings in which an expert differs from the base and that change what the weights
     compute (both values are named; a merge keeps the base's), a model that transformers does
-    not know, stored tensors that it ignores and that are left out, and a leftover
-    ``quantization_config``.
+    not know, stored tensors that it ignores and that are left out, a leftover
+    ``quantization_config``, and what `adapter_notices` says.
 
     Args:
         base: The base.
@@ -31,7 +32,7 @@ def notices(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> tuple[str, .
                 f"expert '{name}' has settings under which equal weights compute other values: "
                 f"{'; '.join(functional)}. The base's are kept."
             )
-    return tuple(found)
+    return (*found, *adapter_notices(experts))
 
 
 def _of_checkpoint(name: str, checkpoint: Checkpoint) -> list[str]:

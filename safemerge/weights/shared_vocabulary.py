@@ -12,6 +12,7 @@ from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.weights.adapter import AdapterCheckpoint
 from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
 from safemerge.weights.kind import module_kind
+from safemerge.weights.untied import UntiedView
 from safemerge.weights.vocabulary import Tokens, read_tokens, vocabulary_difference
 
 Sharing = Literal["base", "union", "tokenizer"]
@@ -128,7 +129,9 @@ def whole_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
 
 def stored_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint as it is on disk: a view's source, or the checkpoint itself."""
-    return checkpoint.source if isinstance(checkpoint, VocabularyView) else checkpoint
+    while isinstance(checkpoint, VocabularyView | UntiedView):
+        checkpoint = checkpoint.source
+    return checkpoint
 
 
 def share_vocabulary(

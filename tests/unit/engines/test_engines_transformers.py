@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
@@ -22,7 +22,7 @@ from safemerge.errors import (
     EngineError,
     MergeError,
 )
-from safemerge.testing.pico import pico_base, pico_expert
+from safemerge.testing.pico import pico_base, pico_expert, pico_tokenizer
 
 TEXTS = ("Hi", "What is the meaning of this?", "One two three four five six", "A b", "zzz " * 9)
 
@@ -342,3 +342,20 @@ def test_a_file_that_changes_under_an_engine_gives_no_answer(folders, prompts, t
         start_engine(
             asked.model_copy(update={"experts": refs}), EvaluatorSpec(engine="transformers")
         )
+
+
+def test_experts_stored_one_by_one_reach_a_model_that_holds_them_fused(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = MixtralConfig(
+        vocab_size=512, num_attention_heads=4, num_local_experts=2, eos_token_id=2, **sizes
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    pico_tokenizer().save_pretrained(tmp_path / "base")
+    moved = pico_expert(tmp_path / "base", tmp_path / "a", seed=1, scale=0.3)
+    folders = {"base": tmp_path / "base", "a": moved, "b": moved}
+    engine = TransformersEngine(recipe(folders, a=1.0), EvaluatorSpec(dtype="float32"))
+    engine.load(recipe(folders, a=1.0))
+    expected = MixtralForCausalLM.from_pretrained(moved).state_dict()
+    for name, tensor in engine._model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6)
+    engine.close()

@@ -286,3 +286,20 @@ def test_a_step_by_group_must_cover_every_tensor():
     steps = [{"name": "merge_align", "aligned": "y", "alpha": {"early": 0.5}}]
     with pytest.raises(ConfigError, match=r"steps.merge_align.alpha: must name 'default'"):
         check_groups(MergeRecipe.model_validate({**document, "steps": steps}), NAMES)
+
+
+VISION_LAYER = "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("rules", [{"layers": "0"}, {"kind": "attention"}])
+def test_layers_and_kinds_are_those_of_the_text_decoder(rules):
+    groups = [LayerGroup.model_validate({"name": "some", **rules})]
+    assert group_of("language_model.model.layers.0.self_attn.q_proj.weight", groups) == "some"
+    assert group_of(VISION_LAYER, groups) == "default"
+    named = [LayerGroup(name="vision", tensors=["vision_tower.*"])]
+    assert group_of(VISION_LAYER, named) == "vision"
+
+
+def test_other_towers_are_read_at_the_middle_of_the_anchors():
+    assert depth_of(VISION_LAYER, 4) == 0.5
+    assert depth_of("multi_modal_projector.linear_1.weight", None) == 0.5

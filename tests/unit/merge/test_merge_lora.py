@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointMismatchError, ConfigError, MergeError, UserError
@@ -312,19 +312,30 @@ def test_factors_that_overflow_are_refused(folders):
     refused(folders, "merged factors must be finite", MergeError, method, dtype="float16")
 
 
-def test_adapters_that_disagree_on_the_layout_are_refused(folders, tmp_path):
-    square = {
-        name: pico.pico_adapter(
-            folders["base"], tmp_path / name, seed=1, target_modules=["q_proj"]
-        )
-        for name in ("a", "b")
+def test_what_is_no_product_of_two_factors_is_refused(folders, tmp_path):
+    dora = pico.pico_adapter(folders["base"], tmp_path / "dora", seed=1, use_dora=True)
+    method = {"name": "task_arithmetic", "weights": {"dora": 1.0}}
+    words = "expert 'dora': must change tensors by a product of two factors"
+    refused({**folders, "dora": dora}, words, method=method)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_of_conv1d_and_linear_modules_is_loaded_as_the_dense_merge(tmp_path):
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, tie_word_embeddings=False, **sizes))
+    model.save_pretrained(tmp_path / "base")
+    lora = {"target_modules": r".*attn\.c_proj|lm_head"}
+    folders = {
+        name: pico.pico_adapter(tmp_path / "base", tmp_path / name, seed=seed, **lora)
+        for seed, name in enumerate(("a", "b"))
     }
-    config = json.loads((square["b"] / "adapter_config.json").read_text())
-    (square["b"] / "adapter_config.json").write_text(
-        json.dumps({**config, "fan_in_fan_out": True})
+    method = {"name": "task_arithmetic", "weights": {"a": 0.5, "b": 1.0}}
+    recipe = make_recipe({"base": tmp_path / "base", **folders}, method)
+    checkpoints = opened(recipe)
+    write_adapter(recipe, checkpoints, tmp_path / "out")
+    assert_same(
+        loaded(tmp_path / "base", tmp_path / "out"), dict(merged_tensors(recipe, checkpoints))
     )
-    method = {"name": "task_arithmetic", "weights": {"a": 1.0, "b": 1.0}}
-    refused({"base": folders["base"], **square}, "agree on fan_in_fan_out", method=method)
 
 
 def test_a_folder_with_files_is_refused_and_left_alone(folders, tmp_path):

@@ -85,3 +85,13 @@ def test_a_damaged_cache_entry_is_computed_again(copy):
 def test_a_folder_without_weights_has_none(tmp_path):
     with pytest.raises(CheckpointError, match=r"must hold model\.safetensors or"):
         fingerprint(tmp_path)
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_an_adapter_without_safetensors_weights_is_refused(tiny_adapter, tmp_path, pickled):
+    adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    weights.rename(adapter / "adapter_model.bin") if pickled else weights.unlink()
+    words = r"pickle checkpoint \(adapter_model\.bin\)" if pickled else "got no weights"
+    with pytest.raises(CheckpointError, match=words):
+        fingerprint(adapter)
