@@ -78,7 +78,8 @@ def _place(given: object) -> tuple[str, str | None]:
     if isinstance(given, dict):
         if set(given) - {"path", "revision"}:
             raise ValueError("must be a model's folder", "Change")
-        given, revision = given.get("path"), given.get("revision")
+        revision = given.get("revision")
+        given = given.get("path")
     elif isinstance(given, str) and "@" in given:
         given, _, revision = given.partition("@")
     if not isinstance(given, str) or not given.strip():
