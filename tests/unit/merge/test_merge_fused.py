@@ -77,7 +77,9 @@ def test_any_number_of_experts_is_merged_as_in_torch(name, count, in_torch):
 
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
-@pytest.mark.parametrize("fields", [{"variant": "peft"}, {"normalize": False}])
+@pytest.mark.parametrize(
+    "fields", [{"variant": "peft"}, {"normalize": False}, {"divisor": "signed"}]
+)
 def test_compiled_variants_are_those_of_torch(name, fields, in_torch):
     dtypes = [torch.float32] * 3
     close(merged(name, dtypes, **fields), in_torch(merged, name, dtypes, **fields), dtypes[0])
@@ -233,3 +235,20 @@ def test_a_result_is_written_where_it_is_asked_for(name):
     assert torch.equal(out, merge_tensor(method, **call))
     with pytest.raises(MergeError, match=r"destination must be contiguous, \(6, 4\) of"):
         merge_tensor(method, out=torch.zeros(4, 6).T, **call)
+
+
+def test_an_unknown_rule_is_an_error_and_never_another_one():
+    base, first = (random_tensor((40,), seed=seed) for seed in range(2))
+    with pytest.raises(MergeError, match="one of the numbers of `code`; got 99"):
+        merge_compiled([Operand(first, 1.0, "a")], Rule(99), base=base, out=torch.empty(40))
+
+
+def test_a_rescaled_trim_keeps_the_l1_norm_on_both_paths():
+    base, expert = (random_tensor((400,), seed=seed) for seed in range(2))
+    update = expert - base
+    for name in ("breadcrumbs", "ties"):
+        method = build_method(name, {"a": 1.0}, density=0.3)
+        method = method.model_copy(update={"rescale": "l1"})
+        found = merge_tensor(method, tensor=NAME, base=base, experts={"a": expert}) - base
+        torch.testing.assert_close(found.abs().sum(), update.abs().sum(), rtol=1e-5, atol=1e-4)
+        assert int((found.abs() > 1e-6).sum()) == 120
