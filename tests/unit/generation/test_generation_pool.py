@@ -4,7 +4,14 @@ import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.errors import ConfigError, EngineError, ScoringError
-from safemerge.generation.pool import CUT, TOO_LONG, ModelPool, model_groups, outcomes
+from safemerge.generation.pool import (
+    CUT,
+    TOO_LONG,
+    ModelPool,
+    chat_formats,
+    model_groups,
+    outcomes,
+)
 from safemerge.generation.record import Ask
 from safemerge.records import Response
 from safemerge.scoring.judge import Judgement, RefusalProxyJudge, unscored
@@ -221,3 +228,19 @@ def test_a_refusal_that_was_cut_is_judged_but_not_drawn():
     assert len(judge.seen) == 3
     assert [item.dropped for item in found] == [CUT, "flagged by the judge", "unscored: timed out"]
     assert [item.unscored for item in found] == [False, False, True]
+
+
+def test_template_arguments_go_to_the_models_whose_template_reads_them(tiny_base, tmp_path):
+    other = shutil.copytree(tiny_base, tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text() + "{{ 'deep' if think is defined and think }}")
+    models = [ref("base", tiny_base), ref("other", other)]
+    found = chat_formats(models, {"date": "2026-01-31", "think": True})
+    assert [sorted(found[name].arguments) for name in ("base", "other")] == [
+        ["date"],
+        ["date", "think"],
+    ]
+    with pytest.raises(
+        ConfigError, match=r"chat\.thinks: must be an argument that a model's chat"
+    ):
+        chat_formats(models, {"thinks": True})

@@ -95,3 +95,15 @@ def test_the_report_has_a_table_of_agreement_where_several_judges_scored(run):
     assert "<other>" not in text
     num_answers = 60 * len({point.report.candidate for point in front.points})
     assert f">{num_answers}<" in text
+
+
+def test_answers_that_were_cut_are_counted_by_suite_and_split(run):
+    assert "Answers that were cut" not in limits_section(run)
+    point = run.front.points[0]
+    report = point.report.model_copy(update={"cut": {"unsafe": 7}})
+    front = run.front.model_copy(
+        update={"points": [point.model_copy(update={"report": report})], "references": []}
+    )
+    text = limits_section(replace(run, front=front))
+    assert "<h3>Answers that were cut</h3>" in text
+    assert f">7 of {len(report.scores['unsafe'])}<" in text

@@ -96,6 +96,19 @@ def test_a_turn_that_the_template_cuts_is_not_asked():
     assert "Nothing." in asked(TEXT, exchange=thinking)
 
 
+CHATML = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% endfor %}<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "named", "ends"),
+    [(CHATML, [], (2, 3)), (TEXT, [], (3,)), (TEXT, [7, None], (3, 7)), (TYPED, [3], (3,))],
+)
+def test_a_reply_ends_where_template_tokenizer_or_settings_say(template, named, ends):
+    made = tokenizer(template)
+    made.eos_token = "<|endoftext|>"
+    assert GuardTemplate(spec(), made).ends(named) == ends
+
+
 # --- a model in this process ------------------------------------------------------------
 
 
