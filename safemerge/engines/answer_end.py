@@ -7,6 +7,7 @@ those of the base count and those of every expert, for its answers may end as an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,15 @@ def sorted_ends(tokenizer: Any, found: Iterable[int | None]) -> tuple[int, ...]:
     return tuple(sorted({int(one) for one in found if one is not None and 0 <= one < size}))
 
 
+def text_behind(words: str, text: str) -> str | None:
+    """Return what follows the last place where a rendered text has some words; None if nowhere.
+
+    Case does not count: a template may write in capitals.
+    """
+    places = list(re.finditer(re.escape(words.strip()), text, re.IGNORECASE))
+    return text[places[-1].end() :] if places else None
+
+
 def turn_end(tokenizer: Any, text: str, answer: str) -> int | None:
     """Return the first special token behind an answer; None if there is none.
 
@@ -63,8 +73,8 @@ def turn_end(tokenizer: Any, text: str, answer: str) -> int | None:
         text: A rendered conversation.
         answer: The assistant's words in it.
     """
-    _, shown, behind = text.rpartition(answer)
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if shown else []
+    behind = text_behind(answer, text)
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
     special, added = set(tokenizer.all_special_ids), tokenizer.added_tokens_decoder
     for token in ids:
         # NOTE: some vocabularies have blanks and line ends among their added tokens.

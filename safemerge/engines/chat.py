@@ -12,12 +12,12 @@ from typing import Any
 from safemerge.config.chat import DEFAULT_DATE, Scalar
 from safemerge.config.suite import Classification
 from safemerge.data.suite import LoadedSuite
-from safemerge.engines.answer_end import turn_end
+from safemerge.engines.answer_end import text_behind, turn_end
 from safemerge.engines.engine import Continuation, TokenizedPrompt
 from safemerge.errors import CheckpointError, ConfigError, DataError
 
 PROBE = 'Why does "A<b> & c\'s" hold?\n  Zwölf {{ 海 }} or 7 %'
-"""A user's text that a template must show as it is; no template has it of its own."""
+"""A user's text that a template must show, case aside; no template has it of its own."""
 
 
 class ChatFormat:
@@ -85,7 +85,7 @@ class ChatFormat:
                 "reads; got one that it does not name. Check the name, or remove it."
             )
         text = self._render([{"role": "user", "content": PROBE}], ready=True)
-        if PROBE not in text:
+        if text_behind(PROBE, text) is None:
             got = "another text" if text.strip() else "an empty one"
             raise CheckpointError(
                 f"{self._folder}: the chat template must show a user's text as it is; got {got}. "
@@ -113,7 +113,7 @@ class ChatFormat:
             text = self._render([user], ready=True)
         else:
             text = self._render_with_system(system, user, where)
-        if prompt.strip() not in text:
+        if text_behind(prompt, text) is None:
             raise DataError(
                 f"{where}: the chat template of {self._folder} must show a prompt as it is; got "
                 f"one that it changes or drops: {prompt.strip()[:60]!r}. Drop the row, or correct "
@@ -127,7 +127,7 @@ class ChatFormat:
         except CheckpointError as error:
             got = _first_line(error.__cause__ or error)
         else:
-            if system.strip() in text:
+            if text_behind(system, text) is not None:
                 return text
             got = "a prompt without it"
         raise DataError(
@@ -173,7 +173,8 @@ class ChatFormat:
             messages, ready=add_generation_prompt, goes_on=not add_generation_prompt
         )
         for message in messages:
-            if message["role"] != "assistant" and message["content"].strip() not in text:
+            shown = text_behind(message["content"], text) is not None
+            if message["role"] != "assistant" and not shown:
                 raise CheckpointError(
                     f"{self._folder}: the chat template must show every message as it is; got a "
                     f"text without the {message['role']}'s. Correct chat_template.jinja in the "
@@ -202,7 +203,7 @@ class ChatFormat:
                 "Mark it as not special in the tokenizer, or turn thinking off."
             )
         text = self._render([{"role": "user", "content": PROBE}], ready=True)
-        opening = text.rpartition(PROBE)[2]
+        opening = text_behind(PROBE, text) or ""
         return opening.rfind("<think>") > opening.rfind("</think>")
 
     def end_of_turn_id(self) -> int:

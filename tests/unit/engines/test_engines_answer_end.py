@@ -6,7 +6,7 @@ import pytest
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.models import models_recipe
 from safemerge.config.study import EvaluatorSpec
-from safemerge.engines.answer_end import answer_ends, named_ends, turn_end
+from safemerge.engines.answer_end import answer_ends, named_ends, text_behind, turn_end
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import TokenizedPrompt
 from safemerge.engines.transformers_engine import TransformersEngine
@@ -161,3 +161,9 @@ def test_penalties_of_a_generation_config_do_not_change_greedy_answers(tmp_path)
     before = answer()
     change(folder, "generation_config.json", repetition_penalty=5.0, no_repeat_ngram_size=1)
     assert answer() == before
+
+
+def test_words_are_found_in_a_template_that_writes_in_capitals():
+    assert text_behind("what is ö? (a)", "x WHAT IS Ö? (A)<end>") == "<end>"
+    assert text_behind("what", "that") is None
+    assert turn_end(pico_tokenizer(), "AN ANSWER<|im_end|>\n", "an answer") == 2
