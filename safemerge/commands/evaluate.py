@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> None:
         from safemerge.data.rung import check_rung
         from safemerge.data.suite import load_suites
         from safemerge.distributed.contamination import check_report
+        from safemerge.distributed.ingredient import fetch_hub_models
 
+        fetch_hub_models([*ingredients, *spec.checkpoints])
         # What the study's own files train is behind its exported merges too.
         report = load_suites(spec)["report"]
         check_report(

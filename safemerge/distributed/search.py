@@ -58,13 +58,14 @@ def check_models(spec: StudySpec) -> tuple[str, ...]:
         base = open_checkpoint(models.base.path)
         check_agreement(base, {})
         return (*notices(base, {}), *tokenizer_notices(models))
-    named = {models.base.name, *(ref.name for ref in there)}
+    lacking = tokenizer_models(models) - {models.base.name, *(ref.name for ref in there)}
+    own_order = models.vocabulary == "tokenizer" and lacking
     given = models_recipe(
         _with_statistics_there(models.base),
         [_with_statistics_there(ref) for ref in there],
         dtype=models.dtype,
-        vocabulary=models.vocabulary,
-        tokenizer=models.tokenizer if tokenizer_models(models) <= named else None,
+        vocabulary="base" if own_order else models.vocabulary,
+        tokenizer=None if lacking else models.tokenizer,
     )
     return ResidentCheckpoints.open(given, for_engine=True).notices
 
