@@ -107,6 +107,7 @@ class MergeRecipe(StrictModel):
         names = [item.name for item in self.checkpoints]
         if not self.experts and self.method.name != "passthrough":
             yield "experts: must have at least 1 item; got 0."
+            return
         if len(set(names)) != len(names):
             yield f"names of base and experts must be unique; got {names}."
         experts = [name for name in names if name != self.base.name]

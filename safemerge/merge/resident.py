@@ -113,8 +113,12 @@ class ResidentCheckpoints:
             MergeError: If a reference has no path.
         """
         where = f"recipe {recipe.digest[:4]}"
-        if for_engine:
-            check_one_folder(recipe)
+        if for_engine and recipe.base.parts:
+            raise ConfigError(
+                f"{where}, model '{recipe.base.name}': an engine starts from the base's folder; "
+                f"got a base made of several checkpoints. Run 'safemerge merge', then 'safemerge "
+                f"evaluate --model' with the folder it wrote."
+            )
         base = _open_model(where, recipe.base, None)
         checkpoints = {recipe.base.name: base}
         for ref in recipe.experts:
@@ -321,20 +325,6 @@ class ResidentCheckpoints:
                 f"recipe {recipe.digest[:4]}: statistics of '{name}' must be those held; got "
                 f"{asked.digest or asked.path}, held is {got}. Open them for this recipe."
             )
-
-
-def check_one_folder(recipe: MergeRecipe) -> None:
-    """Refuse a base that an engine cannot start from: one made of several checkpoints.
-
-    Raises:
-        ConfigError: If the base is a stack of layers, or an adapter on another model.
-    """
-    if recipe.base.parts:
-        raise ConfigError(
-            f"recipe {recipe.digest[:4]}, model '{recipe.base.name}': an engine starts from the "
-            "base's folder; got a base made of several checkpoints. Run 'safemerge merge', then "
-            "'safemerge evaluate --model' with the folder it wrote."
-        )
 
 
 def _open_model(where: str, ref: CheckpointRef, base: Checkpoint | None) -> Checkpoint:

@@ -191,15 +191,15 @@ def test_a_method_out_of_range_is_told_with_place_and_value(method, changes, lin
             {"base": {"name": "math", "path": "/b"}},
             "names of base and experts must be unique; got ['math', 'math', 'code'].",
         ),
-        ({"experts": []}, "experts: must have at least 1 item; got []."),
+        ({"experts": []}, "experts: must have at least 1 item; got 0."),
         (
             {"base": {"name": "base"}},
-            "base: exactly one of path, hub, package, align, finetune must be given; got none. "
-            "Keep one.",
+            "base: exactly one of path, hub, package, align, finetune, stack must be given; got "
+            "none. Keep one.",
         ),
         (
             {"base": {"name": "base", "path": "/b", "align": "a.yaml"}},
-            "base: exactly one of path, hub, package, align, finetune must be given; "
+            "base: exactly one of path, hub, package, align, finetune, stack must be given; "
             "got path, align. Keep one.",
         ),
         (
@@ -219,7 +219,8 @@ def test_a_method_out_of_range_is_told_with_place_and_value(method, changes, lin
         ),
         (
             {"layer_groups": [{"name": "early"}]},
-            "layer_groups.early: at least one of layers, kind, tensors must be given. Add one.",
+            "layer_groups.early: at least one of layers, kind, tensors, outside must be given. "
+            "Add one.",
         ),
         (
             {"layer_groups": [{"name": "early", "layers": "a-b"}]},

@@ -58,7 +58,7 @@ def test_an_engine_cannot_start_from_a_stack(tiny_base):
         "method": {"name": "passthrough", "models": ["base"]},
     }
     recipe = parse_document(document, MergeRecipe, where="r.yaml")
-    with pytest.raises(ConfigError, match="Run 'safemerge merge', then 'safemerge evaluate --mo"):
+    with pytest.raises(ConfigError, match="Run 'safemerge merge', then 'safemerge evaluate"):
         ResidentCheckpoints.open(recipe, for_engine=True)
     merged = dict(ResidentCheckpoints.open(recipe).merged(recipe))
     base = open_checkpoint(tiny_base)
