@@ -102,7 +102,11 @@ def merged_dtype(recipe: MergeRecipe, base: Checkpoint, name: str) -> torch.dtyp
     Returns:
         float32, bfloat16 or float16.
     """
-    return whole_checkpoint(base).dtype(name) if recipe.dtype == "base" else DTYPES[recipe.dtype]
+    if recipe.dtype != "base":
+        return DTYPES[recipe.dtype]
+    whole = whole_checkpoint(base)
+    # A head that only other models have starts from the input embedding; see `untie`.
+    return whole.dtype(name if name in whole else whole.input_embedding or name)
 
 
 def merged_tensors(

@@ -136,13 +136,11 @@ class AdapterCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """Return a dense tensor; those the adapter does not change are the base's views."""
-        weight = self.base.tensor(self._in_base(name))
-        if name not in self._changed:
-            return weight
         updates = self._plain_updates(name)
-        if updates is None:
+        if name in self._changed and updates is None:
             return self._converted(name)
-        for update in updates:
+        weight = self.base.tensor(self._in_base(name))
+        for update in updates or ():
             weight = update.apply(weight)
         return weight
 
