@@ -77,6 +77,10 @@ class UntiedView(Checkpoint):
         """Return a tensor; the head is the input embedding."""
         return self.source.tensor(self._stored(name))
 
+    def check_unchanged(self) -> None:
+        """Refuse a source whose files are no longer those that were opened."""
+        self.source.check_unchanged()
+
     def fetch(self, name: str) -> None:
         """Bring the source's tensor into memory."""
         self.source.fetch(self._stored(name))
