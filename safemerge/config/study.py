@@ -20,6 +20,7 @@ from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
+from safemerge.config.sense import sense_problems
 from safemerge.config.suite import Direction, SuiteSpec
 from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.config.variant import (
@@ -66,6 +67,10 @@ class Objective(StrictModel):
     direction: Direction
     reference: float
     """The hypervolume's reference value: worse than any point worth keeping."""
+    allow: list[Literal["direction"]] = Field(
+        default_factory=list, exclude_if=lambda given: not given
+    )
+    """What looks like a mistake and is meant: ``direction``, against the metric's own."""
 
 
 class Constraint(StrictModel):
@@ -75,6 +80,10 @@ class Constraint(StrictModel):
     budget: float
     """Largest value allowed (smallest, if `direction` is maximize)."""
     direction: Direction = "minimize"
+    allow: list[Literal["direction"]] = Field(
+        default_factory=list, exclude_if=lambda given: not given
+    )
+    """As in `Objective`."""
 
 
 class Aggregate(StrictModel):
@@ -225,6 +234,7 @@ class StudySpec(StrictModel):
             problems += _unknown_metric(f"objectives.{index}.metric", objective.metric, known)
         for index, constraint in enumerate(self.constraints):
             problems += _unknown_metric(f"constraints.{index}.metric", constraint.metric, known)
+        problems += sense_problems(self.suites, self.aggregates, self.objectives, self.constraints)
         chosen = list(
             self.tokenizer.problems([item.name for item in self.checkpoints], self.vocabulary)
         )
