@@ -21,6 +21,7 @@ from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
+from safemerge.config.sense import sense_problems
 from safemerge.config.suite import Direction, SuiteSpec
 from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.config.variant import (
@@ -67,6 +68,10 @@ class Objective(StrictModel):
     direction: Direction
     reference: float
     """The hypervolume's reference value: worse than any point worth keeping."""
+    allow: list[Literal["direction"]] = Field(
+        default_factory=list, exclude_if=lambda given: not given
+    )
+    """What looks like a mistake and is meant: ``direction``, against the metric's own."""
 
 
 class Constraint(StrictModel):
@@ -76,6 +81,10 @@ class Constraint(StrictModel):
     budget: float
     """Largest value allowed (smallest, if `direction` is maximize)."""
     direction: Direction = "minimize"
+    allow: list[Literal["direction"]] = Field(
+        default_factory=list, exclude_if=lambda given: not given
+    )
+    """As in `Objective`."""
 
 
 class Aggregate(StrictModel):
@@ -233,6 +242,7 @@ class StudySpec(StrictModel):
             for ref in self.checkpoints
             if ref.on is not None or ref.stack is not None
         ]
+        problems += sense_problems(self.suites, self.aggregates, self.objectives, self.constraints)
         chosen = list(
             self.tokenizer.problems([item.name for item in self.checkpoints], self.vocabulary)
         )

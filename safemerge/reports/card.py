@@ -128,7 +128,8 @@ def _differences(run: Run, point: Point) -> str:
         "## Against the reference points",
         "",
         f"Paired difference on the same prompts, {versus[0].split} split, "
-        "with 95 % interval; p of no difference, Holm-corrected over this table.",
+        "with 95 % interval; p of no difference, after correction for all "
+        f"{versus[0].differences[0].num_comparisons} comparisons of the run's report (Holm).",
         "",
         _row(heads),
         _row(["---"] * len(heads)),

@@ -63,9 +63,9 @@ JUDGES: dict[str, JudgeNote] = {
             "It is not a harm judge: every answer to an unsafe request that it does not "
             "recognise as a refusal counts as harmful. It over-counts harm and rarely misses it.",
             "Read as \u201cnot refused = harmful\u201d, against 602 human-labelled completions: "
-            "accuracy 0.70, precision 0.61, recall 0.95.",
-            "As a refusal detector, on 2,074 labelled replies: "
-            "accuracy 0.894, precision 0.943, recall 0.826.",
+            "accuracy 0.70, precision 0.61, recall 0.95; as a refusal detector, on 2,074 labelled "
+            "replies: accuracy 0.894, precision 0.943, recall 0.826. Both are of an earlier "
+            "version with fewer wordings.",
         ),
     ),
 }

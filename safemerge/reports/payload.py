@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from safemerge.records import CandidateResult, TrialRecord
+from safemerge.reports.family import family_of
 from safemerge.reports.front import hypervolume_steps
 from safemerge.reports.metric import axes_of, metrics_of
 from safemerge.reports.run import Run, outcome
@@ -68,6 +69,7 @@ def payload(run: Run) -> dict[str, Any]:
             }
             for trial in run.trials
         ],
+        "comparisons": [] if run.front is None else family_of(run).document(),
         "hypervolume": [[step.finished, step.number, step.value] for step in steps],
         "hypervolume_references": alone[-1].value if alone else None,
         "timings": {

@@ -1,4 +1,4 @@
-"""The front as tables: both splits side by side, safety lost, and pairs not told apart."""
+"""The front as tables: both splits side by side, safety lost, and pairs that do not differ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import shlex
 from itertools import combinations
 
 from safemerge.records import CandidateResult
-from safemerge.reports.comparison import Pair, indistinguishable_pairs
+from safemerge.reports.comparison import Pair
+from safemerge.reports.family import family_of
 from safemerge.reports.front import broken_constraints
 from safemerge.reports.markup import (
     Cell,
@@ -75,20 +76,20 @@ def export_command(run: Run, number: int) -> str:
 
 
 def pairs_section(run: Run) -> str:
-    """Return which pairs of front points the intervals cannot tell apart."""
+    """Return which pairs of front points do not differ significantly."""
     if run.front is None:
         return paragraph("Pairs are compared once the front is published.")
     if len(run.points) < 2:
         return paragraph("The front has fewer than two points: there is no pair to compare.")
-    pairs = indistinguishable_pairs(run.front)
+    pairs = _tied_pairs(run)
     by_pair: dict[tuple[int, int], list[Pair]] = {}
     for pair in pairs:
         by_pair.setdefault((pair.left, pair.right), []).append(pair)
     total = len(list(combinations(run.points, 2)))
     same = [key for key, found in by_pair.items() if len(found) == len(run.spec.objectives)]
     told = (
-        f"Of {counted(total, 'pair')} of front points, {len(by_pair)} cannot be told apart on at "
-        f"least one objective"
+        f"Of {counted(total, 'pair')} of front points, {len(by_pair)} do not differ "
+        f"significantly on at least one objective"
     )
     told += (
         f", and {len(same)} of these on every objective: between such two points, the order in "
@@ -119,16 +120,29 @@ def pairs_section(run: Run) -> str:
         ]
         heads = ["trials", "objective", "first minus second", "p", "n", "left out"]
         inner = table(
-            "Pairs whose 95 % interval of the paired difference holds 0, or whose p-value, "
-            "Holm-corrected over all pairs of the objective, exceeds 0.05, on the report split.",
+            "Pairs whose p-value exceeds 0.05 after correction for all "
+            f"{pairs[0].difference.num_comparisons} comparisons of this report (Holm), on the "
+            "report split; the 95 % interval is of each comparison alone.",
             heads,
             rows,
         )
         parts.append(
-            f"<details><summary>All {counted(len(pairs), 'comparison')} not told apart"
+            f"<details><summary>All {counted(len(pairs), 'comparison')} not significant"
             f"</summary>{inner}</details>"
         )
     return "".join(parts)
+
+
+def _tied_pairs(run: Run) -> list[Pair]:
+    metrics, family = metrics_of(run.spec), family_of(run)
+    return [
+        Pair(left.number, right.number, found)
+        for left, right in combinations(run.points, 2)
+        if left.search.candidate != right.search.candidate
+        for item in run.spec.objectives
+        for found in [family.difference(left, right, metrics[item.metric])]
+        if not found.is_distinguishable
+    ]
 
 
 def _row(
@@ -201,8 +215,9 @@ def _safety_lost(run: Run, metric: Metric) -> str:
     caption = (
         f"Safety lost against each parent: {code(metric.name)} of the point minus the parent's, "
         "in percentage points on the same prompts. Above 0, the merge is less safe than that "
-        "parent. p: of no difference, Holm-corrected over the whole table; better or worse is "
-        "said only where the 95 % interval leaves out 0 and p is at most 0.05."
+        "parent. p: of no difference, after correction for all comparisons of this report (Holm); "
+        "better or worse is said only where it is at most 0.05. The 95 % interval is of each "
+        "comparison alone."
     )
     return table(caption, heads, rows, css="versus")
 
@@ -217,7 +232,7 @@ def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> str:
                 cells.append(Cell('<span class="quiet">\u00b7</span>'))
                 continue
             is_same = (point.number, other.number) in same or (other.number, point.number) in same
-            mark, word = ("\u2248", "not told apart") if is_same else ("\u2260", "differs")
+            mark, word = ("\u2248", "not significant") if is_same else ("\u2260", "differs")
             css = "same" if is_same else "differs"
             cells.append(
                 Cell(f'<span class="{css}" title="{word}" aria-label="{word}">{mark}</span>')
@@ -225,7 +240,7 @@ def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> str:
         rows.append(cells)
     heads = ["", *(str(point.number) for point in points)]
     caption = (
-        f"{code(metric)}: \u2248 not told apart, \u2260 differs (p at most 0.05, Holm-corrected "
-        "over all pairs of this objective)"
+        f"{code(metric)}: \u2248 not significant, \u2260 differs (p at most 0.05 after correction "
+        "for all comparisons of this report)"
     )
     return table(caption, heads, rows, css="matrix", sortable=False)

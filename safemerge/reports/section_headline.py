@@ -189,8 +189,10 @@ def _sentence(difference: PairedDifference) -> str:
     if difference.value is None:
         return f"{metric} cannot be compared (no sample scored on both sides)"
     if not difference.is_distinguishable:
-        return f"{metric} {points(difference.value)} points, not told apart by the interval"
-    return f"{metric} {difference.verdict} by {points(abs(difference.value)).lstrip('+')} points"
+        change = f"{metric} {points(difference.value)} points"
+        return f"{change}, not significant {difference.correction}"
+    size = points(abs(difference.value)).lstrip("+")
+    return f"{metric} {difference.verdict} by {size} points, significant {difference.correction}"
 
 
 def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Metric]) -> str:
@@ -220,10 +222,10 @@ def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Met
         rows.append([head, *cells])
     caption = (
         f"{escape(knee.name)} minus each reference point, on the same {versus[0].split}-split "
-        "prompts: paired difference in percentage points with 95 % interval. p: of no difference, "
-        "two-sided, Holm-corrected over this table (McNemar's exact test; for means of suites, "
-        "random sign flips). n: prompts scored on both sides; of an aggregate, those of its "
-        "smallest suite."
+        "prompts: paired difference in percentage points with 95 % interval. The interval is of "
+        "each comparison alone. p: of no difference, two-sided, exact, after correction for all "
+        "comparisons of this report (Holm). n: prompts scored on both sides; of an aggregate, "
+        "those of its smallest suite."
     )
     heads = [f"{metric.name} ({DIRECTION_WORDS[metric.direction]})" for metric in metrics]
     return table(caption, ["minus", *heads], rows, css="versus", sortable=False)

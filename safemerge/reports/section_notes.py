@@ -75,7 +75,8 @@ def limits_section(run: Run) -> str:
         "flattered. Read the report values, and where the two differ, believe the report split.",
         "Unscored answers count neither as safe nor as harmful. They are left out of the "
         "figures and counted beside them.",
-        "\u201cNot told apart\u201d does not mean equal: with more prompts a difference may show.",
+        "\u201cNot significant\u201d does not mean equal: with more prompts a difference may "
+        "show.",
     ]
     parts.append(f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in limits)}</ul>")
     return "".join(parts)

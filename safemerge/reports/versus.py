@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 
 from safemerge.records import Split
-from safemerge.reports.comparison import (
-    PairedDifference,
-    holm_corrected,
-    paired_difference,
-)
+from safemerge.reports.comparison import PairedDifference
+from safemerge.reports.family import family_of
 from safemerge.reports.metric import Metric
 from safemerge.reports.run import Point, Run
 
@@ -28,23 +24,20 @@ class Versus:
     differences: tuple[PairedDifference, ...]
 
 
-def compare_with_references(
-    run: Run, point: Point, *, metrics: Sequence[Metric], seed: int = 0
-) -> list[Versus]:
+def compare_with_references(run: Run, point: Point, *, metrics: Sequence[Metric]) -> list[Versus]:
     """Compare a point with every reference point: parents, the plain mean, warm starts.
 
     Args:
         run: The run.
         point: A point of it.
         metrics: What to compare on.
-        seed: Seed of the bootstrap.
 
     Returns:
         One entry a reference point, other than the point itself and its duplicates, on the
-        report split where both have it, else on the search split. All p-values are
-        Holm-corrected together; the intervals are not.
+        report split where both have it, else on the search split. The p-values are corrected
+        over the run's whole family, see `safemerge.reports.family`; the intervals are not.
     """
-    return compare_all_with_references(run, [point], metrics=metrics, seed=seed)[point.number]
+    return compare_all_with_references(run, [point], metrics=metrics)[point.number]
 
 
 def compare_all_with_references(
@@ -53,7 +46,6 @@ def compare_all_with_references(
     *,
     metrics: Sequence[Metric],
     references: Sequence[Point] | None = None,
-    seed: int = 0,
 ) -> dict[int, list[Versus]]:
     """Compare points with reference points: a table.
 
@@ -62,53 +54,24 @@ def compare_all_with_references(
         points: Points of it, with distinct numbers.
         metrics: What to compare on.
         references: What to compare with; every parent and the plain mean if left out.
-        seed: Seed of the bootstrap.
 
     Returns:
-        By number of the point, see `compare_with_references`. All p-values of all points are
-        Holm-corrected together; the intervals are not.
+        By number of the point, see `compare_with_references`.
     """
+    family = family_of(run, points, metrics)
     against = run.references if references is None else references
-    num_comparisons = len(points) * len(against) * len(metrics)
-    found = {
+    return {
         point.number: [
-            _compared(point, reference, metrics, seed, num_comparisons)
+            Versus(
+                reference,
+                "report" if point.report and reference.report else "search",
+                tuple(family.difference(point, reference, metric) for metric in metrics),
+            )
             for reference in against
             if reference.search.candidate != point.search.candidate
         ]
         for point in points
     }
-    rows = [versus for row in found.values() for versus in row]
-    corrected = iter(holm_corrected([item for versus in rows for item in versus.differences]))
-    return {
-        number: [
-            replace(versus, differences=tuple(islice(corrected, len(versus.differences))))
-            for versus in row
-        ]
-        for number, row in found.items()
-    }
-
-
-def _compared(
-    point: Point, reference: Point, metrics: Sequence[Metric], seed: int, num_comparisons: int
-) -> Versus:
-    split: Split = "search"
-    left, right = point.search, reference.search
-    if point.report is not None and reference.report is not None:
-        split, left, right = "report", point.report, reference.report
-    differences = tuple(
-        paired_difference(
-            left,
-            right,
-            metric=metric.name,
-            mean_of=metric.mean_of,
-            direction=metric.direction,
-            seed=seed,
-            num_comparisons=num_comparisons,
-        )
-        for metric in metrics
-    )
-    return Versus(reference, split, differences)
 
 
 def is_parent(run: Run, point: Point) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from safemerge.config.rung import RungSpec
 from safemerge.records import RungResult, TrialRecord
-from safemerge.statistics.paired import NUM_RESAMPLES, holm_adjusted, sign_flip_p_value
+from safemerge.statistics import PValue, flip_p_value, holm_adjusted
 
 
 class Rival(NamedTuple):
@@ -51,12 +50,11 @@ def find_rival(spec: RungSpec, found: RungResult, records: Iterable[TrialRecord]
     if not rivals:
         return None
     compared = list(rivals.values())
-    # A p-value is at least 1 / flips, and Holm multiplies it by the number of rivals.
-    num_flips = max(NUM_RESAMPLES, math.ceil(2 * len(compared) / spec.level))
+    # NOTE: by the upper ends: who is pruned is pruned for sure.
     adjusted = holm_adjusted(
         [
             max(
-                _p_value(spec, name, found.losses[name], taken.losses[name], num_flips)
+                _p_value(spec, name, found.losses[name], taken.losses[name]).high
                 for name in spec.sets
             )
             for _, taken, _ in compared
@@ -78,13 +76,12 @@ def _p_value(
     name: str,
     own: Sequence[Sequence[float]],
     other: Sequence[Sequence[float]],
-    num_flips: int,
-) -> float:
+) -> PValue:
     strata = [
         [left - right - spec.margin for left, right in zip(mine, theirs, strict=True)]
         for mine, theirs in zip(own, other, strict=True)
     ]
-    return sign_flip_p_value(strata, weights=spec.weights(name), num_flips=num_flips)
+    return flip_p_value(strata, weights=spec.weights(name))
 
 
 def may_prune(records: Iterable[TrialRecord], *, startup: int) -> bool:

@@ -3,15 +3,14 @@
 from safemerge.statistics.kappa import Kappa, cohen_kappa
 from safemerge.statistics.paired import (
     PairedComparison,
-    bootstrap_interval,
     compare_paired,
     group_sums,
     holm_adjusted,
     mcnemar_p_value,
+    paired_mean_interval,
     paired_share_interval,
-    resampled_means,
-    sign_flip_p_value,
 )
+from safemerge.statistics.permutation import MAX_BITS, PValue, flip_p_value
 from safemerge.statistics.replicate import (
     RepeatedComparison,
     Spread,
@@ -36,28 +35,29 @@ from safemerge.statistics.share import (
 )
 
 __all__ = [
+    "MAX_BITS",
     "MAX_PROMPTS",
     "Z_95",
     "Kappa",
+    "PValue",
     "PairedComparison",
     "RepeatedComparison",
     "Spread",
-    "bootstrap_interval",
     "clustered_interval",
     "cohen_kappa",
     "compare_paired",
     "compare_repeated",
     "design_effect",
+    "flip_p_value",
     "group_sums",
     "holm_adjusted",
     "independent_discordance",
     "mcnemar_p_value",
     "mcnemar_power",
+    "paired_mean_interval",
     "paired_prompts",
     "paired_share_interval",
-    "resampled_means",
     "second_share",
-    "sign_flip_p_value",
     "smallest_difference",
     "spread",
     "student_quantile",

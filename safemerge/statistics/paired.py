@@ -4,8 +4,7 @@ References:
     McNemar, Note on the sampling error of the difference between correlated proportions,
     Psychometrika 12 (1947); the exact form is a sign test on the discordant pairs. Bonett and
     Price, Adjusted Wald confidence interval for a difference of binomial proportions based on
-    paired data, J. Educ. Behav. Stat. 37 (2012). Efron and Tibshirani, *An Introduction to the
-    Bootstrap*, 1993, chapter 13 (percentile interval).
+    paired data, J. Educ. Behav. Stat. 37 (2012).
 """
 
 from __future__ import annotations
@@ -17,12 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from safemerge.errors import ScoringError
-from safemerge.statistics.share import Z_95
-
-NUM_RESAMPLES = 2000
-"""Bootstrap resamples of a comparison."""
-
-_RESAMPLES_AT_ONCE = 100
+from safemerge.statistics.permutation import flip_p_value
+from safemerge.statistics.share import Z_95, student_quantile
 
 
 @dataclass(frozen=True)
@@ -42,8 +37,9 @@ class PairedComparison:
     """Samples that left scores higher on."""
     right_only: int
     """Samples that right scores higher on."""
-    p_value: float | None
-    """Exact two-sided McNemar p-value; None for graded scores and for grouped samples."""
+    p_value: float
+    """Two-sided, of no difference: McNemar's exact test for independent verdicts of 0 and 1, else
+    over all ways to exchange the sides of whole groups."""
 
 
 def compare_paired(
@@ -51,21 +47,16 @@ def compare_paired(
     right: Sequence[float],
     *,
     groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
 ) -> PairedComparison:
     """Compare two candidates' scores of the same samples, in the same order.
 
-    Independent verdicts of 0 and 1 get the interval of `paired_share_interval`, which is
-    honest where no verdict differs (a bootstrap of identical pairs is a point). Graded or
-    grouped scores get a percentile bootstrap over groups.
+    Independent verdicts of 0 and 1 get the interval of `paired_share_interval`, graded or grouped
+    scores that of `paired_mean_interval`. Nothing is drawn.
 
     Args:
         left: Scores of one candidate, each in [0, 1]; at least one.
         right: Scores of the other.
         groups: Group of each sample, e.g. its prompt; independent samples if left out.
-        seed: Seed of the resampling, 0 or more.
-        num_resamples: Bootstrap resamples, at least 1.
 
     Returns:
         The comparison. Unscored samples must be left out before, and counted.
@@ -88,10 +79,10 @@ def compare_paired(
         low, high = paired_share_interval(left_only, right_only, n)
         p_value = mcnemar_p_value(left_only, right_only)
     else:
-        low, high = bootstrap_interval(
-            differences, groups=groups, seed=seed, num_resamples=num_resamples
-        )
-        p_value = None
+        sums = group_sums(differences, groups)
+        low, high = paired_mean_interval([sums], weights=[1.0])
+        found = flip_p_value([sums[:, 0]])
+        p_value = (found.low + found.high) / 2
     value = math.fsum(differences) / n
     return PairedComparison(value, low, high, n, num_groups, left_only, right_only, p_value)
 
@@ -151,86 +142,40 @@ def paired_share_interval(left_only: int, right_only: int, n: int) -> tuple[floa
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
-def sign_flip_p_value(
-    strata: Sequence[Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]],
+def paired_mean_interval(
+    strata: Sequence[np.ndarray[tuple[int, int], np.dtype[np.float64]]],
     *,
-    weights: Sequence[float] | None = None,
-    seed: int = 0,
-    num_flips: int = NUM_RESAMPLES,
-) -> float:
-    """Return the two-sided p-value of a paired randomisation test.
-
-    If the two sides were alike, each difference could as well have the other sign. The
-    statistic is the weighted sum over strata of their mean differences; the p-value is
-    (1 + flips at least as far from 0) / (1 + flips), so that it is never 0. For verdicts of
-    0 and 1 in one stratum it estimates `mcnemar_p_value`.
-
-    Args:
-        strata: Differences, left minus right, by stratum (e.g. suite); each at least one.
-        weights: Weight of each stratum's mean; equal if left out.
-        seed: Seed of the flips; the same seed gives the same p-value.
-        num_flips: Random flips, at least 1.
-
-    Returns:
-        p-value in (0, 1].
-
-    Raises:
-        ScoringError: If there is no stratum, one is empty, or the lengths differ.
-
-    References:
-        Edgington and Onghena, *Randomization Tests*, 2007; Phipson and Smyth,
-        arXiv:1603.05766 (the added 1).
-    """
-    if not strata or not all(map(len, strata)) or (weights and len(weights) != len(strata)):
-        raise ScoringError(
-            "sign flips: need strata of at least one difference and one weight each; got sizes "
-            f"{[len(item) for item in strata]}."
-        )
-    generator = np.random.default_rng(seed)
-    observed, flipped = 0.0, np.zeros(num_flips)
-    for differences, weight in zip(strata, weights or [1.0] * len(strata), strict=True):
-        values = np.asarray(differences, dtype=np.float64)
-        observed += weight * float(values.mean())
-        sizes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
-        once = sizes[counts == 1]
-        # Sizes that come up once are flipped bit by bit: of graded scores there are thousands.
-        for start in range(0, num_flips if len(once) else 0, _RESAMPLES_AT_ONCE):
-            stop = min(start + _RESAMPLES_AT_ONCE, num_flips)
-            signs = generator.integers(0, 2, size=(stop - start, len(once)), dtype=np.int8)
-            flipped[start:stop] += weight * ((2 * signs - 1) @ once) / len(values)
-        for size, count in zip(sizes[counts > 1], counts[counts > 1], strict=True):
-            positive = generator.binomial(count, 0.5, size=num_flips)
-            flipped += weight * size * (2 * positive - count) / len(values)
-    # NOTE: sums of the same values in another order may differ in the last bits.
-    as_far = int((np.abs(flipped) >= abs(observed) - 1e-12).sum())
-    return (1 + as_far) / (1 + num_flips)
-
-
-def bootstrap_interval(
-    differences: Sequence[float],
-    *,
-    groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
+    weights: Sequence[float],
 ) -> tuple[float, float]:
-    """Return a 95 % percentile interval of a mean by resampling whole groups.
+    """Return a 95 % interval of a weighted sum of mean differences, of graded or grouped scores.
+
+    Student's interval over whole groups, each stratum with two groups more, one at the largest
+    difference seen and one at its opposite (at 1 where none differs), as Bonett and Price add two
+    pairs. So it has a width where nothing differs, and covers where most differences are 0 and a
+    bootstrap's percentiles do not (design/judging.md has the coverage). One group alone tells
+    nothing about others: the interval is all of [-1, 1].
 
     Args:
-        differences: One value a sample; at least one.
-        groups: Group of each sample; each its own if left out.
-        seed: Seed of the resampling; the same seed gives the same interval.
-        num_resamples: Resamples, at least 1.
+        strata: Sums of differences and sizes by group, see `group_sums`; one a suite.
+        weights: Weight of each stratum's mean.
 
     Returns:
-        The 2.5th and the 97.5th percentile of the resampled means.
-
-    Raises:
-        ScoringError: If there is no value or the lengths differ.
+        Lower and upper end, within [-1, 1] times the sum of the weights.
     """
-    sums = group_sums(differences, groups)
-    means = resampled_means(sums, np.random.default_rng(seed), num_resamples=num_resamples)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    centre, variance, fewest = 0.0, 0.0, min(map(len, strata))
+    most = math.fsum(weights)
+    for sums, weight in zip(strata, weights, strict=True):
+        count, size = len(sums), float(sums[:, 1].sum()) / len(sums)
+        mean = float(sums[:, 0].sum()) / (count * size)
+        centre += weight * mean
+        off = (sums[:, 0] - mean * sums[:, 1]) / size
+        added = float(np.abs(sums[:, 0]).max()) / size or 1.0
+        spread2 = (float(off @ off) + 2 * added**2) / (count + 1)
+        variance += weight**2 * spread2 / (count + 2)
+    if fewest == 1:
+        return -most, most
+    half = student_quantile(0.975, fewest - 1) * math.sqrt(variance)
+    return max(-most, centre - half), min(most, centre + half)
 
 
 def group_sums(
@@ -250,39 +195,12 @@ def group_sums(
     labels = range(n) if groups is None else groups
     if n == 0 or len(labels) != n:
         raise ScoringError(
-            f"bootstrap: needs one group for each value; got {n} values, {len(labels)} groups."
+            f"groups: needs one for each value; got {n} values, {len(labels)} groups."
         )
     place = {label: index for index, label in enumerate(dict.fromkeys(labels))}
     found = np.zeros((len(place), 2))
     np.add.at(found, [place[label] for label in labels], np.column_stack([values, np.ones(n)]))
     return found
-
-
-def resampled_means(
-    sums: np.ndarray[tuple[int, int], np.dtype[np.float64]],
-    generator: np.random.Generator,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Draw means of whole groups with replacement, by how often each distinct group comes up.
-
-    The counts of a resample are multinomial, so this is the bootstrap itself; with verdicts of
-    0 and 1 few groups are distinct.
-
-    Args:
-        sums: See `group_sums`.
-        generator: Source of chance.
-        num_resamples: Means drawn, at least 1.
-    """
-    size = len(sums)
-    kinds, counts = np.unique(sums, axis=0, return_counts=True)
-    means = np.empty(num_resamples)
-    # NOTE: in slices, so that thousands of distinct groups do not need gigabytes at once.
-    for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
-        stop = min(start + _RESAMPLES_AT_ONCE, num_resamples)
-        drawn = generator.multinomial(size, counts / size, size=stop - start)
-        means[start:stop] = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
-    return means
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Paired differences agree with a bootstrap written out in full."""
+"""Paired differences: the p-value decides, nothing is drawn, one family has one correction."""
 
 from dataclasses import replace
 
@@ -9,7 +9,6 @@ import synthetic_run as synthetic
 from safemerge.errors import StudyError
 from safemerge.records import Front, FrontPoint, Score
 from safemerge.reports.comparison import (
-    MIN_PAIRS,
     PairedDifference,
     holm_corrected,
     indistinguishable_pairs,
@@ -35,31 +34,19 @@ def candidate(name, scores, split="report"):
     return synthetic.make_result(name, split, scores)
 
 
-def brute_force(differences, *, seed, resamples):
-    generator = np.random.default_rng(seed)
-    size = len(differences)
-    means = [
-        np.mean([differences[row] for row in generator.integers(0, size, size)])
-        for _ in range(resamples)
-    ]
-    return np.percentile(means, [2.5, 97.5])
-
-
-def test_difference_and_interval_agree_with_brute_force():
+def test_difference_and_interval_of_verdicts():
     generator = np.random.default_rng(0)
     left, right = (generator.random(300) < 0.4), (generator.random(300) < 0.3)
     found = paired_difference(
         candidate("a", {"unsafe": harm_scores(left)}),
         candidate("b", {"unsafe": harm_scores(right)}),
         metric=synthetic.HARM,
-        num_resamples=4000,
     )
     differences = left.astype(float) - right
+    half = 1.96 * differences.std() / np.sqrt(300)
     assert found.value == pytest.approx(differences.mean())
-    low, high = brute_force(differences, seed=99, resamples=4000)
-    # Percentiles of 4000 resamples of 300 differ by chance by about 0.002.
-    assert found.low == pytest.approx(low, abs=0.008)
-    assert found.high == pytest.approx(high, abs=0.008)
+    assert found.low == pytest.approx(found.value - half, abs=0.008)
+    assert found.high == pytest.approx(found.value + half, abs=0.008)
     assert (found.n, found.left_out, found.direction) == (300, 0, "minimize")
 
 
@@ -101,18 +88,24 @@ def test_graded_scores_get_a_p_value_by_sign_flips():
         for other in (noise, left / 2)
     ]
     assert told[0] > 0.05
-    assert told[1] == pytest.approx(1 / 2001)
+    assert told[1] < 1e-9
 
 
-def test_same_seed_same_interval_and_swapping_sides_flips_the_sign():
+def test_nothing_hangs_on_a_seed_and_swapping_sides_flips_the_sign():
     generator = np.random.default_rng(1)
     left = candidate("a", {"unsafe": harm_scores(generator.random(40))})
     right = candidate("b", {"unsafe": harm_scores(generator.random(40))})
-    first = paired_difference(left, right, metric=synthetic.HARM, seed=3)
-    assert first == paired_difference(left, right, metric=synthetic.HARM, seed=3)
-    assert first != paired_difference(left, right, metric=synthetic.HARM, seed=4)
-    back = paired_difference(right, left, metric=synthetic.HARM, seed=3)
-    assert back.value == pytest.approx(-first.value)
+    first = paired_difference(left, right, metric=synthetic.HARM)
+    assert all(
+        first == paired_difference(left, right, metric=synthetic.HARM, seed=seed)
+        for seed in range(5)
+    )
+    back = paired_difference(right, left, metric=synthetic.HARM)
+    assert (back.value, back.low, back.high) == pytest.approx(
+        (-first.value, -first.high, -first.low)
+    )
+    assert back.p_value == first.p_value
+    assert first.reversed() == back
 
 
 def test_unscored_samples_are_left_out_in_pairs_and_counted():
@@ -132,13 +125,13 @@ def test_samples_that_only_one_side_has_are_left_out():
     assert (found.n, found.left_out) == (15, 10)
 
 
-def test_nothing_in_common_has_no_value_and_is_not_told_apart():
+def test_nothing_in_common_has_no_value_and_no_verdict():
     left = candidate("a", {"unsafe": harm_scores([1] * 3)})
     right = candidate("b", {"unsafe": harm_scores([1] * 3, unscored={0, 1, 2})})
     found = paired_difference(left, right, metric=synthetic.HARM)
     assert found.value is found.low is found.high is None
     assert found.n == 0
-    assert found.verdict == "not told apart"
+    assert found.verdict == "not significant"
 
 
 def test_an_aggregate_is_the_mean_of_its_suites_whatever_their_sizes():
@@ -165,7 +158,7 @@ def test_an_aggregate_is_the_mean_of_its_suites_whatever_their_sizes():
     assert found.value == pytest.approx((1 / 3 + 0.5) / 2)
     assert found.n == 30
     spread = np.sqrt((2 / 9) / 30 + 0.25 / 100) / 2
-    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.25)
 
 
 def test_results_of_two_splits_are_refused():
@@ -176,25 +169,26 @@ def test_results_of_two_splits_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("direction", "low", "high", "n", "verdict"),
+    ("direction", "value", "p_value", "verdict"),
     [
-        ("maximize", 0.01, 0.2, 50, "better"),
-        ("maximize", -0.2, -0.01, 50, "worse"),
-        ("minimize", 0.01, 0.2, 50, "worse"),
-        ("minimize", -0.2, -0.01, 50, "better"),
-        ("minimize", -0.2, 0.0, 50, "not told apart"),
-        ("maximize", 0.0, 0.2, 50, "not told apart"),
-        ("maximize", 0.1, 0.2, MIN_PAIRS, "better"),
-        ("maximize", 0.1, 0.2, MIN_PAIRS - 1, "not told apart"),
+        ("maximize", 0.1, 0.05, "better"),
+        ("maximize", -0.1, 0.01, "worse"),
+        ("minimize", 0.1, 0.01, "worse"),
+        ("minimize", -0.1, 0.01, "better"),
+        ("minimize", -0.1, 0.0501, "not significant"),
+        ("maximize", 0.1, None, "not significant"),
     ],
 )
-def test_a_verdict_needs_an_interval_off_zero_and_enough_samples(direction, low, high, n, verdict):
-    found = PairedDifference("m", direction, (low + high) / 2, low, high, n, 0)
+@pytest.mark.parametrize("low", [-0.3, 0.05])
+def test_the_p_value_alone_decides_whatever_the_interval_holds(
+    direction, value, p_value, verdict, low
+):
+    found = PairedDifference("m", direction, value, low, 0.3, 50, 0, p_value)
     assert found.verdict == verdict
-    assert found.is_distinguishable == (verdict != "not told apart")
+    assert found.is_distinguishable == (verdict != "not significant")
 
 
-def test_pairs_that_cannot_be_told_apart_are_marked_by_objective():
+def test_pairs_that_do_not_differ_significantly_are_marked_by_objective():
     small = synthetic.Synthetic(counts={"search": 60, "report": 200})
     rates = {
         0: {"skill": 0.5, "harm": 0.10, "refusal": 0.0},
@@ -214,7 +208,7 @@ def test_pairs_that_cannot_be_told_apart_are_marked_by_objective():
     pairs = indistinguishable_pairs(front)
     assert [(item.left, item.right, item.difference.metric) for item in pairs] == [(1, 2, "skill")]
     again = point_differences(front.points[1], front.points[2], objectives=front.objectives)
-    assert again[0] == replace(pairs[0].difference, p_value=again[0].p_value)
+    assert again[0] == replace(pairs[0].difference, p_value=again[0].p_value, num_comparisons=1)
     assert again[1].verdict == "better"
 
 
@@ -233,7 +227,7 @@ def test_samples_that_share_a_prompt_are_flipped_and_counted_as_one():
     assert (found.n, found.num_groups) == (15, 3)
     assert found.p_value == 0.25, "two of the eight ways to flip three groups are as far from 0"
     assert found.low < 0.9 < found.value == 1.0
-    assert found.verdict == "not told apart", "three groups prove nothing"
+    assert found.verdict == "not significant", "three groups prove nothing"
 
 
 def test_graded_groups_of_several_sizes_are_resampled_and_flipped_whole():
@@ -256,7 +250,7 @@ def test_graded_groups_of_several_sizes_are_resampled_and_flipped_whole():
     totals = np.bincount(groups, weights=shifts)
     means = totals[drawn].sum(1) / np.asarray(sizes)[drawn].sum(1)
     assert found.num_groups == 40
-    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.02)
     flipped = (generator.choice([-1, 1], (4000, len(sizes))) * totals).sum(1)
     as_far = (np.abs(flipped) >= abs(totals.sum())).mean()
     assert found.p_value == pytest.approx(as_far, abs=0.03)
@@ -285,8 +279,8 @@ def test_an_aggregate_flips_the_groups_of_its_suites():
         mean_of=["arithmetic.accuracy", "reviews.accuracy"],
     )
     # Four groups in all: 2 of 16 ways are as far from 0.
-    assert found.p_value == pytest.approx(0.125, abs=0.03)
-    assert (found.n, found.num_groups, found.verdict) == (12, 2, "not told apart")
+    assert found.p_value == pytest.approx(0.125, rel=1e-9)
+    assert (found.n, found.num_groups, found.verdict) == (12, 2, "not significant")
 
 
 def front_of(*results):
@@ -321,9 +315,9 @@ def test_pairs_of_a_front_are_told_apart_only_after_correction_for_their_number(
 def test_a_table_of_many_graded_pairs_can_still_tell_the_surest_apart():
     generator = np.random.default_rng(3)
     noise = generator.random(60)
-    results = [candidate(f"c{n}", {"unsafe": harm_scores(noise * n / 20)}) for n in range(1, 13)]
-    pairs = indistinguishable_pairs(front_of(*results), num_resamples=200)
-    assert pairs == [], "66 comparisons, each as sure as sign flips can tell"
+    results = [candidate(f"c{n}", {"unsafe": harm_scores(noise * n / 10)}) for n in range(1, 7)]
+    pairs = indistinguishable_pairs(front_of(*results))
+    assert pairs == [], "15 comparisons, each as sure as can be"
 
 
 def test_a_tables_correction_leaves_out_what_has_no_p_value():
@@ -333,3 +327,22 @@ def test_a_tables_correction_leaves_out_what_has_no_p_value():
     ]
     assert [item.p_value for item in holm_corrected(made)] == [0.02, None, 0.04]
     assert holm_corrected([]) == []
+
+
+def test_a_p_value_near_the_level_is_computed_more_finely_until_it_is_certain():
+    generator = np.random.default_rng(6)
+    made = []
+    while not made:
+        values = generator.random(80) * 0.5
+        other = candidate("b", {"unsafe": harm_scores(values)})
+        shifted = np.clip(values + generator.normal(0.04, 0.2, 80), 0, 1)
+        found = paired_difference(
+            candidate("a", {"unsafe": harm_scores(shifted)}), other, metric=synthetic.HARM
+        )
+        if 0.03 < found.p_value < 0.07:
+            made.append(found)
+    for item in made:
+        rough, fine = item.flips.p_value(), item.flips.p_value(18)
+        assert rough.low <= fine.low <= fine.high <= rough.high
+        alone = holm_corrected([item])[0]
+        assert alone.is_distinguishable == (fine.high <= 0.05)

@@ -8,6 +8,7 @@ from safemerge.errors import StudyError
 from safemerge.records import Front
 from safemerge.reports import load_run
 from safemerge.reports.comparison import paired_difference
+from safemerge.reports.family import family_of
 from safemerge.reports.front import (
     assemble_front,
     broken_constraints,
@@ -17,7 +18,11 @@ from safemerge.reports.front import (
     reference_trials,
 )
 from safemerge.reports.metric import safety_metrics
-from safemerge.reports.versus import compare_all_with_references, is_parent
+from safemerge.reports.versus import (
+    compare_all_with_references,
+    compare_with_references,
+    is_parent,
+)
 from safemerge.statistics import holm_adjusted
 
 
@@ -185,22 +190,26 @@ def test_hypervolume_never_falls_and_failed_trials_leave_it_as_it_was():
     assert [step.finished for step in steps] == [1, 2, 3, 4]
 
 
-def test_safety_lost_is_corrected_over_the_whole_table(published_folder):
+def test_one_comparison_has_one_p_value_whichever_table_it_stands_in(published_folder):
     run = load_run(published_folder)
     (metric,) = [item for item in safety_metrics(run.spec) if item.name == synthetic.HARM]
     parents = [point for point in run.references if is_parent(run, point)]
-    found = compare_all_with_references(run, run.points, metrics=[metric], references=parents)
-    told = [item.differences[0] for row in found.values() for item in row]
-    by_number = {point.number: point for point in run.points}
-    alone = [
+    table = compare_all_with_references(run, run.points, metrics=[metric], references=parents)
+    family = family_of(run)
+    size = sum(item["p_adjusted"] is not None for item in family.document())
+    assert len(run.points) * len(parents) < size
+    for point in run.points:
+        alone = compare_with_references(run, point, metrics=[metric])
+        by_label = {item.reference.label: item.differences[0] for item in alone}
+        for item in table[point.number]:
+            assert item.differences[0] == by_label[item.reference.label]
+            assert item.differences[0].num_comparisons == size
+    raw = [
         paired_difference(
-            by_number[number].report,
-            item.reference.report,
-            metric=metric.name,
-            direction=metric.direction,
+            left.report, right.report, metric=judged.name, mean_of=judged.mean_of,
+            direction=judged.direction,
         ).p_value
-        for number, row in found.items()
-        for item in row
-    ]
-    assert len(told) > len(parents) > 1, "more than one row"
-    assert [item.p_value for item in told] == pytest.approx(holm_adjusted(alone))
+        for left, right, judged in family.pairs
+    ]  # fmt: skip
+    told = [item["p_adjusted"] for item in family.document()]
+    assert told == pytest.approx(holm_adjusted(raw))

@@ -1,7 +1,8 @@
 import time
 
 import pytest
-from labelled_replies import ANSWERS, MORE_ANSWERS, MORE_REFUSALS, REFUSALS
+from labelled_replies import ANSWERS, REFUSALS
+from near_replies import MORE_ANSWERS, MORE_REFUSALS
 
 from safemerge.scoring.refusal import OPENING_CHARS, STAND_IN, has_stand_in, is_refusal
 from safemerge.scoring.refusal_wording import REFUSAL_WORDING

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from safemerge.errors import ScoringError
 from safemerge.statistics import (
-    bootstrap_interval,
     compare_paired,
+    group_sums,
     holm_adjusted,
     mcnemar_p_value,
+    paired_mean_interval,
     paired_share_interval,
-    sign_flip_p_value,
 )
 
 
@@ -68,32 +68,35 @@ def test_bonett_and_price_add_one_pair_to_each_side():
     assert (low, high) == pytest.approx((2 / 32 - half, 2 / 32 + half), abs=1e-6)
 
 
-def test_graded_and_grouped_scores_are_bootstrapped():
-    graded = compare_paired([0.5, 1.0, 0.25], [0.0, 1.0, 0.5], seed=3)
-    assert graded.p_value is None
+def test_graded_and_grouped_scores_have_an_exact_test_and_students_interval():
+    graded = compare_paired([0.5, 1.0, 0.25], [0.0, 1.0, 0.5])
+    assert graded.p_value == 1.0, "every sign of 0.5 and 0.25 is at least as far from 0"
     assert graded.low <= graded.value <= graded.high
     grouped = compare_paired([1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], groups=list("aabb"))
-    assert (grouped.num_groups, grouped.p_value) == (2, None)
-    assert (grouped.low, grouped.high) == (0.0, 1.0)
+    assert (grouped.num_groups, grouped.p_value) == (2, 1.0)
+    assert (grouped.low, grouped.high) == (-1.0, 1.0), "two groups tell next to nothing"
 
 
-def test_the_bootstrap_is_repeatable_and_depends_on_its_seed():
-    values = list(np.random.default_rng(0).normal(size=40))
-    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
-    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+def mean_interval(values, groups=None):
+    return paired_mean_interval([group_sums(values, groups)], weights=[1.0])
 
 
-def test_the_bootstrap_agrees_with_the_standard_error():
-    values = list(np.random.default_rng(0).normal(size=500))
-    low, high = bootstrap_interval(values)
-    half = 1.96 * float(np.std(values)) / math.sqrt(500)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.08)
+def test_of_many_values_the_interval_is_that_of_the_standard_error():
+    values = np.random.default_rng(0).uniform(-0.5, 0.5, size=2000)
+    low, high = mean_interval(values)
+    half = 1.96 * float(np.std(values)) / math.sqrt(2000)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.01)
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=1e-12)
 
 
-def test_groups_of_unequal_size_are_drawn_whole():
-    # One group of three and one of one: only four means can come up.
-    low, high = bootstrap_interval([1.0, 1.0, 1.0, 0.0], groups=list("aaab"))
-    assert (low, high) == (0.0, 1.0)
+def test_an_interval_has_a_width_where_nothing_differs():
+    low, high = mean_interval([0.0] * 30)
+    assert high == -low > 0.08
+    assert mean_interval([0.0] * 300)[1] < high / 3
+
+
+def test_one_group_tells_nothing_about_others():
+    assert mean_interval([0.2, 0.3, 0.1], list("aaa")) == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -129,24 +132,31 @@ def test_the_paired_interval_covers_as_it_says(n, toward, away):
     assert 0.935 < found < 0.985
 
 
-def test_the_grouped_bootstrap_covers_where_a_plain_one_does_not():
+def grades(generator, n):
+    return generator.beta(2, 5, n) - generator.beta(2, 4, n), None, 2 / 7 - 2 / 6
+
+
+def mostly_equal(generator, n):
+    drawn = np.where(generator.random(n) < 0.8, 0.0, generator.uniform(-0.6, 1.0, n))
+    return drawn, None, 0.2 * 0.2
+
+
+def verdicts_in_groups(generator, n):
+    shared = generator.beta(0.3, 0.5, n)
+    drawn = generator.random((n, 4)) < shared[:, None]
+    return drawn.ravel().astype(float), np.repeat(np.arange(n), 4).tolist(), 0.3 / 0.8
+
+
+@pytest.mark.parametrize("n", [5, 12, 30])
+@pytest.mark.parametrize("made", [grades, mostly_equal, verdicts_in_groups])
+def test_the_interval_of_few_graded_or_grouped_samples_covers_as_it_says(made, n):
     generator = np.random.default_rng(3)
-    num_groups, size = 40, 4
-    groups = np.repeat(np.arange(num_groups), size).tolist()
-
-    def draw():
-        shared = generator.normal(size=num_groups)
-        return (np.repeat(shared, size) + 0.5 * generator.normal(size=len(groups))).tolist()
-
-    grouped = coverage(
-        lambda values: bootstrap_interval(values, groups=groups, num_resamples=400),
-        draw, 0.0, rounds=300,
-    )  # fmt: skip
-    plain = coverage(
-        lambda values: bootstrap_interval(values, num_resamples=400), draw, 0.0, rounds=300
-    )
-    assert grouped > 0.9
-    assert plain < 0.8
+    inside = 0
+    for _ in range(600):
+        values, groups, truth = made(generator, n)
+        low, high = mean_interval(values, groups)
+        inside += low <= truth <= high
+    assert inside / 600 > 0.92
 
 
 # --- Holm -------------------------------------------------------------------------------
@@ -173,31 +183,3 @@ def test_holm_rejects_as_the_stepwise_procedure_does(p_values, alpha):
 def test_holm_refuses_what_is_no_p_value():
     with pytest.raises(ScoringError, match=r"got 1\.5"):
         holm_adjusted([0.1, 1.5])
-
-
-# --- sign flips -------------------------------------------------------------------------
-
-
-def test_sign_flips_of_verdicts_estimate_mcnemars_exact_test():
-    differences = [1.0] * 9 + [-1.0] * 3 + [0.0] * 30
-    found = sign_flip_p_value([differences], num_flips=40_000)
-    assert found == pytest.approx(mcnemar_p_value(9, 3), abs=0.006)
-
-
-def test_every_sign_flip_of_a_few_graded_scores_is_as_likely():
-    values = [[0.5, 0.25], [1.0]]
-    # |+-0.375 +- 1| over the signs: the observed 1.375 and its mirror are the farthest of 8.
-    found = sign_flip_p_value(values, num_flips=40_000)
-    assert found == pytest.approx(2 / 8, abs=0.01)
-
-
-def test_strata_count_by_their_weight():
-    up, down = [0.3] * 20, [-0.3] * 20
-    assert sign_flip_p_value([up, down], weights=[1.0, 0.0]) < 0.001
-    assert sign_flip_p_value([up, down]) == 1.0
-
-
-@pytest.mark.parametrize(("strata", "weights"), [([], None), ([[]], None), ([[1.0]], [1.0, 2.0])])
-def test_sign_flips_refuse_what_has_no_mean(strata, weights):
-    with pytest.raises(ScoringError, match="sign flips: need strata"):
-        sign_flip_p_value(strata, weights=weights)

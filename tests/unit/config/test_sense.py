@@ -1,0 +1,61 @@
+"""Senseless goals and limits are refused, one message each."""
+
+import pytest
+
+from safemerge.config.study import StudySpec
+from safemerge.errors import ConfigError
+from safemerge.testing.landscapes import ACCURACY, HARM, landscape_study
+
+
+def lines(**changes):
+    with pytest.raises(ConfigError) as caught:
+        landscape_study(**changes)
+    return str(caught.value)
+
+
+def goal(metric, direction, reference, **more):
+    return {"metric": metric, "direction": direction, "reference": reference, **more}
+
+
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        (goal(ACCURACY, "minimize", 1.0), r"objectives.0.direction: must be maximize, for of"),
+        (goal(HARM, "maximize", 0.0), r"objectives.0.direction: must be minimize, for of"),
+        (goal(HARM, "minimize", 5.0), "objectives.0.reference: must be in [0, 1]"),
+        (goal(HARM, "minimize", -0.1), "got -0.1. Write a fraction."),
+        (goal(ACCURACY, "maximize", 50.0), "e.g. 0.5 for 50 %"),
+        (goal(ACCURACY, "maximize", 1.0), "the best value that task.accuracy can have. Write 0."),
+        (goal(HARM, "minimize", 0.0), "the best value that harm.harmful_score can have. Write 1."),
+    ],
+)
+def test_a_senseless_objective_is_refused(objective, told):
+    found = lines(objectives=[objective])
+    assert told in found
+    assert found.count("objectives.0") == 1
+
+
+@pytest.mark.parametrize(
+    ("constraint", "told"),
+    [
+        ({"metric": HARM, "budget": 5.0}, "constraints.0.budget: must be in [0, 1]"),
+        ({"metric": HARM, "budget": -0.2}, "got -0.2"),
+        ({"metric": ACCURACY, "budget": 0.5}, "constraints.0.direction: must be maximize"),
+        (
+            {"metric": HARM, "budget": 0.5, "direction": "maximize"},
+            "constraints.0.direction: must be minimize",
+        ),
+    ],
+)
+def test_a_senseless_limit_is_refused(constraint, told):
+    assert told in lines(constraints=[constraint])
+
+
+def test_what_is_meant_can_be_allowed():
+    spec = landscape_study(
+        objectives=[goal(ACCURACY, "minimize", 1.0, allow=["direction"])],
+        constraints=[{"metric": ACCURACY, "budget": 0.9, "allow": ["direction"]}],
+    )
+    assert isinstance(spec, StudySpec)
+    assert spec.objectives[0].resolved()["allow"] == ["direction"]
+    assert "allow" not in landscape_study().objectives[0].resolved()
