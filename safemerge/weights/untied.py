@@ -89,9 +89,5 @@ class UntiedView(Checkpoint):
         """Let the source's tensor go."""
         self.source.let_go(self._stored(name))
 
-    def check_unchanged(self) -> None:
-        """Refuse the source if its files changed since it was opened."""
-        self.source.check_unchanged()
-
     def _stored(self, name: str) -> str:
         return (self.source.input_embedding or name) if name == OUTPUT_HEAD else name
