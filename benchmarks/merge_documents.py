@@ -42,5 +42,5 @@ def merge_recipe(document):
     from safemerge.config.recipe import MergeRecipe
 
     if is_mergekit(document):
-        document, _ = recipe_of_mergekit(document, where="benchmark")
+        document = recipe_of_mergekit(document, where="benchmark").document
     return MergeRecipe.model_validate(document)
