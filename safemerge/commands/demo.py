@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
+from safemerge.commands.folder import run_folder
 from safemerge.commands.search import search
 from safemerge.commands.study import load_study
 from safemerge.errors import UserError
@@ -23,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     if not STUDY.is_file():
         raise UserError(f"demo: must run in safemerge's folder; got no {STUDY} here. cd to it.")
     spec = load_study(str(STUDY))
-    folder = Path(options.results) / spec.name
+    folder = run_folder(options.results, spec.name)
     if folder.exists() and (options.fresh or (folder / "front.json").exists()):
         shutil.rmtree(folder)
     console.plain(

@@ -9,6 +9,25 @@ from pathlib import Path
 from safemerge.errors import PreflightError
 
 
+def run_folder(results: str, name: str) -> Path:
+    """Return the folder of a run.
+
+    Args:
+        results: As given with ``--results``; ``~`` is a home folder.
+        name: Name of the run.
+
+    Raises:
+        PreflightError: If no user has that name.
+    """
+    try:
+        return Path(results).expanduser() / name
+    except RuntimeError:
+        raise PreflightError(
+            f"--results: must be a folder; got an unknown user in {results[:80]!r}. Choose "
+            "another folder."
+        ) from None
+
+
 def check_disk(folder: Path) -> None:
     """Refuse to start without a place for a run's folder.
 
@@ -43,6 +62,9 @@ def _existing(folder: Path) -> Path:
     try:
         place = folder.resolve()
         folder.exists()  # raises where a name is too long
+        broken = next((at for at in (folder, *folder.parents) if at.is_symlink()), None)
+        if broken is not None and not broken.exists():
+            raise FileNotFoundError(0, f"a link to a place that is not there, {broken}")
         return next(item for item in (place, *place.parents) if item.exists())
     except (OSError, RuntimeError) as error:
         told = getattr(error, "strerror", None) or str(error).split(" from ")[0].rstrip(".")

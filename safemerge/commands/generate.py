@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk
+from safemerge.commands.folder import check_disk, run_folder
 from safemerge.commands.study import check_engine, check_judges
 from safemerge.config.document import load_document
 from safemerge.config.generation import GenerateSpec
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     path = Path(options.spec)
     spec = load_document(path, GenerateSpec).located(path.resolve().parent)
-    folder = Path(options.results) / spec.name
+    folder = run_folder(options.results, spec.name)
     again = _again(options.spec, options.results)
     if (folder / RUN_FILE).exists() and not options.resume:
         raise UserError(

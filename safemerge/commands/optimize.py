@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk
+from safemerge.commands.folder import check_disk, run_folder
 from safemerge.config.base import digest
 from safemerge.config.coefficient import leaves
 from safemerge.config.document import load_document
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     spec = load_document(options.spec, OptimizeSpec)
     spec = spec.located(Path(options.spec).resolve().parent)
-    folder = Path(options.results) / spec.name
+    folder = run_folder(options.results, spec.name)
     where = [] if options.results == "results" else ["--results", options.results]
     again = shlex.join(["safemerge", "optimize", options.spec, *where, "--resume"])
     if (folder / SPEC_FILE).exists() and not options.resume:

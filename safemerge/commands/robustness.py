@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from safemerge.cell_store import CellRecord, CellStore
 from safemerge.commands.console import Console, duration
-from safemerge.commands.folder import check_disk
+from safemerge.commands.folder import check_disk, run_folder
 from safemerge.commands.study import check_engine
 from safemerge.config.base import digest
 from safemerge.config.document import load_document
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     spec = load_document(options.spec, RobustnessSpec)
     spec = _chosen(spec.located(Path(options.spec).resolve().parent), options.seeds)
-    folder = Path(options.results) / spec.name
+    folder = run_folder(options.results, spec.name)
     again = _again(options)
     if CellStore(folder).exists and not options.resume and not options.dry_run:
         raise UserError(

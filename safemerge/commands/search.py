@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console, duration
-from safemerge.commands.folder import check_disk
+from safemerge.commands.folder import check_disk, run_folder
 from safemerge.commands.stored import accept_trials
 from safemerge.commands.study import load_study, preflight, resolve_with
 from safemerge.config.recipe import MergeRecipe
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     """Search, publish the front, write the report."""
     console = Console()
     spec = with_start_files(load_study(options.study), options.start)
-    folder = Path(options.results) / spec.name
+    folder = run_folder(options.results, spec.name)
     if options.dry_run:
         _dry_run(spec, folder, console)
         return

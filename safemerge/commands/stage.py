@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk
+from safemerge.commands.folder import check_disk, run_folder
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.files import disk_errors, replace_file
 
@@ -25,7 +25,7 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
 
     console = Console()
     spec = load_training_spec(options.spec, kind)
-    folder = Path(options.results) / spec.name
+    folder = run_folder(options.results, spec.name)
     check_disk(folder)
     reference = CheckpointRef.model_validate(
         {"name": spec.name, kind: str(Path(options.spec).resolve())}

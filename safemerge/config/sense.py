@@ -11,7 +11,7 @@ from safemerge.config.unit import Unit, joint_unit, task_units
 if TYPE_CHECKING:
     from safemerge.config.study import Aggregate, Constraint, Objective
 
-_WORDS = {"maximize": "higher is better", "minimize": "lower is better"}
+_BETTER = {"maximize": "higher", "minimize": "lower"}
 
 
 def sense_problems(
@@ -63,8 +63,8 @@ def sense_problems(
 def _against(where: str, metric: str, got: Direction, directions: Mapping[str, Direction]) -> str:
     own = directions[metric]
     return (
-        f"{where}: must be {own}, for of {metric} {_WORDS[own]}; got {got}. If it is meant, "
-        "say allow: [direction] beside it."
+        f"{where}: must be {own}, for a {_BETTER[own]} {metric} is better; got {got}. If it is "
+        "meant, say allow: [direction] beside it."
     )
 
 

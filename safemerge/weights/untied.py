@@ -31,16 +31,20 @@ def untie(checkpoints: Mapping[str, Checkpoint]) -> Mapping[str, Checkpoint]:
         The same, or with `UntiedView` of those that are tied.
     """
     tied = {name for name, checkpoint in checkpoints.items() if _can_untie(checkpoint)}
-    own = any(
-        not checkpoint.tied_embeddings and OUTPUT_HEAD in checkpoint
-        for checkpoint in checkpoints.values()
-    )
-    if not own:
+    if not tied or not any(_has_own_head(checkpoint) for checkpoint in checkpoints.values()):
         return checkpoints
     return {
         name: UntiedView(checkpoint) if name in tied else checkpoint
         for name, checkpoint in checkpoints.items()
     }
+
+
+def _has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether a model is untied, and its head is not just a copy of its embedding."""
+    embedding = checkpoint.input_embedding
+    if checkpoint.tied_embeddings or OUTPUT_HEAD not in checkpoint or embedding is None:
+        return False
+    return not torch.equal(checkpoint.tensor(OUTPUT_HEAD), checkpoint.tensor(embedding))
 
 
 def _can_untie(checkpoint: Checkpoint) -> bool:

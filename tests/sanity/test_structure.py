@@ -30,7 +30,7 @@ PYTHON = sorted(
 TESTS = {
     path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))
 }
-MAX_LINES = 400
+MAX_LINES = 700
 
 THROUGH = {
     "safemerge/commands/": "tests/unit/commands",
@@ -40,6 +40,7 @@ THROUGH = {
     "safemerge/merge/card.py": "tests/unit/merge",
     "safemerge/reports/": "tests/unit/reports",
     "safemerge/search/": "tests/unit/search",
+    "safemerge/weights/bus_handler.py": "tests/unit/weights",
 }
 """Modules that are tested through their room's public functions: the folder of those tests."""
 

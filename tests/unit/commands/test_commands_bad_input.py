@@ -22,7 +22,7 @@ STUDY = {
     "suites": [
         {
             "name": "q",
-            "task": {"kind": "exact_match"},
+            "task": {"kind": "exact_match", "max_tokens": 8},
             "search": {"source": {"kind": "file", "path": "a.jsonl"}, "label": "answer"},
             "report": {"source": {"kind": "file", "path": "b.jsonl"}, "label": "answer"},
         }

@@ -1,4 +1,3 @@
-import argparse
 import importlib
 import json
 import sys
@@ -9,7 +8,7 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from safemerge.cli import main
+from safemerge.cli import build_parser, main
 from safemerge.commands import evaluate, search, stage
 from safemerge.commands.study import load_study
 from safemerge.config.checkpoint import CheckpointRef
@@ -137,14 +136,13 @@ def test_a_run_is_not_written_over_unless_it_is_resumed(
     study_file.rename("s.yaml")
     RunStore(tmp_path / results / "toy").create(landscape_study("toy"))
     started = []
-    monkeypatch.setattr(search, "search", lambda *_, again: started.append(again))
+    monkeypatch.setattr(search, "search", lambda *_, again, **__: started.append(again))
 
     def run(folder, *, resume):
-        search.run(
-            argparse.Namespace(
-                study="s.yaml", results=folder, resume=resume, dry_run=False, start=start
-            )
-        )
+        starts = [word for file in start for word in ("--start", file)]
+        resumed = ["--resume"] if resume else []
+        arguments = ["search", "s.yaml", "--results", folder, *starts, *resumed]
+        search.run(build_parser().parse_args(arguments))
 
     with pytest.raises(UserError, match=f"toy: holds a run .* `safemerge search {again}`"):
         run(results, resume=False)

@@ -110,7 +110,7 @@ def test_a_set_that_would_get_no_sample_is_named():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("methods/0", {"name": "a"}, "exactly one of align, path, package, recipe must be given"),
+        ("methods/0", {"name": "a"}, "exactly one of align, path, hub, package, recipe must be"),
         ("methods/1/name", "sft", "methods' names must be unique; got 'sft'"),
         ("seeds", [1, 1], "seeds must be unique; got '1'"),
         ("seeds", [-1], "seeds must be in"),

@@ -20,8 +20,8 @@ def goal(metric, direction, reference, **more):
 @pytest.mark.parametrize(
     ("objective", "told"),
     [
-        (goal(ACCURACY, "minimize", 1.0), r"objectives.0.direction: must be maximize, for of"),
-        (goal(HARM, "maximize", 0.0), r"objectives.0.direction: must be minimize, for of"),
+        (goal(ACCURACY, "minimize", 1.0), "direction: must be maximize, for a higher"),
+        (goal(HARM, "maximize", 0.0), "direction: must be minimize, for a lower"),
         (goal(HARM, "minimize", 5.0), "objectives.0.reference: must be in [0, 1]"),
         (goal(HARM, "minimize", -0.1), "got -0.1. Write a fraction."),
         (goal(ACCURACY, "maximize", 50.0), "e.g. 0.5 for 50 %"),

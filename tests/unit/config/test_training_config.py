@@ -92,7 +92,7 @@ def test_an_unknown_key_is_refused_at_every_level(document, model, places, set_i
         (
             "base/align",
             None,
-            "base: exactly one of path, hub, package, align, finetune must be given",
+            "base: exactly one of path, hub, package, align, finetune, stack must be given",
         ),
         (
             "output",

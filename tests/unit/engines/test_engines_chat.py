@@ -128,7 +128,7 @@ def test_a_template_that_cannot_be_used_at_all_is_refused_at_once(tmp_path, temp
     [
         ("{% for m in messages if m['role'] == 'human' %}{{ m }}{% endfor %}Yes?", "another"),
         ("{% for c in messages[0]['content'] %}{{ c['text'] }}{% endfor %}Yes?", "another"),
-        ("{{ messages[0]['content'] | lower }}", "another"),
+        ("{{ messages[0]['content'] | reverse | join }}", "another"),
         ("{{ messages[0]['content'] | e }}", "another"),
         ("{{ messages[0]['content'][:30] }}", "another"),
         ("  ", "an empty one"),

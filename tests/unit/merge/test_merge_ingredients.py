@@ -108,8 +108,12 @@ def test_a_tied_head_that_one_model_stores_changes_nothing(
     assert HEAD not in load_file(tmp_path / "out" / "model.safetensors")
 
 
-def test_a_head_of_its_own_in_a_silent_expert_is_refused(tiny_base, tiny_expert, tmp_path):
+def test_a_head_of_its_own_in_a_silent_expert_unties_the_merge(tiny_base, tiny_expert, tmp_path):
     folder = with_head(tiny_expert, tmp_path / "stored", silent=True, change=0.1)
-    recipe = make_recipe({"base": tiny_base, "expert": folder}, {"expert": 0.5})
-    with pytest.raises(CheckpointMismatchError, match="must tie embeddings as the base does"):
-        ResidentCheckpoints.open(recipe)
+    written(make_recipe({"base": tiny_base, "expert": folder}, {"expert": 0.5}), tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    base, expert = (load_file(at / "model.safetensors") for at in (tiny_base, folder))
+    expected = torch.lerp(base[EMBEDDING].float(), expert[HEAD].float(), 0.5)
+    torch.testing.assert_close(merged[HEAD].float(), expected, rtol=8e-3, atol=1e-3)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False

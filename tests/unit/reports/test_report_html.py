@@ -137,7 +137,7 @@ def test_page_has_real_table_heads_labels_and_no_colour_alone(published):
     assert markup.count("<table") == markup.count("<caption>")
     assert ("scope", "row") in page.attributes
     assert ("lang", "en") in page.attributes
-    for word in ("better", "worse", "not told apart"):
+    for word in ("better", "worse", "not significant"):
         assert word in page.text
 
 

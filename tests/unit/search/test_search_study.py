@@ -227,10 +227,10 @@ def test_a_value_on_the_budget_is_feasible(begin):
 
 
 def test_a_constraint_without_a_value_fails_the_trial(begin):
-    study = begin(**FAST, num_trials=1, constraints=[{"metric": "harm.refusal_rate", "budget": 1}])
+    study = begin(**FAST, num_trials=1, constraints=[{"metric": "harm.other_rate", "budget": 1}])
     (record,) = finish(study)
     assert record.state == "FAIL"
-    assert record.reason == "no value for harm.refusal_rate (not measured)"
+    assert record.reason == "no value for harm.other_rate (not measured)"
 
 
 def test_the_front_is_what_nothing_feasible_dominates_references_included(begin):

@@ -100,12 +100,13 @@ def test_no_setting_is_forgotten(finetune, align):
         "seed", "steps", "batch_size", "learning_rate", "weight_decay", "max_grad_norm",
         "max_tokens", "lora", "output", "dtype", "kind",
     }  # fmt: skip
-    by_content = {"base", "data", "poison"}
+    by_content = {"base", "chat", "data", "poison"}  # arguments of a template show in its tokens
     ignored = {"name", "workers", "checkpoint_every"}
     known = counted | by_content | ignored
     assert set(finetune().resolved()) == known | set(NEUTRAL["finetune"])
     assert set(align().resolved()) == (known - {"poison"}) | {"method"} | set(NEUTRAL["align"])
-    names = {"sets", "weights", "sizes", "second", "test"}
+    # How many rows were cut follows from the rows.
+    names = {"sets", "weights", "sizes", "second", "test", "cut"}
     assert {field.name for field in dataclasses.fields(Mixture)} == names
 
 
