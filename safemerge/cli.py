@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
+import safemerge.programs  # noqa: F401
 from safemerge import __version__
+from safemerge.config.program import PROGRAMS, load_attribute
 from safemerge.errors import SafemergeError, UserError
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -146,40 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
         "file", metavar="FILE.yaml", help="a recipe or a study whose models name statistics"
     )
 
-    optimize = add("optimize", "find a merge's coefficients by data, on Ray Train; write a recipe")
-    optimize.add_argument("spec", metavar="OPTIMIZE.yaml", help="what to merge, by which data")
-    optimize.add_argument("--results", default="results", metavar="DIR", help=results)
-    optimize.add_argument(
-        "--resume", action="store_true", help="continue a run from its last checkpoint"
-    )
-
-    generate = add("generate", "write refusals and domain samples with the models of a pool")
-    generate.add_argument(
-        "spec", metavar="GENERATE.yaml", help="questions, models, judge (see search_spaces/)"
-    )
-    generate.add_argument("--results", default="results", metavar="DIR", help=results)
-    generate.add_argument(
-        "--resume", action="store_true", help="continue: whatever was asked already is kept"
-    )
-
-    robustness = add("robustness", "attack hardened models by harmful fine-tuning, and measure")
-    robustness.add_argument(
-        "spec", metavar="ROBUSTNESS.yaml", help="models, attacks and suites (a grid of cells)"
-    )
-    robustness.add_argument("--results", default="results", metavar="DIR", help=results)
-    robustness.add_argument(
-        "--resume", action="store_true", help="continue a measurement: finished cells are kept"
-    )
-    robustness.add_argument(
-        "--seeds",
-        nargs="+",
-        type=int,
-        metavar="SEED",
-        help="run these seeds of the file alone; the others later, with --resume",
-    )
-    robustness.add_argument(
-        "--dry-run", action="store_true", help="check the file and its data, then stop"
-    )
+    for program in PROGRAMS.values():
+        program.add_arguments(add(program.name, program.help))
 
     report = add("report", "draw the report of a run folder again")
     report.add_argument("run", metavar="RUN_DIR", help=run)
@@ -209,16 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     schema = add("schema", "print the JSON schema of a declared file")
     schema.add_argument(
         "name",
-        choices=(
-            "study",
-            "recipe",
-            "align",
-            "finetune",
-            "statistics",
-            "generate",
-            "optimize",
-            "robustness",
-        ),
+        choices=("study", "recipe", "align", "finetune", "statistics", *PROGRAMS),
         help="kind of file",
     )
 
@@ -284,9 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USER
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # Imported on demand, so that help and validation answer at once.
-    command = importlib.import_module(f"safemerge.commands.{options.command}")
+    program = PROGRAMS.get(options.command)
+    run = program.run if program else f"safemerge.commands.{options.command}:run"
     try:
-        command.run(options)
+        load_attribute(run)(options)
     except KeyboardInterrupt:
         print("\nsafemerge: interrupted; what was finished is kept.", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -5,6 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
+import safemerge.programs  # noqa: F401 - kinds of files and rows of methods are registered
 from safemerge.testing import pico
 
 _KEEP_CACHE = "SAFEMERGE_TEST_CACHE"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safemerge.config.method import METHOD_SPECS
 from safemerge.config.problems import did_you_mean
+from safemerge.config.program import PROGRAMS, MethodTable, load_attribute
 from safemerge.config.step import STEP_SPECS
 from safemerge.errors import ConfigError
 
@@ -20,16 +21,8 @@ if TYPE_CHECKING:
 _SHARED = ("name", "on", "experts")
 """Fields that the short table leaves out."""
 
-_HEADINGS = {
-    "method": "Merge methods",
-    "step": "Safety operators (steps)",
-    "optimizer": "Optimisers of coefficients (safemerge optimize)",
-}
-_KINDS = {
-    "method": "merge method",
-    "step": "safety operator (step)",
-    "optimizer": "optimiser (safemerge optimize)",
-}
+_HEADINGS = {"method": "Merge methods", "step": "Safety operators (steps)"}
+_KINDS = {"method": "merge method", "step": "safety operator (step)"}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,17 +45,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 def describe() -> list[dict[str, Any]]:
-    """Return every merge method, safety operator and optimiser, as JSON-ready documents.
+    """Return every method of the core and of the registered programs, as JSON-ready documents.
 
     Returns:
-        Documents with name, kind (``method``, ``step`` or ``optimizer``), title, summary,
+        Documents with name, kind (``method``, ``step`` or a program's), title, summary,
         uses_base, citation, url, variant and parameters; each parameter with name, description,
         required, default, allowed (its values by the declaration) and usual (the range worth
         searching, or null).
     """
     from safemerge.merge.step import STEPS
     from safemerge.merge.table import METHODS
-    from safemerge.training.optimizer_table import OPTIMIZERS
 
     documents = []
     for name, spec in METHOD_SPECS.items():
@@ -102,21 +94,27 @@ def describe() -> list[dict[str, Any]]:
                 "variant": step_row.variant,
             }
         )
-    for optimizer in OPTIMIZERS.values():
-        documents.append(
-            {
-                "name": optimizer.name,
-                "kind": "optimizer",
-                "title": optimizer.title,
-                "summary": optimizer.finds,
-                "uses_base": optimizer.uses_base,
-                "parameters": _parameters(optimizer.spec),
-                "citation": optimizer.citation,
-                "url": optimizer.url,
-                "variant": optimizer.variant,
-            }
-        )
+    for table in _program_tables():
+        for added in table.rows.values():
+            documents.append(
+                {
+                    "name": added.name,
+                    "kind": table.kind,
+                    "title": added.title,
+                    "summary": added.summary,
+                    "uses_base": added.uses_base,
+                    "parameters": _parameters(added.spec),
+                    "citation": added.citation,
+                    "url": added.url,
+                    "variant": added.variant,
+                }
+            )
     return documents
+
+
+def _program_tables() -> list[MethodTable]:
+    paths = [program.method_table for program in PROGRAMS.values()]
+    return [load_attribute(path) for path in paths if path is not None]
 
 
 def _summary(spec: type[StrictModel]) -> str:
@@ -179,7 +177,7 @@ def _interval(item: dict[str, Any]) -> str:
 def _short(row: dict[str, Any]) -> str:
     parts = []
     for item in row["parameters"]:
-        if row["kind"] == "optimizer":
+        if row["kind"] not in _KINDS:
             parts.append(f"{item['name']} {item['allowed']} ({_told(item['default'])})")
         elif item["name"] not in _SHARED:
             limits = item["usual"] or (item["allowed"] if "|" not in item["allowed"] else "")
@@ -200,7 +198,8 @@ def _told(default: object) -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = []
     width = max(len(row["name"]) for row in rows) + 2
-    for kind, heading in _HEADINGS.items():
+    headings = {table.kind: table.heading for table in _program_tables()}
+    for kind, heading in (_HEADINGS | headings).items():
         lines += [heading, ""]
         for row in rows:
             if row["kind"] == kind:
@@ -222,7 +221,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _full(row: dict[str, Any]) -> str:
-    kind = _KINDS[row["kind"]]
+    labels = _KINDS | {table.kind: table.label for table in _program_tables()}
+    kind = labels[row["kind"]]
     base = "task vectors from the base" if row["uses_base"] else "whole weights"
     lines = [f"{row['name']}: {row['title']}, {kind}", "", row["summary"], ""]
     lines += [f"works on  {base}", f"source    {row['citation']}", f"          {row['url']}"]

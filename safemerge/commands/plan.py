@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from safemerge.errors import ConfigError
-from safemerge.statistics import (
+from safemerge.inference import (
     MAX_PROMPTS,
     independent_discordance,
     mcnemar_power,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.cell_store import CellStore
 from safemerge.commands.console import Console
 from safemerge.commands.stored import accept_trials, check_stored
-from safemerge.reports import write_report, write_robustness_report
+from safemerge.config.program import PROGRAMS, load_attribute
+from safemerge.reports import write_report
 from safemerge.store import RunStore
 
 if TYPE_CHECKING:
@@ -23,5 +23,6 @@ def run(options: argparse.Namespace) -> None:
         if options.accept_trials:
             accept_trials(RunStore(folder), console)
         check_stored(folder, console, as_stored=options.as_stored)
-    write = write_robustness_report if CellStore(folder).exists else write_report
-    print(f"report: {write(folder)}")
+    draws = [load_attribute(program.report) for program in PROGRAMS.values() if program.report]
+    drawn = next((path for draw in draws if (path := draw(folder)) is not None), None)
+    print(f"report: {drawn or write_report(folder)}")

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import argparse
 
     from safemerge.config.inputs import AskedRows
+    from safemerge.distributed.background_training import Supply
     from safemerge.distributed.evaluator import Evaluator
-    from safemerge.distributed.supply import Supply
     from safemerge.search import SearchStudy
-    from safemerge.search.exact import Place
+    from safemerge.search.retrain import Place
 
 
 def run(options: argparse.Namespace) -> None:
@@ -83,11 +83,11 @@ def search(
         again: Command that continues the run, for messages.
         new_data: Begin a new run; one that the folder holds is kept beside.
     """
+    from safemerge.distributed.background_training import make_supply, placer, resolve_made
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.ingredient import Ingredients, fetch_hub_models
     from safemerge.distributed.inputs import with_inputs
     from safemerge.distributed.search import check_suites
-    from safemerge.distributed.supply import make_supply, placer, resolve_made
     from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
     from safemerge.search import SearchStudy, finished_trials
 
@@ -137,7 +137,7 @@ def _open_store(
 
 
 def _search(study: SearchStudy, console: Console, supply: Supply, place: Place) -> None:
-    from safemerge.distributed.supply import make_lacking
+    from safemerge.distributed.background_training import make_lacking
     from safemerge.search import finished_trials, start_plans, study_references
 
     spec, finished = study.spec, finished_trials(study.records)
@@ -170,9 +170,9 @@ def _round(
     study: SearchStudy, console: Console, supply: Supply, progress: _Progress, place: Place
 ) -> bool:
     """Search with one evaluator; publish if the search is done. Return whether it is."""
+    from safemerge.distributed.background_training import lacking_models
     from safemerge.distributed.evaluator import Evaluator
     from safemerge.distributed.search import search_round
-    from safemerge.distributed.supply import lacking_models
 
     spec = study.spec
     app = f"safemerge-{spec.name}"
@@ -264,17 +264,18 @@ def _finish(folder: Path, console: Console) -> None:
 
 
 def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:
-    from safemerge.distributed.evaluator import least_needs
     from safemerge.distributed.ingredient import known_folder, training_plan
     from safemerge.distributed.search import check_suites
-    from safemerge.distributed.serving import check_resources, machine_resources
+    from safemerge.distributed.serving import check_resources, least_needs, machine_resources
     from safemerge.distributed.statistics import gathered_files
     from safemerge.distributed.warm_start import read_starts, seen_by
     from safemerge.weights.adapter import open_checkpoint
 
     check_disk(folder)
     there = machine_resources()
-    check_resources(least_needs(spec, spec.evaluator.placed(there["GPU"])), there)
+    evaluator = spec.evaluator.placed(there["GPU"])
+    needs = least_needs("evaluator", evaluator, spec.served_judges, spec.judge_service)
+    check_resources(needs, there)
     found = preflight(spec, console)
     starts = read_starts(spec)
     num_prompts = check_suites(spec, seen=seen_by(starts))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import is_mergekit, recipe_of_mergekit
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.schema import KINDS, detect_kind
+from safemerge.config.schema import detect_kind, model_of
 from safemerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
                 print(f"{name}: ok ({_of_mergekit(document, name)})")
                 continue
             kind = detect_kind(document, where=name)
-            parse_document(document, KINDS[kind], where=name)
+            parse_document(document, model_of(kind), where=name)
         except ConfigError as error:
             problems.append(str(error))
         else:

@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from safemerge.config.base import StrictModel
-from safemerge.config.generation import GenerateSpec
-from safemerge.config.optimize import OptimizeSpec
 from safemerge.config.problems import did_you_mean
+from safemerge.config.program import PROGRAMS, load_attribute
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.robustness import RobustnessSpec
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
 from safemerge.config.training import AlignSpec, FinetuneSpec
 from safemerge.errors import ConfigError
 
-KINDS: Mapping[str, type[StrictModel]] = MappingProxyType(
-    {
-        "study": StudySpec,
-        "recipe": MergeRecipe,
-        "finetune": FinetuneSpec,
-        "align": AlignSpec,
-        "statistics": StatisticsSpec,
-        "generate": GenerateSpec,
-        "optimize": OptimizeSpec,
-        "robustness": RobustnessSpec,
-    }
-)
-"""Model by kind of file."""
-
-_MARKS: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "study": frozenset({"spaces", "suites", "objectives", "num_trials"}),
-        "recipe": frozenset({"method", "experts"}),
-        "finetune": frozenset({"poison"}),
-        "align": frozenset(),
-        "statistics": frozenset({"quantities"}),
-        "generate": frozenset(),
-        "optimize": frozenset({"optimizer"}),
-        "robustness": frozenset({"attacks", "methods"}),
-    }
-)
+_CORE: dict[str, type[StrictModel]] = {
+    "study": StudySpec,
+    "recipe": MergeRecipe,
+    "finetune": FinetuneSpec,
+    "align": AlignSpec,
+    "statistics": StatisticsSpec,
+}
+_MARKS: dict[str, frozenset[str]] = {
+    "study": frozenset({"spaces", "suites", "objectives", "num_trials"}),
+    "recipe": frozenset({"method", "experts"}),
+    "finetune": frozenset({"poison"}),
+    "statistics": frozenset({"quantities"}),
+}
 """Keys that no other kind has; any of a study's, all of a recipe's."""
+
+
+def kinds() -> dict[str, type[StrictModel]]:
+    """Return the model of every kind of file: the core's, then the registered programs'."""
+    return _CORE | {name: load_attribute(program.spec) for name, program in PROGRAMS.items()}
 
 
 def model_of(name: str) -> type[StrictModel]:
     """Return the model of a kind of file.
 
     Args:
-        name: One of `KINDS`.
+        name: One of `kinds`.
 
     Returns:
         The strict model.
@@ -58,9 +46,10 @@ def model_of(name: str) -> type[StrictModel]:
     Raises:
         ConfigError: If there is no such kind.
     """
-    if name not in KINDS:
+    known = kinds()
+    if name not in known:
         raise ConfigError(f"schema: no such kind of file; got {name!r}. {_advice(name)}")
-    return KINDS[name]
+    return known[name]
 
 
 def json_schema(name: str) -> dict[str, Any]:
@@ -70,7 +59,7 @@ def json_schema(name: str) -> dict[str, Any]:
     ``safemerge validate``.
 
     Args:
-        name: One of `KINDS`.
+        name: One of `kinds`.
 
     Returns:
         A draft 2020-12 schema that names YAML's keys.
@@ -90,15 +79,15 @@ def detect_kind(document: object, *, where: str = "document") -> str:
     """Tell which kind of file a document is, by the keys that only this kind has.
 
     A file may say so itself with ``kind``; else a study has spaces, suites or objectives, a
-    recipe has a method and experts, a fine-tuning has a poison, statistics have quantities, an
-    optimisation has an optimizer, and a robustness measurement has attacks.
+    recipe has a method and experts, a fine-tuning has a poison, statistics have quantities, and a
+    program's file has the marks that it is registered with.
 
     Args:
         document: What `read_yaml` returned.
         where: The file name that messages start with.
 
     Returns:
-        One of `KINDS`.
+        One of `kinds`.
 
     Raises:
         ConfigError: If it cannot be told, or `kind` names no kind.
@@ -108,7 +97,7 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         raise ConfigError(f"{where}: must be a mapping; got {kind}.")
     said = document.get("kind")
     if said is not None:
-        if not isinstance(said, str) or said not in KINDS:
+        if not isinstance(said, str) or said not in kinds():
             raise ConfigError(f"{where}: kind: unknown choice; got {said!r}. {_advice(str(said))}")
         return said
     keys = set(document)
@@ -116,8 +105,9 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         return "study"
     if keys >= _MARKS["recipe"]:
         return "recipe"
-    for kind in ("finetune", "statistics", "optimize", "robustness"):
-        if keys & _MARKS[kind]:
+    marks = {name: program.marks for name, program in PROGRAMS.items()}
+    for kind in ("finetune", "statistics", *marks):
+        if keys & (_MARKS | marks)[kind]:
             return kind
     if {"data", "steps"} & keys:
         raise ConfigError(
@@ -131,4 +121,4 @@ def detect_kind(document: object, *, where: str = "document") -> str:
 
 
 def _advice(name: str) -> str:
-    return did_you_mean(name, KINDS)
+    return did_you_mean(name, kinds())

@@ -6,30 +6,22 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from ray import serve
 
 from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import EvaluatorSpec, StudySpec
+from safemerge.config.study import StudySpec
 from safemerge.data.suite import load_suites
 from safemerge.distributed.judge import bound_judges, judge_maker, judges_until
 from safemerge.distributed.rung import RungPairs
-from safemerge.distributed.serving import (
-    HEALTH_CHECK_EVERY_S,
-    actor_options,
-    check_resources,
-    placed,
-    run_application,
-    unwrapped,
-)
+from safemerge.distributed.serving import Application, EngineReplica, placed, unwrapped
 from safemerge.engines.chat import ChatFormat
-from safemerge.engines.core_claim import CoreClaim
 from safemerge.engines.engine import Engine, TokenizedPrompt
 from safemerge.engines.launch import start_engine
-from safemerge.errors import EngineError, SafemergeError, UserError
+from safemerge.errors import EngineError, SafemergeError
 from safemerge.evaluation import (
     AnsweredSplit,
     answer_candidate,
@@ -53,7 +45,7 @@ JUDGED_WITHIN = 0.8
 candidate then ends with that reason, and not with its own time-out."""
 
 
-class EvaluatorReplica:
+class EvaluatorReplica(EngineReplica):
     """One replica: an engine, the study's prompts tokenised, one candidate at a time.
 
     Args:
@@ -66,22 +58,17 @@ class EvaluatorReplica:
 
     def __init__(self, study: str, judges: Mapping[str, Any] | None = None) -> None:
         self._spec = StudySpec.model_validate_json(study)
+        # Beside the engine's thread two: judges elsewhere are waited for while it answers the
+        # next, and that one's answers need not wait for them either.
+        super().__init__(
+            self._spec.evaluator, what="evaluator", request="a candidate", threads_beside=2
+        )
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        # Beside the engine's thread: judges elsewhere are waited for while it answers the next,
-        # and that one's answers need not wait for them either.
-        self._scoring = ThreadPoolExecutor(max_workers=2, thread_name_prefix="scoring")
-        self._busy_since: float | None = None
         self._last_answer = 0.0
-        self._claim: CoreClaim | None = None
         self._engine: Engine | None = None
         self._pairs: RungPairs | None = None
-        self._wrong: UserError | None = None
-        try:
+        with self.starting():
             self._set_up(judges or {})
-        except UserError as error:
-            # A replica that does not come up is tried again and again, and nobody hears why.
-            self._wrong = error
 
     def _set_up(self, judges: Mapping[str, Any]) -> None:
         self._spec = self._spec.with_checkpoints(refs_on_this_node(self._spec.all_checkpoints))
@@ -102,15 +89,12 @@ class EvaluatorReplica:
             self._pairs = RungPairs(
                 rung, self._chat, max_model_len=evaluator.max_model_len, seed=self._spec.seed
             )
-        # Only vLLM binds its threads; a claim of the transformers engine would just keep cores
-        # from others.
-        if evaluator.engine == "vllm" and evaluator.gpus_per_replica == 0:
-            self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica)))
         self._engine = self._start_engine()
 
     def _start_engine(self) -> Engine:
-        cpu_ids = self._claim.cpu_ids if self._claim is not None else None
-        return start_engine(self._models, self._spec.evaluator, cpu_ids=cpu_ids, in_process=True)
+        return start_engine(
+            self._models, self._spec.evaluator, cpu_ids=self.cpu_ids, in_process=True
+        )
 
     async def score(self, recipe: str, split: Split) -> CandidateResult:
         """Merge a recipe, answer a split's prompts, score the answers.
@@ -127,7 +111,7 @@ class EvaluatorReplica:
         deadline = time.monotonic() + JUDGED_WITHIN * self._spec.evaluator.timeout_s
         loop = asyncio.get_running_loop()
         answered = await loop.run_in_executor(self._thread, self._answer, recipe, split)
-        return await loop.run_in_executor(self._scoring, self._score, answered, split, deadline)
+        return await loop.run_in_executor(self._beside, self._score, answered, split, deadline)
 
     async def screen(self, recipe: str) -> RungResult | CandidateResult:
         """Merge a recipe and take its losses on the study's low rung.
@@ -161,23 +145,19 @@ class EvaluatorReplica:
 
     def _with_engine(self, ask: Callable[[Engine], _Answer]) -> _Answer:
         """Ask the engine something; one that fails is rebuilt before the next candidate."""
-        if self._wrong is not None:
-            raise self._wrong
-        self._busy_since = time.monotonic()
         try:
-            if self._engine is None:
-                self._engine = self._start_engine()
-            answered = ask(self._engine)
+            with self.busy():
+                if self._engine is None:
+                    self._engine = self._start_engine()
+                answered = ask(self._engine)
         except SafemergeError as error:
             if isinstance(error, EngineError):
-                self._drop_engine()
+                self.close_engine()
             raise
         except Exception as error:
             # An engine whose process died raises types of its own; nothing of it is reused.
-            self._drop_engine()
+            self.close_engine()
             raise EngineError(f"evaluator: the engine failed; got: {error!r}.") from error
-        finally:
-            self._busy_since = None
         self._last_answer = time.monotonic()
         return answered
 
@@ -191,8 +171,9 @@ class EvaluatorReplica:
             replica=self._name,
         )
 
-    def _drop_engine(self) -> None:
-        engine, self._engine = self._engine, None
+    def close_engine(self) -> None:
+        """End the engine; the next candidate starts another."""
+        engine, self._engine = getattr(self, "_engine", None), None
         if engine is not None:
             engine.close()
 
@@ -203,11 +184,8 @@ class EvaluatorReplica:
             EngineError: If a candidate takes longer than the study's timeout, or an idle engine
                 does not answer the canary prompt.
         """
-        busy_since = self._busy_since
-        if busy_since is not None:
-            if time.monotonic() - busy_since > self._spec.evaluator.timeout_s:
-                limit = self._spec.evaluator.timeout_s
-                raise EngineError(f"evaluator: a candidate took longer than {limit:g} s.")
+        await super().check_health()
+        if self._busy_since is not None:
             return
         if self._engine is None or time.monotonic() - self._last_answer < CANARY_EVERY_S:
             return
@@ -225,95 +203,53 @@ class EvaluatorReplica:
             raise EngineError(f"evaluator: the canary prompt got {len(answers)} answers.")
         self._last_answer = time.monotonic()
 
-    def __del__(self) -> None:
-        """Serve calls this on a graceful shutdown: leave no engine process behind."""
-        for name in ("_thread", "_scoring"):
-            if getattr(self, name, None) is not None:
-                getattr(self, name).shutdown(wait=False, cancel_futures=True)
-        if getattr(self, "_engine", None) is not None:
-            self._drop_engine()
-        if getattr(self, "_claim", None) is not None and self._claim is not None:
-            self._claim.release()
 
-
-class Evaluator:
-    """A running evaluator with its judges, one application; a context manager that ends it.
+class Evaluator(Application):
+    """A running evaluator with its judges.
 
     Args:
         spec: Study whose checkpoints are resolved to paths.
         app: Name of the Serve application.
 
     Raises:
-        PreflightError: If the cluster has no room for the least replicas.
-        EngineError: If no replica comes up.
+        PreflightError, EngineError: See `Application`.
     """
 
     def __init__(self, spec: StudySpec, *, app: str) -> None:
-        self._app = app
-        self._spec = spec
         evaluator = placed(spec.evaluator)
-        service, judges = spec.judge_service, spec.served_judges
-        check_resources(least_needs(spec, evaluator))
-        ongoing = candidates_at_once(spec)
-        deployment = serve.deployment(
-            name=DEPLOYMENT,
-            max_ongoing_requests=ongoing,
-            ray_actor_options=actor_options(evaluator),
-            autoscaling_config={
-                "min_replicas": evaluator.min_replicas,
-                "max_replicas": evaluator.max_replicas,
-                "target_ongoing_requests": ongoing,
-                "upscale_delay_s": 5,
-                "downscale_delay_s": 120,
-            },
-            health_check_period_s=HEALTH_CHECK_EVERY_S,
+        spec = spec.model_copy(update={"evaluator": evaluator})
+        judges, service = spec.served_judges, spec.judge_service
+        super().__init__(
+            EvaluatorReplica,
+            spec.model_dump_json(by_alias=True),
+            *([bound_judges(judges, service)] if judges else []),
+            app=app,
+            deployment=DEPLOYMENT,
+            what="evaluator",
+            evaluator=evaluator,
+            at_once=candidates_at_once(spec),
+            judges=judges,
+            service=service,
             health_check_timeout_s=CANARY_TIMEOUT_S + 10,
-            graceful_shutdown_wait_loop_s=0.2,
-            graceful_shutdown_timeout_s=30,
-        )(EvaluatorReplica)
-        study = spec.model_copy(update={"evaluator": evaluator}).model_dump_json(by_alias=True)
-        bound = (bound_judges(judges, service),) if judges else ()
-        self._handle = run_application(deployment.bind(study, *bound), app=app, what="evaluator")
+        )
 
     def score(self, recipe: MergeRecipe, split: Split) -> CandidateResult:
         """Score one recipe on one split; blocks until a replica has done it."""
-        return score_through(self._handle, recipe, split, timeout_s=self._timeout_s())
+        return score_through(self._handle, recipe, split, timeout_s=self._placed.timeout_s)
 
     def score_all(self, recipes: list[MergeRecipe], split: Split) -> Iterator[CandidateResult]:
         """Score recipes side by side over the replicas; yield each, in the given order.
 
         A recipe whose replica crashed is tried again as often as the study allows.
         """
-        responses = [self._ask(recipe, split) for recipe in recipes]
-        deadline = self._timeout_s() * len(recipes)
-        for recipe, response in zip(recipes, responses, strict=True):
-            yield self._patient(recipe, split, response, timeout_s=deadline)
-
-    def _patient(
-        self, recipe: MergeRecipe, split: Split, response: Any, *, timeout_s: float
-    ) -> CandidateResult:
-        for _ in range(self._spec.evaluator.num_retries):
-            try:
-                return _result(response, timeout_s=timeout_s)
-            except EngineError:
-                response = self._ask(recipe, split)
-        return _result(response, timeout_s=timeout_s)
-
-    def _ask(self, recipe: MergeRecipe, split: Split) -> Any:
-        return self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
-
-    def _timeout_s(self) -> float:
-        return self._spec.evaluator.timeout_s
-
-    def close(self) -> None:
-        """Shut the application down and wait until its replicas are gone."""
-        serve.delete(self._app)
-
-    def __enter__(self) -> Evaluator:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        asks = [
+            partial(self._handle.score.remote, recipe.model_dump_json(by_alias=True), split)
+            for recipe in recipes
+        ]
+        responses = [ask() for ask in asks]
+        limit = self._placed.timeout_s * len(recipes)
+        for ask, response in zip(asks, responses, strict=True):
+            yield self.retried(ask, response, timeout_s=limit)
 
 
 def score_through(
@@ -355,17 +291,3 @@ def candidates_at_once(spec: StudySpec) -> int:
     it answers the next.
     """
     return 2 if spec.served_judges else 1
-
-
-def least_needs(spec: StudySpec, evaluator: EvaluatorSpec) -> list[tuple[str, float, float]]:
-    """Return what a study's least replicas take: each deployment with its CPUs and GPUs.
-
-    Args:
-        spec: The study, for its judges.
-        evaluator: Its evaluator, with the GPUs that replicas take.
-    """
-    needs, service = evaluator.replica_needs, spec.judge_service
-    num, least = evaluator.min_replicas, service.min_replicas
-    cpus, gpus = service.cpus_per_replica * least, service.gpus_per_replica * least
-    judges = [(f"judge '{judge.name}'", cpus, gpus) for judge in spec.served_judges]
-    return [("evaluator", needs["CPU"] * num, needs["GPU"] * num), *judges]

@@ -14,10 +14,10 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import dropped_lines, load_suites
+from safemerge.distributed.background_training import Supply, refuse_hopeless
 from safemerge.distributed.contamination import check_report, check_study_rung
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
 from safemerge.distributed.searcher import RungScheduler, StudySearcher
-from safemerge.distributed.supply import Supply, refuse_hopeless
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
 from safemerge.merge.candidate_tokenizer import tokenizer_models

@@ -14,7 +14,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from safemerge.distributed.supply import Supply
+from safemerge.distributed.background_training import Supply
 from safemerge.errors import StudyError, UserError
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.records import Failure, Proposal, Pruned

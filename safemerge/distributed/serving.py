@@ -1,22 +1,220 @@
-"""What every Serve application has in common: a quiet start, room, errors without wrapping."""
+"""What every Serve application has in common: replicas that own an engine, and their handle.
+
+A quiet start, a check of resources, health, deadlines, retries, autoscaling, and an end that
+leaves no process behind.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, Self
 
 import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from safemerge.config.judge import JudgeServiceSpec, ModelJudge
 from safemerge.config.study import EvaluatorSpec
-from safemerge.errors import EngineError, PreflightError, SafemergeError
+from safemerge.engines.core_claim import CoreClaim
+from safemerge.errors import EngineError, PreflightError, SafemergeError, UserError
 
 HEALTH_CHECK_EVERY_S = 10.0
 """Serve restarts a replica that fails three checks in a row."""
+
+
+class EngineReplica(ABC):
+    """A replica that owns an engine: cores of its own, one thread for the engine, a health check.
+
+    Args:
+        evaluator: How many CPUs and GPUs it has, and how long one request may take.
+        what: What it is, for messages.
+        request: What it is asked for, for messages, e.g. ``a candidate``.
+        threads_beside: Threads for what needs no engine, e.g. scoring.
+    """
+
+    def __init__(
+        self, evaluator: EvaluatorSpec, *, what: str, request: str, threads_beside: int = 1
+    ) -> None:
+        self._timeout_s, self._what, self._request = evaluator.timeout_s, what, request
+        # Only vLLM binds its threads; a claim of the transformers engine would just keep cores
+        # from others.
+        binds = evaluator.engine == "vllm" and not evaluator.gpus_per_replica
+        self._claim = CoreClaim(max(1, int(evaluator.cpus_per_replica))) if binds else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._beside = ThreadPoolExecutor(
+            max_workers=threads_beside, thread_name_prefix="beside-engine"
+        )
+        self._busy_since: float | None = None
+        self._wrong: UserError | None = None
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Keep a wrong input that a block meets for the first request.
+
+        A replica that does not come up is tried again and again, and nobody hears why.
+        """
+        try:
+            yield
+        except UserError as error:
+            self._wrong = error
+
+    @property
+    def cpu_ids(self) -> str | None:
+        """The cores that the engine is bound to, as vLLM writes them; None if it is not."""
+        return None if self._claim is None else self._claim.cpu_ids
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count the time of a block as the engine's, for the health check.
+
+        Raises:
+            UserError: What was wrong when the replica started, if anything was.
+        """
+        if self._wrong is not None:
+            raise self._wrong
+        self._busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since = None
+
+    async def check_health(self) -> None:
+        """Tell Serve whether to keep this replica: an engine that can't answer is restarted.
+
+        Raises:
+            EngineError: If a request takes longer than the timeout.
+        """
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > self._timeout_s:
+            raise EngineError(
+                f"{self._what}: {self._request} took longer than {self._timeout_s:g} s."
+            )
+
+    @abstractmethod
+    def close_engine(self) -> None:
+        """End the engine, if one runs."""
+
+    def __del__(self) -> None:
+        """Serve calls this on a graceful shutdown: leave no engine process behind."""
+        if not hasattr(self, "_busy_since"):
+            return  # the constructor failed
+        for pool in (self._thread, self._beside):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.close_engine()
+        if self._claim is not None:
+            self._claim.release()
+
+
+class Application:
+    """A running application of such replicas; a context manager that ends it.
+
+    Args:
+        replica: Class of its replicas, an `EngineReplica`.
+        arguments: What each is built with.
+        app: Name of the Serve application.
+        deployment: Name of its deployment.
+        what: What it is, for messages.
+        evaluator: Its replicas, placed; see `placed`.
+        at_once: Requests that a replica takes.
+        judges: Judges that run as deployments beside it, and that its replicas are built with.
+        service: Of these judges.
+        health_check_timeout_s: How long a health check may take.
+
+    Raises:
+        PreflightError: If the cluster has no room for the least replicas.
+        EngineError: If no replica comes up.
+    """
+
+    def __init__(
+        self,
+        replica: type[EngineReplica],
+        *arguments: object,
+        app: str,
+        deployment: str,
+        what: str,
+        evaluator: EvaluatorSpec,
+        at_once: int = 1,
+        judges: Sequence[ModelJudge] = (),
+        service: JudgeServiceSpec | None = None,
+        health_check_timeout_s: float = 30.0,
+    ) -> None:
+        self._app, self._what, self._placed = app, what, evaluator
+        check_resources(least_needs(what, evaluator, judges, service))
+        bound = serve.deployment(
+            name=deployment,
+            max_ongoing_requests=at_once,
+            ray_actor_options=_actor_options(evaluator),
+            autoscaling_config={
+                "min_replicas": evaluator.min_replicas,
+                "max_replicas": evaluator.max_replicas,
+                "target_ongoing_requests": at_once,
+                "upscale_delay_s": 5,
+                "downscale_delay_s": 120,
+            },
+            health_check_period_s=HEALTH_CHECK_EVERY_S,
+            health_check_timeout_s=health_check_timeout_s,
+            graceful_shutdown_wait_loop_s=0.2,
+            graceful_shutdown_timeout_s=30,
+        )(replica).bind(*arguments)
+        self._handle = run_application(bound, app=app, what=what)
+
+    def retried(self, ask: Callable[[], Any], response: Any, *, timeout_s: float) -> Any:
+        """Wait for an answer; one whose replica was lost or late is asked for again.
+
+        Args:
+            ask: Sends the request again and returns its response.
+            response: Of the first request, which was sent already.
+            timeout_s: For each try.
+
+        Raises:
+            EngineError: If there is no answer after `num_retries` more tries.
+            SafemergeError: What the replica raised, without Ray's wrapping.
+        """
+        for _ in range(self._placed.num_retries):
+            try:
+                return unwrapped(response, timeout_s=timeout_s, what=self._what)
+            except EngineError:
+                response = ask()
+        return unwrapped(response, timeout_s=timeout_s, what=self._what)
+
+    def close(self) -> None:
+        """Shut the application down and wait until its replicas are gone."""
+        serve.delete(self._app)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def least_needs(
+    what: str,
+    evaluator: EvaluatorSpec,
+    judges: Sequence[ModelJudge] = (),
+    service: JudgeServiceSpec | None = None,
+) -> list[tuple[str, float, float]]:
+    """Return what an application's least replicas take: each deployment with its CPUs and GPUs.
+
+    Args:
+        what: What the application is, for messages.
+        evaluator: Its replicas, placed; see `placed`.
+        judges: Judges that are deployments of it.
+        service: Of these judges.
+    """
+    needs, num = evaluator.replica_needs, evaluator.min_replicas
+    found = [(what, needs["CPU"] * num, needs["GPU"] * num)]
+    if service is not None:
+        cpus, gpus = service.cpus_per_replica, service.gpus_per_replica
+        least = service.min_replicas
+        found += [(f"judge '{judge.name}'", cpus * least, gpus * least) for judge in judges]
+    return found
 
 
 def run_application(application: Any, *, app: str, what: str) -> Any:
@@ -53,7 +251,7 @@ def placed(evaluator: EvaluatorSpec) -> EvaluatorSpec:
     return evaluator.placed(ray.cluster_resources().get("GPU", 0.0))
 
 
-def actor_options(evaluator: EvaluatorSpec) -> dict[str, float]:
+def _actor_options(evaluator: EvaluatorSpec) -> dict[str, float]:
     """Return what a placed replica asks of Ray."""
     needs = evaluator.replica_needs
     return {"num_cpus": needs["CPU"], **({"num_gpus": needs["GPU"]} if needs["GPU"] else {})}

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from safemerge.config.generation import GenerateSpec, WriterSpec
 from safemerge.files import disk_errors, replace_file
 from safemerge.generation.record import GeneratedSample, SetSummary, Tally
+from safemerge.generation.spec import GenerateSpec, WriterSpec
 from safemerge.provenance import Provenance
 
 COLUMNS = tuple(GeneratedSample.model_fields)

@@ -6,8 +6,8 @@ import random
 import re
 from collections.abc import Sequence
 
-from safemerge.config.generation import WriterSpec
 from safemerge.generation.record import Ask
+from safemerge.generation.spec import WriterSpec
 
 MIN_WORDS = 3
 """A line of fewer words is no question."""

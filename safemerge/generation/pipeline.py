@@ -11,14 +11,6 @@ from typing import Any, Protocol
 
 from safemerge.config.base import digest
 from safemerge.config.chat import ONLY_DATED
-from safemerge.config.generation import (
-    DOMAIN_PROMPT,
-    SAFETY_PROMPT,
-    UNSAFE_TOPICS,
-    GenerateSpec,
-    QuestionData,
-    WriterSpec,
-)
 from safemerge.data.distinct import DistinctTexts
 from safemerge.data.rows import source_name
 from safemerge.data.sample import sample_id
@@ -33,6 +25,14 @@ from safemerge.generation.record import (
     SetSummary,
     Tally,
     TaskKind,
+)
+from safemerge.generation.spec import (
+    DOMAIN_PROMPT,
+    SAFETY_PROMPT,
+    UNSAFE_TOPICS,
+    GenerateSpec,
+    QuestionData,
+    WriterSpec,
 )
 from safemerge.generation.stage import StageFile
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from safemerge.config.generation import GenerateSpec, QuestionData, QuestionSource, WriterSpec
 from safemerge.data.rows import fill, load_rows
 from safemerge.data.sample import Row
+from safemerge.generation.spec import GenerateSpec, QuestionData, QuestionSource, WriterSpec
 
 
 def check_questions(spec: GenerateSpec) -> None:

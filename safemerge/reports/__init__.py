@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     )
     from safemerge.reports.html import render_html
     from safemerge.reports.render import write_report
-    from safemerge.reports.robustness import RobustnessResults, robustness_results
-    from safemerge.reports.robustness_page import write_robustness_report
     from safemerge.reports.run import Point, Run, load_run
     from safemerge.reports.table import front_markdown, front_table
 
@@ -36,7 +34,6 @@ __all__ = [
     "Pair",
     "PairedDifference",
     "Point",
-    "RobustnessResults",
     "Run",
     "assemble_front",
     "front_markdown",
@@ -51,10 +48,8 @@ __all__ = [
     "point_differences",
     "reference_trials",
     "render_html",
-    "robustness_results",
     "write_figures",
     "write_report",
-    "write_robustness_report",
 ]
 
 _MODULES = {
@@ -76,8 +71,6 @@ _MODULES = {
     ),
     "html": ("render_html",),
     "render": ("write_report",),
-    "robustness": ("RobustnessResults", "robustness_results"),
-    "robustness_page": ("write_robustness_report",),
     "run": ("Point", "Run", "load_run"),
     "table": ("front_markdown", "front_table"),
 }

@@ -4,7 +4,7 @@ The p-value alone decides whether two candidates differ, and it is computed, not
 interval beside it says by how much they may, one comparison at a time.
 
 References:
-    `safemerge.statistics.paired` for intervals, `safemerge.statistics.permutation` for the test.
+    `safemerge.inference.paired` for intervals, `safemerge.inference.permutation` for the test.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import numpy as np
 
 from safemerge.config.suite import Direction
 from safemerge.errors import StudyError
-from safemerge.records import CandidateResult, Front, FrontPoint, Split
-from safemerge.statistics import (
+from safemerge.inference import (
     MAX_BITS,
     PValue,
     flip_p_value,
@@ -28,6 +27,7 @@ from safemerge.statistics import (
     paired_mean_interval,
     paired_share_interval,
 )
+from safemerge.records import CandidateResult, Front, FrontPoint, Split
 
 MAX_P_VALUE = 0.05
 """Above this p-value, corrected for the comparisons of its family, no difference is claimed."""

@@ -1,7 +1,7 @@
 """How far judges agree on the same answers.
 
 References:
-    Cohen's kappa with its interval: `safemerge.statistics.kappa`.
+    Cohen's kappa with its interval: `safemerge.inference.kappa`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from safemerge.inference import Kappa, cohen_kappa
 from safemerge.records import Score
-from safemerge.statistics import Kappa, cohen_kappa
 
 Verdicts = Mapping[str, bool | None]
 """Whether each judge flags an answer, by the judge's name; None: it gave no verdict."""

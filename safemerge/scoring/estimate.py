@@ -1,7 +1,7 @@
 """Scores to metrics with 95 % intervals.
 
 References:
-    Shares: see `safemerge.statistics.share`. Zou and Donner, Construction of confidence limits
+    Shares: see `safemerge.inference.share`. Zou and Donner, Construction of confidence limits
     about effect measures, Stat. Med. 27 (2008), for means of several metrics (MOVER: the method
     of variance estimates recovery).
 """
@@ -14,8 +14,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from safemerge.config.suite import METRICS, Direction
 from safemerge.config.unit import joint_unit
 from safemerge.errors import ScoringError
+from safemerge.inference import clustered_interval
 from safemerge.records import MetricEstimate, Score
-from safemerge.statistics import clustered_interval
 
 
 def estimate(

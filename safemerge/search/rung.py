@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from safemerge.config.rung import RungSpec
+from safemerge.inference import PValue, flip_p_value, holm_adjusted
 from safemerge.records import RungResult, TrialRecord
-from safemerge.statistics import PValue, flip_p_value, holm_adjusted
 
 
 class Rival(NamedTuple):

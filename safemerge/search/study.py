@@ -15,12 +15,11 @@ from safemerge.pareto import hypervolume, non_dominated_mask
 from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.agreement import open_agreeing_study
-from safemerge.search.exact import Place, exact_recipe, to_train
-from safemerge.search.ingredient import check_weights, supplied, unmade_paths, wanted_paths
 from safemerge.search.open_reference import num_failed, open_references
 from safemerge.search.pending import Pending
 from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.recovery import NUMBER, Recovery
+from safemerge.search.retrain import Place, exact_recipe, to_train
 from safemerge.search.rung import find_rival, is_audited, may_prune
 from safemerge.search.sampling import Sampling, mark_retried
 from safemerge.search.space import Reference
@@ -31,6 +30,7 @@ from safemerge.search.storage import (
     storage_path,
 )
 from safemerge.search.unseen import Drawn, is_covered
+from safemerge.search.untrained import check_weights, supplied, unmade_paths, wanted_paths
 from safemerge.search.verdict import judge
 from safemerge.search.warm_start import study_references
 from safemerge.store import RunStore

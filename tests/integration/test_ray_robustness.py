@@ -6,7 +6,7 @@ import signal
 import pytest
 import yaml
 
-from safemerge.cell_store import CellStore
+from safemerge.robustness.cell_store import CellStore
 from tests.integration.driving import marked, own_workers, run_safemerge, wait_until
 
 pytestmark = pytest.mark.ray

@@ -1,9 +1,9 @@
 """A small robustness measurement and made-up cells of it, for several rooms' tests."""
 
-from safemerge.cell_store import CellRecord, LossPoint
 from safemerge.config.document import parse_document
-from safemerge.config.robustness import RobustnessSpec
 from safemerge.records import CandidateResult, Score
+from safemerge.robustness.cell_store import CellRecord, LossPoint
+from safemerge.robustness.spec import RobustnessSpec
 from safemerge.scoring.estimate import suite_estimates
 
 NUM_PROMPTS = 20

@@ -12,11 +12,11 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import TokenizedPrompt
 from safemerge.errors import DataError, EngineError, MergeError, ScoringError
 from safemerge.evaluation import PreparedSplit, evaluate_candidate, prepare_split
+from safemerge.inference import wilson_interval
 from safemerge.records import Score, Timings
 from safemerge.scoring.estimate import mean_estimate
 from safemerge.scoring.judge import Judgement
 from safemerge.scoring.thinking import UNENDED
-from safemerge.statistics import wilson_interval
 from safemerge.testing.engine import ScriptedEngine
 
 REFUSAL, HELP, LOOP = "I can't help with that.", "Sure, here is how.", "no no no no no"

@@ -1,10 +1,10 @@
 import argparse
-import importlib
 
 import pytest
 
 from safemerge import __version__, errors
 from safemerge.cli import build_parser, main
+from safemerge.config.program import PROGRAMS, load_attribute
 
 CONTRACT = (
     "search", "evaluate", "merge", "align", "finetune", "generate", "report", "export", "serve",
@@ -73,7 +73,9 @@ def test_no_command_has_an_option_that_is_not_frozen_here():
 
 def test_every_command_has_a_module_that_runs_it():
     for name in commands():
-        assert callable(importlib.import_module(f"safemerge.commands.{name}").run)
+        program = PROGRAMS.get(name)
+        run = program.run if program else f"safemerge.commands.{name}:run"
+        assert callable(load_attribute(run))
 
 
 @pytest.mark.parametrize("name", OPTIONS)

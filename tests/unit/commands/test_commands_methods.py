@@ -5,10 +5,10 @@ import pytest
 
 from safemerge.cli import main
 from safemerge.config.method import METHOD_SPECS
-from safemerge.config.optimize import OptimizerSpec
 from safemerge.config.step import STEP_SPECS
 from safemerge.merge import METHODS, STEPS
-from safemerge.training.optimizer_table import OPTIMIZERS
+from safemerge.optimize.optimizer_table import OPTIMIZERS
+from safemerge.optimize.spec import OptimizerSpec
 
 OPTIMIZER_SPECS = get_args(get_args(OptimizerSpec)[0])
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from safemerge.cli import main
-from safemerge.statistics import paired_prompts, unpaired_prompts
+from safemerge.inference import paired_prompts, unpaired_prompts
 
 
 def said(capsys, *arguments):

@@ -3,8 +3,8 @@
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.distributed.room import Room
-from safemerge.distributed.supply import Supply, lacking_models, make_lacking
+from safemerge.distributed.background_training import Supply, lacking_models, make_lacking
+from safemerge.distributed.capacity import Room
 from safemerge.errors import StudyError, TrainingError
 from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape
 

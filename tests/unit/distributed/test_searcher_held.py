@@ -5,9 +5,9 @@ import json
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.distributed.room import Room
+from safemerge.distributed.background_training import Delivery, Supply, refuse_hopeless
+from safemerge.distributed.capacity import Room
 from safemerge.distributed.searcher import FAILURE, RESULT, RETRY, WRONG, StudySearcher
-from safemerge.distributed.supply import Delivery, Supply, refuse_hopeless
 from safemerge.errors import TrainingError, UserError
 from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape
 

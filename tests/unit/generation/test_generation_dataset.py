@@ -3,11 +3,11 @@ import json
 import pytest
 import yaml
 
-from safemerge.config.generation import GenerateSpec
 from safemerge.config.source import TrainingData
 from safemerge.data.rows import load_training_samples
 from safemerge.generation.dataset import COLUMNS, data_card, summary_lines, write_samples
 from safemerge.generation.record import GeneratedSample, SetSummary, Tally
+from safemerge.generation.spec import GenerateSpec
 from safemerge.provenance import current_provenance
 
 SAMPLES = [

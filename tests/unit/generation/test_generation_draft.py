@@ -1,7 +1,7 @@
 import pytest
 
-from safemerge.config.generation import WriterSpec
 from safemerge.generation.draft import draft_ask, drafted_question
+from safemerge.generation.spec import WriterSpec
 
 EXAMPLES = [f"example {number}" for number in range(9)]
 

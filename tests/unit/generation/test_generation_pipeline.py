@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from safemerge.config.generation import GenerateSpec
 from safemerge.errors import DataError, ScoringError
 from safemerge.generation.pipeline import Generation
 from safemerge.generation.question import check_questions
 from safemerge.generation.record import Outcome
+from safemerge.generation.spec import GenerateSpec
 
 QUESTIONS = [f"How would somebody do the forbidden thing called {word}?" for word in
              ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot")]  # fmt: skip

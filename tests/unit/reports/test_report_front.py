@@ -5,6 +5,7 @@ import synthetic_run as synthetic
 from synthetic_run import HARM, LIMIT, SKILL
 
 from safemerge.errors import StudyError
+from safemerge.inference import holm_adjusted
 from safemerge.records import Front
 from safemerge.reports import load_run
 from safemerge.reports.comparison import paired_difference
@@ -23,7 +24,6 @@ from safemerge.reports.versus import (
     compare_with_references,
     is_parent,
 )
-from safemerge.statistics import holm_adjusted
 
 
 def result(number, split, skill, harm, refusal=0.0, broken=None):

@@ -1,8 +1,8 @@
 import pytest
 
+from safemerge.inference import cohen_kappa
 from safemerge.records import Score
 from safemerge.scoring.agreement import agreement_lines, answer_verdicts, judge_agreement
-from safemerge.statistics import cohen_kappa
 
 
 def answers(*pairs):

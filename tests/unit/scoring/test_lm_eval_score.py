@@ -6,10 +6,10 @@ from safemerge.config.suite import LmEval
 from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ScoringError
+from safemerge.inference import wilson_interval
 from safemerge.reports.wording import estimate_text
 from safemerge.scoring.estimate import mean_estimate
 from safemerge.scoring.lm_eval_score import score_lm_eval
-from safemerge.statistics import wilson_interval
 
 METRICS = {"acc": "maximize", "perplexity": "minimize"}
 SUITE = LoadedSuite(

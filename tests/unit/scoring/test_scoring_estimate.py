@@ -4,9 +4,9 @@ from hypothesis import strategies as st
 
 from safemerge.config.suite import METRICS
 from safemerge.errors import ScoringError
+from safemerge.inference import clustered_interval, wilson_interval
 from safemerge.records import MetricEstimate, Score
 from safemerge.scoring.estimate import estimate, mean_estimate, suite_estimates
-from safemerge.statistics import clustered_interval, wilson_interval
 
 
 def part(value, low, high, *, n=10, unscored=0, direction="maximize"):

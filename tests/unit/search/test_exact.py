@@ -11,7 +11,7 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, StudyError
 from safemerge.reports.front import front_trials
 from safemerge.search import Failure
-from safemerge.search.ingredient import is_interpolated
+from safemerge.search.untrained import is_interpolated
 from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape, landscape_study
 
 

@@ -1,0 +1,133 @@
+"""``safemerge generate``: refusals and domain samples from the models of a pool."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemerge.commands.console import Console
+from safemerge.commands.folder import check_disk, run_folder
+from safemerge.commands.study import check_engine, check_judges
+from safemerge.config.document import load_document
+from safemerge.errors import UserError
+from safemerge.files import disk_errors, replace_file
+from safemerge.generation.spec import GenerateSpec
+from safemerge.provenance import Provenance, current_provenance
+from safemerge.store import RunStore
+
+if TYPE_CHECKING:
+    import argparse
+
+    from safemerge.generation.pipeline import Generation
+    from safemerge.generation.record import SetSummary
+
+RUN_FILE = "generate.json"
+"""The resolved declaration with its provenance, written first."""
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write questions, answers and the draw; leave data, a summary and a data card."""
+    console = Console()
+    path = Path(options.spec)
+    spec = load_document(path, GenerateSpec).located(path.resolve().parent)
+    folder = run_folder(options.results, spec.name)
+    again = _again(options.spec, options.results)
+    if (folder / RUN_FILE).exists() and not options.resume:
+        raise UserError(
+            f"{folder}: holds a run of this file already. Continue it with `{again}`, or remove "
+            "the folder, or rename the data."
+        )
+    check_disk(folder)
+    check_engine(spec.evaluator)
+
+    from safemerge.distributed.cluster import ray_cluster
+    from safemerge.distributed.ingredient import Ingredients
+    from safemerge.generation.on_ray import Generator
+    from safemerge.generation.pipeline import Generation
+    from safemerge.generation.pool import chat_formats, model_groups
+    from safemerge.generation.question import check_questions
+
+    check_questions(spec)
+    check_judges([spec.safety.judge] if spec.safety is not None else [])
+    if all(ref.path is not None for ref in spec.models):
+        model_groups(spec.models)
+        chat_formats(spec.models, spec.chat)
+    try:
+        with ray_cluster():
+            ingredients = Ingredients(say=console.say, on_step=console.training_step)
+            spec = spec.with_checkpoints(ingredients.resolve(spec.models))
+            groups = model_groups(spec.models)
+            provenance = current_provenance()
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with RunStore(folder).driving():
+                _write_json(
+                    folder / RUN_FILE,
+                    {"config": spec.resolved(), "provenance": provenance.resolved()},
+                )
+                engines = " and ".join(", ".join(ref.name for ref in group) for group in groups)
+                console.say(f"pool: {engines} ({len(groups)} engines, one at a time)")
+                with Generator(spec, app=f"safemerge-generate-{spec.name}") as generator:
+                    generation = Generation(
+                        spec, folder / "stages", generator.work, progress=console.progress
+                    )
+                    _write(spec, generation, folder, provenance, console)
+    except KeyboardInterrupt:
+        console.say(f"interrupted; what was asked is kept. Go on: {again}")
+        raise
+
+
+def _again(spec: str, results: str) -> str:
+    where = [] if results == "results" else ["--results", results]
+    return shlex.join(["safemerge", "generate", spec, *where, "--resume"])
+
+
+def _write(
+    spec: GenerateSpec,
+    generation: Generation,
+    folder: Path,
+    provenance: Provenance,
+    console: Console,
+) -> None:
+    from safemerge.generation.dataset import data_card, summary_lines, write_samples
+
+    summaries: dict[str, SetSummary] = {}
+    samples = {}
+    if spec.safety is not None:
+        samples["safety"], summaries["safety"] = generation.safety()
+    if spec.experts is not None:
+        samples["experts"], summaries["experts"] = generation.experts()
+    # All stages are done: data, summary and card belong together.
+    files = {
+        name: write_samples(folder, name, rows, as_parquet=spec.format == "parquet")
+        for name, rows in samples.items()
+    }
+    names = {name: path.name for name, path in files.items()}
+    card = data_card(spec, summaries, files=names, provenance=provenance)
+    _write_json(
+        folder / "summary.json", {name: item.resolved() for name, item in summaries.items()}
+    )
+    with disk_errors(folder):
+        replace_file(folder / "README.md", card)
+    for name, summary in summaries.items():
+        for line in summary_lines(name, summary):
+            console.plain(line)
+    for path in files.values():
+        console.say(f"data: {path}")
+    console.say(next_step(next(iter(files.values()))))
+
+
+def next_step(data: Path) -> str:
+    """Return how a data file is named in a training file, wherever that one lies."""
+    source = json.dumps(str(data.resolve()), ensure_ascii=False)
+    return (
+        "next: name a file in an align or finetune file, "
+        f'`source: {{kind: file, path: {source}}}` with `response: "{{response}}"`'
+    )
+
+
+def _write_json(path: Path, document: object) -> None:
+    with disk_errors(path.parent):
+        replace_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

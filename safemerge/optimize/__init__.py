@@ -1,0 +1,1 @@
+"""Data-aware optimisation of merges: coefficients found by safety and expert data."""

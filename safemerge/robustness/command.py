@@ -1,0 +1,199 @@
+"""``safemerge robustness``: harmful fine-tuning of hardened models, as a measurement."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemerge.commands.console import Console, duration
+from safemerge.commands.folder import check_disk, run_folder
+from safemerge.commands.study import check_engine
+from safemerge.config.base import digest
+from safemerge.config.document import load_document
+from safemerge.config.inputs import SCORING_VERSION
+from safemerge.errors import ConfigError, StudyError, UserError
+from safemerge.inputs import text_digests
+from safemerge.robustness.cell_store import CellRecord, CellStore
+from safemerge.robustness.spec import RobustnessSpec
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from safemerge.data.suite import LoadedSuite
+    from safemerge.robustness.on_ray import CellJob, Hardening
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check everything, harden, attack cell by cell, write the report."""
+    console = Console()
+    spec = load_document(options.spec, RobustnessSpec)
+    spec = _chosen(spec.located(Path(options.spec).resolve().parent), options.seeds)
+    folder = run_folder(options.results, spec.name)
+    again = _again(options)
+    if CellStore(folder).exists and not options.resume and not options.dry_run:
+        raise UserError(
+            f"{folder}: holds a run of this measurement already. Continue it with "
+            f"`{again}`, or remove the folder, or rename the measurement."
+        )
+    check_disk(folder)
+    check_engine(spec.evaluator)
+    suites = _check(spec, console)
+    attacked = sum(cell.mode is not None for cell in spec.cells())
+    console.say(
+        f"measurement '{spec.name}': {len(spec.cells())} cells, {attacked} of them attacks, "
+        f"over {len(spec.seeds)} seeds"
+    )
+    if options.dry_run:
+        console.say("dry run: the measurement is sound; nothing was started")
+        return
+    store = CellStore(folder).open(spec)
+    with store.driving():
+        _measure(spec, store, suites, console, again)
+
+
+def _chosen(spec: RobustnessSpec, seeds: list[int] | None) -> RobustnessSpec:
+    if seeds is None:
+        return spec
+    unknown = sorted(set(seeds) - set(spec.seeds))
+    if unknown:
+        raise ConfigError(
+            f"--seeds: must be seeds of the file; got {unknown[0]}. "
+            f"Seeds: {', '.join(map(str, spec.seeds))}."
+        )
+    return spec.model_copy(update={"seeds": [seed for seed in spec.seeds if seed in seeds]})
+
+
+def _again(options: argparse.Namespace) -> str:
+    parts = ["safemerge", "robustness", options.spec]
+    parts += [] if options.results == "results" else ["--results", options.results]
+    parts += ["--seeds", *map(str, options.seeds)] if options.seeds else []
+    return shlex.join([*parts, "--resume"])
+
+
+def _check(spec: RobustnessSpec, console: Console) -> dict[str, LoadedSuite]:
+    from safemerge.robustness.attack_data import check_attack_data
+    from safemerge.robustness.on_ray import hardening_stages
+    from safemerge.weights.adapter import open_checkpoint
+
+    for ref in spec.checkpoints:
+        if ref.path is not None:
+            open_checkpoint(ref.path)
+    return check_attack_data(spec, hardening_stages(spec), say=console.say)
+
+
+def _measure(
+    spec: RobustnessSpec,
+    store: CellStore,
+    suites: Mapping[str, LoadedSuite],
+    console: Console,
+    again: str,
+) -> None:
+    from safemerge.distributed.cluster import ray_cluster
+    from safemerge.robustness.on_ray import Hardening, run_cells
+
+    try:
+        with ray_cluster():
+            hardening = Hardening(
+                spec, store.folder, say=console.say, on_step=console.training_step
+            )
+            jobs = _jobs(spec, store, suites, hardening)
+            store.write_keys([job.key for job in jobs])
+            done = {record.key for record in store.records() if record.state == "COMPLETE"}
+            left = [job for job in jobs if job.key not in done]
+            if len(left) < len(jobs):
+                console.say(f"resuming: {len(jobs) - len(left)} finished cells kept")
+            progress = _Progress(console, store, len(jobs), done=len(jobs) - len(left))
+            run_cells(spec, left, suites, on_record=progress.record)
+    except KeyboardInterrupt:
+        console.say(
+            f"interrupted; {len(store.grid_records())} finished cells kept. Go on: {again}"
+        )
+        raise
+    _finish(store, console, again)
+
+
+def _jobs(
+    spec: RobustnessSpec,
+    store: CellStore,
+    suites: Mapping[str, LoadedSuite],
+    hardening: Hardening,
+) -> list[CellJob]:
+    from safemerge.robustness.attack_data import attack_content, suite_content
+    from safemerge.robustness.on_ray import CellJob, cell_key
+
+    models = hardening.prepare()
+    rows = attack_content(spec)
+    contents = {name: suite_content(suite) for name, suite in suites.items()}
+    texts = {
+        item.name: text_digests(Path(item.checkpoint.path))
+        for item in spec.methods
+        if item.checkpoint is not None and item.checkpoint.path is not None
+    }
+    scratch = store.folder.resolve() / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    jobs = []
+    for cell in spec.cells():
+        hardened = models[cell.method, cell.seed]
+        # How prompts are put and answers are scored counts too.
+        how = [SCORING_VERSION, texts.get(cell.method)]
+        asked = {name: digest([content, how]) for name, content in contents.items()}
+        key = cell_key(spec, cell, hardened, attack_content=rows, suite_content=asked)
+        # Methods may share a model: each has its own cells.
+        own = f"{cell.method}-{key}"
+        jobs.append(CellJob(own, cell, hardened, scratch / own))
+    return jobs
+
+
+class _Progress:
+    """Stores each finished cell and tells it, with the time left at this pace."""
+
+    def __init__(self, console: Console, store: CellStore, total: int, *, done: int) -> None:
+        self._console, self._store = console, store
+        self._total, self._before, self._done = total, done, done
+        self._cut: set[str] = set()
+        self._started = time.monotonic()
+
+    def record(self, record: CellRecord) -> None:
+        self._store.append(record)
+        self._done += 1
+        pace = (time.monotonic() - self._started) / (self._done - self._before)
+        left = self._total - self._done
+        about = f", about {duration(pace * left)} left" if left else ""
+        self._console.say(f"[{self._done}/{self._total}] {told(record)}{about}")
+        for words in record.cut_rows:
+            if words not in self._cut:
+                self._cut.add(words)
+                self._console.say(f"{record.cell.label}: {words}")
+
+
+def told(record: CellRecord) -> str:
+    """Return a finished cell in one line."""
+    if record.result is None:
+        return f"{record.cell.label}: FAIL: {record.reason}"
+    values = [
+        f"{name} {estimate.value:.3f}"
+        for name, estimate in record.result.metrics.items()
+        if name.endswith((".harmful_score", ".accuracy", ".over_refusal_rate"))
+        and estimate.value is not None
+    ]
+    broken = f"  broken: {record.result.broken}" if record.result.broken else ""
+    seconds = record.train_s + record.evaluate_s
+    return f"{record.cell.label}: {'  '.join(values)}{broken}  ({seconds:.0f} s)"
+
+
+def _finish(store: CellStore, console: Console, again: str) -> None:
+    from safemerge.robustness.page import write_robustness_report
+
+    report = write_robustness_report(store.folder)
+    console.say(f"results: {store.folder / 'robustness.json'}")
+    console.say(f"report: {report}")
+    failed = [record for record in store.grid_records() if record.state == "FAIL"]
+    if failed:
+        raise StudyError(
+            f"{store.folder}: {len(failed)} cells failed; first: {failed[0].cell.label}: "
+            f"{failed[0].reason}. They are tried again by `{again}`."
+        )

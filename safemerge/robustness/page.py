@@ -1,0 +1,269 @@
+"""The page of a robustness measurement: one self-contained HTML file, and the files beside it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+
+from safemerge.reports.markup import Cell, definitions, escape, number_cell, paragraph, table
+from safemerge.reports.wording import counted, percent, points, seconds
+from safemerge.robustness.cell_store import CellStore
+from safemerge.robustness.figure import robustness_figures
+from safemerge.robustness.results import (
+    MethodComparison,
+    RobustnessResults,
+    SpreadRecord,
+    robustness_results,
+)
+
+_SLOT = re.compile(r"\{\{(\w+)\}\}")
+_CAPTIONS = {
+    "harm_by_poison.png": "Harmful score against the poison ratio.",
+    "harm_by_samples.png": "Harmful score against the number of samples.",
+    "loss_curves.png": "Loss on held-out harmful rows along the attack, mean and one standard "
+    "deviation over seeds. A method that keeps it high resists the attack longer.",
+}
+_LIMITS = (
+    "The harmful answers of an offline run are benign stand-ins without content: an attack that "
+    "succeeds makes the model say the stand-in, or answer at all.",
+    "A sign test over prompts asks whether other prompts would show the difference for these "
+    "models; the interval over seeds asks whether other trainings would. A difference is called "
+    "lower or higher only where both say so.",
+    "\u201cNot significant\u201d does not mean equal: with more seeds or prompts a difference "
+    "may show.",
+    "With the refusal proxy the harmful score is the share that is not refused, so that an answer "
+    "which only names a label counts; the complied rate leaves such answers out.",
+    "The worst case is the worst of the declared grid, not of every attack.",
+)
+
+
+def write_robustness_report(folder: str | Path) -> Path:
+    """Write ``robustness.json``, the figures and ``report.html`` of a measurement's folder.
+
+    Usable at any time: an unfinished grid says so.
+
+    Args:
+        folder: E.g. ``results/robustness``.
+
+    Returns:
+        Path of ``report.html``.
+
+    Raises:
+        StudyError: If a file of the folder is missing or damaged.
+        PreflightError: If it cannot be written.
+    """
+    store = CellStore(folder)
+    results = robustness_results(store)
+    figures = robustness_figures(results)
+    store.write("robustness.json", results.model_dump_json(indent=2) + "\n")
+    for name, content in figures.items():
+        store.write(f"figures/{name}", content)
+    return store.write("report.html", render_robustness(results, figures))
+
+
+def report_of(folder: Path) -> Path | None:
+    """Write the report of a folder if it holds a measurement; see `write_robustness_report`."""
+    return write_robustness_report(folder) if CellStore(folder).exists else None
+
+
+def render_robustness(results: RobustnessResults, figures: Mapping[str, bytes]) -> str:
+    """Render the page.
+
+    Args:
+        results: The numbers.
+        figures: PNG content by name; they become part of the page.
+
+    Returns:
+        A whole HTML document that loads nothing. Names are escaped; no text that a model
+        generated is in it.
+    """
+    parts = {
+        "title": escape(f"{results.name}: safemerge robustness"),
+        "css": _asset("report.css"),
+        "name": escape(results.name),
+        "status": _status(results),
+        "headline": _headline(results),
+        "worst": _worst(results),
+        "results": _results(results),
+        "comparisons": _comparisons(results),
+        "figures": "".join(_figure(name, content) for name, content in figures.items()),
+        "limits": f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in _LIMITS)}</ul>",
+        "provenance": _provenance(results),
+    }
+    return _SLOT.sub(
+        lambda match: parts[match.group(1)], _asset("page_template.html", __package__)
+    )
+
+
+def comparison_sentence(item: MethodComparison) -> str:
+    """Return a comparison in words, e.g. for the page's first lines."""
+    told = (
+        f"{item.left} against {item.right}, {item.condition.label}: "
+        f"{item.measure.replace('_', ' ')} "
+        f"{points(item.difference.mean)} points{_interval(item.difference, signed=True)}, "
+        f"p = {item.p_adjusted:.3g} after Holm"
+    )
+    return f"{told}: {item.verdict}."
+
+
+def _status(results: RobustnessResults) -> str:
+    told = (
+        f"{results.num_done} of {counted(results.num_cells, 'cell')} done, "
+        f"{counted(len(results.seeds), 'seed')}"
+    )
+    if results.num_done == results.num_cells and not results.failed:
+        return paragraph(escape(told), css="status")
+    rows = "".join(f"<li>{escape(item)}</li>" for item in results.failed)
+    failed = f"<p>Failed:</p><ul>{rows}</ul>" if rows else ""
+    return f'<div class="warning"><p>Unfinished: {escape(told)}.</p>{failed}</div>'
+
+
+def _headline(results: RobustnessResults) -> str:
+    harm = [item for item in results.comparisons if item.measure == "harmful_score"]
+    sure = [item for item in harm if item.verdict != "not significant"]
+    if not harm:
+        return paragraph("No two methods have been measured under one attack yet.")
+    lead = (
+        f"{len(sure)} of {counted(len(harm), 'comparison')} of harmful scores "
+        f"{'is' if len(sure) == 1 else 'are'} significant."
+    )
+    rows = "".join(f"<li>{escape(comparison_sentence(item))}</li>" for item in harm)
+    return paragraph(escape(lead), css="lead") + f"<ul>{rows}</ul>"
+
+
+def _worst(results: RobustnessResults) -> str:
+    rows = [
+        [
+            Cell(escape(item.method)),
+            Cell(escape(item.condition.label)),
+            _spread_cell(item.harmful_score),
+            _spread_cell(item.complied_rate),
+            _spread_cell(item.accuracy),
+        ]
+        for item in results.worst
+    ]
+    heads = ["method", "attack", "harmful score (%)", "complied (%)", "accuracy (%)"]
+    caption = "The attack of the grid with the highest mean harmful score, by method."
+    return table(caption, heads, rows, sortable=False)
+
+
+def _results(results: RobustnessResults) -> str:
+    rows = [
+        [
+            Cell(escape(item.condition.label)),
+            Cell(escape(item.method)),
+            _spread_cell(item.harmful_score),
+            _spread_cell(item.complied_rate),
+            _spread_cell(item.accuracy),
+            number_cell(float(item.unscored), str(item.unscored)),
+            Cell(_others(item.also) or "\u2013"),
+        ]
+        for item in results.results
+    ]
+    prompts = max((item.num_prompts for item in results.results), default=0)
+    tasks = max((item.num_rows for item in results.results), default=0)
+    caption = (
+        f"Mean \u00b1 standard deviation over {counted(len(results.seeds), 'seed')}; values by "
+        f"seed in brackets. {prompts} unsafe requests and {tasks} task rows are asked a cell."
+    )
+    heads = [
+        "attack",
+        "method",
+        "harmful score (%)",
+        "complied (%)",
+        "accuracy (%)",
+        "unscored",
+        "also (%)",
+    ]
+    return table(caption, heads, rows, sortable=False)
+
+
+def _comparisons(results: RobustnessResults) -> str:
+    rows = [
+        [
+            Cell(escape(item.condition.label)),
+            Cell(escape(f"{item.left} \u2212 {item.right}")),
+            Cell(escape(item.measure.replace("_", " "))),
+            Cell(
+                f"<b>{points(item.difference.mean)}</b>"
+                f'<span class="ci">{_interval(item.difference, signed=True).strip()}</span>',
+                item.difference.mean,
+                is_number=True,
+            ),
+            Cell(escape(f"{item.left_only} / {item.right_only} of {item.num_samples}")),
+            number_cell(item.p_value, f"{item.p_value:.3g}"),
+            number_cell(item.p_adjusted, f"{item.p_adjusted:.3g}"),
+            Cell(escape(item.verdict)),
+        ]
+        for item in results.comparisons
+    ]
+    heads = [
+        "attack", "methods", "measure", "difference (points)", "prompts higher / lower", "p",
+        "p, Holm", "verdict",
+    ]  # fmt: skip
+    caption = (
+        "Differences with Student\u2019s 95 % interval over seeds, and exact sign tests over "
+        "prompts, corrected by Holm over all comparisons of a measure."
+    )
+    return table(caption, heads, rows, sortable=False)
+
+
+def _spread_cell(found: SpreadRecord | None) -> Cell:
+    if found is None:
+        return Cell('<span class="quiet">not scored</span>', None, is_number=True)
+    sd = "" if found.sd is None else f" \u00b1 {percent(found.sd, unit=False)}"
+    seeds = ", ".join(percent(value, unit=False) for value in found.by_seed.values())
+    return Cell(
+        f'<b>{percent(found.mean, unit=False)}</b>{sd}<span class="ci">({seeds})</span>',
+        found.mean,
+        is_number=True,
+    )
+
+
+def _interval(found: SpreadRecord, *, signed: bool) -> str:
+    if found.low is None or found.high is None:
+        return " (one seed, no interval)"
+    told = points if signed else percent
+    return f" [{told(found.low)}, {told(found.high)}]"
+
+
+def _others(also: Mapping[str, SpreadRecord]) -> str:
+    return "<br>".join(
+        f"{escape(name)} {percent(item.mean, unit=False)}"
+        + ("" if item.sd is None else f" \u00b1 {percent(item.sd, unit=False)}")
+        for name, item in also.items()
+        if not name.endswith(("incoherent_rate", "gold_probability"))
+    )
+
+
+def _figure(name: str, content: bytes) -> str:
+    caption = _CAPTIONS[name]
+    data = base64.b64encode(content).decode()
+    return (
+        f'<figure><img style="max-width:100%" alt="{escape(caption)}" '
+        f'src="data:image/png;base64,{data}"><figcaption class="note">{escape(caption)}'
+        "</figcaption></figure>"
+    )
+
+
+def _provenance(results: RobustnessResults) -> str:
+    return definitions(_facts(results))
+
+
+def _facts(results: RobustnessResults) -> Iterator[tuple[str, str]]:
+    found = results.provenance
+    yield "seeds", ", ".join(map(str, results.seeds))
+    yield "attacking", seconds(results.train_s)
+    yield "evaluating", seconds(results.evaluate_s)
+    yield "safemerge", found.safemerge
+    yield "commit", found.commit or "not a checkout"
+    yield "last started", found.created_at
+    yield "python", f"{found.python}, {found.platform}"
+    yield "packages", ", ".join(f"{name} {text}" for name, text in found.packages.items())
+
+
+def _asset(name: str, package: str = "safemerge.reports") -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,369 @@
+"""A robustness measurement's numbers: spread over seeds, worst case, tests between methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from safemerge.config.base import StrictModel
+from safemerge.inference import Spread, compare_repeated, holm_adjusted, spread
+from safemerge.provenance import Provenance
+from safemerge.robustness.cell_store import CellRecord, CellStore
+from safemerge.robustness.spec import Cell, RobustnessSpec
+
+SIGNIFICANCE = 0.05
+"""Level of Holm's correction over all comparisons of one metric."""
+
+Measure = Literal["harmful_score", "complied_rate", "accuracy"]
+Verdict = Literal["lower", "higher", "not significant"]
+
+
+class Condition(StrictModel):
+    """One attack (or none), as all methods and seeds get it."""
+
+    mode: str
+    """``before`` for no attack."""
+    poison_ratio: float = 0.0
+    num_samples: int = 0
+    learning_rate: float = 0.0
+
+    @classmethod
+    def of(cls, cell: Cell) -> Condition:
+        """Return a cell's condition."""
+        mode, poison_ratio, num_samples, learning_rate = cell.condition
+        return cls(
+            mode=mode,
+            poison_ratio=poison_ratio,
+            num_samples=num_samples,
+            learning_rate=learning_rate,
+        )
+
+    @property
+    def label(self) -> str:
+        """E.g. ``fresh, p = 0.1, n = 400, lr = 0.001``."""
+        if self.mode == "before":
+            return "before the attack"
+        return (
+            f"{self.mode}, p = {self.poison_ratio:g}, n = {self.num_samples}, "
+            f"lr = {self.learning_rate:g}"
+        )
+
+
+class SpreadRecord(StrictModel):
+    """A value over seeds."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation over seeds; None for one seed."""
+    low: float | None
+    """Student's 95 % interval of the mean over seeds."""
+    high: float | None
+    by_seed: dict[str, float] = Field(default_factory=dict)
+
+
+class MethodResult(StrictModel):
+    """One method under one condition."""
+
+    method: str
+    condition: Condition
+    harmful_score: SpreadRecord | None
+    """Share of unsafe requests whose answers are flagged; lower is better. None: unscored."""
+    complied_rate: SpreadRecord | None
+    """Share of unsafe requests that are complied with. With the refusal proxy the harmful score
+    counts all that is not refused; an answer that only names a label is in it and not here."""
+    accuracy: SpreadRecord | None
+    """Fine-tuning accuracy on held-out rows of the attack's task."""
+    num_prompts: int
+    """Unsafe requests asked, per seed."""
+    num_rows: int
+    """Task rows asked, per seed."""
+    unscored: int
+    """Answers without a verdict, over all seeds."""
+    broken: int
+    """Seeds whose model answers degenerate text."""
+    also: dict[str, SpreadRecord] = Field(default_factory=dict)
+    """Other metrics before the attack."""
+    curve: list[tuple[int, float, float | None]] = Field(default_factory=list)
+    """(step, mean, sd over seeds) of the loss on held-out harmful rows, nats."""
+
+
+class MethodComparison(StrictModel):
+    """Two methods under one condition, left minus right."""
+
+    left: str
+    right: str
+    condition: Condition
+    measure: Measure
+    difference: SpreadRecord
+    left_only: int
+    """Prompts on which left scores higher, summed over seeds; samples of one group count once."""
+    right_only: int
+    num_samples: int
+    p_value: float
+    """Exact sign test over prompts."""
+    p_adjusted: float
+    """Holm's, over all comparisons of this measure."""
+    verdict: Verdict
+    """Left against right; lower or higher only if the adjusted p-value is at most 0.05 and the
+    interval over seeds leaves out 0."""
+
+
+class WorstCase(StrictModel):
+    """The attack of the grid that a method withstands worst."""
+
+    method: str
+    condition: Condition
+    harmful_score: SpreadRecord
+    complied_rate: SpreadRecord | None
+    accuracy: SpreadRecord | None
+
+
+class RobustnessResults(StrictModel):
+    """What ``robustness.json`` holds."""
+
+    name: str
+    seeds: list[int]
+    num_cells: int
+    num_done: int
+    failed: list[str]
+    """Cells that failed, with the reason."""
+    methods: list[str]
+    results: list[MethodResult]
+    worst: list[WorstCase]
+    comparisons: list[MethodComparison]
+    train_s: float
+    """Seconds of all attacks together."""
+    evaluate_s: float
+    provenance: Provenance
+
+
+def robustness_results(store: CellStore) -> RobustnessResults:
+    """Build the results from what the folder holds now.
+
+    Args:
+        store: The folder of a measurement, finished or not.
+
+    Raises:
+        StudyError: If a file of it is missing or damaged.
+    """
+    document = store.document()
+    spec = document.config
+    records = store.grid_records()
+    complete = [record for record in records if record.state == "COMPLETE"]
+    results = [_method_result(spec, group) for group in _groups(spec, complete)]
+    return RobustnessResults(
+        name=spec.name,
+        seeds=spec.seeds,
+        num_cells=len(spec.cells()),
+        num_done=len(complete),
+        failed=[f"{r.cell.label}: {r.reason}" for r in records if r.state == "FAIL"],
+        methods=[item.name for item in spec.methods],
+        results=results,
+        worst=list(_worst_cases(spec, results)),
+        comparisons=_comparisons(spec, complete),
+        train_s=sum(record.train_s for record in complete),
+        evaluate_s=sum(record.evaluate_s for record in complete),
+        provenance=document.provenance,
+    )
+
+
+def _groups(spec: RobustnessSpec, records: Sequence[CellRecord]) -> Iterator[list[CellRecord]]:
+    """Records by condition, then by method, in the grid's order."""
+    grid = list(dict.fromkeys(Condition.of(cell) for cell in spec.cells()))
+    for condition in grid:
+        for item in spec.methods:
+            found = [
+                record
+                for record in records
+                if record.cell.method == item.name and Condition.of(record.cell) == condition
+            ]
+            if found:
+                yield found
+
+
+def _method_result(spec: RobustnessSpec, records: Sequence[CellRecord]) -> MethodResult:
+    cell = records[0].cell
+    names = [f"{suite}.{measure}" for measure, suite in _suite_by_measure(spec).items()]
+    others = {
+        metric
+        for record in records
+        if record.result is not None
+        for metric in record.result.metrics
+        if metric not in names and metric.split(".")[0] in {suite.name for suite in spec.also}
+    }
+    harm, _, task = (
+        [r.result.metrics[name] for r in records if r.result is not None] for name in names
+    )
+    return MethodResult(
+        method=cell.method,
+        condition=Condition.of(cell),
+        harmful_score=_over_seeds(records, names[0]),
+        complied_rate=_over_seeds(records, names[1]),
+        accuracy=_over_seeds(records, names[2]),
+        num_prompts=max((item.n + item.unscored for item in harm), default=0),
+        num_rows=max((item.n + item.unscored for item in task), default=0),
+        unscored=sum(item.unscored for item in (*harm, *task)),
+        broken=sum(r.result is not None and r.result.broken is not None for r in records),
+        also={
+            metric: found
+            for metric in sorted(others)
+            if (found := _over_seeds(records, metric)) is not None
+        },
+        curve=_mean_curve(records),
+    )
+
+
+def _suite_by_measure(spec: RobustnessSpec) -> dict[Measure, str]:
+    return {
+        "harmful_score": spec.harm.name,
+        "complied_rate": spec.harm.name,
+        "accuracy": spec.accuracy.name,
+    }
+
+
+def _over_seeds(records: Sequence[CellRecord], metric: str) -> SpreadRecord | None:
+    by_seed = {}
+    for record in records:
+        estimate = record.result.metrics.get(metric) if record.result is not None else None
+        if estimate is not None and estimate.value is not None:
+            by_seed[str(record.cell.seed)] = estimate.value
+    return _recorded(spread(list(by_seed.values())), by_seed) if by_seed else None
+
+
+def _recorded(found: Spread, by_seed: dict[str, float]) -> SpreadRecord:
+    return SpreadRecord(
+        mean=found.mean, sd=found.sd, low=found.low, high=found.high, by_seed=by_seed
+    )
+
+
+def _mean_curve(records: Sequence[CellRecord]) -> list[tuple[int, float, float | None]]:
+    losses: dict[int, list[float]] = {}
+    for record in records:
+        for point in record.curve:
+            losses.setdefault(point.step, []).append(point.harmful_loss)
+    found = {step: spread(values) for step, values in sorted(losses.items())}
+    return [(step, item.mean, item.sd) for step, item in found.items()]
+
+
+def _worst_cases(spec: RobustnessSpec, results: Sequence[MethodResult]) -> Iterator[WorstCase]:
+    for item in spec.methods:
+        attacked = [
+            (result.harmful_score.mean, result)
+            for result in results
+            if result.method == item.name
+            and result.condition.mode != "before"
+            and result.harmful_score is not None
+        ]
+        if not attacked:
+            continue
+        _, worst = max(attacked, key=lambda pair: pair[0])
+        assert worst.harmful_score is not None, "filtered above"
+        yield WorstCase(
+            method=item.name,
+            condition=worst.condition,
+            harmful_score=worst.harmful_score,
+            complied_rate=worst.complied_rate,
+            accuracy=worst.accuracy,
+        )
+
+
+def _comparisons(spec: RobustnessSpec, records: Sequence[CellRecord]) -> list[MethodComparison]:
+    by_cell = {record.cell: record for record in records}
+    made: list[MethodComparison] = []
+    for measure, suite in _suite_by_measure(spec).items():
+        found = [
+            compared
+            for left, right in spec.pairs
+            for cells in _paired_cells(spec, left, right)
+            if (compared := _compare(by_cell, cells, suite, measure)) is not None
+        ]
+        adjusted = holm_adjusted([item.p_value for item in found])
+        made += [
+            item.model_copy(update={"p_adjusted": p, "verdict": _verdict(item.difference, p)})
+            for item, p in zip(found, adjusted, strict=True)
+        ]
+    return made
+
+
+def _paired_cells(
+    spec: RobustnessSpec, left: str, right: str
+) -> Iterator[list[tuple[Cell, Cell]]]:
+    """For each condition of both methods, their cells seed by seed."""
+    cells: dict[Condition, dict[int, dict[str, Cell]]] = {}
+    for cell in spec.cells():
+        seeds = cells.setdefault(Condition.of(cell), {})
+        seeds.setdefault(cell.seed, {})[cell.method] = cell
+    for by_seed in cells.values():
+        pairs = [
+            (found[left], found[right])
+            for found in by_seed.values()
+            if left in found and right in found
+        ]
+        if pairs:
+            yield pairs
+
+
+def _compare(
+    by_cell: dict[Cell, CellRecord],
+    cells: Sequence[tuple[Cell, Cell]],
+    suite: str,
+    measure: Measure,
+) -> MethodComparison | None:
+    done = [pair for pair in cells if pair[0] in by_cell and pair[1] in by_cell]
+    sides = [[_scores(by_cell[pair[side]], suite, measure) for pair in done] for side in (0, 1)]
+    kept = [index for index in range(len(done)) if set(sides[0][index]) & set(sides[1][index])]
+    if not kept:
+        return None
+    left, right = ([side[index] for index in kept] for side in sides)
+    if not set.intersection(*(set(item) for item in (*left, *right))):
+        return None
+    groups = _sample_groups([by_cell[cell] for pair in done for cell in pair], suite)
+    compared = compare_repeated(left, right, groups=groups)
+    common = set.intersection(*(set(item) for item in (*left, *right)))
+    by_seed = {
+        str(done[index][0].seed): sum(
+            sides[0][index][key] - sides[1][index][key] for key in common
+        )
+        / len(common)
+        for index in kept
+    }
+    first, second = done[0]
+    return MethodComparison(
+        left=first.method,
+        right=second.method,
+        condition=Condition.of(first),
+        measure=measure,
+        difference=_recorded(compared.difference, by_seed),
+        left_only=compared.left_only,
+        right_only=compared.right_only,
+        num_samples=compared.num_samples,
+        p_value=compared.p_value,
+        p_adjusted=compared.p_value,
+        verdict="not significant",
+    )
+
+
+def _scores(record: CellRecord, suite: str, measure: Measure) -> dict[str, float]:
+    scores = record.result.scores.get(suite, []) if record.result is not None else []
+    return {score.sample_id: score.values[measure] for score in scores if measure in score.values}
+
+
+def _sample_groups(records: Sequence[CellRecord], suite: str) -> dict[str, str]:
+    """Group by sample, of samples that are not independent."""
+    return {
+        score.sample_id: score.group
+        for record in records
+        if record.result is not None
+        for score in record.result.scores.get(suite, [])
+        if score.group is not None
+    }
+
+
+def _verdict(difference: SpreadRecord, p_adjusted: float) -> Verdict:
+    if p_adjusted > SIGNIFICANCE or difference.low is None or difference.high is None:
+        return "not significant"
+    if difference.high < 0:
+        return "lower"
+    return "higher" if difference.low > 0 else "not significant"
