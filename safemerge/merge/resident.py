@@ -125,8 +125,6 @@ class ResidentCheckpoints:
             checkpoints[ref.name] = _open_model(where, ref, base)
         checkpoints = dict(in_one_vocabulary(recipe, checkpoints))
         base = checkpoints[recipe.base.name]
-        if for_engine:
-            _check_shape(where, base)
         check_digests(recipe)
         said: tuple[str, ...] = ()
         if check:
@@ -137,6 +135,8 @@ class ResidentCheckpoints:
             }
             check_agreement(base, experts, mixed_dtypes=recipe.dtype != "base", where=where)
             said = (*notices(base, experts), *tokenizer_notices(recipe))
+        if for_engine:
+            _check_shape(where, base)
         check_groups(recipe, base.distinct_names)
         refs = {ref.name: ref for ref in recipe.checkpoints}
         statistics = {
