@@ -54,7 +54,7 @@ def test_commands_that_only_look_import_nothing_heavy(arguments):
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "records", "store", "pareto", "statistics", "reports", "errors"]
+    "module", ["config", "records", "store", "pareto", "inference", "reports", "errors"]
 )
 def test_light_rooms_import_nothing_heavy(module):
     found = loaded(f"import safemerge.{module}")
