@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from safemerge.errors import PreflightError
 
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Object store of a local cluster: only recipes and results travel, never weights."""
+
+START_TRIES = 2
+"""How often a local cluster is started before its failure is reported."""
 
 ANSWER_S = 20.0
 """How long a named cluster may take to answer."""
@@ -50,14 +53,7 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         else:
             # No machine of a local cluster is ever drained: one process less for each stage.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _start_local(num_cpus)
     except Exception as error:  # noqa: BLE001
         # A border: Ray raises a bare Exception where its processes start too slowly.
         where = f"RAY_ADDRESS={address}" if address else "local Ray"
@@ -74,6 +70,39 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         with _uninterrupted():
             ray.shutdown()
+
+
+def _start_local(num_cpus: int | None) -> None:
+    """Start a local cluster; where its processes start too slowly, once more.
+
+    Ray gives them 30 seconds, which busy cores may need for loading alone; the second time they
+    are in memory.
+    """
+    import psutil
+    import ray
+
+    for tries_left in reversed(range(START_TRIES)):
+        others = psutil.Process().children(recursive=True)
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception:
+            # A border: Ray raises a bare Exception, and leaves what it started.
+            ray.shutdown()
+            started = set(psutil.Process().children(recursive=True)) - set(others)
+            for process in started:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if not tries_left:
+                raise
+        else:
+            return
 
 
 def _check_answers(address: str) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import subprocess
 from concurrent import futures
 
 import grpc
@@ -42,6 +43,23 @@ def test_a_cluster_that_does_not_answer_is_told_in_one_line(no_ray, address, tol
     with pytest.raises(PreflightError, match=told) as caught, ray_cluster():
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_a_local_cluster_that_starts_too_slowly_is_started_once_more(no_ray):
+    left_behind = []
+
+    def too_slow_once(**_):
+        if not left_behind:
+            left_behind.append(subprocess.Popen(["sleep", "60"]))
+            raise Exception("The current node timed out during startup.")
+
+    no_ray.setattr(ray, "init", too_slow_once)
+    mine = subprocess.Popen(["sleep", "60"])
+    with ray_cluster():
+        assert left_behind[0].wait(timeout=10) == -signal.SIGKILL
+        assert mine.poll() is None
+    mine.kill()
+    mine.wait()
 
 
 def test_a_port_of_something_else_is_told_and_not_waited_for(no_ray):
