@@ -215,12 +215,15 @@ class Evaluator(Application):
         PreflightError, EngineError: See `Application`.
     """
 
+    replica = EvaluatorReplica
+    """Class of its replicas."""
+
     def __init__(self, spec: StudySpec, *, app: str) -> None:
         evaluator = placed(spec.evaluator)
         spec = spec.model_copy(update={"evaluator": evaluator})
         judges, service = spec.served_judges, spec.judge_service
         super().__init__(
-            EvaluatorReplica,
+            self.replica,
             spec.model_dump_json(by_alias=True),
             *([bound_judges(judges, service)] if judges else []),
             app=app,

@@ -13,10 +13,11 @@ from safemerge.commands.console import Console
 from safemerge.commands.study import resolve_study
 from safemerge.config.study import StudySpec
 from safemerge.distributed import evaluator as evaluator_module
+from safemerge.distributed import serving
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.distributed.evaluator import Evaluator, EvaluatorReplica
 from safemerge.distributed.search import evaluate_report_split, search_round
-from safemerge.errors import EngineError
+from safemerge.errors import CheckpointError, EngineError
 from safemerge.search.study import SearchStudy
 from safemerge.store import RunStore
 from tests.integration.driving import PATIENCE, wait_until
@@ -51,8 +52,8 @@ def spec(study_document):
 @pytest.fixture(scope="module")
 def evaluator(spec):
     with pytest.MonkeyPatch.context() as patch, ray_cluster(num_cpus=2):
-        patch.setattr(evaluator_module, "EvaluatorReplica", BreakableReplica)
-        patch.setattr(evaluator_module, "HEALTH_CHECK_EVERY_S", 1.0)
+        patch.setattr(Evaluator, "replica", BreakableReplica)
+        patch.setattr(serving, "HEALTH_CHECK_EVERY_S", 1.0)
         with Evaluator(spec, app=APP) as evaluator:
             yield evaluator
 
@@ -134,7 +135,8 @@ def test_a_replica_killed_in_the_report_split_costs_no_candidate(evaluator, spec
     )
 
 
-def test_a_replica_that_does_not_come_up_says_why(evaluator, spec):
+def test_a_replica_says_what_was_wrong_when_it_started(evaluator, spec, recipe):
     gone = spec.base.model_copy(update={"path": "/gone"})
-    with pytest.raises(EngineError, match=r"no replica came up; got: .*/gone"):
-        Evaluator(spec.model_copy(update={"base": gone}), app="safemerge-gone")
+    other = Evaluator(spec.model_copy(update={"base": gone}), app="safemerge-gone")
+    with other, pytest.raises(CheckpointError, match="/gone"):
+        other.score(recipe, "search")

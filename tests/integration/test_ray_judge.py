@@ -156,7 +156,7 @@ def test_answers_of_a_killed_judge_are_judged_by_the_next(evaluator, judge, spec
     whole = evaluator.score(recipe, "search")
     ask(judge.set_mode, "hang")
     _, _, pid = ask(judge.counts)
-    response = evaluator._ask(recipe, "search")
+    response = evaluator._handle.score.remote(recipe.model_dump_json(by_alias=True), "search")
     while ask(judge.counts)[0] == 0:
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
