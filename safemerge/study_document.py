@@ -10,7 +10,7 @@ from safemerge.config.base import StrictModel, digest
 from safemerge.config.identity import first_difference, study_identity
 from safemerge.config.inputs import AskedRows, InputChange, StudyInputs, input_changes
 from safemerge.config.study import StudySpec
-from safemerge.errors import ChangedRunError, StudyError
+from safemerge.errors import ChangedRunError
 from safemerge.inputs import file_inputs
 from safemerge.provenance import Provenance, current_provenance
 
@@ -72,7 +72,7 @@ def check_same_study(
         where: The run's folder, for messages.
 
     Raises:
-        StudyError: With the first differing path and both values.
+        ChangedRunError: With the first differing path and both values.
         ChangedRunError: If what the study reads has changed; names it. Or if the run is of an
             earlier version, which did not record it.
     """
@@ -81,7 +81,7 @@ def check_same_study(
     difference = first_difference(before, now)
     if difference is not None:
         path, was, given = difference
-        raise StudyError(
+        raise ChangedRunError(
             f"study '{stored.study}': digest of the stored config differs "
             f"({digest(before)[:4]} vs {digest(now)[:4]}) at {path}: {was} vs {given}. "
             "Use a new study name."

@@ -91,12 +91,13 @@ def test_a_point_of_the_front_is_exported(searched, safemerge, tmp_path):
 def test_a_study_that_changed_is_not_resumed(searched, study_document):
     folder = searched[0]
     objectives = study_document["objectives"]
-    changed = [objectives[0] | {"reference": -1.0}, *objectives[1:]]
+    changed = [objectives[0] | {"reference": 0.1}, *objectives[1:]]
     study = write_study_to(folder, study_document | {"objectives": changed})
 
     done = run_safemerge(folder, "search", study, "--resume")
 
-    assert done.returncode == 1
+    assert done.returncode == 2
+    assert "digest of the stored config differs" in done.stderr
     assert "objectives" in done.stderr
     assert "Traceback" not in done.stderr
 
