@@ -72,9 +72,8 @@ def check_same_study(
         where: The run's folder, for messages.
 
     Raises:
-        ChangedRunError: With the first differing path and both values.
-        ChangedRunError: If what the study reads has changed; names it. Or if the run is of an
-            earlier version, which did not record it.
+        ChangedRunError: If the study differs (names the first path and both values), or what it
+            reads has changed, or the run is of an earlier version, which did not record that.
     """
     before = study_identity(stored.config, other=spec)
     now = study_identity(spec, other=stored.config)
