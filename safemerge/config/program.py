@@ -79,6 +79,16 @@ def register(program: Program) -> None:
     PROGRAMS[program.name] = program
 
 
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where run folders lie."""
+    parser.add_argument(
+        "--results",
+        default="results",
+        metavar="DIR",
+        help="folder for run folders (default: results)",
+    )
+
+
 def load_attribute(path: str) -> Any:
     """Import what ``package.module:name`` names."""
     module, _, name = path.partition(":")

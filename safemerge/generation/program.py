@@ -2,19 +2,14 @@
 
 import argparse
 
-from safemerge.config.program import Program
+from safemerge.config.program import Program, add_results
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "spec", metavar="GENERATE.yaml", help="questions, models, judge (see search_spaces/)"
     )
-    parser.add_argument(
-        "--results",
-        default="results",
-        metavar="DIR",
-        help="folder for run folders (default: results)",
-    )
+    add_results(parser)
     parser.add_argument(
         "--resume", action="store_true", help="continue: whatever was asked already is kept"
     )

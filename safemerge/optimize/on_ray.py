@@ -1,4 +1,4 @@
-"""Data-aware optimisation of a merge on Ray Train or Serve: one run, resumable."""
+"""Data-aware optimisation on Ray Train, resumable, or over Serve replicas that score pairs."""
 
 from __future__ import annotations
 

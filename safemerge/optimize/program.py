@@ -2,17 +2,12 @@
 
 import argparse
 
-from safemerge.config.program import Program
+from safemerge.config.program import Program, add_results
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="OPTIMIZE.yaml", help="what to merge, by which data")
-    parser.add_argument(
-        "--results",
-        default="results",
-        metavar="DIR",
-        help="folder for run folders (default: results)",
-    )
+    add_results(parser)
     parser.add_argument(
         "--resume", action="store_true", help="continue a run from its last checkpoint"
     )

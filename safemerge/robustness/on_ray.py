@@ -1,4 +1,4 @@
-"""The cells of a robustness measurement as Ray tasks: attack, then ask the suites."""
+"""A robustness measurement on Ray: models hardened once, cells attacked and asked as tasks."""
 
 from __future__ import annotations
 
