@@ -7,16 +7,16 @@ import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from safemerge.config.method import METHOD_SPECS
+from safemerge.config.method import method_rows
 from safemerge.config.problems import did_you_mean
 from safemerge.config.program import PROGRAMS, MethodTable, load_attribute
-from safemerge.config.step import STEP_SPECS
+from safemerge.config.step import STEPS
 from safemerge.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
 
-    from safemerge.config.base import StrictModel
+    from safemerge.config.method_row import MethodRow
 
 _SHARED = ("name", "on", "experts")
 """Fields that the short table leaves out."""
@@ -53,63 +53,22 @@ def describe() -> list[dict[str, Any]]:
         required, default, allowed (its values by the declaration) and usual (the range worth
         searching, or null).
     """
-    from safemerge.merge.step import STEPS
-    from safemerge.merge.table import METHODS
-
-    documents = []
-    for name, spec in METHOD_SPECS.items():
-        row = METHODS[name]
-        usual = {item.name: item for item in row.parameters}
-        parameters = _parameters(spec)
-        for parameter in parameters:
-            found = usual.get(parameter["name"])
-            if found is not None:
-                bracket = "[" if found.low_included else "("
-                parameter["usual"] = f"{bracket}{found.low:g}, {found.high:g}]"
-        documents.append(
-            {
-                "name": name,
-                "kind": "method",
-                "title": row.title,
-                "summary": _summary(spec),
-                "uses_base": row.uses_base,
-                "parameters": parameters,
-                "citation": row.citation,
-                "url": row.url,
-                "variant": row.variant,
-            }
-        )
-    for name, step in STEP_SPECS.items():
-        step_row = STEPS[name]
-        documents.append(
-            {
-                "name": name,
-                "kind": "step",
-                "title": step_row.title,
-                "summary": _summary(step),
-                "uses_base": True,
-                "parameters": _parameters(step),
-                "citation": step_row.citation,
-                "url": step_row.url,
-                "variant": step_row.variant,
-            }
-        )
-    for table in _program_tables():
-        for added in table.rows.values():
-            documents.append(
-                {
-                    "name": added.name,
-                    "kind": table.kind,
-                    "title": added.title,
-                    "summary": added.summary,
-                    "uses_base": added.uses_base,
-                    "parameters": _parameters(added.spec),
-                    "citation": added.citation,
-                    "url": added.url,
-                    "variant": added.variant,
-                }
-            )
-    return documents
+    rows = [*method_rows().values(), *STEPS.values()]
+    rows += [row for table in _program_tables() for row in table.rows.values()]
+    return [
+        {
+            "name": row.name,
+            "kind": row.kind,
+            "title": row.source.title,
+            "summary": row.summary,
+            "uses_base": row.uses_base,
+            "parameters": _parameters(row),
+            "citation": row.source.citation,
+            "url": row.source.url,
+            "variant": row.source.variant,
+        }
+        for row in rows
+    ]
 
 
 def _program_tables() -> list[MethodTable]:
@@ -117,13 +76,10 @@ def _program_tables() -> list[MethodTable]:
     return [load_attribute(path) for path in paths if path is not None]
 
 
-def _summary(spec: type[StrictModel]) -> str:
-    return (spec.__doc__ or "").strip().splitlines()[0]
-
-
-def _parameters(spec: type[StrictModel]) -> list[dict[str, Any]]:
-    schema = spec.model_json_schema(by_alias=True)
+def _parameters(row: MethodRow) -> list[dict[str, Any]]:
+    schema = row.spec.model_json_schema(by_alias=True)
     required = set(schema.get("required", ()))
+    usual = row.usual
     return [
         {
             "name": name,
@@ -131,10 +87,10 @@ def _parameters(spec: type[StrictModel]) -> list[dict[str, Any]]:
             "required": name in required,
             "default": item.get("default"),
             "allowed": _allowed(item),
-            "usual": None,
+            "usual": str(usual[name]) if name in usual else None,
         }
         for name, item in schema["properties"].items()
-        if name != "name"
+        if name not in ("name", "plugin")
     ]
 
 
@@ -216,7 +172,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 )
         lines.append("")
     lines.append("In brackets after an optimiser's setting: its default.")
-    lines.append("'safemerge methods NAME' tells more: each parameter, and whose variant it is.")
+    lines.append("'safemerge methods NAME' says more: each parameter, and whose variant it is.")
     return "\n".join(lines)
 
 
@@ -225,8 +181,9 @@ def _full(row: dict[str, Any]) -> str:
     kind = labels[row["kind"]]
     base = "task vectors from the base" if row["uses_base"] else "whole weights"
     lines = [f"{row['name']}: {row['title']}, {kind}", "", row["summary"], ""]
-    lines += [f"works on  {base}", f"source    {row['citation']}", f"          {row['url']}"]
-    wrapped = textwrap.wrap(row["variant"], 86)
+    lines += [f"works on  {base}", f"source    {row['citation']}"]
+    lines += [f"          {row['url']}"] if row["url"] else []
+    wrapped = textwrap.wrap(row["variant"], 86) or ["as its package has it"]
     lines += [("variant   " if not at else " " * 10) + line for at, line in enumerate(wrapped)]
     lines += ["", "parameters"]
     for item in row["parameters"]:

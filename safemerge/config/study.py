@@ -21,6 +21,7 @@ from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
+from safemerge.config.sampler import SamplerSpec
 from safemerge.config.sense import sense_problems
 from safemerge.config.suite import Direction, SuiteSpec
 from safemerge.config.tokenizer import TokenizerChoice
@@ -91,14 +92,6 @@ class Aggregate(StrictModel):
     """The plain mean of several metrics."""
 
     mean_of: list[str] = Field(min_length=1)
-
-
-class SamplerSpec(StrictModel):
-    """How the next recipe is chosen (Optuna)."""
-
-    name: Literal["tpe", "nsga2", "random"] = "tpe"
-    startup: int = Field(default=8, ge=1)
-    """Random recipes before the sampler learns."""
 
 
 class EvaluatorSpec(StrictModel):
