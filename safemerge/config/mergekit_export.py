@@ -70,13 +70,31 @@ def mergekit_of_recipe(recipe: MergeRecipe, *, adapters: Collection[str] = ()) -
     document = {"merge_method": _name(recipe), **_merge(recipe, path)}
     if recipe.dtype != "base":
         document["dtype"] = recipe.dtype
-    if recipe.vocabulary == "tokenizer":
-        document["tokenizer_source"] = path[str(recipe.tokenizer.from_)]
-    elif recipe.vocabulary != "refuse":
-        document["tokenizer_source"] = recipe.vocabulary
+    owner = path.get(recipe.tokenizer.from_ or "")
+    source = {"refuse": None, "tokenizer": owner}.get(recipe.vocabulary, recipe.vocabulary)
+    if source is not None and recipe.tokenizer.rows:
+        document["tokenizer"] = {"source": source, **_rows(recipe, path)}
+    elif source is not None:
+        document["tokenizer_source"] = source
     if isinstance(recipe.tokenizer.chat_template, TemplateText):
         document["chat_template"] = recipe.tokenizer.chat_template.text
     return document
+
+
+def _rows(recipe: MergeRecipe, path: Mapping[str, str | dict[str, Any]]) -> dict[str, Any]:
+    """Return how a tokenizer's rows are chosen."""
+    choice, tokens = recipe.tokenizer, {}
+    for token, row in choice.tokens.items():
+        source: Any = {"kind": "zero"} if row.from_ is None else path[row.from_]
+        if row.from_ is not None and row.token is not None:
+            key = "token" if isinstance(row.token, str) else "token_id"
+            source = {"kind": "model_token", "model": source, key: row.token}
+        tokens[token] = {"source": source, **({"force": True} if row.force else {})}
+    multiple = choice.pad_to_multiple_of
+    return {
+        **({"tokens": tokens} if tokens else {}),
+        **({} if multiple is None else {"pad_to_multiple_of": multiple}),
+    }
 
 
 def _name(recipe: MergeRecipe) -> str:

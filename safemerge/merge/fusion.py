@@ -1,7 +1,7 @@
 """One expert fused into the base entry by entry: where it stands out, or where it is near.
 
 References:
-    mergekit 0.1.5, ``arcee_fusion`` (Arcee AI) and ``nearswap`` (alchemonaut); neither has a paper.
+    mergekit 0.1.5, ``arcee_fusion`` (Arcee AI) and ``nearswap`` (alchemonaut); no papers.
 """
 
 import numpy as np
