@@ -177,8 +177,9 @@ def _problems(recipe: MergeRecipe) -> Iterator[str]:
         yield f"variant {method.variant!r}"
     if method.name == "karcher" and len({*map(str, method.weights.values())}) > 1:
         yield "different weights in a Karcher mean"
-    if not hasattr(method, "weights") and getattr(method, "lambda_", 1.0) != 1.0:
-        yield f"lambda {method.lambda_} in {method.name}"
+    lambda_ = getattr(method, "lambda_", 1.0)
+    if not hasattr(method, "weights") and lambda_ != 1.0:
+        yield f"lambda {lambda_} in {method.name}"
     if method.name == "sce" and method.variant != "mergekit":
         yield f"variant {method.variant!r}"
     if getattr(method, "variant", "mergekit") == "peft":
