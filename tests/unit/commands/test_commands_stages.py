@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from safemerge.api import evaluate, search
-from safemerge.api import folder as folders
+from safemerge.api import folder as places
 from safemerge.api.declared import load_study
 from safemerge.cli import build_parser, main
 from safemerge.commands import search as search_command
@@ -173,20 +173,20 @@ def test_a_full_disk_is_refused_before_anything_starts(tmp_path, monkeypatch, fr
         folders.append(folder)
         return SimpleNamespace(free=free)
 
-    monkeypatch.setattr(folders.shutil, "disk_usage", usage)
+    monkeypatch.setattr(places.shutil, "disk_usage", usage)
     wanted = tmp_path / "not" / "there" / "yet"
     if enough:
-        folders.check_disk(wanted)
+        places.check_disk(wanted)
     else:
         with pytest.raises(PreflightError, match=r"yet: needs 100 MB of free space; got 99 MB\."):
-            folders.check_disk(wanted)
+            places.check_disk(wanted)
     assert folders == [tmp_path.resolve()]
 
 
 def test_a_run_needs_a_place_that_is_a_folder(tmp_path):
     (tmp_path / "results").write_text("")
     with pytest.raises(PreflightError, match=r"toy: .*got a file, .*results\. Choose another"):
-        folders.check_disk(tmp_path / "results" / "toy")
+        places.check_disk(tmp_path / "results" / "toy")
 
 
 # --- evaluate ---------------------------------------------------------------------------

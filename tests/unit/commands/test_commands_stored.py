@@ -205,7 +205,7 @@ def test_a_search_refuses_to_resume_with_other_data_and_new_data_begin_a_run(
 def test_new_data_and_resuming_exclude_each_other(folder, monkeypatch, capsys, options):
     monkeypatch.chdir(folder)
     assert main(["search", "study.yaml", "--new-data", *options]) == 2
-    assert "--new-data begins a new run" in capsys.readouterr().err
+    assert "new_data (--new-data) begins a new run" in capsys.readouterr().err
 
 
 def test_a_run_that_is_there_is_told_with_both_ways_on(run, folder, monkeypatch, capsys):
