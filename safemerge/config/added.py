@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -15,7 +16,8 @@ from safemerge.config.problems import ADDED, did_you_mean, problem_lines
 from safemerge.errors import ConfigError
 
 
-class WithAdded(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class WithAdded:
     """Marks a union by ``name``, to which a group of entry points adds members.
 
     A document with a name of safemerge's own is validated as if the mark were not there; for

@@ -33,6 +33,8 @@ from safemerge.config.task_vector_method import (
     Della,
     DellaLinear,
     ModelStock,
+    NearSwap,
+    Ram,
     Sce,
     TaskArithmetic,
     Ties,
@@ -60,8 +62,10 @@ __all__ = [
     "MethodSpec",
     "ModelStock",
     "MultiSlerp",
+    "NearSwap",
     "NuSlerp",
     "Passthrough",
+    "Ram",
     "RegMean",
     "Sce",
     "Slerp",
@@ -356,6 +360,8 @@ _BuiltIn = (
     | ModelStock
     | Sce
     | ArceeFusion
+    | NearSwap
+    | Ram
     | ConsensusTa
     | TsvM
     | IsoC
@@ -398,5 +404,5 @@ Method = Annotated[
 ]
 """One merge method with its parameters, chosen by ``name``."""
 
-AnyMethod = Method | AddedMethod
+AnyMethod = _BuiltIn | AddedMethod
 """What a file's method is once it is read: also of another package."""

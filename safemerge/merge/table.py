@@ -23,10 +23,11 @@ from safemerge.merge.elementwise import (
     merge_task_vectors,
 )
 from safemerge.merge.fisher import merge_fisher
-from safemerge.merge.fusion import merge_fusion
+from safemerge.merge.fusion import merge_fusion, merge_nearswap
 from safemerge.merge.inputs import TensorInputs
 from safemerge.merge.interference import merge_wudi
 from safemerge.merge.matrix import merge_iso_c, merge_iso_cts, merge_tsv
+from safemerge.merge.ram import merge_ram
 from safemerge.merge.regmean import merge_regmean
 from safemerge.merge.sce import merge_sce
 from safemerge.merge.threshold import check_finite_entries
@@ -55,6 +56,8 @@ FUNCTIONS: Mapping[str, MergeFunction] = MappingProxyType(
         "model_stock": merge_model_stock,
         "sce": merge_sce,
         "arcee_fusion": merge_fusion,
+        "nearswap": merge_nearswap,
+        "ram": merge_ram,
         "consensus_ta": partial(merge_task_vectors, sparsify="none", consensus="agreement"),
         "tsv_m": merge_tsv,
         "iso_c": merge_iso_c,
