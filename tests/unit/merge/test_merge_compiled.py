@@ -1,5 +1,4 @@
 import itertools
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -268,20 +267,6 @@ def test_a_consensus_without_a_loop_is_combined_in_torch_and_never_by_another_on
     torch.testing.assert_close(found, torch.maximum(first, second), rtol=1e-5, atol=1e-5)
     with pytest.raises(MergeError, match=r"must be one of sum, .*largest; got 'smallest'"):
         elementwise.merge_task_vectors(given(base, a=first), sparsify="none", consensus="smallest")
-
-
-def test_a_sparsifier_without_a_loop_goes_through_torch(monkeypatch):
-    class Halve(NamedTuple):
-        scale: float = 0.5
-
-    def halved(task_vector, sparsifier, **_):
-        task_vector.mul_(sparsifier.scale)
-
-    monkeypatch.setattr(elementwise, "sparsifier_of", lambda *_: Halve())
-    monkeypatch.setattr(elementwise, "sparsify_run_", halved)
-    base, first = (random_tensor((5000,), seed=seed) for seed in range(2))
-    found = elementwise.merge_task_vectors(given(base, a=first), sparsify="none", consensus="sum")
-    torch.testing.assert_close(found, (base + first) / 2, rtol=1e-5, atol=1e-5)
 
 
 def given(base, **experts):
