@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from safemerge.records import CandidateResult, MetricEstimate
@@ -52,6 +54,19 @@ class Console:
         left = (now - started) / max(1, timed) * (steps - step)
         about = "" if timed < 2 or done else f", about {duration(left)} left"
         self.say(f"{stage}: step {step}/{steps}, {told}{about}")
+
+
+def resume_command(command: str, file: str, results: str, more: Sequence[str] = ()) -> str:
+    """Return the command that resumes a run, for messages.
+
+    Args:
+        command: E.g. ``search``.
+        file: As given.
+        results: As given with ``--results``.
+        more: Further options, as given.
+    """
+    where = [] if results == "results" else ["--results", results]
+    return shlex.join(["safemerge", command, file, *where, *more, "--resume"])
 
 
 def duration(seconds: float) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
-from safemerge.commands.folder import run_folder
 from safemerge.commands.search import search
 from safemerge.commands.study import load_study
 from safemerge.errors import UserError
+from safemerge.store import RunStore
 
 if TYPE_CHECKING:
     import argparse
@@ -24,12 +24,13 @@ def run(options: argparse.Namespace) -> None:
     if not STUDY.is_file():
         raise UserError(f"demo: must run in safemerge's folder; got no {STUDY} here. cd to it.")
     spec = load_study(str(STUDY))
-    folder = run_folder(options.results, spec.name)
-    if folder.exists() and (options.fresh or (folder / "front.json").exists()):
-        shutil.rmtree(folder)
+    store = RunStore.under(options.results, spec.name)
+    if store.folder.exists() and (options.fresh or store.front_path.exists()):
+        with store.locked():
+            shutil.rmtree(store.folder)
     console.plain(
         "safemerge demo: base and prompts from pip packages, an aligned model and two experts by\n"
         "Ray Train, a search over their merges on two live vLLM engines, a Pareto report.\n"
         "Ingredients are cached: a second run trains nothing."
     )
-    search(spec, folder, console, again="safemerge demo")
+    search(spec, store.folder, console, again="safemerge demo")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -10,9 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.commands.console import Console, duration
-from safemerge.commands.folder import check_disk, run_folder
-from safemerge.commands.stored import accept_trials
+from safemerge.commands.console import Console, duration, resume_command
+from safemerge.commands.stored import accept_records
 from safemerge.commands.study import load_study, preflight, resolve_with
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
@@ -35,34 +33,23 @@ def run(options: argparse.Namespace) -> None:
     """Search, publish the front, write the report."""
     console = Console()
     spec = with_start_files(load_study(options.study), options.start)
-    folder = run_folder(options.results, spec.name)
+    store = RunStore.under(options.results, spec.name)
     if options.dry_run:
-        _dry_run(spec, folder, console)
+        _dry_run(spec, store, console)
         return
-    again = _resume_command(options.study, options.results, options.start)
-    _check_folder(folder, options, again=again)
-    if options.accept_trials and RunStore(folder).exists:
-        accept_trials(RunStore(folder), console)
-    search(spec, folder, console, again=again, new_data=options.new_data)
-
-
-def _check_folder(folder: Path, options: argparse.Namespace, *, again: str) -> None:
+    starts = [word for file in options.start for word in ("--start", file)]
+    again = resume_command("search", options.study, options.results, starts)
     if options.new_data and (options.resume or options.accept_trials):
         raise UserError(
             "search: --new-data begins a new run; got it with --resume or --accept-trials, which "
             "continue one. Drop either."
         )
-    if RunStore(folder).exists and not (options.resume or options.new_data):
-        raise UserError(
-            f"{folder}: holds a run of this study already. Continue it with `{again}`, begin a "
-            "new one with --new-data (this one is kept beside), or rename the study."
-        )
-
-
-def _resume_command(study: str, results: str, start: Sequence[str]) -> str:
-    where = [] if results == "results" else ["--results", results]
-    starts = [word for file in start for word in ("--start", file)]
-    return shlex.join(["safemerge", "search", study, *where, *starts, "--resume"])
+    if not (options.resume or options.new_data):
+        instead = "begin a new one with --new-data (this one is kept beside)"
+        store.refuse_existing(again=again, instead=instead)
+    if options.accept_trials:
+        accept_records(store, console)
+    search(spec, store.folder, console, again=again, new_data=options.new_data)
 
 
 def with_start_files(spec: StudySpec, files: Sequence[str]) -> StudySpec:
@@ -91,7 +78,7 @@ def search(
     from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
     from safemerge.search import SearchStudy, finished_trials
 
-    check_disk(folder)
+    RunStore(folder).check_disk()
     fetch_hub_models(spec.all_checkpoints)
     preflight(spec, console)
     starts = read_starts(spec)
@@ -263,7 +250,7 @@ def _finish(folder: Path, console: Console) -> None:
         console.say(f"next: safemerge export {folder} --pick {pick} OUT_DIR")
 
 
-def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:
+def _dry_run(spec: StudySpec, store: RunStore, console: Console) -> None:
     from safemerge.distributed.ingredient import known_folder, training_plan
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.serving import check_resources, least_needs, machine_resources
@@ -271,7 +258,7 @@ def _dry_run(spec: StudySpec, folder: Path, console: Console) -> None:
     from safemerge.distributed.warm_start import read_starts, seen_by
     from safemerge.weights.adapter import open_checkpoint
 
-    check_disk(folder)
+    store.check_disk()
     there = machine_resources()
     evaluator = spec.evaluator.placed(there["GPU"])
     needs = least_needs("evaluator", evaluator, spec.served_judges, spec.judge_service)

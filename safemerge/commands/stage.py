@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk, run_folder
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.files import disk_errors, replace_file
+from safemerge.files import disk_errors
+from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import argparse
@@ -22,11 +21,12 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
     The checkpoint itself lives in the cache, by content digest, where studies find it.
     """
     from safemerge.distributed.ingredient import Ingredients, load_training_spec
+    from safemerge.training.log import EVENTS_FOLDER, LOG_FILE
 
     console = Console()
     spec = load_training_spec(options.spec, kind)
-    folder = run_folder(options.results, spec.name)
-    check_disk(folder)
+    store = RunFolder.under(options.results, spec.name)
+    store.check_disk()
     reference = CheckpointRef.model_validate(
         {"name": spec.name, kind: str(Path(options.spec).resolve())}
     )
@@ -36,13 +36,12 @@ def run_stage(options: argparse.Namespace, kind: str) -> None:
     resolved = ingredients.resolve([reference])[spec.name]
     checkpoint = Path(str(resolved.path))
     work = checkpoint.with_name(checkpoint.name + ".work")
-    document = {"path": str(checkpoint), "digest": resolved.digest}
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if (work / "metrics.jsonl").exists():
-            replace_file(folder / "metrics.jsonl", (work / "metrics.jsonl").read_bytes())
-        if (work / "tensorboard").exists():
-            shutil.copytree(work / "tensorboard", folder / "tensorboard", dirs_exist_ok=True)
-        replace_file(folder / "checkpoint.json", json.dumps(document, indent=2) + "\n")
+    if (work / LOG_FILE).exists():
+        store.write(LOG_FILE, (work / LOG_FILE).read_bytes())
+    if (work / EVENTS_FOLDER).exists():
+        with disk_errors(store.folder):
+            events = store.folder / EVENTS_FOLDER
+            shutil.copytree(work / EVENTS_FOLDER, events, dirs_exist_ok=True)
+    store.write_json("checkpoint.json", {"path": str(checkpoint), "digest": resolved.digest})
     console.say(f"checkpoint: {checkpoint}")
     console.say(f"next: name it in a study, `{{name: {spec.name}, {kind}: {options.spec}}}`")
