@@ -126,7 +126,7 @@ class RunFolder:
         self.folder = Path(folder)
 
     @classmethod
-    def under(cls, results: str, name: str) -> Self:
+    def under(cls, results: str | os.PathLike[str], name: str) -> Self:
         """Return the folder of a named run.
 
         Args:
@@ -140,8 +140,8 @@ class RunFolder:
             return cls(Path(results).expanduser() / name)
         except RuntimeError:
             raise PreflightError(
-                f"--results: must be a folder; got an unknown user in {results[:80]!r}. Choose "
-                "another folder."
+                f"--results: must be a folder; got an unknown user in {str(results)[:80]!r}. "
+                "Choose another folder."
             ) from None
 
     @property

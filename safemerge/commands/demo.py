@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safemerge.api.declared import load_study
+from safemerge.api.search import search
 from safemerge.commands.console import Console
-from safemerge.commands.search import search
-from safemerge.commands.study import load_study
+from safemerge.commands.search import show
 from safemerge.errors import UserError
 from safemerge.store import RunStore
 
@@ -23,8 +24,8 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     if not STUDY.is_file():
         raise UserError(f"demo: must run in safemerge's folder; got no {STUDY} here. cd to it.")
-    spec = load_study(str(STUDY))
-    store = RunStore.under(options.results, spec.name)
+    study = load_study(STUDY)
+    store = RunStore.under(options.results, study.name)
     if store.folder.exists() and (options.fresh or store.front_path.exists()):
         with store.locked():
             shutil.rmtree(store.folder)
@@ -33,4 +34,7 @@ def run(options: argparse.Namespace) -> None:
         "Ray Train, a search over their merges on two live vLLM engines, a Pareto report.\n"
         "Ingredients are cached: a second run trains nothing."
     )
-    search(spec, store.folder, console, again="safemerge demo")
+    found = search(
+        study, results=options.results, resume=True, progress=console.say, again="safemerge demo"
+    )
+    show(found, console)

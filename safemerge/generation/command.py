@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safemerge.api.prepare import check_engine, check_judges
 from safemerge.commands.console import Console, resume_command
-from safemerge.commands.study import check_engine, check_judges
 from safemerge.config.document import load_document
 from safemerge.generation.spec import GenerateSpec
 from safemerge.provenance import Provenance, current_provenance
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
                 console.say(f"pool: {engines} ({len(groups)} engines, one at a time)")
                 with Generator(spec, app=f"safemerge-generate-{spec.name}") as generator:
                     generation = Generation(
-                        spec, store.folder / "stages", generator.work, progress=console.progress
+                        spec, store.folder / "stages", generator.work, progress=console.count
                     )
                     _write(spec, generation, store, provenance, console)
     except KeyboardInterrupt:

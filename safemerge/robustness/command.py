@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.commands.console import Console, duration, resume_command
-from safemerge.commands.study import check_engine
+from safemerge.api.prepare import check_engine
+from safemerge.api.progress import duration
+from safemerge.commands.console import Console, resume_command
 from safemerge.config.base import digest
 from safemerge.config.document import load_document
 from safemerge.config.inputs import SCORING_VERSION

@@ -14,12 +14,12 @@ from safemerge.store import RunStore
 from safemerge.study_document import StudyDocument, changed_inputs
 
 if TYPE_CHECKING:
-    from safemerge.commands.console import Console
+    from safemerge.api.progress import Progress
     from safemerge.config.inputs import InputChange
     from safemerge.config.study import StudySpec
 
 
-def check_stored(folder: Path, console: Console, *, as_stored: bool = False) -> None:
+def check_stored(folder: Path, progress: Progress, *, as_stored: bool = False) -> None:
     """Refuse a stored run whose data or models are there and have changed.
 
     Nothing has to be there: what is gone, or was never recorded, is not compared. Another version
@@ -27,7 +27,7 @@ def check_stored(folder: Path, console: Console, *, as_stored: bool = False) -> 
 
     Args:
         folder: The run's folder.
-        console: Where notices go.
+        progress: Where notices go.
         as_stored: Say what changed, and go on.
 
     Raises:
@@ -38,7 +38,7 @@ def check_stored(folder: Path, console: Console, *, as_stored: bool = False) -> 
     document = store.study()
     changes = stored_changes(store, document)
     if scoring := [item for item in changes if item.found == SCORING]:
-        console.say(
+        progress.say(
             f"note: scored by version {scoring[0].place} of scoring; new trials are not comparable"
         )
     changes = [item for item in changes if item.found != SCORING]
@@ -48,7 +48,7 @@ def check_stored(folder: Path, console: Console, *, as_stored: bool = False) -> 
         advice = "Put back what changed, or take the stored numbers as they are with --as-stored"
         raise changed_inputs(document.study, changes, advice)
     told = ", ".join(map(str, changes))
-    console.say(f"note: since the run was made there is {told}; numbers are as stored")
+    progress.say(f"note: since the run was made there is {told}; numbers are as stored")
 
 
 def stored_changes(
@@ -97,12 +97,12 @@ def _by_rows(
     return input_changes(before, now, rows_before=store.asked(), rows=rows)
 
 
-def stored_study(folder: str, console: Console) -> StudySpec:
+def stored_study(folder: str, progress: Progress) -> StudySpec:
     """Return the study of a run, to ask its suites again.
 
     Args:
         folder: The run's folder.
-        console: Where notices go.
+        progress: Where notices go.
 
     Raises:
         StudyError: If the folder holds no run.
@@ -112,7 +112,7 @@ def stored_study(folder: str, console: Console) -> StudySpec:
     document = store.study()
     _refuse_changes(document, stored_changes(store, document))
     if document.inputs is None:
-        console.say(
+        progress.say(
             f"note: {folder} is of an earlier version and does not say what it was made with"
         )
     # What was trained for variants is none of the suites' business.
@@ -150,11 +150,11 @@ def _refuse_changes(document: StudyDocument, changes: list[InputChange]) -> None
         raise changed_inputs(document.study, changes, advice)
 
 
-def accept_records(folder: RunFolder, console: Console) -> None:
+def accept_records(folder: RunFolder, progress: Progress) -> None:
     """Take a run's records as they are now, and say so."""
     accepted = folder.accept_records()
     for path, kept in accepted.items():
         folder.log(f"{path.name} accepted as it is; the digests before are in {kept.name}")
-        console.say(f"{path}: taken as it is; the digests so far are kept as {kept}")
+        progress.say(f"{path}: taken as it is; the digests so far are kept as {kept}")
     if not accepted:
-        console.say(f"{folder.folder}: nothing to accept; every record is as it was written")
+        progress.say(f"{folder.folder}: nothing to accept; every record is as it was written")
