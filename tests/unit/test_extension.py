@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 from safemerge import plugins
 from safemerge.cli import main
+from safemerge.config.added import WithAdded
 from safemerge.config.document import parse_document
 from safemerge.config.mergekit_export import mergekit_of_recipe
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.sampler import GIVEN
 from safemerge.config.schema import json_schema
 from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, MergeError
@@ -181,7 +183,6 @@ def test_any_sampler_of_optunas_form_is_used_by_its_import_path():
         ({"use": "nowhere"}, "sampler 'nowhere': must be safemerge's own or of an installed"),
         ({"use": "optuna.samplers:Nothing"}, "must be importable"),
         ({"use": "neighbour", "arguments": {"wide": 1}}, "unexpected keyword argument 'wide'"),
-        ({"use": "neighbour", "arguments": {"seed": 1}}, "arguments.seed: is given by safemerge"),
         ({"use": "neighbour", "name": "nsga2"}, "name and use exclude each other"),
         ({"arguments": {"width": 1}}, "Add use, or drop them"),
         ({"use": "neighbour", "plugin": "safemerge-neighbour 9"}, "got safemerge-neighbour 1.0"),
@@ -297,3 +298,14 @@ def test_a_name_of_safemerges_own_may_not_be_taken():
 def summed(task_vectors: torch.Tensor, *, steps: int = 1) -> torch.Tensor:
     """Sum."""
     return task_vectors.sum(dim=0)
+
+
+def test_a_mark_on_a_union_is_short_in_messages():
+    mark = WithAdded(plugins.MERGE_METHODS, ("ties",), lambda name: MergeRecipe)
+    assert repr(mark) == "WithAdded('safemerge.merge_methods')"
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_sampler_is_given_is_not_an_argument(name):
+    with pytest.raises(ConfigError, match=f"arguments.{name}: is given by safemerge"):
+        landscape_study(sampler={"use": "neighbour", "arguments": {name: 1}})

@@ -1,6 +1,7 @@
 import pytest
 
 from safemerge.config.method import METHODS, method_row
+from safemerge.config.method_row import Usual
 from safemerge.config.step import STEPS
 from safemerge.errors import ConfigError
 from safemerge.merge import step, table
@@ -21,7 +22,7 @@ def test_methods_say_what_is_worth_searching():
     assert {name for name, *_ in RANGES} == set(METHODS)
     assert all(item.low < item.high for *_, item in RANGES)
     assert str(METHODS["ties"].usual["density"]) == "(0, 1]"
-    assert str(METHODS["sce"].usual["lambda"]) == "[0, 2]"
+    assert METHODS["sce"].usual["lambda"] == Usual(0.0, 2.0)
 
 
 @pytest.mark.parametrize(("method", "name", "item"), RANGES)
