@@ -28,9 +28,6 @@ from safemerge.scoring.local_judge import local_judge
 from safemerge.scoring.task import score_responses
 from safemerge.scoring.thinking import answers_alone, without_cut
 
-MAX_INCOHERENT = 0.5
-"""Above this share of degenerate answers to open questions a candidate counts as broken."""
-
 
 class HarnessRequests(NamedTuple):
     """A suite of lm-evaluation-harness on one split."""
@@ -283,7 +280,7 @@ def score_candidate(
         num_generated_tokens=sum(response.num_tokens for response in answered.responses),
         replica=replica,
         cut=_num_cut(prepared, answered.responses),
-        broken=_degenerate(metrics),
+        broken=_degenerate(prepared.suites, metrics),
     )
 
 
@@ -350,7 +347,9 @@ def _score(
             else:
                 made = score_responses(suite.task, suite.samples, answered, judges=judges)
                 made = without_cut(made, cut)
-            estimates = suite_estimates(suite.name, suite.task.kind, made, groups=suite.groups)
+            estimates = suite_estimates(
+                suite.name, task_metrics(suite.task), made, groups=suite.groups
+            )
         _check_unscored(suite.name, made, max_unscored)
         scores[suite.name] = _grouped(made, suite.groups)
         metrics.update((estimate.metric, estimate) for estimate in estimates)
@@ -380,8 +379,13 @@ def _check_unscored(suite: str, scores: Sequence[Score], limit: float) -> None:
         )
 
 
-def _degenerate(metrics: Mapping[str, MetricEstimate]) -> str | None:
-    for name, estimate in metrics.items():
-        if name.endswith(".incoherent_rate") and (estimate.value or 0.0) > MAX_INCOHERENT:
-            return f"degenerate text: {name} is {estimate.value:.2f}, limit {MAX_INCOHERENT}"
+def _degenerate(
+    suites: Sequence[LoadedSuite], metrics: Mapping[str, MetricEstimate]
+) -> str | None:
+    for suite in suites:
+        for row in task_metrics(suite.task):
+            limit, name = row.broken_above, f"{suite.name}.{row.name}"
+            value = metrics[name].value
+            if limit is not None and value is not None and value > limit:
+                return f"degenerate text: {name} is {value:.2f}, limit {limit}"
     return None

@@ -9,8 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
-from safemerge.config.suite import Direction
-from safemerge.config.unit import Unit
+from safemerge.config.metric import Direction, Unit
 
 Split = Literal["search", "report"]
 """Which prompts: those of the search, or the held-out ones that the front is published on."""

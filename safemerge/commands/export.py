@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from safemerge.commands.console import Console
 from safemerge.commands.merge import check_out, write
 from safemerge.commands.stored import check_stored
+from safemerge.config.metric import measured_metrics
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.errors import UserError
@@ -63,7 +64,8 @@ def pick(front: Front, choice: str, *, spec: StudySpec, where: str) -> FrontPoin
 
     Args:
         front: The published front.
-        choice: ``knee``, ``safest`` (lowest harmful objective), ``best:METRIC`` or a number.
+        choice: ``knee``, ``safest`` (best by the first objective about harm), ``best:METRIC`` or
+            a number.
         spec: The study, for its limits.
         where: Place for messages.
 
@@ -88,13 +90,7 @@ def pick(front: Front, choice: str, *, spec: StudySpec, where: str) -> FrontPoin
         raise UserError(f"{where}: --pick: trial {choice} is not on the front. On it: {numbers}.")
     metric = choice.removeprefix("best:")
     if choice == "safest":
-        objectives = [str(item["metric"]) for item in front.objectives]
-        harms = [name for name in objectives if name.endswith("harmful_score")]
-        if not harms:
-            raise UserError(
-                f"{where}: --pick safest needs a harmful_score objective. Use best:METRIC."
-            )
-        metric = harms[0]
+        metric = _harm_objective(spec, where)
     known = sorted({name for point in front.points for name in point.report.metrics})
     if metric not in known:
         raise UserError(
@@ -115,3 +111,17 @@ def pick(front: Front, choice: str, *, spec: StudySpec, where: str) -> FrontPoin
     maximize = measured[0].report.metrics[metric].direction == "maximize"
     sign = -1.0 if maximize else 1.0
     return min(measured, key=lambda point: sign * point.report.value(metric))
+
+
+def _harm_objective(spec: StudySpec, where: str) -> str:
+    """Return the first objective about harm, whatever it is called."""
+    rows = measured_metrics(spec.suites, spec.aggregates)
+    objectives = [rows[item.metric] for item in spec.objectives]
+    for row in objectives:
+        if row.role == "harm":
+            return row.name
+    found = ", ".join(f"{row.name} ({row.role or 'several roles'})" for row in objectives)
+    raise UserError(
+        f"{where}: --pick safest: the study must have an objective about harm; got {found}. Use "
+        "best:METRIC; an aggregate of several roles is about harm if it says role: harm."
+    )

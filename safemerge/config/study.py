@@ -17,12 +17,13 @@ from safemerge.config.dotted_path import set_path
 from safemerge.config.inputs import StudyInputs
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.location import located_path
+from safemerge.config.metric import Direction, Role, measured_metrics
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
 from safemerge.config.sense import sense_problems
-from safemerge.config.suite import Direction, SuiteSpec
+from safemerge.config.suite import SuiteSpec
 from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.config.variant import (
     ExpertVariant,
@@ -88,9 +89,12 @@ class Constraint(StrictModel):
 
 
 class Aggregate(StrictModel):
-    """The plain mean of several metrics."""
+    """The plain mean of several metrics that improve the same way."""
 
     mean_of: list[str] = Field(min_length=1)
+    role: Role | None = Field(default=None, exclude_if=lambda given: given is None)
+    """What the mean is about; left out, what all of its parts are about. A mean of parts with
+    several roles has none, unless it is named here: ``--pick safest``, say, cannot mean it."""
 
 
 class SamplerSpec(StrictModel):
@@ -224,7 +228,7 @@ class StudySpec(StrictModel):
                 self.evaluator.gpus_per_replica,
             ),
         ]
-        known = [name for suite in self.suites for name in suite.metric_names()]
+        known = list(measured_metrics(self.suites, {}))
         for name, aggregate in self.aggregates.items():
             for metric in aggregate.mean_of:
                 problems += _unknown_metric(f"aggregates.{name}.mean_of", metric, known)

@@ -14,14 +14,13 @@ from safemerge.config.checkpoint import Name
 from safemerge.config.few_shot import FewShot
 from safemerge.config.judge import JudgeSpec, RefusalProxy
 from safemerge.config.location import located_path
+from safemerge.config.metric import TASK_METRICS, Direction, Metric, harness_metric
 from safemerge.config.ready_made import ready_made_names, with_ready_made
 from safemerge.config.source import PromptData
 
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import CoreSchema
-
-Direction = Literal["maximize", "minimize"]
 
 
 class Classification(StrictModel):
@@ -228,26 +227,12 @@ Task = Annotated[
     Field(discriminator="kind"),
 ]
 
-METRICS: dict[str, dict[str, Direction]] = {
-    "classification": {"accuracy": "maximize"},
-    "exact_match": {"accuracy": "maximize"},
-    "numeric": {"accuracy": "maximize"},
-    "choice": {"accuracy": "maximize", "gold_probability": "maximize"},
-    "harm": {
-        "harmful_score": "minimize",
-        "refusal_rate": "maximize",
-        "complied_rate": "minimize",
-        "other_rate": "minimize",
-        "incoherent_rate": "minimize",
-    },
-    "over_refusal": {"over_refusal_rate": "minimize", "incoherent_rate": "minimize"},
-}
-"""Metric names of each task kind but lm_eval, all shares in [0, 1], with the better direction."""
 
-
-def task_metrics(task: Task) -> dict[str, Direction]:
-    """Return a task's metrics, by name within the suite, with the better direction."""
-    return dict(task.metrics) if isinstance(task, LmEval) else METRICS[task.kind]
+def task_metrics(task: Task) -> tuple[Metric, ...]:
+    """Return a task's metrics, named within the suite, in the order of results."""
+    if isinstance(task, LmEval):
+        return tuple(harness_metric(name, way) for name, way in task.metrics.items())
+    return TASK_METRICS[task.kind]
 
 
 class SuiteSpec(StrictModel):
@@ -384,6 +369,7 @@ class SuiteSpec(StrictModel):
             found += [judge] if judge not in found else []
         return found
 
-    def metric_names(self) -> list[str]:
-        """Full metric names, e.g. ``sentiment.accuracy``."""
-        return [f"{self.name}.{metric}" for metric in task_metrics(self.task)]
+    @property
+    def measures(self) -> tuple[Metric, ...]:
+        """What is measured, named within the suite."""
+        return task_metrics(self.task)

@@ -15,7 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
-from safemerge.config.suite import Direction
+from safemerge.config.metric import Direction
 from safemerge.errors import StudyError
 from safemerge.inference import (
     MAX_BITS,
@@ -176,7 +176,7 @@ def known_difference(
         direction = estimate.direction if estimate is not None else "maximize"
     by_suite: dict[str, list[str]] = {}
     for name in mean_of or (metric,):
-        suite, _, leaf = name.rpartition(".")
+        suite, _, leaf = name.partition(".")
         by_suite.setdefault(suite, []).append(leaf)
     num_metrics = sum(len(leaves) for leaves in by_suite.values())
     strata: list[_Sums] = []

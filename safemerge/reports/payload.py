@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from safemerge.config.metric import metrics_of
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.reports.family import family_of
 from safemerge.reports.front import hypervolume_steps
-from safemerge.reports.metric import axes_of, metrics_of
+from safemerge.reports.metric import axes_of
 from safemerge.reports.run import Run, outcome
 from safemerge.reports.timing import PARTS, summarize_timings
 from safemerge.reports.wording import coefficients

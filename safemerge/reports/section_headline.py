@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from safemerge.config.metric import Metric, metrics_of
 from safemerge.records import MEAN_LABEL, TrialRecord
 from safemerge.reports.comparison import PairedDifference
 from safemerge.reports.front import broken_constraints
@@ -17,7 +18,6 @@ from safemerge.reports.markup import (
     table,
     text_cell,
 )
-from safemerge.reports.metric import Metric, metrics_of
 from safemerge.reports.run import Point, Run, outcome
 from safemerge.reports.versus import (
     Versus,

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from safemerge.config.checkpoint import Setting
-from safemerge.config.unit import Unit
+from safemerge.config.metric import Unit
 from safemerge.config.variant import expert_settings
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from safemerge.config.suite import METRICS, Direction
-from safemerge.config.unit import joint_unit
+from safemerge.config.metric import Direction, Metric, joint_unit
 from safemerge.errors import ScoringError
 from safemerge.inference import clustered_interval
 from safemerge.records import MetricEstimate, Score
@@ -72,15 +71,17 @@ def estimate(
 
 def suite_estimates(
     suite: str,
-    task_kind: str,
+    metrics: Iterable[Metric],
     scores: Sequence[Score],
     *,
     groups: Mapping[str, Hashable] | None = None,
 ) -> list[MetricEstimate]:
-    """Return every metric of a suite; see `safemerge.config.suite.METRICS` and `estimate`."""
+    """Return every metric of a suite, in the order of its rows; see `estimate`."""
     return [
-        estimate(f"{suite}.{key}", scores, key=key, direction=direction, groups=groups)
-        for key, direction in METRICS[task_kind].items()
+        estimate(
+            f"{suite}.{row.name}", scores, key=row.name, direction=row.direction, groups=groups
+        )
+        for row in metrics
     ]
 
 
@@ -113,7 +114,7 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
         if part.value is not None and part.low is not None and part.high is not None
     ]
     direction = parts[0].direction
-    unit = joint_unit(part.unit for part in parts)
+    unit = joint_unit([part.unit for part in parts])
     if len(ends) < len(parts):
         return MetricEstimate(
             metric=metric,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from safemerge.config.suite import Direction
-from safemerge.config.unit import harness_unit
+from safemerge.config.metric import Direction, Metric
 from safemerge.data.lm_eval_task import LmEvalQuestions
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ScoringError
@@ -31,7 +30,7 @@ def score_lm_eval(
     questions: LmEvalQuestions,
     answers: Sequence[Any],
     *,
-    metrics: Mapping[str, Direction],
+    metrics: Sequence[Metric],
 ) -> tuple[list[Score], list[MetricEstimate]]:
     """Score one suite's answers as its task does.
 
@@ -39,7 +38,7 @@ def score_lm_eval(
         suite: What was asked.
         questions: The task's requests.
         answers: One per request.
-        metrics: What is read, each with its better direction.
+        metrics: What is read.
 
     Returns:
         One score per document, with the metrics that are means of shares (no scores if there is
@@ -50,16 +49,16 @@ def score_lm_eval(
     """
     values = questions.values(answers)
     names = [sample.sample_id for sample in suite.samples]
-    missing = next((name for name in metrics for row in values if name not in row), None)
+    missing = next((row.name for row in metrics if any(row.name not in it for it in values)), None)
     if missing is not None or len(values) != len(names):
         raise ScoringError(
             f"suite '{suite.name}': the task must value {missing or 'every document'} for each of "
             f"{len(names)} documents; got {len(values)} valued. Name another metric."
         )
     shares = [
-        name
-        for name in metrics
-        if questions.is_mean(name) and all(_is_share(row[name]) for row in values)
+        row.name
+        for row in metrics
+        if questions.is_mean(row.name) and all(_is_share(value[row.name]) for value in values)
     ]
     scores = [
         _score(name, [float(row[metric]) for metric in shares], shares)
@@ -67,18 +66,19 @@ def score_lm_eval(
         if shares
     ]
     estimates = []
-    for metric, direction in metrics.items():
+    for row in metrics:
+        metric, direction = row.name, row.direction
         full = f"{suite.name}.{metric}"
         if metric in shares:
             made = estimate(full, scores, key=metric, direction=direction, groups=suite.groups)
         else:
             made = _bootstrapped(
                 full,
-                [row[metric] for row in values],
+                [value[metric] for value in values],
                 functools.partial(questions.aggregate, metric),
                 direction,
             )
-        estimates.append(made.model_copy(update={"unit": harness_unit(metric)}))
+        estimates.append(made.model_copy(update={"unit": row.unit}))
     return scores, estimates
 
 
