@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
 def defects(spec: StudySpec, result: CandidateResult) -> list[str]:
     """Say what forbids to pick a result by a rule: a broken model, a limit that it breaks."""
-    from safemerge.reports.front import broken_constraints
+    from safemerge.front import broken_constraints
 
     found = [] if result.broken is None else [f"the candidate is broken: {result.broken}"]
     for item in broken_constraints(spec, result):

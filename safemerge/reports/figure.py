@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safemerge.config.metric import Metric
 from safemerge.files import disk_errors, replace_file
+from safemerge.front import sound_row
 from safemerge.pareto import non_dominated_mask
 from safemerge.records import CandidateResult
 from safemerge.reports.canvas import (
@@ -20,7 +21,6 @@ from safemerge.reports.canvas import (
     png_bytes,
     write_note,
 )
-from safemerge.reports.front import sound_row
 from safemerge.reports.label import place_labels
 from safemerge.reports.metric import axes_of
 from safemerge.reports.panel import draw_hypervolume, draw_parameters, draw_timings

@@ -6,10 +6,10 @@ import shlex
 from itertools import combinations
 
 from safemerge.config.metric import Metric, metrics_of
+from safemerge.front import broken_constraints
 from safemerge.records import CandidateResult
 from safemerge.reports.comparison import Pair
 from safemerge.reports.family import family_of
-from safemerge.reports.front import broken_constraints
 from safemerge.reports.markup import (
     Cell,
     code,

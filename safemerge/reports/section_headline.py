@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from safemerge.config.metric import Metric, metrics_of
+from safemerge.front import broken_constraints
 from safemerge.records import MEAN_LABEL, TrialRecord
 from safemerge.reports.comparison import PairedDifference
-from safemerge.reports.front import broken_constraints
 from safemerge.reports.markup import (
     Cell,
     breakable,

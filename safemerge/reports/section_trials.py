@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from safemerge.config.metric import Metric, metrics_of
+from safemerge.front import hypervolume_steps
 from safemerge.records import TrialRecord
-from safemerge.reports.front import hypervolume_steps
 from safemerge.reports.markup import Cell, breakable, escape, number_cell, paragraph, table
 from safemerge.reports.metric import axes_of
 from safemerge.reports.run import Run, outcome

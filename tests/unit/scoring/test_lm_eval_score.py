@@ -72,7 +72,7 @@ def test_a_mean_of_other_numbers_is_no_share():
         SUITE,
         Counting([{"acc": value} for value in (5.0, 7.0, 9.0, 11.0)]),
         ["a", "b", "c", "d"],
-        metrics={"acc": "maximize"},
+        metrics=[harness_metric("acc", "maximize")],
     )
     assert scores == []
     assert accuracy.value == 8.0
