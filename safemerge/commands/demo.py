@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safemerge.api.declared import load_study
+from safemerge.api.folder import run_folder
+from safemerge.api.search import search
 from safemerge.commands.console import Console
-from safemerge.commands.folder import run_folder
-from safemerge.commands.search import search
-from safemerge.commands.study import load_study
+from safemerge.commands.search import show
 from safemerge.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     if not STUDY.is_file():
         raise UserError(f"demo: must run in safemerge's folder; got no {STUDY} here. cd to it.")
-    spec = load_study(str(STUDY))
-    folder = run_folder(options.results, spec.name)
+    study = load_study(STUDY)
+    folder = run_folder(options.results, study.name)
     if folder.exists() and (options.fresh or (folder / "front.json").exists()):
         shutil.rmtree(folder)
     console.plain(
@@ -32,4 +33,7 @@ def run(options: argparse.Namespace) -> None:
         "Ray Train, a search over their merges on two live vLLM engines, a Pareto report.\n"
         "Ingredients are cached: a second run trains nothing."
     )
-    search(spec, folder, console, again="safemerge demo")
+    found = search(
+        study, results=options.results, resume=True, progress=console.say, again="safemerge demo"
+    )
+    show(found, console)

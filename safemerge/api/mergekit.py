@@ -10,20 +10,20 @@ from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from safemerge.commands.console import Console
+    from safemerge.api.progress import Progress
     from safemerge.config.mergekit import MergekitRecipe
     from safemerge.config.recipe import MergeRecipe
 
 
 def check_presumed(
-    recipe: MergeRecipe, mergekit: MergekitRecipe, console: Console, *, where: str
+    recipe: MergeRecipe, mergekit: MergekitRecipe, progress: Progress, *, where: str
 ) -> MergeRecipe:
     """Check a mergekit file against its models, and finish the recipe that it became.
 
     Args:
         recipe: The recipe, every checkpoint given by path.
         mergekit: What the file was translated to.
-        console: Where filters that match nothing are told.
+        progress: Where filters that match nothing are told.
         where: The file, for messages.
 
     Returns:
@@ -57,7 +57,7 @@ def check_presumed(
         for pattern in group.tensors or ():
             text = pattern.strip("*")
             if group.optional and not any(text in name for name in base.distinct_names):
-                console.say(f"filter {text!r} matches no tensor of the base, and changes nothing")
+                progress.say(f"filter {text!r} matches no tensor of the base, and changes nothing")
     return _with_common_template(recipe) if mergekit.auto_template else recipe
 
 
