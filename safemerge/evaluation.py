@@ -19,7 +19,16 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Continuation, Engine, Likelihood, TokenizedPrompt
 from safemerge.engines.lm_eval_requests import LmEvalRequests
 from safemerge.errors import EngineError, MergeError, ScoringError
-from safemerge.records import CandidateResult, MetricEstimate, Response, Score, Split, Timings
+from safemerge.records import (
+    Answer,
+    CandidateResult,
+    MetricEstimate,
+    Response,
+    Score,
+    Split,
+    Timings,
+)
+from safemerge.scoring.added_metric import added_estimates
 from safemerge.scoring.choice import score_choices
 from safemerge.scoring.estimate import mean_estimate, suite_estimates
 from safemerge.scoring.judge import Judge
@@ -350,12 +359,40 @@ def _score(
             estimates = suite_estimates(
                 suite.name, task_metrics(suite.task), made, groups=suite.groups
             )
+            if suite.metrics:
+                made, more = added_estimates(
+                    suite.name,
+                    suite.metrics,
+                    _answers(suite, answered, made),
+                    groups=suite.groups,
+                )
+                estimates += more
         _check_unscored(suite.name, made, max_unscored)
         scores[suite.name] = _grouped(made, suite.groups)
         metrics.update((estimate.metric, estimate) for estimate in estimates)
     for name, aggregate in aggregates.items():
         metrics[name] = mean_estimate(name, [metrics[part] for part in aggregate.mean_of])
     return scores, metrics
+
+
+def _answers(
+    suite: LoadedSuite, responses: Sequence[Response], scores: Sequence[Score]
+) -> list[Answer]:
+    by_id = {response.sample_id: response for response in responses}
+    found = []
+    for sample, score in zip(suite.samples, scores, strict=True):
+        said = by_id.get(sample.sample_id)
+        found.append(
+            Answer(
+                prompt=sample.prompt,
+                label=sample.label,
+                text=None if said is None else said.text,
+                num_tokens=0 if said is None else said.num_tokens,
+                finished=said is None or said.finished,
+                score=score,
+            )
+        )
+    return found
 
 
 def _grouped(scores: Sequence[Score], groups: Mapping[str, str]) -> list[Score]:
@@ -383,7 +420,7 @@ def _degenerate(
     suites: Sequence[LoadedSuite], metrics: Mapping[str, MetricEstimate]
 ) -> str | None:
     for suite in suites:
-        for row in task_metrics(suite.task):
+        for row in suite.measures:
             limit, name = row.broken_above, f"{suite.name}.{row.name}"
             value = metrics[name].value
             if limit is not None and value is not None and value > limit:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 
+from safemerge.config.added_metric import AddedMetricRef
 from safemerge.config.base import StrictModel
 from safemerge.config.chat import ChatArguments
 from safemerge.config.checkpoint import Name
@@ -251,6 +252,8 @@ class SuiteSpec(StrictModel):
     strip_thinking: bool = Field(default=False, exclude_if=lambda given: not given)
     """Score what stands behind ``<think>...</think>`` alone. An answer that ends in its thoughts
     is an empty one; one that is cut in them at `max_tokens` is unscored."""
+    metrics: list[AddedMetricRef] = Field(default_factory=list, exclude_if=lambda named: not named)
+    """Metrics of installed packages, by name, beside the task's own; see `safemerge methods`."""
     group: str | None = None
     """Column whose equal values mark samples that are not independent (paraphrases of one
     request, say): intervals widen for it. Samples with the same prompt always are a group."""
@@ -298,6 +301,16 @@ class SuiteSpec(StrictModel):
         named = [key if key != "task" else "lm_eval" for key in required]
         schema["anyOf"] = [{"required": keys} for keys in (required, ["use"], named)]
         return schema
+
+    @model_validator(mode="after")
+    def _added_metrics(self) -> Self:
+        if self.metrics and isinstance(self.task, LmEval):
+            raise ValueError("metrics: an lm_eval task has its own; name those in task.metrics.")
+        names = [row.name for row in self.measures]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"metrics: names must be unique in a suite; got {name!r} twice.")
+        return self
 
     @model_validator(mode="after")
     def _labels(self) -> Self:
@@ -372,4 +385,4 @@ class SuiteSpec(StrictModel):
     @property
     def measures(self) -> tuple[Metric, ...]:
         """What is measured, named within the suite."""
-        return task_metrics(self.task)
+        return (*task_metrics(self.task), *(item.loaded().row for item in self.metrics))

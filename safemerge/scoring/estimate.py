@@ -9,12 +9,20 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
 
 from safemerge.config.metric import Direction, Metric, joint_unit
 from safemerge.errors import ScoringError
 from safemerge.inference import clustered_interval
 from safemerge.records import MetricEstimate, Score
+
+NUM_RESAMPLES = 200
+"""Of the bootstrap: a corpus score is computed anew for each."""
+
+_Item = TypeVar("_Item")
 
 
 def estimate(
@@ -40,7 +48,7 @@ def estimate(
         groups; value None if none was scored.
     """
     scores = list(scores)
-    scored = [score for score in scores if score.unscored is None]
+    scored = [score for score in scores if key in score.values]
     values = [score.values[key] for score in scored]
     unscored = len(scores) - len(values)
     if not values:
@@ -65,6 +73,49 @@ def estimate(
         high=high,
         n=len(values),
         unscored=unscored,
+        direction=direction,
+    )
+
+
+def bootstrap_estimate(
+    metric: str,
+    values: Sequence[_Item],
+    aggregate: Callable[[Sequence[_Item]], float],
+    direction: Direction,
+    *,
+    groups: Sequence[Hashable] | None = None,
+) -> MetricEstimate:
+    """Aggregate values that are more than numbers, with a percentile bootstrap.
+
+    Args:
+        metric: Full name of the metric.
+        values: What is aggregated, at least one.
+        aggregate: From values to the metric; called for each of `NUM_RESAMPLES` resamples.
+        direction: Which way is better.
+        groups: Group of each value; whole groups are drawn. Left out, each stands alone.
+
+    Raises:
+        ScoringError: If the metric, or that of a resample, is not finite.
+    """
+    members: dict[Hashable, list[_Item]] = {}
+    for place, item in enumerate(values):
+        members.setdefault(place if groups is None else groups[place], []).append(item)
+    clusters = list(members.values())
+    draw = np.random.default_rng(0)
+    value = aggregate(values)
+    drawn = (draw.integers(len(clusters), size=len(clusters)) for _ in range(NUM_RESAMPLES))
+    resampled = [aggregate([item for at in places for item in clusters[at]]) for places in drawn]
+    if not math.isfinite(value) or not all(map(math.isfinite, resampled)):
+        raise ScoringError(
+            f"{metric}: must be finite; got {value}. The candidate's log-probabilities overflow."
+        )
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return MetricEstimate(
+        metric=metric,
+        value=value,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        n=len(values),
         direction=direction,
     )
 

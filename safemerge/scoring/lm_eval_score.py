@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from safemerge.config.metric import Direction, Metric
+from safemerge.config.metric import Metric
 from safemerge.data.lm_eval_task import LmEvalQuestions
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ScoringError
 from safemerge.records import MetricEstimate, Score
-from safemerge.scoring.estimate import estimate
-
-NUM_RESAMPLES = 200
-"""Of the bootstrap: a corpus score is computed anew for each."""
+from safemerge.scoring.estimate import bootstrap_estimate, estimate
 
 
 def score_lm_eval(
@@ -72,7 +69,7 @@ def score_lm_eval(
         if metric in shares:
             made = estimate(full, scores, key=metric, direction=direction, groups=suite.groups)
         else:
-            made = _bootstrapped(
+            made = bootstrap_estimate(
                 full,
                 [value[metric] for value in values],
                 functools.partial(questions.aggregate, metric),
@@ -94,30 +91,3 @@ def _score(name: str, values: Sequence[float], shares: Sequence[str]) -> Score:
     if any(map(math.isnan, values)):
         return Score(sample_id=name, unscored="the task's value is not a number")
     return Score(sample_id=name, values=dict(zip(shares, values, strict=True)))
-
-
-def _bootstrapped(
-    metric: str,
-    values: Sequence[Any],
-    aggregate: Callable[[Sequence[Any]], float],
-    direction: Direction,
-) -> MetricEstimate:
-    draw = np.random.default_rng(0)
-    value = aggregate(values)
-    resampled = [
-        aggregate([values[at] for at in draw.integers(len(values), size=len(values))])
-        for _ in range(NUM_RESAMPLES)
-    ]
-    if not math.isfinite(value) or not all(map(math.isfinite, resampled)):
-        raise ScoringError(
-            f"{metric}: must be finite; got {value}. The candidate's log-probabilities overflow."
-        )
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return MetricEstimate(
-        metric=metric,
-        value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        n=len(values),
-        direction=direction,
-    )
