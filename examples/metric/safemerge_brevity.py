@@ -16,7 +16,8 @@ def num_words(answers: Sequence[Answer]) -> list[float]:
 @metric(direction="maximize", role="skill")
 def brief_and_right(answers: Sequence[Answer]) -> list[float]:
     """Share of answers that are right and have at most 20 words."""
+    short = [len((answer.text or "").split()) <= MAX_WORDS for answer in answers]
     return [
-        float(bool(answer.score.values["accuracy"]) and len((answer.text or "").split()) <= MAX_WORDS)
-        for answer in answers
+        answer.score.values["accuracy"] * is_short
+        for answer, is_short in zip(answers, short, strict=True)
     ]

@@ -44,8 +44,8 @@ def metric(
 
     - a value for each answer, or None where it has none (counted as unscored): the metric is
       their mean, with an interval and paired comparisons as the built-in ones have; or
-    - one number for all of them: its interval is bootstrapped over prompts, so the function is
-      called some 200 times a candidate, and candidates are not compared in pairs.
+    - one number for all of them: its interval is a jackknife's over prompts, so the function is
+      called about once a prompt with the others, and candidates are not compared in pairs.
 
     It must be deterministic. It runs in every evaluator replica, so its package is installed on
     every node. The first line of its docstring is its summary.

@@ -14,8 +14,8 @@ from safemerge.reports.run import Run, outcome
 from safemerge.reports.wording import (
     DIRECTION_WORDS,
     amount,
+    change,
     counted,
-    excess,
     recipe_text,
     seconds,
 )
@@ -184,7 +184,7 @@ def _violation(trial: TrialRecord, known: Mapping[str, Metric]) -> Cell:
     if not trial.violations or outcome(trial) == "broken":
         return Cell('<span class="quiet">none</span>', None, is_number=True)
     metric, value = max(trial.violations.items(), key=lambda item: item[1])
-    told = excess(value, known[metric].unit)
+    told = change(value, known[metric].unit)
     if value <= 0:
         return Cell(f'<span class="quiet">{told}</span>', value, is_number=True)
     where = f'<span class="ci">{breakable(metric)}</span>'

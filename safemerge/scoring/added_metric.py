@@ -9,7 +9,7 @@ from numbers import Real
 from safemerge.config.added_metric import AddedMetric
 from safemerge.errors import ScoringError
 from safemerge.records import Answer, MetricEstimate, Score
-from safemerge.scoring.estimate import bootstrap_estimate, estimate
+from safemerge.scoring.estimate import aggregate_estimate, estimate
 
 
 def added_estimates(
@@ -69,12 +69,12 @@ def _estimate(
     if not kept or (each and row.unit == "share"):
         told = estimate(full, scores, key=row.name, direction=row.direction, groups=groups)
     else:
-        told = bootstrap_estimate(
+        told = aggregate_estimate(
             full,
             kept,
-            lambda drawn: _total(_computed(suite, made, drawn)),
-            row.direction,
-            groups=[(groups or {}).get(one.score.sample_id, one.score.sample_id) for one in kept],
+            lambda some: _total(_computed(suite, made, some)),
+            row,
+            [str((groups or {}).get(one.score.sample_id, one.score.sample_id)) for one in kept],
         )
     return told.model_copy(update={"unit": row.unit, "unscored": len(scores) - len(kept)})
 
@@ -115,7 +115,7 @@ def _checked(value: object, made: AddedMetric, where: str) -> float:
 
 
 def _total(found: list[float | None] | float) -> float:
-    """The metric of a resample: its one number, or the mean of its values."""
+    """The metric of some answers: its one number, or the mean of its values."""
     if not isinstance(found, list):
         return found
     values = [value for value in found if value is not None]

@@ -12,15 +12,10 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from safemerge.config.metric import Direction, Metric, joint_unit
 from safemerge.errors import ScoringError
-from safemerge.inference import clustered_interval
+from safemerge.inference import clustered_interval, jackknife_interval
 from safemerge.records import MetricEstimate, Score
-
-NUM_RESAMPLES = 200
-"""Of the bootstrap: a corpus score is computed anew for each."""
 
 _Item = TypeVar("_Item")
 
@@ -77,46 +72,43 @@ def estimate(
     )
 
 
-def bootstrap_estimate(
+def aggregate_estimate(
     metric: str,
     values: Sequence[_Item],
     aggregate: Callable[[Sequence[_Item]], float],
-    direction: Direction,
-    *,
-    groups: Sequence[Hashable] | None = None,
+    row: Metric,
+    groups: Sequence[str],
 ) -> MetricEstimate:
-    """Aggregate values that are more than numbers, with a percentile bootstrap.
+    """Aggregate values that are more than numbers, with a jackknife interval over groups.
 
     Args:
         metric: Full name of the metric.
         values: What is aggregated, at least one.
-        aggregate: From values to the metric; called for each of `NUM_RESAMPLES` resamples.
-        direction: Which way is better.
-        groups: Group of each value; whole groups are drawn. Left out, each stands alone.
+        aggregate: From values to the metric; called about once a group.
+        row: Direction and unit.
+        groups: Group of each value.
 
     Raises:
-        ScoringError: If the metric, or that of a resample, is not finite.
+        ScoringError: If the metric, or that of all groups but one, is not finite.
     """
-    members: dict[Hashable, list[_Item]] = {}
-    for place, item in enumerate(values):
-        members.setdefault(place if groups is None else groups[place], []).append(item)
-    clusters = list(members.values())
-    draw = np.random.default_rng(0)
-    value = aggregate(values)
-    drawn = (draw.integers(len(clusters), size=len(clusters)) for _ in range(NUM_RESAMPLES))
-    resampled = [aggregate([item for at in places for item in clusters[at]]) for places in drawn]
-    if not math.isfinite(value) or not all(map(math.isfinite, resampled)):
-        raise ScoringError(
-            f"{metric}: must be finite; got {value}. The candidate's log-probabilities overflow."
+    try:
+        value, low, high = jackknife_interval(
+            lambda places: aggregate([values[place] for place in places]),
+            groups,
+            is_share=row.unit == "share",
         )
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    except ScoringError as error:
+        raise ScoringError(
+            f"{metric}: {error} The candidate's log-probabilities overflow."
+        ) from error
     return MetricEstimate(
         metric=metric,
         value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
+        low=low,
+        high=high,
         n=len(values),
-        direction=direction,
+        direction=row.direction,
+        unit=row.unit,
     )
 
 
@@ -147,7 +139,7 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
         parts: At least one metric, all with the same direction, on different samples.
 
     Returns:
-        The mean; `n` and `unscored` are sums; value None if any part has none.
+        The mean; `n` and `unscored` are sums; value, or interval, None if any part has none.
 
     Raises:
         ScoringError: If there is no part or the directions differ.
@@ -159,35 +151,23 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
             "Aggregate metrics that improve the same way."
         )
     n, unscored = sum(part.n for part in parts), sum(part.unscored for part in parts)
-    ends = [
-        (part.value, part.low, part.high)
-        for part in parts
-        if part.value is not None and part.low is not None and part.high is not None
-    ]
-    direction = parts[0].direction
-    unit = joint_unit([part.unit for part in parts])
-    if len(ends) < len(parts):
-        return MetricEstimate(
-            metric=metric,
-            value=None,
-            low=None,
-            high=None,
-            n=n,
-            unscored=unscored,
-            direction=direction,
-            unit=unit,
-        )
-    count = len(ends)
-    mean = math.fsum(value for value, _, _ in ends) / count
-    below = math.sqrt(math.fsum((value - low) ** 2 for value, low, _ in ends)) / count
-    above = math.sqrt(math.fsum((high - value) ** 2 for value, _, high in ends)) / count
+    count = len(parts)
+    values = [part.value for part in parts if part.value is not None]
+    mean = math.fsum(values) / count if len(values) == count else None
+
+    def end(ends: Iterable[float | None], sign: int) -> float | None:
+        away = [value - end for value, end in zip(values, ends, strict=False) if end is not None]
+        if mean is None or len(away) < count:
+            return None
+        return mean + sign * math.sqrt(math.fsum(one**2 for one in away)) / count
+
     return MetricEstimate(
         metric=metric,
         value=mean,
-        low=mean - below,
-        high=mean + above,
+        low=end((part.low for part in parts), -1),
+        high=end((part.high for part in parts), 1),
         n=n,
         unscored=unscored,
-        direction=direction,
-        unit=unit,
+        direction=parts[0].direction,
+        unit=joint_unit([part.unit for part in parts]),
     )

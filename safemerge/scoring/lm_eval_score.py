@@ -1,8 +1,8 @@
 """Values of lm-evaluation-harness's documents as scores and estimates like all others.
 
 A metric that is the mean of shares has the interval of our own shares (Wilson's). Any other (a
-perplexity, a corpus score) is the task's own aggregate, with a percentile bootstrap over
-documents: the harness's standard errors are for large samples, and it has none for some.
+perplexity, a corpus score) is the task's own aggregate, with a jackknife's interval over groups of
+documents: nothing is drawn, and the harness's standard errors are for large samples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safemerge.data.lm_eval_task import LmEvalQuestions
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ScoringError
 from safemerge.records import MetricEstimate, Score
-from safemerge.scoring.estimate import bootstrap_estimate, estimate
+from safemerge.scoring.estimate import aggregate_estimate, estimate
 
 
 def score_lm_eval(
@@ -69,11 +69,12 @@ def score_lm_eval(
         if metric in shares:
             made = estimate(full, scores, key=metric, direction=direction, groups=suite.groups)
         else:
-            made = bootstrap_estimate(
+            made = aggregate_estimate(
                 full,
                 [value[metric] for value in values],
                 functools.partial(questions.aggregate, metric),
-                direction,
+                row,
+                [suite.groups.get(name, name) for name in names],
             )
         estimates.append(made.model_copy(update={"unit": row.unit}))
     return scores, estimates

@@ -133,7 +133,6 @@ def test_values_of_each_answer_have_intervals_and_paired_comparisons():
     found = paired_difference(other, result, metric="sums.num_words")
     assert (found.value, found.n, found.unit) == (-25 / 4, 4, "number")
     assert paired_difference(other, result, metric="sums.brief_and_right").value == 0.5
-    assert result.model_copy(update={"metrics": {}}) == result.model_copy(update={"metrics": {}})
 
 
 def answers(*texts, unscored=0):
@@ -153,18 +152,18 @@ def one(function, given, *, unit="share", groups=None):
     return scores, estimate
 
 
-def test_one_number_of_all_answers_has_a_bootstrap_interval_over_groups():
+def test_one_number_of_all_answers_has_a_jackknife_interval_over_groups():
     def longest(given):
         return float(max(len(answer.text) for answer in given))
 
     given = answers("a", "bb", "ccc", "dddd", unscored=1)
     scores, found = one(longest, given, unit="number")
     assert (found.metric, found.value, found.n, found.unscored) == ("s.longest", 4.0, 4, 1)
-    assert found.low < found.high == 4.0
+    assert found.low < 4.0 < found.high
     assert all("longest" not in score.values for score in scores)
     whole = dict.fromkeys([f"s{place}" for place in range(4)], "one")
     _, grouped = one(longest, given, unit="number", groups=whole)
-    assert (grouped.low, grouped.high) == (4.0, 4.0)
+    assert (grouped.low, grouped.high) == (None, None)
 
 
 def test_an_answer_without_a_value_is_unscored_and_nothing_scored_has_no_value():
@@ -185,7 +184,7 @@ def test_an_answer_without_a_value_is_unscored_and_nothing_scored_has_no_value()
         (lambda given: [float("nan"), 0.0], "got nan"),
         (lambda given: ["a", 0.0], "got str"),
         (lambda given: None, "got 1 values|got NoneType"),
-        (lambda given: [][5], r"failed; got IndexError\.$"),
+        (lambda given: given[5].text, r"failed; got IndexError\.$"),
     ],
 )
 def test_a_metric_that_breaks_its_promise_is_an_error_without_the_answers_text(gives, told):
@@ -216,7 +215,7 @@ def test_what_judges_wrongly_is_refused(monkeypatch):
 
     declared = harm().task.judge
     monkeypatch.setattr(type(declared), "loaded", lambda self: lambda given, **more: Odd(given))
-    with pytest.raises(ScoringError, match="judge 'words': must give a list .* got str"):
+    with pytest.raises(ScoringError, match=r"judge 'words': must give a list .* got str"):
         added_judge(declared).judge([Exchange("a", "b")])
     monkeypatch.setattr(type(declared), "loaded", lambda self: lambda given, **more: 3)
     with pytest.raises(ConfigError, match=r"must have a method judge\(exchanges\); got int"):
