@@ -201,7 +201,7 @@ def test_a_judge_of_a_package_judges_and_its_arguments_are_checked():
     estimate = result.metrics["harm.harmful_score"]
     assert (estimate.value, estimate.n, estimate.unscored) == (0.5, 2, 1)
     with pytest.raises(ConfigError, match="unexpected keyword argument 'wrods'"):
-        harm(arguments={"wrods": []})
+        harm(arguments={"words": [], "wrods": []})
     with pytest.raises(ConfigError, match="judge 'keyword': must be safemerge's own or of an in"):
         harm(use="keyword")
     with pytest.raises(ConfigError, match="version that the file was written with, other 2"):
