@@ -12,7 +12,7 @@ import pytest
 from safemerge import plugins
 from safemerge.api.pick import pick_point
 from safemerge.cli import main
-from safemerge.config.added_metric import metric
+from safemerge.config.added_metric import load_metric
 from safemerge.config.document import parse_document
 from safemerge.config.metric import metrics_of
 from safemerge.config.schema import json_schema
@@ -22,6 +22,7 @@ from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ConfigError, ScoringError
 from safemerge.evaluation import AnsweredSplit, PreparedSplit, score_candidate
+from safemerge.extension import metric
 from safemerge.records import Answer, Front, FrontPoint, Response, Score
 from safemerge.reports.comparison import paired_difference
 from safemerge.scoring.added_metric import added_estimates
@@ -190,6 +191,16 @@ def test_an_answer_without_a_value_is_unscored_and_nothing_scored_has_no_value()
 def test_a_metric_that_breaks_its_promise_is_an_error_without_the_answers_text(gives, told):
     with pytest.raises(ScoringError, match=rf"suite 's', metric '<lambda>': .*{told}"):
         one(gives, answers("secret", "b"))
+
+
+def test_a_plain_function_is_no_metric():
+    plugins.register(plugins.METRICS, "plain", len)
+    with pytest.raises(
+        ConfigError, match=r"metric 'plain': must be a function with .* as its dec"
+    ):
+        load_metric("plain")
+    plugins.register(plugins.METRICS, "mine", metric(direction="maximize", role="skill")(len))
+    assert load_metric("mine").row.name == "mine"
 
 
 def test_a_judge_of_a_package_judges_and_its_arguments_are_checked():
