@@ -195,9 +195,7 @@ def test_a_metric_that_breaks_its_promise_is_an_error_without_the_answers_text(g
 
 def test_a_plain_function_is_no_metric():
     plugins.register(plugins.METRICS, "plain", len)
-    with pytest.raises(
-        ConfigError, match=r"metric 'plain': must be a function with .* as its dec"
-    ):
+    with pytest.raises(ConfigError, match=r"metric 'plain': must be a function with"):
         load_metric("plain")
     plugins.register(plugins.METRICS, "mine", metric(direction="maximize", role="skill")(len))
     assert load_metric("mine").row.name == "mine"
