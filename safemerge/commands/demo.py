@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import load_study
-from safemerge.api.folder import run_folder
 from safemerge.api.search import search
 from safemerge.commands.console import Console
 from safemerge.commands.search import show
 from safemerge.errors import UserError
+from safemerge.store import RunStore
 
 if TYPE_CHECKING:
     import argparse
@@ -25,9 +25,10 @@ def run(options: argparse.Namespace) -> None:
     if not STUDY.is_file():
         raise UserError(f"demo: must run in safemerge's folder; got no {STUDY} here. cd to it.")
     study = load_study(STUDY)
-    folder = run_folder(options.results, study.name)
-    if folder.exists() and (options.fresh or (folder / "front.json").exists()):
-        shutil.rmtree(folder)
+    store = RunStore.under(options.results, study.name)
+    if store.folder.exists() and (options.fresh or store.front_path.exists()):
+        with store.locked():
+            shutil.rmtree(store.folder)
     console.plain(
         "safemerge demo: base and prompts from pip packages, an aligned model and two experts by\n"
         "Ray Train, a search over their merges on two live vLLM engines, a Pareto report.\n"
