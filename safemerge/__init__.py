@@ -1,3 +1,3 @@
 """safemerge: find merges of fine-tuned language models that are skilled and safe."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
