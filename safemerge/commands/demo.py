@@ -7,10 +7,11 @@ import shutil
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from safemerge.api.declared import Study, load_study
+from safemerge.api.folder import run_folder
+from safemerge.api.search import search
 from safemerge.commands.console import Console
-from safemerge.commands.folder import run_folder
-from safemerge.commands.search import search
-from safemerge.commands.study import load_study
+from safemerge.commands.search import show
 from safemerge.config.shipped import shipped_file
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> None:
     """Fetch, train, search and report in any folder; an interrupted demo resumes."""
     console = Console()
-    spec = load_study(str(shipped_file("demo.yaml")))
+    study = load_study(shipped_file("demo.yaml"))
     if find_spec("vllm") is None and not os.environ.get("RAY_ADDRESS"):
         console.plain("vLLM is not installed: the demo runs on the transformers engine.")
-        evaluator = spec.evaluator.model_copy(update={"engine": "transformers"})
-        spec = spec.model_copy(update={"evaluator": evaluator})
-    folder = run_folder(options.results, spec.name)
+        evaluator = study.spec.evaluator.model_copy(update={"engine": "transformers"})
+        study = Study.of(study.spec.model_copy(update={"evaluator": evaluator}))
+    folder = run_folder(options.results, study.name)
     if folder.exists() and (options.fresh or (folder / "front.json").exists()):
         shutil.rmtree(folder)
     console.plain(
@@ -33,4 +34,7 @@ def run(options: argparse.Namespace) -> None:
         "Ray Train, a search over their merges on two live engines, a Pareto report.\n"
         "Ingredients are cached: a second run trains nothing."
     )
-    search(spec, folder, console, again="safemerge demo")
+    found = search(
+        study, results=options.results, resume=True, progress=console.say, again="safemerge demo"
+    )
+    show(found, console)

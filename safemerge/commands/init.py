@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from safemerge.api.folder import check_disk
 from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk
 from safemerge.commands.study_text import GUARDS, Answers, Model, study_text
 from safemerge.config.checkpoint import CheckpointRef, Vocabulary
 from safemerge.config.document import parse_document
@@ -162,7 +162,7 @@ def _fitted(answers: Answers, console: Console) -> Answers:
         CheckpointError: If one cannot be read.
         CheckpointMismatchError: If they cannot be merged.
     """
-    from safemerge.commands.study import check_loadable
+    from safemerge.api.prepare import check_loadable
     from safemerge.weights.adapter import is_adapter, open_checkpoint
 
     places = {model.name: _folder(model) for model in (answers.base, *answers.experts)}

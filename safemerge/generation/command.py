@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safemerge.api.folder import check_disk, run_folder
+from safemerge.api.prepare import check_engine, check_judges
 from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk, run_folder
-from safemerge.commands.study import check_engine, check_judges
 from safemerge.config.document import load_document
 from safemerge.errors import UserError
 from safemerge.files import disk_errors, replace_file
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
                 console.say(f"pool: {engines} ({len(groups)} engines, one at a time)")
                 with Generator(spec, app=f"safemerge-generate-{spec.name}") as generator:
                     generation = Generation(
-                        spec, folder / "stages", generator.work, progress=console.progress
+                        spec, folder / "stages", generator.work, progress=console.count
                     )
                     _write(spec, generation, folder, provenance, console)
     except KeyboardInterrupt:

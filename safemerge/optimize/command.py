@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from safemerge.api.folder import check_disk, run_folder
 from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk, run_folder
 from safemerge.config.base import digest
 from safemerge.config.coefficient import leaves
 from safemerge.config.document import load_document

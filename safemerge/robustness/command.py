@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.commands.console import Console, duration
-from safemerge.commands.folder import check_disk, run_folder
-from safemerge.commands.study import check_engine
+from safemerge.api.folder import check_disk, run_folder
+from safemerge.api.prepare import check_engine
+from safemerge.api.progress import duration
+from safemerge.commands.console import Console
 from safemerge.config.base import digest
 from safemerge.config.document import load_document
 from safemerge.config.inputs import SCORING_VERSION

@@ -1,7 +1,7 @@
 import pytest
 
+from safemerge.api.pick import pick_point
 from safemerge.cli import main
-from safemerge.commands.export import pick
 from safemerge.config.study import Constraint
 from safemerge.config.suite import Direction
 from safemerge.errors import UserError
@@ -51,7 +51,7 @@ def front(*points, knee=5, objectives=(SKILL, HARM), references=()):
 
 def chosen(front, choice, *limits):
     spec = landscape_study("s").model_copy(update={"constraints": list(limits)})
-    return pick(front, choice, spec=spec, where="run")
+    return pick_point(front, choice, spec=spec, where="run")
 
 
 FRONT = front(
@@ -78,22 +78,20 @@ def test_a_choice_names_a_point_judged_on_the_report_split(choice, number):
 
 
 def test_the_safest_needs_a_harmful_objective():
-    words = r"run: --pick safest needs a harmful_score objective\. Use best:METRIC\."
+    words = r"run: pick safest needs a harmful_score objective\. Use best:METRIC\."
     with pytest.raises(UserError, match=words):
         chosen(front(point(1, 0.5, 0.1), objectives=[SKILL]), "safest")
 
 
 @pytest.mark.parametrize("choice", ["knees", "best:harm", "best:", ""])
 def test_a_choice_that_names_nothing_lists_the_metrics(choice):
-    words = (
-        rf"run: --pick must be knee, safest, .*; got '{choice}'\. Metrics: harm\.harm\S+, skill"
-    )
+    words = rf"run: pick must be knee, safest, .*; got '{choice}'\. Metrics: harm\.harm\S+, skill"
     with pytest.raises(UserError, match=words):
         chosen(FRONT, choice)
 
 
 def test_a_trial_that_is_not_on_the_front_lists_those_that_are():
-    words = r"run: --pick: trial 4 is not on the front\. On it: 3, 5, 12\."
+    words = r"run: pick: trial 4 is not on the front\. On it: 3, 5, 12\."
     with pytest.raises(UserError, match=words):
         chosen(FRONT, "4")
 
@@ -141,7 +139,7 @@ def test_only_a_number_picks_a_point_that_breaks_a_limit_on_the_report_split(
 )
 def test_if_every_point_breaks_a_limit_none_is_picked_and_one_is_named(choice, metric, got):
     words = (
-        rf"run: --pick {choice}: no point of the front keeps every limit on the report split; "
+        rf"run: pick {choice}: no point of the front keeps every limit on the report split; "
         rf"trial 3: {got}, limit at most 0\.05\. Pick a trial number"
     )
     with pytest.raises(UserError, match=words):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from safemerge.api.declared import load_study
 from safemerge.cli import main
 from safemerge.commands import init
-from safemerge.commands.study import load_study
 from safemerge.data import rows
 from safemerge.testing.pico import change_config, pico_with_tokens
 
@@ -23,7 +23,7 @@ def start(tmp_path, monkeypatch, tiny_base, tiny_expert):
     def start(*arguments, code=0):
         models = ["--base", str(tiny_base), "--expert", f"math={tiny_expert}"]
         assert main(["init", *models, "--out", "mine.yaml", *map(str, arguments)]) == code
-        return load_study("mine.yaml") if code == 0 else None
+        return load_study("mine.yaml").spec if code == 0 else None
 
     return start
 
@@ -130,7 +130,7 @@ def test_questions_are_asked_on_a_terminal(monkeypatch, tmp_path, tiny_base, tin
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(init.sys, "stdin", Terminal("".join(f"{line}\n" for line in answers)))
     assert main(["init"]) == 0
-    study = load_study("study.yaml")
+    study = load_study("study.yaml").spec
     assert [suite.name for suite in study.suites] == ["strongreject"]
     assert [ref.name for ref in study.experts] == ["math"]
 

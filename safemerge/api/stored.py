@@ -13,12 +13,12 @@ from safemerge.store import RunStore
 from safemerge.study_document import StudyDocument, changed_inputs
 
 if TYPE_CHECKING:
-    from safemerge.commands.console import Console
+    from safemerge.api.progress import Progress
     from safemerge.config.inputs import InputChange
     from safemerge.config.study import StudySpec
 
 
-def check_stored(folder: Path, console: Console, *, as_stored: bool = False) -> None:
+def check_stored(folder: Path, progress: Progress, *, as_stored: bool = False) -> None:
     """Refuse a stored run whose data or models are there and have changed.
 
     Nothing has to be there: what is gone, or was never recorded, is not compared. Another version
@@ -26,7 +26,7 @@ def check_stored(folder: Path, console: Console, *, as_stored: bool = False) -> 
 
     Args:
         folder: The run's folder.
-        console: Where notices go.
+        progress: Where notices go.
         as_stored: Say what changed, and go on.
 
     Raises:
@@ -37,7 +37,7 @@ def check_stored(folder: Path, console: Console, *, as_stored: bool = False) -> 
     document = store.study()
     changes = stored_changes(store, document)
     if scoring := [item for item in changes if item.found == SCORING]:
-        console.say(
+        progress.say(
             f"note: scored by version {scoring[0].place} of scoring; new trials are not comparable"
         )
     changes = [item for item in changes if item.found != SCORING]
@@ -47,7 +47,7 @@ def check_stored(folder: Path, console: Console, *, as_stored: bool = False) -> 
         advice = "Put back what changed, or take the stored numbers as they are with --as-stored"
         raise changed_inputs(document.study, changes, advice)
     told = ", ".join(map(str, changes))
-    console.say(f"note: since the run was made there is {told}; numbers are as stored")
+    progress.say(f"note: since the run was made there is {told}; numbers are as stored")
 
 
 def stored_changes(
@@ -96,12 +96,12 @@ def _by_rows(
     return input_changes(before, now, rows_before=store.asked(), rows=rows)
 
 
-def stored_study(folder: str, console: Console) -> StudySpec:
+def stored_study(folder: str, progress: Progress) -> StudySpec:
     """Return the study of a run, to ask its suites again.
 
     Args:
         folder: The run's folder.
-        console: Where notices go.
+        progress: Where notices go.
 
     Raises:
         StudyError: If the folder holds no run.
@@ -111,7 +111,7 @@ def stored_study(folder: str, console: Console) -> StudySpec:
     document = store.study()
     _refuse_changes(document, stored_changes(store, document))
     if document.inputs is None:
-        console.say(
+        progress.say(
             f"note: {folder} is of an earlier version and does not say what it was made with"
         )
     # What was trained for variants is none of the suites' business.
@@ -149,11 +149,11 @@ def _refuse_changes(document: StudyDocument, changes: list[InputChange]) -> None
         raise changed_inputs(document.study, changes, advice)
 
 
-def accept_trials(store: RunStore, console: Console) -> None:
+def accept_trials(store: RunStore, progress: Progress) -> None:
     """Take a run's trials as they are now, and say so."""
     kept = store.accept_trials()
     if kept is None:
-        console.say(f"{store.trials_path}: nothing to accept; every line is as it was written")
+        progress.say(f"{store.trials_path}: nothing to accept; every line is as it was written")
     else:
         store.log(f"trials accepted as they are; the digests before are in {kept.name}")
-        console.say(f"{store.trials_path}: taken as it is; the digests so far are kept as {kept}")
+        progress.say(f"{store.trials_path}: taken as it is; the digests so far are kept as {kept}")

@@ -1,4 +1,4 @@
-"""Reading a study and making its checkpoints exist: what several commands begin with."""
+"""Checking a study, and making its checkpoints exist: what several functions begin with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.commands.console import Console
-from safemerge.config.document import load_document
+from safemerge.api.progress import Progress
 from safemerge.config.extra import VLLM
 from safemerge.config.judge import GuardJudge, JudgeSpec, ModelJudge
 from safemerge.config.models import study_models
@@ -21,17 +20,12 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
 
-def load_study(path: str) -> StudySpec:
-    """Read a study file, its relative references taken from its own folder."""
-    return load_document(path, StudySpec).located(Path(path).resolve().parent)
-
-
-def preflight(spec: StudySpec, console: Console) -> tuple[str, ...]:
+def preflight(spec: StudySpec, progress: Progress) -> tuple[str, ...]:
     """Refuse what can be seen to fail before a cluster starts.
 
     Args:
         spec: The study; checkpoints still to be trained are not looked at.
-        console: Where it is said which rows of the suites are left out.
+        progress: Where it is said which rows of the suites are left out.
 
     Returns:
         What must be known of the models that can be looked at; see `check_models`.
@@ -52,7 +46,7 @@ def preflight(spec: StudySpec, console: Console) -> tuple[str, ...]:
     found = check_models(spec)
     check_loadable(spec)
     if _tokenizer_known(spec):
-        check_prompts(spec, console)
+        check_prompts(spec, progress)
     return found
 
 
@@ -116,12 +110,12 @@ def check_judges(judges: Sequence[JudgeSpec]) -> None:
             guard_template(judge)
 
 
-def check_prompts(spec: StudySpec, console: Console) -> None:
+def check_prompts(spec: StudySpec, progress: Progress) -> None:
     """Tokenise both splits and the rung once, as replicas will, and let no judge be loaded.
 
     Args:
         spec: A study whose tokenizer comes from models that are folders.
-        console: Where it is said which rows are left out.
+        progress: Where it is said which rows are left out.
 
     Raises:
         CheckpointError, DataError, ConfigError: See `preflight`.
@@ -135,7 +129,7 @@ def check_prompts(spec: StudySpec, console: Console) -> None:
     chat = ChatFormat(candidate_tokenizer(study_models(spec)), spec.chat)
     loaded = load_suites(spec)
     for line in dropped_lines(spec.suites, loaded):
-        console.say(line)
+        progress.say(line)
     for suites in loaded.values():
         prepare_split(
             suites,
@@ -150,7 +144,7 @@ def check_prompts(spec: StudySpec, console: Console) -> None:
             spec.rung, chat, max_model_len=spec.evaluator.max_model_len, seed=spec.seed
         )
         cut = f", of which {pairs.num_cut} answers are cut" if pairs.num_cut else ""
-        console.say(f"low rung first: losses on {pairs.num_pairs} pairs{cut}")
+        progress.say(f"low rung first: losses on {pairs.num_pairs} pairs{cut}")
 
 
 def check_engine(spec: EvaluatorSpec) -> None:
@@ -171,7 +165,7 @@ def check_engine(spec: EvaluatorSpec) -> None:
 
 
 def resolve_study(
-    spec: StudySpec, console: Console, *, stack: ExitStack | None = None
+    spec: StudySpec, progress: Progress, *, stack: ExitStack | None = None
 ) -> StudySpec:
     """Return the study with every checkpoint on disk and fingerprinted.
 
@@ -179,7 +173,7 @@ def resolve_study(
 
     Args:
         spec: The study as declared.
-        console: Where progress goes.
+        progress: Where progress goes.
         stack: Keeps a cluster that had to be started for training; else that one ends here.
 
     Raises:
@@ -188,18 +182,20 @@ def resolve_study(
     """
     from safemerge.distributed.ingredient import Ingredients
 
-    ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
+    ingredients = Ingredients(say=progress.say, on_step=progress.training_step, stack=stack)
     return resolve_with(
-        spec, console, lambda: spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
+        spec, progress, lambda: spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
     )
 
 
-def resolve_with(spec: StudySpec, console: Console, resolve: Callable[[], StudySpec]) -> StudySpec:
+def resolve_with(
+    spec: StudySpec, progress: Progress, resolve: Callable[[], StudySpec]
+) -> StudySpec:
     """Resolve a study in some way, and check before and after what can be checked.
 
     Args:
         spec: The study as declared.
-        console: Where progress goes.
+        progress: Where progress goes.
         resolve: Returns it with checkpoints on disk and fingerprinted.
 
     Raises:
@@ -213,7 +209,7 @@ def resolve_with(spec: StudySpec, console: Console, resolve: Callable[[], StudyS
     check_quantities(MergeRecipe.model_validate(spec.template(space)) for space in spec.spaces)
     resolved = resolve()
     for notice in check_models(resolved):
-        console.say(f"note: {notice}")
+        progress.say(f"note: {notice}")
     if not _tokenizer_known(spec):
-        check_prompts(resolved, console)
+        check_prompts(resolved, progress)
     return resolved

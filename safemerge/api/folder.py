@@ -9,7 +9,7 @@ from pathlib import Path
 from safemerge.errors import PreflightError
 
 
-def run_folder(results: str, name: str) -> Path:
+def run_folder(results: str | os.PathLike[str], name: str) -> Path:
     """Return the folder of a run.
 
     Args:
@@ -23,7 +23,7 @@ def run_folder(results: str, name: str) -> Path:
         return Path(results).expanduser() / name
     except RuntimeError:
         raise PreflightError(
-            f"--results: must be a folder; got an unknown user in {results[:80]!r}. Choose "
+            f"--results: must be a folder; got an unknown user in {str(results)[:80]!r}. Choose "
             "another folder."
         ) from None
 
