@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import Study, load_study
-from safemerge.api.folder import run_folder
 from safemerge.api.search import search
 from safemerge.commands.console import Console
 from safemerge.commands.search import show
 from safemerge.config.shipped import shipped_file
+from safemerge.store import RunStore
 
 if TYPE_CHECKING:
     import argparse
@@ -26,9 +26,10 @@ def run(options: argparse.Namespace) -> None:
         console.plain("vLLM is not installed: the demo runs on the transformers engine.")
         evaluator = study.spec.evaluator.model_copy(update={"engine": "transformers"})
         study = Study.of(study.spec.model_copy(update={"evaluator": evaluator}))
-    folder = run_folder(options.results, study.name)
-    if folder.exists() and (options.fresh or (folder / "front.json").exists()):
-        shutil.rmtree(folder)
+    store = RunStore.under(options.results, study.name)
+    if store.folder.exists() and (options.fresh or store.front_path.exists()):
+        with store.locked():
+            shutil.rmtree(store.folder)
     console.plain(
         "safemerge demo: base and prompts from pip packages, an aligned model and two experts by\n"
         "Ray Train, a search over their merges on two live engines, a Pareto report.\n"
