@@ -294,6 +294,36 @@ def build_parser() -> argparse.ArgumentParser:
     )
     init.add_argument("--force", action="store_true", help="replace a file that is there")
 
+    judge = add("judge", "measure a judge's errors against answers that people labelled")
+    judge.add_argument("file", metavar="LABELLED_FILE", help="jsonl, json, csv, tsv or parquet")
+    for name, default, text in (
+        ("text", "response", "column of the answers (response)"),
+        ("label", "label", "column of the labels (label)"),
+        ("prompt", None, "column of the requests; judges other than the refusal proxy need it"),
+        ("by", None, "column, e.g. a language or model, whose values get figures of their own"),
+    ):
+        judge.add_argument(f"--{name}", default=default, metavar="COLUMN", help=text)
+    judge.add_argument(
+        "--positive",
+        action="append",
+        required=True,
+        metavar="VALUE",
+        help="a label that means yes, e.g. refused; may be given again",
+    )
+    judge.add_argument(
+        "--claim",
+        choices=("refusal", "harm"),
+        default="refusal",
+        help="what a positive label says of the answer: that it refuses (the default), or harms",
+    )
+    judge.add_argument(
+        "--judge",
+        metavar="FILE.yaml",
+        help="a judge as a study declares it, or a study, for all of its judges; the offline "
+        "refusal proxy if left out",
+    )
+    judge.add_argument("--json", action="store_true", help="as JSON")
+
     demo = add("demo", "run the whole line on SmolLM2-135M: train, search, report")
     demo.add_argument("--results", default="results", metavar="DIR", help=results)
     demo.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from safemerge.api.folder import check_disk
 from safemerge.commands.console import Console
 from safemerge.commands.study_text import GUARDS, Answers, Model, study_text
 from safemerge.config.checkpoint import CheckpointRef, Vocabulary
@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{out}: exists already. Choose another file with --out, or add --force.")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out: must be a file in a folder that exists; got {str(out)!r}.")
-    check_disk(out.absolute().parent)
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise PreflightError(f"--out: must be a place that can be written; got {str(out)!r}.")
     for package in ("torch", "transformers"):
         if find_spec(package) is None:
             raise PreflightError(f"init: checks models with {package}; got none. {RUNTIME}")
