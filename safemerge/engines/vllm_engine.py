@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safemerge.config.extra import VLLM
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.answer_end import answer_ends
@@ -77,8 +78,8 @@ class VllmEngine:
             from vllm.config import WeightTransferConfig
         except ImportError as error:
             raise PreflightError(
-                f"evaluator.engine: vllm must be installed; got: {error}. "
-                "Install safemerge[cpu] or safemerge[gpu], or set evaluator.engine: transformers."
+                f"evaluator.engine: vllm must be installed; got: {error}. {VLLM}, or set "
+                "evaluator.engine: transformers."
             ) from None
         self._home = _Home() if alone else None
         if self._home is not None and cpu_ids is not None:
