@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.api.folder import check_disk, run_folder
 from safemerge.api.prepare import check_engine
 from safemerge.api.progress import duration
-from safemerge.commands.console import Console
+from safemerge.commands.console import Console, resume_command
 from safemerge.config.base import digest
 from safemerge.config.document import load_document
 from safemerge.config.inputs import SCORING_VERSION
-from safemerge.errors import ConfigError, StudyError, UserError
+from safemerge.errors import ConfigError, StudyError
 from safemerge.inputs import text_digests
 from safemerge.robustness.cell_store import CellRecord, CellStore
 from safemerge.robustness.spec import RobustnessSpec
@@ -33,14 +31,12 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     spec = load_document(options.spec, RobustnessSpec)
     spec = _chosen(spec.located(Path(options.spec).resolve().parent), options.seeds)
-    folder = run_folder(options.results, spec.name)
-    again = _again(options)
-    if CellStore(folder).exists and not options.resume and not options.dry_run:
-        raise UserError(
-            f"{folder}: holds a run of this measurement already. Continue it with "
-            f"`{again}`, or remove the folder, or rename the measurement."
-        )
-    check_disk(folder)
+    store = CellStore.under(options.results, spec.name)
+    seeds = ["--seeds", *map(str, options.seeds)] if options.seeds else []
+    again = resume_command("robustness", options.spec, options.results, seeds)
+    if not options.resume and not options.dry_run:
+        store.refuse_existing(again=again)
+    store.check_disk()
     check_engine(spec.evaluator)
     suites = _check(spec, console)
     attacked = sum(cell.mode is not None for cell in spec.cells())
@@ -51,9 +47,8 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         console.say("dry run: the measurement is sound; nothing was started")
         return
-    store = CellStore(folder).open(spec)
-    with store.driving():
-        _measure(spec, store, suites, console, again)
+    with store.locked():
+        _measure(spec, store.open(spec), suites, console, again)
 
 
 def _chosen(spec: RobustnessSpec, seeds: list[int] | None) -> RobustnessSpec:
@@ -66,13 +61,6 @@ def _chosen(spec: RobustnessSpec, seeds: list[int] | None) -> RobustnessSpec:
             f"Seeds: {', '.join(map(str, spec.seeds))}."
         )
     return spec.model_copy(update={"seeds": [seed for seed in spec.seeds if seed in seeds]})
-
-
-def _again(options: argparse.Namespace) -> str:
-    parts = ["safemerge", "robustness", options.spec]
-    parts += [] if options.results == "results" else ["--results", options.results]
-    parts += ["--seeds", *map(str, options.seeds)] if options.seeds else []
-    return shlex.join([*parts, "--resume"])
 
 
 def _check(spec: RobustnessSpec, console: Console) -> dict[str, LoadedSuite]:
