@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from safemerge import plugins
-from safemerge.config.base import StrictModel
+from safemerge.config.base import FREE, StrictModel
 from safemerge.config.checkpoint import Name
 from safemerge.config.location import located_path
 from safemerge.errors import ConfigError
@@ -95,11 +95,11 @@ class ModelJudge(StrictModel):
     model's own limit holds where it is lower."""
     batch_size: int = Field(default=8, ge=1)
     """Texts judged at once."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
     """Where the judge runs. ``auto``: on a GPU if it is a service with
     `judge_service.gpus_per_replica`, else on CPUs. In a replica, a judge on ``cuda`` needs memory
     that the evaluator's engine leaves free."""
-    placement: Literal["service", "replica"] = "service"
+    placement: Annotated[Literal["service", "replica"], FREE] = "service"
     """``service``: a Ray Serve deployment of its own, shared by all trials, which judges while
     engines answer (see `judge_service`); ``replica``: a copy in every evaluator replica."""
 
