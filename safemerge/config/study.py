@@ -92,7 +92,9 @@ class Aggregate(StrictModel):
     """The plain mean of several metrics that improve the same way."""
 
     mean_of: list[str] = Field(min_length=1)
-    role: Role | None = Field(default=None, exclude_if=lambda given: given is None)
+    role: Annotated[Role | None, FREE] = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
     """What the mean is about; left out, what all of its parts are about. A mean of parts with
     several roles has none, unless it is named here: ``--pick safest``, say, cannot mean it."""
 
