@@ -29,7 +29,7 @@ from safemerge.merge import ResidentCheckpoints, merge_tensor, write_merged
 from safemerge.search import SearchStudy
 from safemerge.search.storage import make_sampler
 from safemerge.store import RunStore
-from safemerge.testing.conformance import TaskVectorMethodCases, build_method, random_tensor
+from safemerge.testing.conformance import WeightedMethodCases, build_method, random_tensor
 from safemerge.testing.landscapes import SMOOTH, landscape_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def examples(site, monkeypatch):
     plugins._entry_points.cache_clear()
 
 
-class TestTopMean(TaskVectorMethodCases):
+class TestTopMean(WeightedMethodCases):
     @pytest.fixture
     def method_name(self):
         return "top_mean"
