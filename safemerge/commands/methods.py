@@ -7,6 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from safemerge.api.methods import methods, program_tables
+from safemerge.commands.scoring_table import scoring_lines
 from safemerge.config.problems import did_you_mean
 from safemerge.errors import ConfigError
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.name is not None:
         print(_full(rows[0]))
     else:
-        print(_table(rows))
+        print("\n".join((*scoring_lines(), _table(rows))))
 
 
 def _short(row: dict[str, Any]) -> str:

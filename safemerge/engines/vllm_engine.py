@@ -92,11 +92,14 @@ class VllmEngine:
         on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}
         self._sampling_params = SamplingParams
         self._candidate: str | None = None
-        self._ends = answer_ends(models, ChatFormat(candidate_tokenizer(models)))
+        tokenizer = candidate_tokenizer(models)
+        self._ends = answer_ends(models, ChatFormat(tokenizer))
         try:
             self._llm: Any = LLM(
                 model=str(models.base.path),
-                tokenizer=str(candidate_tokenizer(models)),
+                tokenizer=str(tokenizer),
+                # vLLM ends answers at the tokens that this config names, by the tokenizer's ids.
+                generation_config=str(tokenizer),
                 dtype=str(compute_dtype(spec.dtype, device=device)).removeprefix("torch."),
                 max_model_len=spec.max_model_len,
                 max_num_seqs=spec.max_num_seqs,

@@ -18,8 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
     for pattern in (
-        "*.md", "design/*.md", "cluster/*.md", "benchmarks/*.md", "results/**/*.md",
-        "docs/*.md", "docs/files/*.md",
+        "*.md",
+        "design/*.md",
+        "cluster/*.md",
+        "benchmarks/*.md",
+        "results/**/*.md",
+        "docs/*.md",
+        "docs/files/*.md",
     )
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md" and "demo/" not in str(path) and not path.is_symlink()

@@ -1,4 +1,6 @@
-"""Whole files against mergekit 0.1.5, in an environment of its own (``make bench-peers``).
+"""Whole files against mergekit 0.1.5 as it runs, for ``make test-all``; the rest is recorded.
+
+It is in an environment of its own (``make bench-peers``), or in SAFEMERGE_MERGEKIT's folder.
 
 Both are given the same YAML and the same pico checkpoints in float32. Random masks are mergekit's
 own, so DARE is compared at density 1 only.
@@ -29,11 +31,6 @@ PYTHON = ENVIRONMENT / "bin" / "python"
 pytestmark = [
     pytest.mark.reference,
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not PYTHON.exists(),
-        reason="needs mergekit: run `make bench-peers`, or name its environment's folder in "
-        "SAFEMERGE_MERGEKIT",
-    ),
 ]
 
 PEER = """
