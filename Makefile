@@ -82,7 +82,7 @@ endif
 	  2> >(grep -v '^WARNING: ' >&2) | $(PROGRESS)
 	@echo "Installing safemerge"
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'from safemerge.merge.fused import prepare; prepare()'
+	@$(BIN)/python -c 'from safemerge.merge.compiled import prepare; prepare()'
 	@echo $(DEVICE) > $(STAMP)
 	@echo "Ready: $(BIN)/safemerge, for $(DEVICE)"
 

@@ -43,6 +43,7 @@ THROUGH = {
     "safemerge/engines/vllm_plugin.py": "tests/integration",
     "safemerge/merge/card.py": "tests/unit/merge",
     "safemerge/merge/fisher.py": "tests/conformance",
+    "safemerge/merge/ram.py": "tests/conformance",
     "safemerge/merge/sce.py": "tests/conformance",
     "safemerge/reports/": "tests/unit/reports",
     "safemerge/search/": "tests/unit/search",
