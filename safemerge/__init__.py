@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from safemerge.api.search import search
     from safemerge.api.stage import align, finetune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Recipe",

@@ -14,7 +14,7 @@ from markupsafe import escape as escaped
 
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference
-from safemerge.reports.wording import NO_VALUE, amount, interval, p_value_text, points
+from safemerge.reports.wording import NO_VALUE, amount, change, interval, p_value_text
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,10 @@ def difference_cell(difference: PairedDifference, *, reach: float | None = None)
         places = [
             round(60 + (56 * end / reach if reach > 0 else 0), 1) for end in (low, value, high)
         ]
-    shown = f"[{points(low)}, {points(high)}]"
+    least, told, most = (change(end, difference.unit) for end in (low, value, high))
+    shown = f"[{least}, {most}]"
     return Cell(
-        piece("difference", word.split()[0], mark, word, points(value), shown, tested, places),
+        piece("difference", word.split()[0], mark, word, told, shown, tested, places),
         value,
     )
 

@@ -6,9 +6,9 @@ from statistics import mean
 
 from markupsafe import Markup
 
+from safemerge.config.metric import metrics_of
 from safemerge.records import TrialRecord
 from safemerge.reports.markup import fill, paragraph
-from safemerge.reports.metric import metrics_of
 from safemerge.reports.run import Run, is_measured
 from safemerge.reports.wording import amount, counted, joined
 

@@ -6,6 +6,7 @@ from statistics import median
 
 from markupsafe import Markup
 
+from safemerge.config.metric import metrics_of
 from safemerge.config.rung import RungSpec
 from safemerge.inference.rank import spearman
 from safemerge.records import TrialRecord
@@ -17,7 +18,6 @@ from safemerge.reports.markup import (
     paragraph,
     table,
 )
-from safemerge.reports.metric import metrics_of
 from safemerge.reports.run import Run, is_measured
 from safemerge.reports.wording import DIRECTION_WORDS, counted, joined, seconds
 

@@ -7,8 +7,9 @@ from datetime import datetime
 
 from markupsafe import Markup
 
+from safemerge.config.metric import Metric, metrics_of
+from safemerge.front import hypervolume_steps
 from safemerge.records import TrialRecord
-from safemerge.reports.front import hypervolume_steps
 from safemerge.reports.markup import (
     Cell,
     breakable,
@@ -20,13 +21,13 @@ from safemerge.reports.markup import (
     quiet,
     table,
 )
-from safemerge.reports.metric import Metric, axes_of, metrics_of
+from safemerge.reports.metric import axes_of
 from safemerge.reports.run import Run, outcome
 from safemerge.reports.wording import (
     DIRECTION_WORDS,
     amount,
+    change,
     counted,
-    excess,
     recipe_text,
     seconds,
 )
@@ -179,7 +180,7 @@ def _violation(trial: TrialRecord, known: Mapping[str, Metric]) -> Cell:
     if not trial.violations or outcome(trial) == "broken":
         return no_number("none")
     metric, value = max(trial.violations.items(), key=lambda item: item[1])
-    told = excess(value, known[metric].unit)
+    told = change(value, known[metric].unit)
     if value <= 0:
         return Cell(quiet(told), value, is_number=True)
     shown = fill(
