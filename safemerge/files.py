@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from safemerge.errors import PreflightError, SafemergeError, StudyError
+from safemerge.errors import PreflightError, RunFolderError, SafemergeError, StudyError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -183,7 +183,7 @@ def parse_stored(
         advice: What to do, for messages.
 
     Raises:
-        StudyError: If it is damaged; names the first place.
+        RunFolderError: If it is damaged; names the first place.
     """
     try:
         return model.model_validate_json(text)
@@ -191,7 +191,7 @@ def parse_stored(
         advice = advice or "Restore the file from a copy."
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise StudyError(
+        raise RunFolderError(
             f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. {advice}"
         ) from None
 
