@@ -183,7 +183,8 @@ def parse_stored(
         advice: What to do, for messages.
 
     Raises:
-        RunFolderError: If it is damaged; names the first place.
+        RunFolderError: If it is damaged, or has a key that this version does not know; names the
+            first place.
     """
     try:
         return model.model_validate_json(text)
@@ -191,6 +192,11 @@ def parse_stored(
         advice = advice or "Restore the file from a copy."
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise RunFolderError(
+                f"{where}: must hold keys that this version of safemerge knows; got '{place}'. It "
+                "was written by another version: use that one, or begin a new run."
+            ) from None
         raise RunFolderError(
             f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. {advice}"
         ) from None
