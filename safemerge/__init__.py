@@ -16,6 +16,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from safemerge import errors
+
 if TYPE_CHECKING:
     from safemerge.api.declared import Recipe, Study, load_study
     from safemerge.api.evaluate import evaluate
@@ -33,6 +35,7 @@ __all__ = [
     "Run",
     "Study",
     "align",
+    "errors",
     "evaluate",
     "export",
     "finetune",
