@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from safemerge.api.run import Run, load_run
     from safemerge.api.search import search
     from safemerge.api.stage import align, finetune
+    from safemerge.generation.command import generate
+    from safemerge.optimize.command import optimize
+    from safemerge.robustness.command import robustness
 
 __version__ = "0.1.0"
 
@@ -39,10 +42,13 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "generate",
     "load_run",
     "load_study",
     "merge",
     "methods",
+    "optimize",
+    "robustness",
     "search",
 ]
 
@@ -54,10 +60,13 @@ _MODULES = {
     "evaluate": "api.evaluate",
     "export": "api.export",
     "finetune": "api.stage",
+    "generate": "generation.command",
     "load_run": "api.run",
     "load_study": "api.declared",
     "merge": "api.merge",
     "methods": "api.methods",
+    "optimize": "optimize.command",
+    "robustness": "robustness.command",
     "search": "api.search",
 }
 """Module of each public name."""

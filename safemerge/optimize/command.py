@@ -1,4 +1,4 @@
-"""``safemerge optimize``: a merge's coefficients by data, on Ray Train."""
+"""``safemerge optimize`` and `safemerge.optimize`: a merge's coefficients by data."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from safemerge.api.declared import Recipe, StrPath, declared
 from safemerge.api.folder import check_disk, run_folder
+from safemerge.api.progress import Progress, Say
 from safemerge.commands.console import Console
 from safemerge.config.base import digest
 from safemerge.config.coefficient import leaves
-from safemerge.config.document import load_document
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.errors import UserError
@@ -31,29 +32,79 @@ UNCOUNTED = ("name", "workers", "checkpoint_every", "rows_at_once")
 """Settings that do not change the result, up to rounding: a resumed run may change them."""
 
 
-def run(options: argparse.Namespace) -> None:
-    """Optimise, write the recipe and the table."""
-    console = Console()
-    spec = load_document(options.spec, OptimizeSpec)
-    spec = spec.located(Path(options.spec).resolve().parent)
-    folder = run_folder(options.results, spec.name)
-    where = [] if options.results == "results" else ["--results", options.results]
-    again = shlex.join(["safemerge", "optimize", options.spec, *where, "--resume"])
-    if (folder / SPEC_FILE).exists() and not options.resume:
+class OptimizedRecipe(NamedTuple):
+    """A recipe whose coefficients were found by data."""
+
+    recipe: Recipe
+    """What `safemerge.merge`, `safemerge.evaluate` and a search's ``start`` take."""
+    path: Path
+    """Its file, ``recipe.yaml`` in the run's folder."""
+    losses: dict[str, dict[str, float]]
+    """Mean loss, in nats, lower is better: ``safety`` and ``expert`` by model or merge."""
+    folder: Path
+    """The run's folder."""
+
+
+def optimize(
+    optimization: StrPath | Mapping[str, Any],
+    *,
+    results: StrPath = "results",
+    resume: bool = False,
+    progress: Say | None = None,
+    again: str = "safemerge.optimize(..., resume=True)",
+) -> OptimizedRecipe:
+    """Find a merge's coefficients by data, on Ray Train or Ray Serve; write a recipe.
+
+    Args:
+        optimization: A file (``safemerge schema optimize``), or its keys as a mapping.
+        results: Folder of run folders.
+        resume: Continue the run in the folder, if there is one, from its last checkpoint.
+        progress: Called with lines of progress, e.g. `print`; the log if left out.
+        again: How the run is continued, for messages.
+
+    Raises:
+        UserError: If declaration, data or models are wrong, or the folder holds a run and
+            `resume` is not given.
+        TrainingError: If training failed.
+    """
+    lines = Progress(progress)
+    spec = declared(optimization, OptimizeSpec, kind="optimize")
+    folder = run_folder(results, spec.name)
+    if (folder / SPEC_FILE).exists() and not resume:
         raise UserError(
             f"{folder}: holds a run of this optimisation already. Continue it with `{again}`, or "
             "remove the folder, or rename the optimisation."
         )
     check_disk(folder)
     try:
-        result = _optimize(spec, folder, console)
+        result = _optimize(spec, folder, lines)
     except KeyboardInterrupt:
-        console.say(f"interrupted; go on from the last checkpoint: {again}")
+        lines.say(f"interrupted; go on from the last checkpoint: {again}")
         raise
-    _finish(spec, folder, result, console)
+    return _finish(spec, folder, result)
 
 
-def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> None:
+    """Optimise, write the recipe and the table."""
+    console = Console()
+    where = [] if options.results == "results" else ["--results", options.results]
+    found = optimize(
+        options.spec,
+        results=options.results,
+        resume=options.resume,
+        progress=console.say,
+        again=shlex.join(["safemerge", "optimize", options.spec, *where, "--resume"]),
+    )
+    console.plain()
+    console.plain((found.folder / TABLE_FILE).read_text(encoding="utf-8"))
+    path = found.path
+    console.say(f"recipe: {path} (candidate {found.recipe.digest})")
+    console.say(f"next: safemerge merge {path} OUT_DIR")
+    console.say(f"      safemerge evaluate STUDY.yaml --recipe {path}")
+    console.say(f"      safemerge search STUDY.yaml --start {path}")
+
+
+def _optimize(spec: OptimizeSpec, folder: Path, progress: Progress) -> dict[str, Any]:
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.contamination import seen_data
     from safemerge.distributed.ingredient import Ingredients
@@ -66,13 +117,13 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
 
     check_rows(spec)
     with ExitStack() as stack:
-        ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
+        ingredients = Ingredients(say=progress.say, on_step=progress.training_step, stack=stack)
         resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
-        console.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
+        progress.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
         cut_rows: list[str] = []
         table = check_optimization(resolved, say=cut_rows.append)
         for words in cut_rows:
-            console.say(f"{spec.name}: {words}")
+            progress.say(f"{spec.name}: {words}")
         sets = {
             f"{spec.name}.{key}.{index}": item
             for key, declared in (("safety", spec.safety), ("expert", spec.expert))
@@ -80,18 +131,20 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
         }
         _claim(resolved, folder, seen=seen_data(spec.checkpoints, sets), cut_rows=cut_rows)
         if (folder / RESULT_FILE).exists():
-            console.say("finished already")
+            progress.say("finished already")
             found: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
             return found
         count = int(table.active.sum())
         what = "" if spec.optimizer.name == "lm_cocktail" else f", {count} coefficients"
         where = "Ray Train" if spec.evaluator is None else f"{spec.evaluator.engine} on Ray Serve"
-        console.say(f"{spec.name}: {spec.optimizer.name}{what} ({where})")
+        progress.say(f"{spec.name}: {spec.optimizer.name}{what} ({where})")
         stack.enter_context(ray_cluster())
         return run_optimization(
             resolved,
             folder,
-            on_step=lambda step, steps: console.stage_step(spec.name, step.step, steps, step.told),
+            on_step=lambda step, steps: progress.stage_step(
+                spec.name, step.step, steps, step.told
+            ),
         )
 
 
@@ -132,7 +185,7 @@ def _claim(
         replace_file(path, json.dumps(document, indent=2) + "\n")
 
 
-def _finish(spec: OptimizeSpec, folder: Path, result: Mapping[str, Any], console: Console) -> None:
+def _finish(spec: OptimizeSpec, folder: Path, result: Mapping[str, Any]) -> OptimizedRecipe:
     told = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")).get("seen", [])
     recipe = MergeRecipe.model_validate_json(
         json.dumps({**result["recipe"], "seen": told}), by_alias=True
@@ -142,13 +195,8 @@ def _finish(spec: OptimizeSpec, folder: Path, result: Mapping[str, Any], console
     with disk_errors(folder):
         replace_file(folder / RECIPE_FILE, document)
         replace_file(folder / TABLE_FILE, text)
-    console.plain()
-    console.plain(text)
-    path = folder / RECIPE_FILE
-    console.say(f"recipe: {path} (candidate {recipe.digest})")
-    console.say(f"next: safemerge merge {path} OUT_DIR")
-    console.say(f"      safemerge evaluate STUDY.yaml --recipe {path}")
-    console.say(f"      safemerge search STUDY.yaml --start {path}")
+    losses = {name: dict(found) for name, found in result["losses"].items()}
+    return OptimizedRecipe(Recipe.of(recipe), folder / RECIPE_FILE, losses, folder)
 
 
 def loss_table(spec: OptimizeSpec, losses: Mapping[str, Mapping[str, float]]) -> list[str]:
