@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from safemerge.optimize.command import optimize
     from safemerge.robustness.command import robustness
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Recipe",

@@ -11,6 +11,7 @@ from safemerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from safemerge.api.progress import Progress
+    from safemerge.config.checkpoint import CheckpointRef
     from safemerge.config.mergekit import MergekitRecipe
     from safemerge.config.recipe import MergeRecipe
 
@@ -62,19 +63,22 @@ def check_presumed(
 
 
 def _with_common_template(recipe: MergeRecipe) -> MergeRecipe:
-    """Return the recipe with the chat template that most of its models have, base first."""
+    """Return the recipe with the chat template that most of its models have, base first.
+
+    As in mergekit, an adapter counts for the model that it is on.
+    """
+    from safemerge.weights.adapter import is_adapter
     from safemerge.weights.chat_template import DEFAULT, read_chat_templates
 
-    templates = {}
-    for ref in recipe.checkpoints:
-        found = read_chat_templates(Path(ref.path)).get(DEFAULT) if ref.path is not None else None
-        if found is not None:
-            templates[ref.name] = found.strip()
+    def folder(ref: CheckpointRef) -> Path:
+        on = recipe.base if ref.on is None else ref.on
+        return Path(str(on.path if is_adapter(str(ref.path)) else ref.path))
+
+    refs = [part for ref in recipe.checkpoints for part in ref.parts or (ref,)]
+    found = {str(ref.path): read_chat_templates(folder(ref)).get(DEFAULT) for ref in refs}
+    templates = [text.strip() for text in found.values() if text is not None]
     if not templates:
         return recipe
-    common = Counter(templates.values()).most_common(1)[0][0]
-    owner = next(name for name, text in templates.items() if text == common)
-    choice = TokenizerChoice.model_validate(
-        {**recipe.tokenizer.resolved(), "chat_template": owner}
-    )
-    return recipe.model_copy(update={"tokenizer": choice})
+    common = Counter(templates).most_common(1)[0][0]
+    chosen = {**recipe.tokenizer.resolved(), "chat_template": {"text": common}}
+    return recipe.model_copy(update={"tokenizer": TokenizerChoice.model_validate(chosen)})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.progress import Progress
+from safemerge.config.extra import VLLM
 from safemerge.config.judge import GuardJudge, JudgeSpec, ModelJudge
 from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
@@ -158,8 +159,8 @@ def check_engine(spec: EvaluatorSpec) -> None:
         return
     if find_spec("vllm") is None:
         raise PreflightError(
-            "evaluator.engine: vllm must be installed; got no such package. Install "
-            "safemerge[cpu] or safemerge[gpu], or set evaluator.engine: transformers."
+            f"evaluator.engine: vllm must be installed; got no such package. {VLLM}, or set "
+            "evaluator.engine: transformers."
         )
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import StrPath, Study, as_study
-from safemerge.api.folder import check_disk, run_folder
 from safemerge.api.prepare import preflight, resolve_with
 from safemerge.api.progress import Pace, Progress, Say
 from safemerge.api.run import Run
-from safemerge.api.stored import accept_trials as take_trials
+from safemerge.api.stored import accept_records
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
@@ -68,22 +67,20 @@ def search(
         TrainingError: If a model that had to be trained could not be.
     """
     spec = with_start_files(as_study(study).spec, start)
-    folder = run_folder(results, spec.name)
+    store = RunStore.under(results, spec.name)
     if new_data and (resume or accept_trials):
         raise UserError(
             "search: new_data (--new-data) begins a new run; got it with resume or accept_trials, "
             "which continue one. Drop either."
         )
-    if RunStore(folder).exists and not (resume or new_data):
-        raise UserError(
-            f"{folder}: holds a run of this study already. Continue it with `{again}`, begin a "
-            "new one with new_data (--new-data; this one is kept beside), or rename the study."
-        )
+    if not (resume or new_data):
+        instead = "begin a new one with new_data (--new-data; this one is kept beside)"
+        store.refuse_existing(again=again, instead=instead)
     lines = Progress(progress)
-    if accept_trials and RunStore(folder).exists:
-        take_trials(RunStore(folder), lines)
-    run_study(spec, folder, lines, again=again, new_data=new_data)
-    return Run(folder)
+    if accept_trials and store.exists:
+        accept_records(store, lines)
+    run_study(spec, store.folder, lines, again=again, new_data=new_data)
+    return Run(store.folder)
 
 
 def check_study(
@@ -100,7 +97,7 @@ def check_study(
         UserError: If study, data, models or environment are wrong.
     """
     spec = as_study(study).spec
-    _dry_run(spec, run_folder(results, spec.name), Progress(progress))
+    _dry_run(spec, RunStore.under(results, spec.name), Progress(progress))
 
 
 def with_start_files(spec: StudySpec, files: Iterable[StrPath]) -> StudySpec:
@@ -130,7 +127,7 @@ def run_study(
     from safemerge.reports import write_report
     from safemerge.search import SearchStudy, finished_trials
 
-    check_disk(folder)
+    RunStore(folder).check_disk()
     fetch_hub_models(spec.all_checkpoints)
     preflight(spec, progress)
     starts = read_starts(spec)
@@ -290,7 +287,7 @@ def _found_with(rung: RungSpec, front: Front) -> Front:
     return front.model_copy(update={"points": points})
 
 
-def _dry_run(spec: StudySpec, folder: Path, progress: Progress) -> None:
+def _dry_run(spec: StudySpec, store: RunStore, progress: Progress) -> None:
     from safemerge.distributed.ingredient import known_folder, training_plan
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.serving import check_resources, least_needs, machine_resources
@@ -298,7 +295,7 @@ def _dry_run(spec: StudySpec, folder: Path, progress: Progress) -> None:
     from safemerge.distributed.warm_start import read_starts, seen_by
     from safemerge.weights.adapter import open_checkpoint
 
-    check_disk(folder)
+    store.check_disk()
     there = machine_resources()
     evaluator = spec.evaluator.placed(there["GPU"])
     needs = least_needs("evaluator", evaluator, spec.served_judges, spec.judge_service)

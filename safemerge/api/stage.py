@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from safemerge.api.declared import StrPath, declared, save_yaml
-from safemerge.api.folder import check_disk, run_folder
 from safemerge.api.progress import Progress, Say
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.schema import model_of
-from safemerge.files import disk_errors, replace_file
+from safemerge.files import disk_errors
+from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from safemerge.config.training import AlignSpec, FinetuneSpec
@@ -90,9 +89,11 @@ def _train(
     spec: AlignSpec | FinetuneSpec = declared(stage, model, kind=kind)
 
     from safemerge.distributed.ingredient import Ingredients
+    from safemerge.training.log import EVENTS_FOLDER, LOG_FILE
 
-    folder = run_folder(results, spec.name)
-    check_disk(folder)
+    store = RunFolder.under(results, spec.name)
+    folder = store.folder
+    store.check_disk()
     if isinstance(stage, Mapping):
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,12 +106,10 @@ def _train(
     resolved = ingredients.resolve([reference])[spec.name]
     checkpoint = Path(str(resolved.path))
     work = checkpoint.with_name(checkpoint.name + ".work")
-    document = {"path": str(checkpoint), "digest": resolved.digest}
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if (work / "metrics.jsonl").exists():
-            replace_file(folder / "metrics.jsonl", (work / "metrics.jsonl").read_bytes())
-        if (work / "tensorboard").exists():
-            shutil.copytree(work / "tensorboard", folder / "tensorboard", dirs_exist_ok=True)
-        replace_file(folder / "checkpoint.json", json.dumps(document, indent=2) + "\n")
+    if (work / LOG_FILE).exists():
+        store.write(LOG_FILE, (work / LOG_FILE).read_bytes())
+    if (work / EVENTS_FOLDER).exists():
+        with disk_errors(folder):
+            shutil.copytree(work / EVENTS_FOLDER, folder / EVENTS_FOLDER, dirs_exist_ok=True)
+    store.write_json("checkpoint.json", {"path": str(checkpoint), "digest": resolved.digest})
     return TrainedCheckpoint(spec.name, checkpoint, str(resolved.digest), file, folder)

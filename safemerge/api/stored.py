@@ -9,6 +9,7 @@ from safemerge.config.identity import first_difference, study_identity
 from safemerge.config.inputs import SCORING, StudyInputs, input_changes
 from safemerge.errors import ChangedRunError
 from safemerge.inputs import file_inputs
+from safemerge.run_folder import RunFolder
 from safemerge.store import RunStore
 from safemerge.study_document import StudyDocument, changed_inputs
 
@@ -149,11 +150,11 @@ def _refuse_changes(document: StudyDocument, changes: list[InputChange]) -> None
         raise changed_inputs(document.study, changes, advice)
 
 
-def accept_trials(store: RunStore, progress: Progress) -> None:
-    """Take a run's trials as they are now, and say so."""
-    kept = store.accept_trials()
-    if kept is None:
-        progress.say(f"{store.trials_path}: nothing to accept; every line is as it was written")
-    else:
-        store.log(f"trials accepted as they are; the digests before are in {kept.name}")
-        progress.say(f"{store.trials_path}: taken as it is; the digests so far are kept as {kept}")
+def accept_records(folder: RunFolder, progress: Progress) -> None:
+    """Take a run's records as they are now, and say so."""
+    accepted = folder.accept_records()
+    for path, kept in accepted.items():
+        folder.log(f"{path.name} accepted as it is; the digests before are in {kept.name}")
+        progress.say(f"{path}: taken as it is; the digests so far are kept as {kept}")
+    if not accepted:
+        progress.say(f"{folder.folder}: nothing to accept; every record is as it was written")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safemerge.api.progress import Progress
@@ -27,6 +29,19 @@ class Console(Progress):
     def plain(self, text: str = "") -> None:
         """Print text as it is."""
         print(text, flush=True)
+
+
+def resume_command(command: str, file: str, results: str, more: Sequence[str] = ()) -> str:
+    """Return the command that resumes a run, for messages.
+
+    Args:
+        command: E.g. ``search``.
+        file: As given.
+        results: As given with ``--results``.
+        more: Further options, as given.
+    """
+    where = [] if results == "results" else ["--results", results]
+    return shlex.join(["safemerge", command, file, *where, *more, "--resume"])
 
 
 def estimate_text(estimate: MetricEstimate | None) -> str:

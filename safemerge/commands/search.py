@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import load_study
 from safemerge.api.search import check_study, search, with_start_files
-from safemerge.commands.console import Console
+from safemerge.commands.console import Console, resume_command
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +23,7 @@ def run(options: argparse.Namespace) -> None:
         study = study.of(with_start_files(study.spec, options.start))
         check_study(study, results=options.results, progress=console.say)
         return
+    starts = [word for file in options.start for word in ("--start", file)]
     found = search(
         options.study,
         results=options.results,
@@ -33,15 +32,9 @@ def run(options: argparse.Namespace) -> None:
         new_data=options.new_data,
         accept_trials=options.accept_trials,
         progress=console.say,
-        again=_resume_command(options.study, options.results, options.start),
+        again=resume_command("search", options.study, options.results, starts),
     )
     show(found, console)
-
-
-def _resume_command(study: str, results: str, start: Sequence[str]) -> str:
-    where = [] if results == "results" else ["--results", results]
-    starts = [word for file in start for word in ("--start", file)]
-    return shlex.join(["safemerge", "search", study, *where, *starts, "--resume"])
 
 
 def show(run: Run, console: Console) -> None:

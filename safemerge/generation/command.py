@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemerge.api.declared import StrPath, declared
-from safemerge.api.folder import check_disk, run_folder
 from safemerge.api.prepare import check_engine, check_judges
 from safemerge.api.progress import Progress, Say
-from safemerge.commands.console import Console
-from safemerge.errors import UserError
-from safemerge.files import disk_errors, replace_file
+from safemerge.commands.console import Console, resume_command
 from safemerge.generation.spec import GenerateSpec
 from safemerge.provenance import Provenance, current_provenance
-from safemerge.store import RunStore
+from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import argparse
@@ -25,8 +21,12 @@ if TYPE_CHECKING:
     from safemerge.generation.pipeline import Generation
     from safemerge.generation.record import SetSummary
 
-RUN_FILE = "generate.json"
-"""The resolved declaration with its provenance, written first."""
+
+class DataFolder(RunFolder):
+    """The folder of generated data."""
+
+    document_file = "generate.json"
+    noun = "data"
 
 
 class GeneratedData(NamedTuple):
@@ -64,13 +64,10 @@ def generate(
     """
     lines = Progress(progress)
     spec = declared(generation, GenerateSpec, kind="generate")
-    folder = run_folder(results, spec.name)
-    if (folder / RUN_FILE).exists() and not resume:
-        raise UserError(
-            f"{folder}: holds a run of this file already. Continue it with `{again}`, or remove "
-            "the folder, or rename the data."
-        )
-    check_disk(folder)
+    store = DataFolder.under(results, spec.name)
+    if not resume:
+        store.refuse_existing(again=again)
+    store.check_disk()
     check_engine(spec.evaluator)
 
     from safemerge.distributed.cluster import ray_cluster
@@ -91,20 +88,18 @@ def generate(
             spec = spec.with_checkpoints(ingredients.resolve(spec.models))
             groups = model_groups(spec.models)
             provenance = current_provenance()
-            with disk_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            with RunStore(folder).driving():
-                _write_json(
-                    folder / RUN_FILE,
+            with store.locked():
+                store.write_json(
+                    store.document_file,
                     {"config": spec.resolved(), "provenance": provenance.resolved()},
                 )
                 engines = " and ".join(", ".join(ref.name for ref in group) for group in groups)
                 lines.say(f"pool: {engines} ({len(groups)} engines, one at a time)")
                 with Generator(spec, app=f"safemerge-generate-{spec.name}") as generator:
                     stages = Generation(
-                        spec, folder / "stages", generator.work, progress=lines.count
+                        spec, store.folder / "stages", generator.work, progress=lines.count
                     )
-                    return _write(spec, stages, folder, provenance)
+                    return _write(spec, stages, store, provenance)
     except KeyboardInterrupt:
         lines.say(f"interrupted; what was asked is kept. Go on: {again}")
         raise
@@ -120,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
         results=options.results,
         resume=options.resume,
         progress=console.say,
-        again=_again(options.spec, options.results),
+        again=resume_command("generate", options.spec, options.results),
     )
     for name, summary in made.summaries.items():
         for line in summary_lines(name, summary):
@@ -130,15 +125,10 @@ def run(options: argparse.Namespace) -> None:
     console.say(next_step(next(iter(made.files.values()))))
 
 
-def _again(spec: str, results: str) -> str:
-    where = [] if results == "results" else ["--results", results]
-    return shlex.join(["safemerge", "generate", spec, *where, "--resume"])
-
-
 def _write(
     spec: GenerateSpec,
     generation: Generation,
-    folder: Path,
+    store: DataFolder,
     provenance: Provenance,
 ) -> GeneratedData:
     from safemerge.generation.dataset import data_card, write_samples
@@ -151,17 +141,14 @@ def _write(
         samples["experts"], summaries["experts"] = generation.experts()
     # All stages are done: data, summary and card belong together.
     files = {
-        name: write_samples(folder, name, rows, as_parquet=spec.format == "parquet")
+        name: write_samples(store.folder, name, rows, as_parquet=spec.format == "parquet")
         for name, rows in samples.items()
     }
     names = {name: path.name for name, path in files.items()}
     card = data_card(spec, summaries, files=names, provenance=provenance)
-    _write_json(
-        folder / "summary.json", {name: item.resolved() for name, item in summaries.items()}
-    )
-    with disk_errors(folder):
-        replace_file(folder / "README.md", card)
-    return GeneratedData(files, summaries, folder)
+    store.write_json("summary.json", {name: item.resolved() for name, item in summaries.items()})
+    store.write("README.md", card)
+    return GeneratedData(files, summaries, store.folder)
 
 
 def next_step(data: Path) -> str:
@@ -171,8 +158,3 @@ def next_step(data: Path) -> str:
         "next: name a file in an align or finetune file, "
         f'`source: {{kind: file, path: {source}}}` with `response: "{{response}}"`'
     )
-
-
-def _write_json(path: Path, document: object) -> None:
-    with disk_errors(path.parent):
-        replace_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

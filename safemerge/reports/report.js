@@ -267,7 +267,7 @@
     if (!estimate) return "not measured";
     const [value, low, high, n, unscored] = estimate;
     const tail = `n ${n}${unscored ? `, ${unscored} unscored` : ""}`;
-    return value === null ? `not scored (${tail})` : `${amount(value, metric)}${isShare(metric) ? " %" : ""} [${amount(low, metric)}, ${amount(high, metric)}], ${tail}`;
+    return value === null ? `not scored (${tail})` : `${amount(value, metric)}${isShare(metric) ? " %" : ""} ${low === null || high === null ? "" : `[${amount(low, metric)}, ${amount(high, metric)}]`}, ${tail}`;
   }
 
   function hitTarget(svg, box, item, split, xMetric, yMetric) {

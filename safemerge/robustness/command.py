@@ -1,8 +1,7 @@
-"""``safemerge robustness`` and `safemerge.robustness`: harmful fine-tuning, as a measurement."""
+"""``safemerge robustness`` and `safemerge.robustness`: harmful fine-tuning, measured."""
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemerge.api.declared import StrPath, declared
-from safemerge.api.folder import check_disk, run_folder
 from safemerge.api.prepare import check_engine
 from safemerge.api.progress import Progress, Say, duration
-from safemerge.commands.console import Console
+from safemerge.commands.console import Console, resume_command
 from safemerge.config.base import digest
 from safemerge.config.inputs import SCORING_VERSION
-from safemerge.errors import ConfigError, StudyError, UserError
+from safemerge.errors import ConfigError, StudyError
 from safemerge.inputs import text_digests
 from safemerge.robustness.cell_store import CellRecord, CellStore
 from safemerge.robustness.spec import RobustnessSpec
@@ -68,13 +66,10 @@ def robustness(
     """
     lines = Progress(progress)
     spec = _chosen(declared(measurement, RobustnessSpec, kind="robustness"), seeds)
-    folder = run_folder(results, spec.name)
-    if CellStore(folder).exists and not resume and not dry_run:
-        raise UserError(
-            f"{folder}: holds a run of this measurement already. Continue it with "
-            f"`{again}`, or remove the folder, or rename the measurement."
-        )
-    check_disk(folder)
+    store = CellStore.under(results, spec.name)
+    if not resume and not dry_run:
+        store.refuse_existing(again=again)
+    store.check_disk()
     check_engine(spec.evaluator)
     suites = _check(spec, lines)
     attacked = sum(cell.mode is not None for cell in spec.cells())
@@ -85,13 +80,13 @@ def robustness(
     if dry_run:
         lines.say("dry run: the measurement is sound; nothing was started")
         return None
-    store = CellStore(folder).open(spec)
-    with store.driving():
-        return _measure(spec, store, suites, lines, again)
+    with store.locked():
+        return _measure(spec, store.open(spec), suites, lines, again)
 
 
 def run(options: argparse.Namespace) -> None:
     """Check everything, harden, attack cell by cell, write the report."""
+    seeds = ["--seeds", *map(str, options.seeds)] if options.seeds else []
     robustness(
         options.spec,
         results=options.results,
@@ -99,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
         dry_run=options.dry_run,
         progress=Console().say,
-        again=_again(options),
+        again=resume_command("robustness", options.spec, options.results, seeds),
     )
 
 
@@ -109,17 +104,10 @@ def _chosen(spec: RobustnessSpec, seeds: Sequence[int] | None) -> RobustnessSpec
     unknown = sorted(set(seeds) - set(spec.seeds))
     if unknown:
         raise ConfigError(
-            f"--seeds: must be seeds of the file; got {unknown[0]}. "
+            f"seeds: must be seeds of the file; got {unknown[0]}. "
             f"Seeds: {', '.join(map(str, spec.seeds))}."
         )
     return spec.model_copy(update={"seeds": [seed for seed in spec.seeds if seed in seeds]})
-
-
-def _again(options: argparse.Namespace) -> str:
-    parts = ["safemerge", "robustness", options.spec]
-    parts += [] if options.results == "results" else ["--results", options.results]
-    parts += ["--seeds", *map(str, options.seeds)] if options.seeds else []
-    return shlex.join([*parts, "--resume"])
 
 
 def _check(spec: RobustnessSpec, progress: Progress) -> dict[str, LoadedSuite]:
@@ -245,9 +233,8 @@ def _finish(store: CellStore, progress: Progress, again: str) -> RobustnessRun:
             f"{store.folder}: {len(failed)} cells failed; first: {failed[0].cell.label}: "
             f"{failed[0].reason}. They are tried again by `{again}`."
         )
-    return RobustnessRun(
-        store.folder, report, [cell_record(item) for item in store.grid_records()]
-    )
+    cells = [cell_record(item) for item in store.grid_records()]
+    return RobustnessRun(store.folder, report, cells)
 
 
 def cell_record(record: CellRecord) -> dict[str, Any]:

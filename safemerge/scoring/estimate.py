@@ -95,7 +95,7 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
         parts: At least one metric, all with the same direction, on different samples.
 
     Returns:
-        The mean; `n` and `unscored` are sums; value None if any part has none.
+        The mean; `n` and `unscored` are sums; value, or interval, None if any part has none.
 
     Raises:
         ScoringError: If there is no part or the directions differ.
@@ -107,35 +107,23 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
             "Aggregate metrics that improve the same way."
         )
     n, unscored = sum(part.n for part in parts), sum(part.unscored for part in parts)
-    ends = [
-        (part.value, part.low, part.high)
-        for part in parts
-        if part.value is not None and part.low is not None and part.high is not None
-    ]
-    direction = parts[0].direction
-    unit = joint_unit(part.unit for part in parts)
-    if len(ends) < len(parts):
-        return MetricEstimate(
-            metric=metric,
-            value=None,
-            low=None,
-            high=None,
-            n=n,
-            unscored=unscored,
-            direction=direction,
-            unit=unit,
-        )
-    count = len(ends)
-    mean = math.fsum(value for value, _, _ in ends) / count
-    below = math.sqrt(math.fsum((value - low) ** 2 for value, low, _ in ends)) / count
-    above = math.sqrt(math.fsum((high - value) ** 2 for value, _, high in ends)) / count
+    count = len(parts)
+    values = [part.value for part in parts if part.value is not None]
+    mean = math.fsum(values) / count if len(values) == count else None
+
+    def end(ends: Iterable[float | None], sign: int) -> float | None:
+        away = [value - end for value, end in zip(values, ends, strict=False) if end is not None]
+        if mean is None or len(away) < count:
+            return None
+        return mean + sign * math.sqrt(math.fsum(one**2 for one in away)) / count
+
     return MetricEstimate(
         metric=metric,
         value=mean,
-        low=mean - below,
-        high=mean + above,
+        low=end((part.low for part in parts), -1),
+        high=end((part.high for part in parts), 1),
         n=n,
         unscored=unscored,
-        direction=direction,
-        unit=unit,
+        direction=parts[0].direction,
+        unit=joint_unit(part.unit for part in parts),
     )

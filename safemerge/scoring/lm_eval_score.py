@@ -1,8 +1,8 @@
 """Values of lm-evaluation-harness's documents as scores and estimates like all others.
 
 A metric that is the mean of shares has the interval of our own shares (Wilson's). Any other (a
-perplexity, a corpus score) is the task's own aggregate, with a percentile bootstrap over
-documents: the harness's standard errors are for large samples, and it has none for some.
+perplexity, a corpus score) is the task's own aggregate, with a jackknife's interval over groups of
+documents: nothing is drawn, and the harness's standard errors are for large samples.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from safemerge.config.unit import harness_unit
 from safemerge.data.lm_eval_task import LmEvalQuestions
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ScoringError
+from safemerge.inference import jackknife_interval
 from safemerge.records import MetricEstimate, Score
 from safemerge.scoring.estimate import estimate
-
-NUM_RESAMPLES = 200
-"""Of the bootstrap: a corpus score is computed anew for each."""
 
 
 def score_lm_eval(
@@ -72,10 +70,11 @@ def score_lm_eval(
         if metric in shares:
             made = estimate(full, scores, key=metric, direction=direction, groups=suite.groups)
         else:
-            made = _bootstrapped(
+            made = _aggregated(
                 full,
                 [row[metric] for row in values],
                 functools.partial(questions.aggregate, metric),
+                [suite.groups.get(name, name) for name in names],
                 direction,
             )
         estimates.append(made.model_copy(update={"unit": harness_unit(metric)}))
@@ -96,28 +95,23 @@ def _score(name: str, values: Sequence[float], shares: Sequence[str]) -> Score:
     return Score(sample_id=name, values=dict(zip(shares, values, strict=True)))
 
 
-def _bootstrapped(
+def _aggregated(
     metric: str,
     values: Sequence[Any],
     aggregate: Callable[[Sequence[Any]], float],
+    groups: Sequence[str],
     direction: Direction,
 ) -> MetricEstimate:
-    draw = np.random.default_rng(0)
-    value = aggregate(values)
-    resampled = [
-        aggregate([values[at] for at in draw.integers(len(values), size=len(values))])
-        for _ in range(NUM_RESAMPLES)
-    ]
-    if not math.isfinite(value) or not all(map(math.isfinite, resampled)):
-        raise ScoringError(
-            f"{metric}: must be finite; got {value}. The candidate's log-probabilities overflow."
+    try:
+        value, low, high = jackknife_interval(
+            lambda places: aggregate([values[place] for place in places]),
+            groups,
+            is_share=harness_unit(metric.rpartition(".")[2]) == "share",
         )
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    except ScoringError as error:
+        raise ScoringError(
+            f"{metric}: {error} The candidate's log-probabilities overflow."
+        ) from error
     return MetricEstimate(
-        metric=metric,
-        value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        n=len(values),
-        direction=direction,
+        metric=metric, value=value, low=low, high=high, n=len(values), direction=direction
     )

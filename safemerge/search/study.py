@@ -73,7 +73,7 @@ class SearchStudy:
         self._unmade = unmade_paths(spec)
         self._path = storage_path(spec, store.folder)
         with ExitStack() as undo:
-            undo.enter_context(store.driving())
+            undo.enter_context(store.locked())
             self._records = store.trials()
             check_weights(self._records, spec.trained)
             self._study, self.rebuilt = open_agreeing_study(spec, store.folder, self._records)

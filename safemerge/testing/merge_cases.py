@@ -44,19 +44,21 @@ def build_method(name: str, weights: dict[str, float], **parameters: object) -> 
     document: dict[str, Any] = {"name": name}
     if "weights" in known:
         document["weights"] = weights
-    if name in ("model_stock", "sce"):
+    if name in ("model_stock", "sce", "ram"):
         document["models"] = list(weights)
-    if name in ("arcee_fusion", "passthrough"):
+    if name in ("arcee_fusion", "nearswap", "passthrough"):
         document["models"] = [max(weights)]
     if name == "nuslerp" and len(weights) == 1:
         document["weights"] = {"base": 0.0, **weights}
     if name == "consensus_ta":
         document["min_agreeing"] = min(2, len(weights))
-    if "t" in known:
+    if name == "nearswap":
+        document["t"] = 1.0
+    elif "t" in known:
         names = list(weights) if len(weights) > 1 else ["base", *weights]
         document["models"] = names
         document["t"] = 1.0 if len(weights) == 1 else 0.5
-    if parameters.get("density") == 0.5 and "epsilon" in known:
+    if parameters.get("density") == 0.5 and {"density", "epsilon"} <= known:
         document["epsilon"] = 0.2
     document.update({key: value for key, value in parameters.items() if key in known})
     return _METHOD.validate_python(document)

@@ -166,3 +166,19 @@ def test_a_wrong_stage_is_named_by_kind_and_path(ingredients, tmp_path):
 def test_the_methods_are_those_of_the_command(capsys):
     assert main(["methods", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == safemerge.methods()
+
+
+def files_of(name):
+    """A mapping that declares one of the programs' runs wrongly, at one key."""
+    return {"kind": name, "name": "toy", "stepps": 1}
+
+
+@pytest.mark.parametrize("name", ["optimize", "generate", "robustness"])
+def test_a_programs_mapping_is_checked_as_its_file_is(name, tmp_path):
+    file = tmp_path / "f.yaml"
+    file.write_text(yaml.safe_dump(files_of(name)), encoding="utf-8")
+    with pytest.raises(ConfigError, match="stepps: unknown key; got 1") as of_file:
+        getattr(safemerge, name)(file, results=tmp_path)
+    with pytest.raises(ConfigError) as of_code:
+        getattr(safemerge, name)(files_of(name), results=tmp_path)
+    assert str(of_code.value) == str(of_file.value).replace(str(file), name)

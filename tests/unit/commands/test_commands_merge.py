@@ -1,5 +1,6 @@
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -81,11 +82,20 @@ def test_report_says_where_the_report_is(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
 
 
-def test_the_demo_must_run_where_its_study_is(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_the_demo_runs_in_any_folder_on_the_engine_that_is_there(engine, monkeypatch, tmp_path):
+    from safemerge.commands import demo
+
+    asked = []
     monkeypatch.chdir(tmp_path)
-    assert main(["demo"]) == 2
-    err = capsys.readouterr().err
-    assert "demo: must run in safemerge's folder; got no search_spaces/demo.yaml here" in err
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(demo, "find_spec", lambda name: object() if engine == "vllm" else None)
+    monkeypatch.setattr(demo, "search", lambda study, **_: asked.append(study.spec))
+    monkeypatch.setattr(demo, "show", lambda *_: None)
+    assert main(["demo"]) == 0
+    (spec,) = asked
+    assert spec.evaluator.engine == engine
+    assert all(Path(ref.align or ref.finetune).is_file() for ref in spec.experts)
 
 
 def test_every_packaged_set_is_listed_with_its_licence(capsys):

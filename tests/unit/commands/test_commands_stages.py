@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from safemerge.api import evaluate, search
-from safemerge.api import folder as places
 from safemerge.api.declared import load_study
 from safemerge.cli import build_parser, main
 from safemerge.commands import search as search_command
@@ -173,20 +172,20 @@ def test_a_full_disk_is_refused_before_anything_starts(tmp_path, monkeypatch, fr
         folders.append(folder)
         return SimpleNamespace(free=free)
 
-    monkeypatch.setattr(places.shutil, "disk_usage", usage)
+    monkeypatch.setattr("safemerge.run_folder.shutil.disk_usage", usage)
     wanted = tmp_path / "not" / "there" / "yet"
     if enough:
-        places.check_disk(wanted)
+        RunStore(wanted).check_disk()
     else:
         with pytest.raises(PreflightError, match=r"yet: needs 100 MB of free space; got 99 MB\."):
-            places.check_disk(wanted)
+            RunStore(wanted).check_disk()
     assert folders == [tmp_path.resolve()]
 
 
 def test_a_run_needs_a_place_that_is_a_folder(tmp_path):
     (tmp_path / "results").write_text("")
     with pytest.raises(PreflightError, match=r"toy: .*got a file, .*results\. Choose another"):
-        places.check_disk(tmp_path / "results" / "toy")
+        RunStore(tmp_path / "results" / "toy").check_disk()
 
 
 # --- evaluate ---------------------------------------------------------------------------
