@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from safemerge.errors import PreflightError, SafemergeError, StudyError
+from safemerge.errors import PreflightError, RunFolderError, SafemergeError, StudyError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -184,6 +184,7 @@ def parse_stored(
 
     Raises:
         StudyError: If it is damaged; names the first place.
+        RunFolderError: If it has a key that this version does not know.
     """
     try:
         return model.model_validate_json(text)
@@ -191,6 +192,11 @@ def parse_stored(
         advice = advice or "Restore the file from a copy."
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise RunFolderError(
+                f"{where}: must hold keys that this version of safemerge knows; got '{place}'. It "
+                "was written by another version: use that one, or begin a new run."
+            ) from None
         raise StudyError(
             f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. {advice}"
         ) from None

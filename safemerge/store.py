@@ -131,10 +131,9 @@ class RunStore(RunFolder):
     def check_same_study(self, spec: StudySpec, *, rows: AskedRows | None = None) -> None:
         """Refuse to continue a run with another study, or with other inputs.
 
-        More trials, another storage and the evaluator's `RESUMABLE_EVALUATOR` fields may
-        differ; everything else may not. Checkpoints are compared by fingerprint where both
-        sides have one, else by reference; data, templates and tokenizers by content, see
-        `safemerge.config.inputs.input_change`.
+        Fields that are marked `FREE` may differ, e.g. the number of trials; no other may.
+        Checkpoints are compared by fingerprint where both sides have one, else by reference;
+        data, templates and tokenizers by content, see `safemerge.config.inputs.input_changes`.
 
         Args:
             spec: The study that the user gives now.

@@ -16,6 +16,7 @@ from safemerge.api.progress import Progress, Say
 from safemerge.commands.console import Console, resume_command
 from safemerge.config.base import StrictModel, digest
 from safemerge.config.coefficient import leaves
+from safemerge.config.identity import by_content, first_difference
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.errors import UserError
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     import argparse
 
 RECIPE_FILE, TABLE_FILE = "recipe.yaml", "table.md"
-UNCOUNTED = ("name", "workers", "checkpoint_every", "rows_at_once")
-"""Settings that do not change the result, up to rounding: a resumed run may change them."""
 
 
 class OptimizationDocument(StrictModel):
@@ -36,7 +35,7 @@ class OptimizationDocument(StrictModel):
 
     digest: str
     """Digest of the settings that the result depends on."""
-    spec: dict[str, Any]
+    spec: OptimizeSpec
     """The optimisation, with its checkpoints resolved."""
     seen: list[SeenData] = Field(default_factory=list)
     """The data that it reads, by content."""
@@ -72,11 +71,10 @@ class OptimizationFolder(RunFolder):
         Raises:
             UserError: If the folder holds a run of other settings, data or models.
         """
-        settings = {key: value for key, value in spec.resolved().items() if key not in UNCOUNTED}
         if not self.exists:
             document = OptimizationDocument(
-                digest=digest(settings),
-                spec=spec.resolved(),
+                digest=digest(_identity(spec, spec)),
+                spec=spec,
                 seen=list(seen),
                 cut_rows=list(cut_rows),
                 provenance=current_provenance(),
@@ -84,17 +82,25 @@ class OptimizationFolder(RunFolder):
             self.write_json(self.document_file, document)
             return
         before = self.document()
-        if before.digest != digest(settings):
+        found = first_difference(_identity(before.spec, spec), _identity(spec, before.spec))
+        if found is not None:
             raise UserError(
                 f"{self.folder}: must hold a run of the same settings, data and models; got "
-                f"digest {before.digest}, now {digest(settings)}. Rename the optimisation, or "
-                "remove the folder."
+                f"{found.path}: {found.stored} before, {found.given} now. Rename the "
+                "optimisation, or remove the folder."
             )
         if [item.rows for item in before.seen] not in ([], [item.rows for item in seen]):
             raise UserError(
                 f"{self.folder}: must hold a run on the same rows; got data that changed since. "
                 "Restore them, or remove the folder, or rename the optimisation."
             )
+
+
+def _identity(spec: OptimizeSpec, other: OptimizeSpec) -> dict[str, Any]:
+    """What a resumed run must share; checkpoints by fingerprint where both have one."""
+    document = spec.counted()
+    by_content([document["base"], *document["experts"]], other.checkpoints)
+    return document
 
 
 class OptimizedRecipe(NamedTuple):

@@ -123,7 +123,8 @@ def started(write, tmp_path):
     """A run folder that an interrupted run left."""
     from safemerge.optimize.command import OptimizationFolder
 
-    spec = load_document(write(), OptimizeSpec)
+    path = write()
+    spec = load_document(path, OptimizeSpec).located(path.parent)
     OptimizationFolder(tmp_path / "r" / "toy").claim(spec)
     return spec
 
@@ -136,7 +137,10 @@ def test_a_folder_with_a_run_asks_for_resume(write, refused, started):
 
 def test_a_resumed_run_must_have_the_same_settings(write, refused, started):
     line = refused(write(alpha=0.5), "--resume")
-    assert "must hold a run of the same settings, data and models; got digest" in line
+    assert (
+        "must hold a run of the same settings, data and models; got alpha: 0.3 before, 0.5 now"
+        in line
+    )
 
 
 def test_workers_do_not_count_as_settings(started, tmp_path):
