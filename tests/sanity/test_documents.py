@@ -11,8 +11,8 @@ import yaml
 
 from safemerge.cli import build_parser
 from safemerge.config.document import parse_document
+from safemerge.config.metric import TASK_METRICS
 from safemerge.config.schema import detect_kind, model_of
-from safemerge.config.suite import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -62,7 +62,8 @@ def whole(fragment):
         document = {**study, **fragment, "objectives": []}
         suite = document["suites"][0]
         kind = suite.get("task", {}).get("kind", "harm")
-        metrics = suite.get("lm_eval", {}).get("metrics") or METRICS[kind]
+        main = TASK_METRICS[kind][0]
+        metrics = suite.get("lm_eval", {}).get("metrics") or {main.name: main.direction}
         metric, direction = next(iter(metrics.items()))
         objective = {"metric": f"{suite['name']}.{metric}", "direction": direction}
         document["objectives"] = [{**objective, "reference": float(direction == "minimize")}]
