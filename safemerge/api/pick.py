@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from safemerge.config.metric import measured_metrics
 from safemerge.config.study import StudySpec
 from safemerge.errors import UserError
+from safemerge.front import broken_constraints
 from safemerge.records import CandidateResult, Front, FrontPoint
 from safemerge.reports.run import Run
 
@@ -26,8 +28,6 @@ def published_front(run: Run) -> Front:
 
 def defects(spec: StudySpec, result: CandidateResult) -> list[str]:
     """Say what forbids to pick a result by a rule: a broken model, a limit that it breaks."""
-    from safemerge.reports.front import broken_constraints
-
     found = [] if result.broken is None else [f"the candidate is broken: {result.broken}"]
     for item in broken_constraints(spec, result):
         limit = "at most" if item.direction == "minimize" else "at least"
@@ -44,7 +44,8 @@ def pick_point(front: Front, choice: str, *, spec: StudySpec, where: str) -> Fro
 
     Args:
         front: The published front.
-        choice: ``knee``, ``safest`` (lowest harmful objective), ``best:METRIC`` or a number.
+        choice: ``knee``, ``safest`` (best by the first objective about harm), ``best:METRIC`` or
+            a number.
         spec: The study, for its limits.
         where: Place for messages.
 
@@ -69,13 +70,7 @@ def pick_point(front: Front, choice: str, *, spec: StudySpec, where: str) -> Fro
         raise UserError(f"{where}: pick: trial {choice} is not on the front. On it: {numbers}.")
     metric = choice.removeprefix("best:")
     if choice == "safest":
-        objectives = [str(item["metric"]) for item in front.objectives]
-        harms = [name for name in objectives if name.endswith("harmful_score")]
-        if not harms:
-            raise UserError(
-                f"{where}: pick safest needs a harmful_score objective. Use best:METRIC."
-            )
-        metric = harms[0]
+        metric = _harm_objective(spec, where)
     known = sorted({name for point in front.points for name in point.report.metrics})
     if metric not in known:
         raise UserError(
@@ -96,3 +91,17 @@ def pick_point(front: Front, choice: str, *, spec: StudySpec, where: str) -> Fro
     maximize = measured[0].report.metrics[metric].direction == "maximize"
     sign = -1.0 if maximize else 1.0
     return min(measured, key=lambda point: sign * point.report.value(metric))
+
+
+def _harm_objective(spec: StudySpec, where: str) -> str:
+    """Return the first objective about harm, whatever it is called."""
+    rows = measured_metrics(spec.suites, spec.aggregates)
+    objectives = [rows[item.metric] for item in spec.objectives]
+    for row in objectives:
+        if row.role == "harm":
+            return row.name
+    found = ", ".join(f"{row.name} ({row.role or 'several roles'})" for row in objectives)
+    raise UserError(
+        f"{where}: pick safest: the study must have an objective about harm; got {found}. Use "
+        "best:METRIC; an aggregate of several roles is about harm if it says role: harm."
+    )

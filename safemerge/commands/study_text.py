@@ -10,8 +10,8 @@ from typing import NamedTuple
 import yaml
 
 from safemerge.config.checkpoint import Vocabulary
+from safemerge.config.metric import TASK_METRICS
 from safemerge.config.ready_made import with_ready_made
-from safemerge.config.suite import METRICS
 
 GUARDS = {
     "llama_guard": "llamaguard",
@@ -174,7 +174,7 @@ def _objectives(suites: tuple[str, ...]) -> list[str]:
         task = _task(name)
         kind = str(task["kind"])
         role = {"harm": "harm", "over_refusal": "over_refusal"}.get(kind, "skill")
-        metrics.setdefault(role, []).append(f"{name}.{next(iter(METRICS[kind]))}")
+        metrics.setdefault(role, []).append(f"{name}.{TASK_METRICS[kind][0].name}")
         labels = task.get("labels")
         if role == "skill":
             chance.append(1 / len(labels) if isinstance(labels, list) else 0.0)

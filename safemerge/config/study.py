@@ -8,21 +8,24 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
+from safemerge.config.engine_arguments import argument_problems
 from safemerge.config.inputs import StudyInputs
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.location import located_path
+from safemerge.config.metric import Direction, Role, measured_metrics
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
+from safemerge.config.sampler import SamplerSpec
 from safemerge.config.sense import sense_problems
-from safemerge.config.suite import Direction, SuiteSpec
+from safemerge.config.suite import SuiteSpec
 from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.config.variant import (
     ExpertVariant,
@@ -88,17 +91,14 @@ class Constraint(StrictModel):
 
 
 class Aggregate(StrictModel):
-    """The plain mean of several metrics."""
+    """The plain mean of several metrics that improve the same way."""
 
     mean_of: list[str] = Field(min_length=1)
-
-
-class SamplerSpec(StrictModel):
-    """How the next recipe is chosen (Optuna)."""
-
-    name: Literal["tpe", "nsga2", "random"] = "tpe"
-    startup: int = Field(default=8, ge=1)
-    """Random recipes before the sampler learns."""
+    role: Annotated[Role | None, FREE] = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """What the mean is about; left out, what all of its parts are about. A mean of parts with
+    several roles has none, unless it is named here: ``--pick safest``, say, cannot mean it."""
 
 
 class EvaluatorSpec(StrictModel):
@@ -132,6 +132,11 @@ class EvaluatorSpec(StrictModel):
     """Largest share of unscored responses in a suite before a trial fails."""
     num_retries: Annotated[int, FREE] = Field(default=1, ge=0)
     """How often a candidate whose replica crashed is tried again on another."""
+    engine_arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, exclude_if=lambda given: not given
+    )
+    """vLLM's own engine arguments under vLLM's names, e.g. ``{max_num_batched_tokens: 8192}``.
+    They may change answers, and so make another study."""
 
     @model_validator(mode="after")
     def _replicas(self) -> Self:
@@ -140,6 +145,9 @@ class EvaluatorSpec(StrictModel):
                 f"min_replicas must not exceed max_replicas; "
                 f"got {self.min_replicas} and {self.max_replicas}."
             )
+        problems = list(argument_problems(self.engine, self.engine_arguments))
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def placed(self, gpus: float) -> Self:
@@ -228,7 +236,7 @@ class StudySpec(StrictModel):
                 self.evaluator.gpus_per_replica,
             ),
         ]
-        known = [name for suite in self.suites for name in suite.metric_names()]
+        known = list(measured_metrics(self.suites, {}))
         for name, aggregate in self.aggregates.items():
             for metric in aggregate.mean_of:
                 problems += _unknown_metric(f"aggregates.{name}.mean_of", metric, known)

@@ -15,7 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
-from safemerge.config.suite import Direction
+from safemerge.config.metric import Direction, Unit
 from safemerge.errors import StudyError
 from safemerge.inference import (
     MAX_P_VALUE,
@@ -51,6 +51,8 @@ class PairedDifference:
     p_value: float | None = None
     """Two-sided, of no difference: over all ways to exchange the sides of whole groups. Corrected
     for `num_comparisons` by Holm; None without pairs."""
+    unit: Unit = "share"
+    """Of the metric: how the difference is printed."""
     num_groups: int | None = None
     """Groups that the samples come in, of the suite with the fewest; None: each stands alone."""
     num_comparisons: int = 1
@@ -148,12 +150,13 @@ def known_difference(
             f"candidates {left.candidate} and {right.candidate}: must be compared on one split; "
             f"got {left.split} and {right.split}. Pass results of the same split."
         )
+    estimate = left.metrics.get(metric) or right.metrics.get(metric)
+    unit: Unit = "share" if estimate is None else estimate.unit
     if direction is None:
-        estimate = left.metrics.get(metric) or right.metrics.get(metric)
-        direction = estimate.direction if estimate is not None else "maximize"
+        direction = "maximize" if estimate is None else estimate.direction
     by_suite: dict[str, list[str]] = {}
     for name in mean_of or (metric,):
-        suite, _, leaf = name.rpartition(".")
+        suite, _, leaf = name.partition(".")
         by_suite.setdefault(suite, []).append(leaf)
     num_metrics = sum(len(leaves) for leaves in by_suite.values())
     strata: list[_Sums] = []
@@ -166,7 +169,7 @@ def known_difference(
         weights.append(len(leaves) / num_metrics)
     counts = [int(sums[:, 1].sum()) for sums in strata]
     if min(counts) == 0:
-        return PairedDifference(metric, direction, None, None, None, 0, left_out)
+        return PairedDifference(metric, direction, None, None, None, 0, left_out, unit=unit)
     low, high = _interval(strata, weights)
     value = sum(
         weight * float(sums[:, 0].sum()) / n
@@ -189,6 +192,7 @@ def known_difference(
         min(counts),
         left_out,
         bounds.middle,
+        unit=unit,
         num_groups=min(map(len, strata)) if is_grouped else None,
         flips=flips,
         bounds=bounds,

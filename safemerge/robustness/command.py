@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from safemerge.commands.console import Console, resume_command
 from safemerge.config.base import digest
 from safemerge.config.document import load_document
 from safemerge.config.inputs import SCORING_VERSION
+from safemerge.config.metric import suite_metrics
 from safemerge.errors import ConfigError, StudyError
 from safemerge.inputs import text_digests
 from safemerge.robustness.cell_store import CellRecord, CellStore
@@ -20,7 +22,7 @@ from safemerge.robustness.spec import RobustnessSpec
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from safemerge.data.suite import LoadedSuite
     from safemerge.robustness.on_ray import CellJob, Hardening
@@ -95,7 +97,7 @@ def _measure(
             left = [job for job in jobs if job.key not in done]
             if len(left) < len(jobs):
                 console.say(f"resuming: {len(jobs) - len(left)} finished cells kept")
-            progress = _Progress(console, store, len(jobs), done=len(jobs) - len(left))
+            progress = _Progress(console, store, spec, len(jobs), done=len(jobs) - len(left))
             run_cells(spec, left, suites, on_record=progress.record)
     except KeyboardInterrupt:
         console.say(
@@ -140,8 +142,11 @@ def _jobs(
 class _Progress:
     """Stores each finished cell and tells it, with the time left at this pace."""
 
-    def __init__(self, console: Console, store: CellStore, total: int, *, done: int) -> None:
+    def __init__(
+        self, console: Console, store: CellStore, spec: RobustnessSpec, total: int, *, done: int
+    ) -> None:
         self._console, self._store = console, store
+        self._shown = [row.name for row in suite_metrics(spec.suites).values() if row.is_main]
         self._total, self._before, self._done = total, done, done
         self._cut: set[str] = set()
         self._started = time.monotonic()
@@ -152,22 +157,21 @@ class _Progress:
         pace = (time.monotonic() - self._started) / (self._done - self._before)
         left = self._total - self._done
         about = f", about {duration(pace * left)} left" if left else ""
-        self._console.say(f"[{self._done}/{self._total}] {told(record)}{about}")
+        self._console.say(f"[{self._done}/{self._total}] {cell_line(record, self._shown)}{about}")
         for words in record.cut_rows:
             if words not in self._cut:
                 self._cut.add(words)
                 self._console.say(f"{record.cell.label}: {words}")
 
 
-def told(record: CellRecord) -> str:
-    """Return a finished cell in one line."""
+def cell_line(record: CellRecord, shown: Sequence[str]) -> str:
+    """Return a finished cell in one line, with the metrics that are shown."""
     if record.result is None:
         return f"{record.cell.label}: FAIL: {record.reason}"
     values = [
-        f"{name} {estimate.value:.3f}"
-        for name, estimate in record.result.metrics.items()
-        if name.endswith((".harmful_score", ".accuracy", ".over_refusal_rate"))
-        and estimate.value is not None
+        f"{name} {record.result.value(name):.3f}"
+        for name in shown
+        if not math.isnan(record.result.value(name))
     ]
     broken = f"  broken: {record.result.broken}" if record.result.broken else ""
     seconds = record.train_s + record.evaluate_s

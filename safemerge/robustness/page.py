@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -167,7 +167,7 @@ def _results(results: RobustnessResults) -> str:
             _spread_cell(item.complied_rate),
             _spread_cell(item.accuracy),
             number_cell(float(item.unscored), str(item.unscored)),
-            Cell(_others(item.also) or "\u2013"),
+            Cell(_others(item.also, results.shown) or "\u2013"),
         ]
         for item in results.results
     ]
@@ -240,12 +240,12 @@ def _interval(found: SpreadRecord, *, signed: bool) -> str:
     return f" [{told(found.low)}, {told(found.high)}]"
 
 
-def _others(also: Mapping[str, SpreadRecord]) -> str:
+def _others(also: Mapping[str, SpreadRecord], shown: Sequence[str]) -> str:
     return "<br>".join(
         f"{escape(name)} {percent(item.mean, unit=False)}"
         + ("" if item.sd is None else f" \u00b1 {percent(item.sd, unit=False)}")
         for name, item in also.items()
-        if not name.endswith(("incoherent_rate", "gold_probability"))
+        if name in shown
     )
 
 

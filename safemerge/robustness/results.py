@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from safemerge.config.base import StrictModel
+from safemerge.config.metric import suite_metrics
 from safemerge.inference import (
     MAX_P_VALUE,
     Flips,
@@ -142,6 +143,8 @@ class RobustnessResults(StrictModel):
     results: list[MethodResult]
     worst: list[WorstCase]
     comparisons: list[MethodComparison]
+    shown: list[str] = Field(default_factory=list)
+    """Those of the other metrics that the page shows."""
     train_s: float
     """Seconds of all attacks together."""
     evaluate_s: float
@@ -172,6 +175,11 @@ def robustness_results(store: CellStore) -> RobustnessResults:
         results=results,
         worst=list(_worst_cases(spec, results)),
         comparisons=_comparisons(spec, complete),
+        shown=[
+            row.name
+            for row in suite_metrics(spec.also).values()
+            if row.is_main or row.role == "harm"
+        ],
         train_s=sum(record.train_s for record in complete),
         evaluate_s=sum(record.evaluate_s for record in complete),
         provenance=document.provenance,
@@ -195,12 +203,13 @@ def _groups(spec: RobustnessSpec, records: Sequence[CellRecord]) -> Iterator[lis
 def _method_result(spec: RobustnessSpec, records: Sequence[CellRecord]) -> MethodResult:
     cell = records[0].cell
     names = [f"{suite}.{measure}" for measure, suite in _suite_by_measure(spec).items()]
+    also = suite_metrics(spec.also)
     others = {
         metric
         for record in records
         if record.result is not None
         for metric in record.result.metrics
-        if metric not in names and metric.split(".")[0] in {suite.name for suite in spec.also}
+        if metric in also and metric not in names
     }
     harm, _, task = (
         [r.result.metrics[name] for r in records if r.result is not None] for name in names

@@ -9,13 +9,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from safemerge.config.suite import METRICS, Direction
-from safemerge.config.unit import joint_unit
+from safemerge.config.metric import Direction, Metric, joint_unit
 from safemerge.errors import ScoringError
-from safemerge.inference import clustered_interval
+from safemerge.inference import clustered_interval, jackknife_interval
 from safemerge.records import MetricEstimate, Score
+
+_Item = TypeVar("_Item")
 
 
 def estimate(
@@ -41,7 +43,7 @@ def estimate(
         groups; value None if none was scored.
     """
     scores = list(scores)
-    scored = [score for score in scores if score.unscored is None]
+    scored = [score for score in scores if key in score.values]
     values = [score.values[key] for score in scored]
     unscored = len(scores) - len(values)
     if not values:
@@ -70,17 +72,59 @@ def estimate(
     )
 
 
+def aggregate_estimate(
+    metric: str,
+    values: Sequence[_Item],
+    aggregate: Callable[[Sequence[_Item]], float],
+    row: Metric,
+    groups: Sequence[str],
+) -> MetricEstimate:
+    """Aggregate values that are more than numbers, with a jackknife interval over groups.
+
+    Args:
+        metric: Full name of the metric.
+        values: What is aggregated, at least one.
+        aggregate: From values to the metric; called about once a group.
+        row: Direction and unit.
+        groups: Group of each value.
+
+    Raises:
+        ScoringError: If the metric, or that of all groups but one, is not finite.
+    """
+    try:
+        value, low, high = jackknife_interval(
+            lambda places: aggregate([values[place] for place in places]),
+            groups,
+            is_share=row.unit == "share",
+        )
+    except ScoringError as error:
+        raise ScoringError(
+            f"{metric}: {error} The candidate's log-probabilities overflow."
+        ) from error
+    return MetricEstimate(
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=len(values),
+        direction=row.direction,
+        unit=row.unit,
+    )
+
+
 def suite_estimates(
     suite: str,
-    task_kind: str,
+    metrics: Iterable[Metric],
     scores: Sequence[Score],
     *,
     groups: Mapping[str, Hashable] | None = None,
 ) -> list[MetricEstimate]:
-    """Return every metric of a suite; see `safemerge.config.suite.METRICS` and `estimate`."""
+    """Return every metric of a suite, in the order of its rows; see `estimate`."""
     return [
-        estimate(f"{suite}.{key}", scores, key=key, direction=direction, groups=groups)
-        for key, direction in METRICS[task_kind].items()
+        estimate(
+            f"{suite}.{row.name}", scores, key=row.name, direction=row.direction, groups=groups
+        )
+        for row in metrics
     ]
 
 
@@ -125,5 +169,5 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
         n=n,
         unscored=unscored,
         direction=parts[0].direction,
-        unit=joint_unit(part.unit for part in parts),
+        unit=joint_unit([part.unit for part in parts]),
     )

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.study import StudySpec
 from safemerge.config.variant import expert_settings
 from safemerge.errors import StudyError
-from safemerge.pareto import hypervolume, non_dominated_mask
+from safemerge.front import front_hypervolume, front_trials
 from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.pending import Pending
@@ -269,27 +268,15 @@ class SearchState:
         interpolated weights do not. A candidate that was reported twice is listed once; different
         candidates with equal values all stay.
         """
-        eligible: dict[str, TrialRecord] = {}
-        for record in sorted(self.records, key=lambda item: item.number):
-            if record.state == "COMPLETE" and record.feasible and not record.interpolated:
-                eligible.setdefault(record.candidate, record)
-        found = list(eligible.values())
-        mask = non_dominated_mask([self.values(item) for item in found], self._directions)
-        return [item for item, kept in zip(found, mask, strict=True) if kept]
+        return front_trials(self.spec, self.records)
 
     def hypervolume(self) -> float:
         """Return the exact hypervolume of `front` up to the objectives' reference values."""
-        reference = [item.reference for item in self.spec.objectives]
-        points = [self.values(item) for item in self.front()]
-        return hypervolume(points, reference, self._directions)
+        return front_hypervolume(self.spec, self.records)
 
     def values(self, record: TrialRecord) -> list[float]:
         """Return a COMPLETE trial's objective values, in the study's order."""
         return [record.objectives[item.metric] for item in self.spec.objectives]
-
-    @property
-    def _directions(self) -> list[Any]:
-        return [item.direction for item in self.spec.objectives]
 
 
 def _num_failed(records: Sequence[TrialRecord], candidate: str) -> int:

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from safemerge.config.metric import harness_metric
 from safemerge.config.suite import LmEval
 from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
@@ -43,7 +44,8 @@ def score(accuracies, likelihoods=(-2.0, -4.0, -6.0, -8.0), **changes):
         {"acc": accuracy, "perplexity": (value, 2)}
         for accuracy, value in zip(accuracies, likelihoods, strict=True)
     ]
-    metrics = changes.get("metrics", METRICS)
+    named = changes.get("metrics", METRICS)
+    metrics = [harness_metric(name, way) for name, way in named.items()]
     return score_lm_eval(SUITE, Questions(rows), ["a", "b", "c", "d"], metrics=metrics)
 
 
@@ -73,7 +75,7 @@ def test_a_mean_of_other_numbers_is_no_share():
         SUITE,
         Counting([{"acc": value} for value in (5.0, 7.0, 9.0, 11.0)]),
         ["a", "b", "c", "d"],
-        metrics={"acc": "maximize"},
+        metrics=[harness_metric("acc", "maximize")],
     )
     assert scores == []
     assert accuracy.value == 8.0

@@ -1,11 +1,16 @@
-"""Which trials form the front, and the front as it is published: pure logic, no files."""
+"""The front: which trials may be on it, which are, and how it is published; no files.
+
+The one place that says what is feasible, non-dominated, the knee, and how large the volume is:
+search, report, export and page read it here.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from safemerge.config.metric import Direction
 from safemerge.config.study import Constraint, StudySpec
 from safemerge.errors import StudyError
 from safemerge.pareto import hypervolume, knee_index, non_dominated_mask
@@ -40,15 +45,32 @@ def front_trials(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[TrialRe
     Raises:
         StudyError: If a feasible trial lacks an objective.
     """
-    eligible = _feasible_candidates(spec, trials)
-    if not eligible:
-        return []
-    mask = non_dominated_mask(
-        [_objective_row(spec, trial) for trial in eligible],
-        [objective.direction for objective in spec.objectives],
-    )
-    kept = [trial for trial, is_kept in zip(eligible, mask, strict=True) if is_kept]
+    return non_dominated(spec, filter(_is_eligible, trials))
+
+
+def non_dominated(spec: StudySpec, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that no other one dominates, each candidate once, by number.
+
+    Args:
+        spec: The study, for objectives and directions.
+        trials: Trials with every objective, in any order.
+
+    Raises:
+        StudyError: If a trial lacks an objective.
+    """
+    first: dict[str, TrialRecord] = {}
+    for trial in sorted(trials, key=lambda trial: (trial.role != "reference", trial.number)):
+        first.setdefault(trial.candidate, trial)
+    found = list(first.values())
+    mask = non_dominated_mask([_objective_row(spec, trial) for trial in found], _directions(spec))
+    kept = [trial for trial, is_kept in zip(found, mask, strict=True) if is_kept]
     return sorted(kept, key=lambda trial: trial.number)
+
+
+def front_hypervolume(spec: StudySpec, trials: Sequence[TrialRecord]) -> float:
+    """Return the exact hypervolume of the trials that may be on the front, on the search split."""
+    rows = [_objective_row(spec, trial) for trial in trials if _is_eligible(trial)]
+    return _hypervolume(spec, rows)
 
 
 def reference_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -111,7 +133,7 @@ def assemble_front(
         objectives=objective_documents(spec),
         points=[point for point in points if point is not None],
         references=[point for point in references if point is not None],
-        hypervolume_search=_hypervolume(spec, [_objective_row(spec, item) for item in members]),
+        hypervolume_search=front_hypervolume(spec, members),
     )
     valued = [row for point in front.points if (row := sound_row(spec, point.report)) is not None]
     return front.model_copy(
@@ -143,8 +165,7 @@ def knee_number(spec: StudySpec, points: Sequence[FrontPoint], *, split: Split) 
             numbers.append(point.number)
     if not rows:
         return None
-    directions = [objective.direction for objective in spec.objectives]
-    return numbers[knee_index(rows, directions)]
+    return numbers[knee_index(rows, _directions(spec))]
 
 
 def hypervolume_steps(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[HypervolumeStep]:
@@ -178,17 +199,19 @@ def broken_constraints(spec: StudySpec, result: CandidateResult) -> list[Constra
     Returns:
         The constraints, in the study's order; empty if all hold.
     """
-    broken = []
-    for constraint in spec.constraints:
-        value = result.value(constraint.metric)
-        within = (
-            value <= constraint.budget
-            if constraint.direction == "minimize"
-            else value >= constraint.budget
-        )
-        if not within:  # NaN, for no value, is not within.
-            broken.append(constraint)
-    return broken
+    # NOTE: NaN, for no value, is not within.
+    return [item for item in spec.constraints if not violation(item, result) <= 0]
+
+
+def violation(constraint: Constraint, result: CandidateResult) -> float:
+    """Return by how much a result breaks a constraint: 0 or less where it holds, NaN unmeasured.
+
+    Args:
+        constraint: The constraint.
+        result: A candidate on either split.
+    """
+    excess = result.value(constraint.metric) - constraint.budget
+    return excess if constraint.direction == "minimize" else -excess
 
 
 def sound_row(spec: StudySpec, result: CandidateResult) -> list[float] | None:
@@ -238,14 +261,6 @@ def _is_eligible(trial: TrialRecord) -> bool:
     return sound and not trial.interpolated
 
 
-def _feasible_candidates(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    first_by_candidate: dict[str, TrialRecord] = {}
-    for trial in sorted(trials, key=lambda trial: (trial.role != "reference", trial.number)):
-        if _is_eligible(trial):
-            first_by_candidate.setdefault(trial.candidate, trial)
-    return list(first_by_candidate.values())
-
-
 def _objective_row(spec: StudySpec, trial: TrialRecord) -> list[float]:
     missing = [item.metric for item in spec.objectives if item.metric not in trial.objectives]
     if missing:
@@ -257,8 +272,8 @@ def _objective_row(spec: StudySpec, trial: TrialRecord) -> list[float]:
 
 
 def _hypervolume(spec: StudySpec, rows: Sequence[Sequence[float]]) -> float:
-    return hypervolume(
-        rows,
-        [objective.reference for objective in spec.objectives],
-        [objective.direction for objective in spec.objectives],
-    )
+    return hypervolume(rows, [item.reference for item in spec.objectives], _directions(spec))
+
+
+def _directions(spec: StudySpec) -> list[Direction]:
+    return [objective.direction for objective in spec.objectives]
