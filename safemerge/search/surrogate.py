@@ -118,9 +118,7 @@ class Surrogate:
             Patterns and points, shape (width,), the best first.
         """
         import torch
-        from botorch.acquisition.multi_objective.logei import (
-            qLogNoisyExpectedHypervolumeImprovement,
-        )
+        from botorch.acquisition.multi_objective import logei
         from botorch.acquisition.multi_objective.objective import IdentityMCMultiOutputObjective
         from botorch.optim import optimize_acqf
         from botorch.sampling import SobolQMCNormalSampler
@@ -129,7 +127,10 @@ class Surrogate:
         constraints = [_Limit(count + index) for index in range(limits)]
         with _quiet(), torch.random.fork_rng():
             torch.manual_seed(seed)  # noqa: TID251 - BoTorch takes no generator; restored below
-            acquisition = qLogNoisyExpectedHypervolumeImprovement(
+            # NOTE: else BoTorch compiles a kernel for this processor at its first use, where a
+            # compiler is installed: a minute, and other last digits on other machines.
+            logei._load_attempted = True
+            acquisition = logei.qLogNoisyExpectedHypervolumeImprovement(
                 self._model,
                 ref_point=list(reference),
                 X_baseline=self._points,
