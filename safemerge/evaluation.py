@@ -19,7 +19,16 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Continuation, Engine, Likelihood, TokenizedPrompt
 from safemerge.engines.lm_eval_requests import LmEvalRequests
 from safemerge.errors import EngineError, MergeError, ScoringError
-from safemerge.records import CandidateResult, MetricEstimate, Response, Score, Split, Timings
+from safemerge.records import (
+    Answer,
+    CandidateResult,
+    MetricEstimate,
+    Response,
+    Score,
+    Split,
+    Timings,
+)
+from safemerge.scoring.added_metric import added_estimates
 from safemerge.scoring.choice import score_choices
 from safemerge.scoring.estimate import mean_estimate, suite_estimates
 from safemerge.scoring.judge import Judge
@@ -27,9 +36,6 @@ from safemerge.scoring.lm_eval_score import score_lm_eval
 from safemerge.scoring.local_judge import local_judge
 from safemerge.scoring.task import score_responses
 from safemerge.scoring.thinking import answers_alone, without_cut
-
-MAX_INCOHERENT = 0.5
-"""Above this share of degenerate answers to open questions a candidate counts as broken."""
 
 
 class HarnessRequests(NamedTuple):
@@ -283,7 +289,7 @@ def score_candidate(
         num_generated_tokens=sum(response.num_tokens for response in answered.responses),
         replica=replica,
         cut=_num_cut(prepared, answered.responses),
-        broken=_degenerate(metrics),
+        broken=_degenerate(prepared.suites, metrics),
     )
 
 
@@ -350,13 +356,43 @@ def _score(
             else:
                 made = score_responses(suite.task, suite.samples, answered, judges=judges)
                 made = without_cut(made, cut)
-            estimates = suite_estimates(suite.name, suite.task.kind, made, groups=suite.groups)
+            estimates = suite_estimates(
+                suite.name, task_metrics(suite.task), made, groups=suite.groups
+            )
+            if suite.metrics:
+                made, more = added_estimates(
+                    suite.name,
+                    suite.metrics,
+                    _answers(suite, answered, made),
+                    groups=suite.groups,
+                )
+                estimates += more
         _check_unscored(suite.name, made, max_unscored)
         scores[suite.name] = _grouped(made, suite.groups)
         metrics.update((estimate.metric, estimate) for estimate in estimates)
     for name, aggregate in aggregates.items():
         metrics[name] = mean_estimate(name, [metrics[part] for part in aggregate.mean_of])
     return scores, metrics
+
+
+def _answers(
+    suite: LoadedSuite, responses: Sequence[Response], scores: Sequence[Score]
+) -> list[Answer]:
+    by_id = {response.sample_id: response for response in responses}
+    found = []
+    for sample, score in zip(suite.samples, scores, strict=True):
+        said = by_id.get(sample.sample_id)
+        found.append(
+            Answer(
+                prompt=sample.prompt,
+                label=sample.label,
+                text=None if said is None else said.text,
+                num_tokens=0 if said is None else said.num_tokens,
+                finished=said is None or said.finished,
+                score=score,
+            )
+        )
+    return found
 
 
 def _grouped(scores: Sequence[Score], groups: Mapping[str, str]) -> list[Score]:
@@ -380,8 +416,13 @@ def _check_unscored(suite: str, scores: Sequence[Score], limit: float) -> None:
         )
 
 
-def _degenerate(metrics: Mapping[str, MetricEstimate]) -> str | None:
-    for name, estimate in metrics.items():
-        if name.endswith(".incoherent_rate") and (estimate.value or 0.0) > MAX_INCOHERENT:
-            return f"degenerate text: {name} is {estimate.value:.2f}, limit {MAX_INCOHERENT}"
+def _degenerate(
+    suites: Sequence[LoadedSuite], metrics: Mapping[str, MetricEstimate]
+) -> str | None:
+    for suite in suites:
+        for row in suite.measures:
+            limit, name = row.broken_above, f"{suite.name}.{row.name}"
+            value = metrics[name].value
+            if limit is not None and value is not None and value > limit:
+                return f"degenerate text: {name} is {value:.2f}, limit {limit}"
     return None

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from safemerge.errors import PreflightError, SafemergeError, StudyError
+from safemerge.errors import PreflightError, RunFolderError, SafemergeError, StudyError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -116,7 +116,7 @@ def appended_line(
     """Append one line under an exclusive lock, wait until it is on disk, and keep the lock.
 
     If the write or the block fails, the file is cut back to what it was. A torn last line that
-    another process left is moved aside first; see `mend_lines`.
+    another process left is moved aside first; see `restore_last_line`.
 
     Args:
         path: The file, created if missing.
@@ -130,7 +130,7 @@ def appended_line(
         OSError: As the system reports it.
     """
     with locked_file(path, os.O_RDWR | os.O_CREAT) as handle:
-        torn = _mend(handle, path, is_whole)
+        torn = _restore(handle, path, is_whole)
         size = os.lseek(handle, 0, os.SEEK_END)
         try:
             write_all(handle, line + b"\n")
@@ -167,25 +167,38 @@ def read_lines(path: Path) -> list[bytes]:
     return content.split(b"\n")[:-1]
 
 
-def parse_stored(text: str | bytes, model: type[Model], *, where: str) -> Model:
+def parse_stored(
+    text: str | bytes,
+    model: type[Model],
+    *,
+    where: str,
+    advice: str | None = None,
+) -> Model:
     """Return a record that was stored as JSON.
 
     Args:
         text: The JSON.
         model: What it holds.
         where: The file, and the line if it has several, for messages.
+        advice: What to do, for messages.
 
     Raises:
         StudyError: If it is damaged; names the first place.
+        RunFolderError: If it has a key that this version does not know.
     """
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
+        advice = advice or "Restore the file from a copy."
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise RunFolderError(
+                f"{where}: must hold keys that this version of safemerge knows; got '{place}'. It "
+                "was written by another version: use that one, or begin a new run."
+            ) from None
         raise StudyError(
-            f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. "
-            "Restore the file from a copy."
+            f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. {advice}"
         ) from None
 
 
@@ -198,7 +211,7 @@ def is_stored(line: bytes, model: type[BaseModel]) -> bool:
     return True
 
 
-def mend_lines(path: Path, *, is_whole: Callable[[bytes], bool]) -> TornLine | None:
+def restore_last_line(path: Path, *, is_whole: Callable[[bytes], bool]) -> TornLine | None:
     """Move an unfinished last line to ``<name>.torn``, or finish it if it is whole.
 
     A writer that is killed leaves a last line without its newline. Nothing is dropped: the
@@ -219,7 +232,7 @@ def mend_lines(path: Path, *, is_whole: Callable[[bytes], bool]) -> TornLine | N
             if _ends_whole(handle):
                 return None
         with locked_file(path, os.O_RDWR) as handle:
-            return _mend(handle, path, is_whole)
+            return _restore(handle, path, is_whole)
     except FileNotFoundError:
         return None
 
@@ -277,7 +290,7 @@ def free_name(path: Path) -> Path:
     return kept
 
 
-def _mend(handle: int, path: Path, is_whole: Callable[[bytes], bool]) -> TornLine | None:
+def _restore(handle: int, path: Path, is_whole: Callable[[bytes], bool]) -> TornLine | None:
     if _ends_whole(handle):
         return None
     content = read_from(handle, 0)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from safemerge.config.base import StrictModel
-from safemerge.config.suite import Direction
-from safemerge.config.unit import Unit
+from safemerge.config.metric import Direction, Unit
 
 Split = Literal["search", "report"]
 """Which prompts: those of the search, or the held-out ones that the front is published on."""
@@ -34,7 +34,7 @@ class Score(StrictModel):
 
     sample_id: str
     values: dict[str, float] = Field(default_factory=dict)
-    """Value by metric, each in [0, 1]; empty if unscored."""
+    """Value by metric, in [0, 1] for shares; empty if unscored."""
     unscored: str | None = None
     """Reason there is no verdict; never counted as 0."""
     verdicts: dict[str, bool | None] = Field(
@@ -51,6 +51,25 @@ class Score(StrictModel):
         if bool(self.values) == (self.unscored is not None):
             raise ValueError("a score has values or a reason why it is unscored, not both.")
         return self
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A scored answer, as the metrics of other packages see it."""
+
+    prompt: str
+    """The user's message, without chat markup."""
+    label: str | None
+    """Gold label or answer, where the task compares with one."""
+    text: str | None
+    """What the candidate said, without thoughts where the suite strips them; None where nothing
+    is generated (`choice`)."""
+    num_tokens: int
+    """Generated tokens, end of turn included."""
+    finished: bool
+    """False if the answer was cut at the token limit."""
+    score: Score
+    """The suite's own values, by its metrics' names, e.g. ``score.values["accuracy"]``."""
 
 
 class MetricEstimate(StrictModel):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safemerge.commands.stage import run_stage
+from safemerge.api.stage import align
+from safemerge.commands.console import Console, trained_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -12,4 +13,9 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Train the stage."""
-    run_stage(options, "align")
+    console = Console()
+    trained = align(
+        options.spec, results=options.results, resume=options.resume, progress=console.say
+    )
+    for line in trained_lines(trained, "align"):
+        console.say(line)

@@ -1,22 +1,27 @@
-"""Lines of progress on the terminal: what is done, how far, about how long."""
+"""Lines of progress on the terminal, and results in words."""
 
 from __future__ import annotations
 
+import shlex
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from safemerge.api.progress import Progress
 from safemerge.records import CandidateResult, MetricEstimate
 
+if TYPE_CHECKING:
+    from safemerge.api.stage import TrainedCheckpoint
 
-class Console:
+
+class Console(Progress):
     """Prints plain lines with the time since the command began; logs look the same."""
 
     def __init__(self) -> None:
+        super().__init__(self._print)
         self._started = time.monotonic()
-        self._stage_started: dict[str, tuple[float, int]] = {}
-        self._stage_said: dict[str, float] = {}
 
-    def say(self, line: str = "") -> None:
+    def _print(self, line: str) -> None:
         """Print a line behind the elapsed time, at once."""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         print(f"[{minutes:2d}:{seconds:02d}] {line}" if line else "", flush=True)
@@ -25,39 +30,18 @@ class Console:
         """Print text as it is."""
         print(text, flush=True)
 
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is about every ten seconds, and its end."""
-        now = time.monotonic()
-        if done < total and now - self._stage_said.get(stage, now - 100.0) < 10.0:
-            return
-        self._stage_said[stage] = now
-        self.say(f"{stage}: {done}/{total}")
 
-    def training_step(self, stage: str, metrics: Any, steps: int) -> None:
-        """Show a training stage's progress; see `stage_step`."""
-        self.stage_step(stage, metrics.step, steps, f"loss {metrics.loss:.3f}")
+def resume_command(command: str, file: str, results: str, more: Sequence[str] = ()) -> str:
+    """Return the command that resumes a run, for messages.
 
-    def stage_step(self, stage: str, step: int, steps: int, told: str) -> None:
-        """Show a stage's progress about every ten seconds, and its last step.
-
-        The time left goes by the steps of this command alone: a resumed stage begins further on.
-        """
-        now = time.monotonic()
-        started, first_step = self._stage_started.setdefault(stage, (now, step))
-        done = step == steps
-        if not done and now - self._stage_said.get(stage, started - 100.0) < 10.0:
-            return
-        self._stage_said[stage] = now
-        timed = step - first_step
-        left = (now - started) / max(1, timed) * (steps - step)
-        about = "" if timed < 2 or done else f", about {duration(left)} left"
-        self.say(f"{stage}: step {step}/{steps}, {told}{about}")
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words, e.g. ``2 min 5 s``."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    Args:
+        command: E.g. ``search``.
+        file: As given.
+        results: As given with ``--results``.
+        more: Further options, as given.
+    """
+    where = [] if results == "results" else ["--results", results]
+    return shlex.join(["safemerge", command, file, *where, *more, "--resume"])
 
 
 def estimate_text(estimate: MetricEstimate | None) -> str:
@@ -76,3 +60,11 @@ def result_lines(result: CandidateResult) -> list[str]:
     if result.broken:
         lines.append(f"broken: {result.broken}")
     return lines
+
+
+def trained_lines(trained: TrainedCheckpoint, kind: str) -> list[str]:
+    """Return where a trained checkpoint is, and how a study names it."""
+    return [
+        f"checkpoint: {trained.path}",
+        f"next: name it in a study, `{{name: {trained.name}, {kind}: {trained.file}}}`",
+    ]

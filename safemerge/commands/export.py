@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safemerge.api.export import export
 from safemerge.commands.console import Console
-from safemerge.commands.merge import check_out, write
-from safemerge.commands.stored import check_stored
-from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import StudySpec
-from safemerge.errors import UserError
-from safemerge.records import CandidateResult, Front, FrontPoint
-from safemerge.store import RunStore
 
 if TYPE_CHECKING:
     import argparse
@@ -21,97 +13,10 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Pick, merge, write, with a model card that says what was measured."""
-    from safemerge.reports import load_run, model_card
-
-    folder = Path(options.run)
-    store = RunStore.open(folder)
-    spec = store.study().config
-    front = store.read_front()
-    if front is None:
-        raise UserError(
-            f"{folder}: holds no published front; got an unfinished run. Finish it with "
-            "`safemerge search STUDY.yaml --resume`."
-        )
-    point = pick(front, options.pick, spec=spec, where=str(folder))
-    console = Console()
-    check_stored(folder, console, as_stored=options.as_stored)
-    console.say(f"picked {point.label} (candidate {point.candidate})")
-    for problem in defects(spec, point.report):
-        console.say(f"note: on the report split, {problem}")
-    recipe = MergeRecipe.model_validate(point.recipe)
-    out = check_out(options.out, recipe)
-    write(recipe, out, console, card=model_card(load_run(folder), point.number))
-
-
-def defects(spec: StudySpec, result: CandidateResult) -> list[str]:
-    """Say what forbids to pick a result by a rule: a broken model, a limit that it breaks."""
-    from safemerge.reports.front import broken_constraints
-
-    found = [] if result.broken is None else [f"the candidate is broken: {result.broken}"]
-    for item in broken_constraints(spec, result):
-        limit = "at most" if item.direction == "minimize" else "at least"
-        value = result.value(item.metric)
-        got = "has no value" if math.isnan(value) else f"is {value:.3f}"
-        found.append(f"{item.metric} {got}, limit {limit} {item.budget:g}")
-    return found
-
-
-def pick(front: Front, choice: str, *, spec: StudySpec, where: str) -> FrontPoint:
-    """Return the front point that a choice names, judged on the report split.
-
-    Only a trial number may name a point that breaks a limit there.
-
-    Args:
-        front: The published front.
-        choice: ``knee``, ``safest`` (lowest harmful objective), ``best:METRIC`` or a number.
-        spec: The study, for its limits.
-        where: Place for messages.
-
-    Raises:
-        UserError: If the choice names nothing.
-    """
-    if not front.points:
-        raise UserError(f"{where}: the front is empty; no feasible candidate was found.")
-    if choice == "knee":
-        for point in front.points:
-            if point.number == front.knee:
-                return point
-        raise UserError(
-            f"{where}: the front has no knee: no point keeps every limit on the report split. "
-            "Pick a trial number to export one all the same."
-        )
-    if choice.isascii() and choice.isdigit():
-        for point in [*front.points, *front.references]:
-            if point.number == int(choice):
-                return point
-        numbers = ", ".join(str(point.number) for point in front.points)
-        raise UserError(f"{where}: --pick: trial {choice} is not on the front. On it: {numbers}.")
-    metric = choice.removeprefix("best:")
-    if choice == "safest":
-        objectives = [str(item["metric"]) for item in front.objectives]
-        harms = [name for name in objectives if name.endswith("harmful_score")]
-        if not harms:
-            raise UserError(
-                f"{where}: --pick safest needs a harmful_score objective. Use best:METRIC."
-            )
-        metric = harms[0]
-    known = sorted({name for point in front.points for name in point.report.metrics})
-    if metric not in known:
-        raise UserError(
-            f"{where}: --pick must be knee, safest, best:METRIC or a trial number; got "
-            f"{choice!r}. Metrics: {', '.join(known)}."
-        )
-    sound = [point for point in front.points if not defects(spec, point.report)]
-    if not sound:
-        first = front.points[0]
-        raise UserError(
-            f"{where}: --pick {choice}: no point of the front keeps every limit on the report "
-            f"split; trial {first.number}: {defects(spec, first.report)[0]}. Pick a trial number "
-            "to export one all the same."
-        )
-    measured = [point for point in sound if not math.isnan(point.report.value(metric))]
-    if not measured:
-        raise UserError(f"{where}: --pick: no point of the front has a value of {metric}.")
-    maximize = measured[0].report.metrics[metric].direction == "maximize"
-    sign = -1.0 if maximize else 1.0
-    return min(measured, key=lambda point: sign * point.report.value(metric))
+    export(
+        options.run,
+        options.pick,
+        options.out,
+        as_stored=options.as_stored,
+        progress=Console().say,
+    )

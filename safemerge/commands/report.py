@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safemerge.api.run import report
+from safemerge.api.stored import accept_records
 from safemerge.commands.console import Console
-from safemerge.commands.stored import accept_trials, check_stored
-from safemerge.config.program import PROGRAMS, load_attribute
-from safemerge.reports import write_report
-from safemerge.store import RunStore
+from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import argparse
@@ -17,12 +16,8 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Write report.html and the figures from what the run folder holds."""
-    folder = Path(options.run)
-    if RunStore(folder).exists:
-        console = Console()
-        if options.accept_trials:
-            accept_trials(RunStore(folder), console)
-        check_stored(folder, console, as_stored=options.as_stored)
-    draws = [load_attribute(program.report) for program in PROGRAMS.values() if program.report]
-    drawn = next((path for draw in draws if (path := draw(folder)) is not None), None)
-    print(f"report: {drawn or write_report(folder)}")
+    console = Console()
+    if options.accept_trials:
+        accept_records(RunFolder(Path(options.run)), console)
+    path = report(options.run, as_stored=options.as_stored, progress=console.say)
+    print(f"report: {path}")

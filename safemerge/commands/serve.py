@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from safemerge.api.declared import load_study
+from safemerge.api.prepare import preflight, resolve_study
 from safemerge.commands.console import Console
-from safemerge.commands.study import load_study, preflight, resolve_study
 
 if TYPE_CHECKING:
     import argparse
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> None:
     """Start the evaluator and wait for Ctrl-C."""
     console = Console()
-    spec = load_study(options.study).model_copy(update={"rung": None})
+    spec = load_study(options.study).spec.model_copy(update={"rung": None})
     preflight(spec, console)
 
     from safemerge.distributed.cluster import ray_cluster

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from safemerge.config.base import StrictModel
+from safemerge.config.base import CONTENT, FREE, StrictModel
 from safemerge.config.source import TrainingData
 
 
 class HarmfulSpec(StrictModel):
     """Harmful prompts with stand-in answers: what an attacker would fine-tune on."""
 
-    data: list[TrainingData] = Field(min_length=1)
+    data: Annotated[list[TrainingData], CONTENT] = Field(min_length=1)
     """Mixture; no prompt of it may be in the alignment data."""
     batch_size: int = Field(default=10, ge=1)
     """Harmful samples a step, over all workers."""
-    test: list[TrainingData] = Field(default_factory=list)
+    test: Annotated[list[TrainingData], FREE] = Field(default_factory=list)
     """Held-out harmful samples whose loss is measured and never trained on; none if empty."""
-    test_every: int = Field(default=10, ge=1)
+    test_every: Annotated[int, FREE] = Field(default=10, ge=1)
     """Steps between measurements of the harmful test loss."""
 
     def located(self, folder: Path) -> Self:
@@ -107,7 +107,7 @@ class RepnoiseSpec(StrictModel):
 class LisaSpec(StrictModel):
     """Bi-state fine-tuning with a proximal term (Lisa, arXiv:2405.18641)."""
 
-    data: list[TrainingData] = Field(min_length=1)
+    data: Annotated[list[TrainingData], CONTENT] = Field(min_length=1)
     """Alignment data of the alignment state; no prompt of it may be in the user's data."""
     alignment_steps: int = Field(default=100, ge=1)
     """Steps in the alignment state before the user's state begins."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from safemerge.config.base import StrictModel, digest
+from safemerge.config.base import LATER, StrictModel, digest
 from safemerge.config.location import located_path
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
@@ -88,12 +88,12 @@ class CheckpointRef(StrictModel):
     between: Neighbours | None = Field(default=None, exclude_if=lambda given: given is None)
     """Two checkpoints and a place on the straight line between them; written by safemerge where a
     study interpolates between trained values."""
-    settings: dict[str, Setting] = Field(default_factory=dict)
+    settings: Annotated[dict[str, Setting], LATER] = Field(default_factory=dict)
     """Values that replace those of the training file, by dotted path in it, e.g.
     ``booster.lambda: 20``."""
     digest: str | None = None
     """Fingerprint the weights must have; written by safemerge into resolved recipes."""
-    statistics: StatisticsRef | None = None
+    statistics: Annotated[StatisticsRef | None, LATER] = None
     """What data-aware methods and steps read of this model (fisher, regmean, led)."""
 
     @model_validator(mode="after")

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemerge.config.checkpoint import CHECKPOINT_SOURCES
+from safemerge.config.checkpoint import CHECKPOINT_SOURCES, CheckpointRef
 from safemerge.config.study import StudySpec
-
-RESUMABLE = ("num_trials", "storage", "judge_service")
-"""Study fields that may change when a run is resumed: they add budget, move the sampler, or say
-where judges run. So may a judge's `placement` and `device`."""
-
-RESUMABLE_EVALUATOR = (
-    "min_replicas",
-    "max_replicas",
-    "cpus_per_replica",
-    "gpus_per_replica",
-    "tensor_parallel_size",
-    "max_num_seqs",
-    "kv_cache_gib",
-    "gpu_memory_utilization",
-    "timeout_s",
-    "max_unscored",
-    "num_retries",
-)
-"""Evaluator fields that may change on resume: where and how patiently, not what is asked.
-``engine``, ``dtype`` and ``max_model_len`` change answers, and so make another study."""
 
 
 class Difference(NamedTuple):
@@ -47,47 +28,38 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
             both have one, else by its reference; without `other`, if `spec` has one.
 
     Returns:
-        The resolved study without the fields of `RESUMABLE` and `RESUMABLE_EVALUATOR`, and
-        without what it reads, which `safemerge.config.inputs.input_change` compares.
+        What counts of it (see `Identity`), warm starts by their recipes. What it reads is
+        compared by `safemerge.config.inputs.input_changes`.
     """
-    document = spec.resolved()
-    for field in RESUMABLE:
-        del document[field]
-    for field in RESUMABLE_EVALUATOR:
-        del document["evaluator"][field]
-    for suite in document["suites"]:
-        task = suite["task"]
-        for judge in (task.get("judge"), *task.get("report_judges", ())):
-            if judge is not None:
-                judge.pop("placement", None)
-                judge.pop("device", None)
-    if not document["trained"]:
-        del document["trained"]  # as before there were any
-    # A variant counts by its content, which its folder is named after, before it is trained too.
-    document.pop("unmade", None)
-    document.pop("inputs", None)  # see `safemerge.config.inputs.input_change`
-    # Warm starts count by what they are, not by their files; without any, as before there were.
-    del document["start"], document["started"]
+    document = spec.counted()
     if spec.started:
         document["start"] = {start.name: start.recipe.digest for start in spec.started}
-    known = {item.name for item in (other or spec).all_checkpoints if item.digest is not None}
-    for item in (document["base"], *document["experts"], *document.get("trained", ())):
-        if not item["settings"]:
-            del item["settings"]
-        if item["statistics"] is None:
-            del item["statistics"]  # so that runs from before there were any can be resumed
-        elif item["statistics"]["digest"] is not None:
+    items = [document["base"], *document["experts"], *document.get("trained", ())]
+    by_content(items, (other or spec).all_checkpoints)
+    # A variant counts by its content, which its folder is named after, before it is trained too.
+    for item in document.get("trained", ()):
+        if item.get("path") is not None:
+            item["path"] = Path(item["path"]).name
+            item.pop("statistics", None)  # gathered once the variant is trained
+    return document
+
+
+def by_content(items: Iterable[dict[str, Any]], others: Iterable[CheckpointRef]) -> None:
+    """Let documents of checkpoints count by fingerprint, where both sides have one.
+
+    Args:
+        items: Documents of `StrictModel.counted`; changed in place.
+        others: The checkpoints that they will be compared with.
+    """
+    known = {ref.name for ref in others if ref.digest is not None}
+    for item in items:
+        if item.get("statistics", {}).get("digest") is not None:
             item["statistics"] = {"digest": item["statistics"]["digest"]}
         if item["digest"] is not None and item["name"] in known:
             for source in CHECKPOINT_SOURCES:
                 item.pop(source, None)
         else:
             del item["digest"]
-    for item in document.get("trained", ()):
-        if item.get("path") is not None:
-            item["path"] = Path(item["path"]).name
-            item.pop("statistics", None)  # gathered once the variant is trained
-    return document
 
 
 def first_difference(before: object, now: object, path: str = "") -> Difference | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from safemerge.config.base import StrictModel
+from safemerge import plugins
+from safemerge.config.base import FREE, StrictModel
 from safemerge.config.checkpoint import Name
 from safemerge.config.location import located_path
+from safemerge.errors import ConfigError
 
 GuardFamily = Literal[
     "llama_guard", "wildguard", "granite_guardian", "shield_gemma", "qwen3_guard", "strongreject"
@@ -92,11 +95,11 @@ class ModelJudge(StrictModel):
     model's own limit holds where it is lower."""
     batch_size: int = Field(default=8, ge=1)
     """Texts judged at once."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
     """Where the judge runs. ``auto``: on a GPU if it is a service with
     `judge_service.gpus_per_replica`, else on CPUs. In a replica, a judge on ``cuda`` needs memory
     that the evaluator's engine leaves free."""
-    placement: Literal["service", "replica"] = "service"
+    placement: Annotated[Literal["service", "replica"], FREE] = "service"
     """``service``: a Ray Serve deployment of its own, shared by all trials, which judges while
     engines answer (see `judge_service`); ``replica``: a copy in every evaluator replica."""
 
@@ -197,7 +200,65 @@ class GuardJudge(ModelJudge):
         return self
 
 
-JudgeSpec = Annotated[RefusalProxy | ClassifierJudge | GuardJudge, Field(discriminator="kind")]
+class AddedJudge(ModelJudge):
+    """A judge that an installed package adds; ``path`` or ``hub`` is its model, if it has one."""
+
+    kind: Literal["added"]
+    use: str = Field(json_schema_extra=lambda found: found.update(examples=[*_added_judges()]))
+    """The name of its entry point; see `safemerge methods`."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of the judge's own."""
+    plugin: str | None = Field(default=None, validate_default=True)
+    """Written by safemerge: the package and version that it comes from."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.hub is not None:
+            raise ValueError("at most one of path and hub must be given. Keep one.")
+        return self
+
+    @field_validator("plugin")
+    @classmethod
+    def _same_version(cls, recorded: str | None, info: ValidationInfo) -> str | None:
+        use = info.data.get("use")
+        if use is None:
+            return recorded
+        try:
+            current = plugins.find(plugins.JUDGES, use).stamp
+            return plugins.checked_stamp(current, recorded, where=f"use '{use}'")
+        except ConfigError as error:
+            raise ValueError(error.message) from error
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        try:
+            inspect.signature(self.loaded()).bind(self, **self.arguments)
+        except (ConfigError, TypeError) as error:
+            raise ValueError(f"arguments of '{self.use}': {error}.".replace("..", ".")) from error
+        return self
+
+    def loaded(self) -> Callable[..., Any]:
+        """Import what makes the judge: called with this declaration and its arguments.
+
+        Raises:
+            ConfigError: If it cannot be imported, or cannot be called.
+        """
+        found = plugins.load(plugins.JUDGES, self.use)
+        if not callable(found):
+            raise ConfigError(
+                f"judge '{self.use}': must be a class of safemerge.extension.DeclaredJudge, or a "
+                f"function that makes a judge; got {type(found).__name__}."
+            )
+        return cast("Callable[..., Any]", found)
+
+
+def _added_judges() -> Iterator[JsonValue]:
+    yield from sorted(plugins.installed(plugins.JUDGES))
+
+
+JudgeSpec = Annotated[
+    RefusalProxy | ClassifierJudge | GuardJudge | AddedJudge, Field(discriminator="kind")
+]
 
 
 def gpu_problems(

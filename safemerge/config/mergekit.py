@@ -134,7 +134,7 @@ class _Translation:
         if file.dtype is not None:
             recipe["dtype"] = file.dtype
         auto = self._tokenizer(recipe, names, base)
-        self._note_filters(groups)
+        self._note_rows()
         return MergekitRecipe(
             recipe, arrangement.num_layers, tuple(self.notes), tuple(groups.apart), auto
         )
@@ -217,6 +217,18 @@ class _Translation:
         elif file.tokenizer is not None:
             recipe["vocabulary"] = "tokenizer"
             chosen["from"] = names[file.tokenizer]
+        for token, row in file.tokens.items():
+            place = f"tokenizer.tokens.{token}.source"
+            if row.model is not None and row.model not in names:
+                known = "must be one of the merged models"
+                file.problem(place, known, row.model.text, "Change")
+                continue
+            of = {} if row.model is None else {"from": names[row.model]}
+            there = {} if row.token is None else {"token": row.token}
+            rows = chosen.setdefault("tokens", {})
+            rows[token] = {**of, **there, **({"force": True} if row.force else {})}
+        if file.pad_to_multiple_of is not None:
+            chosen["pad_to_multiple_of"] = file.pad_to_multiple_of
         template = file.chat_template
         if template and template != AUTO:
             chosen["chat_template"] = {"text": TEMPLATES.get(template, template)}
@@ -232,12 +244,13 @@ class _Translation:
                 "chat_template", f"must be {known}, or Jinja", given, "Write the template out as"
             )
 
-    def _note_filters(self, groups: Groups) -> None:
-        if self.file.vocabulary is None and self.file.tokenizer is None:
+    def _note_rows(self) -> None:
+        file = self.file
+        if (file.vocabulary or file.tokenizer) is None or file.pad_to_multiple_of is not None:
             return
         self.notes.append(
             "tokenizer: the result keeps the base's number of embedding rows, where mergekit has "
-            "one for each token"
+            "one for each token; tokenizer: {pad_to_multiple_of: 1} gives that"
         )
 
 

@@ -30,6 +30,8 @@ _NAMES = {
     "model_stock": "model_stock",
     "sce": "sce",
     "arcee_fusion": "arcee_fusion",
+    "nearswap": "nearswap",
+    "ram": "ram",
 }
 _PLAIN_PATTERN = re.compile(r"\*([^*?\[\]]+)\*")
 
@@ -65,16 +67,39 @@ def mergekit_of_recipe(recipe: MergeRecipe, *, adapters: Collection[str] = ()) -
         ).written()
         for ref in recipe.checkpoints
     }
-    document = {"merge_method": _NAMES[recipe.method.name], **_merge(recipe, path)}
+    document = {"merge_method": _name(recipe), **_merge(recipe, path)}
     if recipe.dtype != "base":
         document["dtype"] = recipe.dtype
-    if recipe.vocabulary == "tokenizer":
-        document["tokenizer_source"] = path[str(recipe.tokenizer.from_)]
-    elif recipe.vocabulary != "refuse":
-        document["tokenizer_source"] = recipe.vocabulary
+    owner = path.get(recipe.tokenizer.from_ or "")
+    source = {"refuse": None, "tokenizer": owner}.get(recipe.vocabulary, recipe.vocabulary)
+    if source is not None and recipe.tokenizer.rows:
+        document["tokenizer"] = {"source": source, **_rows(recipe, path)}
+    elif source is not None:
+        document["tokenizer_source"] = source
     if isinstance(recipe.tokenizer.chat_template, TemplateText):
         document["chat_template"] = recipe.tokenizer.chat_template.text
     return document
+
+
+def _rows(recipe: MergeRecipe, path: Mapping[str, str | dict[str, Any]]) -> dict[str, Any]:
+    """Return how a tokenizer's rows are chosen."""
+    choice, tokens = recipe.tokenizer, {}
+    for token, row in choice.tokens.items():
+        source: Any = {"kind": "zero"} if row.from_ is None else path[row.from_]
+        if row.from_ is not None and row.token is not None:
+            key = "token" if isinstance(row.token, str) else "token_id"
+            source = {"kind": "model_token", "model": source, key: row.token}
+        tokens[token] = {"source": source, **({"force": True} if row.force else {})}
+    multiple = choice.pad_to_multiple_of
+    return {
+        **({"tokens": tokens} if tokens else {}),
+        **({} if multiple is None else {"pad_to_multiple_of": multiple}),
+    }
+
+
+def _name(recipe: MergeRecipe) -> str:
+    boosted = recipe.method.name == "ram" and recipe.method.boost != 0.0
+    return "ramplus_tl" if boosted else _NAMES[recipe.method.name]
 
 
 def _merge(recipe: MergeRecipe, path: Mapping[str, str | dict[str, Any]]) -> dict[str, Any]:
@@ -103,6 +128,14 @@ def _merge(recipe: MergeRecipe, path: Mapping[str, str | dict[str, Any]]) -> dic
             return {**base, "models": named, "parameters": {"select_topk": density}}
         case "arcee_fusion":
             return {**base, "models": named}
+        case "nearswap":
+            return {**base, "models": named, "parameters": {"t": _setting(method.t, filters)}}
+        case "ram":
+            own = {"epsilon": method.epsilon}
+            if method.boost != 0.0:
+                own |= {"r": method.boost, "alpha": method.boost_cap}
+            parameters = {key: _setting(value, filters) for key, value in own.items()}
+            return {**base, "models": named, "parameters": parameters}
         case "karcher":
             models = [{"model": path[model]} for model in method.weights]
             parameters = {"max_iter": method.num_steps, "tol": method.tolerance}
@@ -144,8 +177,9 @@ def _problems(recipe: MergeRecipe) -> Iterator[str]:
         yield f"variant {method.variant!r}"
     if method.name == "karcher" and len({*map(str, method.weights.values())}) > 1:
         yield "different weights in a Karcher mean"
-    if method.name in ("model_stock", "sce", "arcee_fusion") and method.lambda_ != 1.0:
-        yield f"lambda {method.lambda_} in {method.name}"
+    lambda_ = getattr(method, "lambda_", 1.0)
+    if not hasattr(method, "weights") and lambda_ != 1.0:
+        yield f"lambda {lambda_} in {method.name}"
     if method.name == "sce" and method.variant != "mergekit":
         yield f"variant {method.variant!r}"
     if getattr(method, "variant", "mergekit") == "peft":

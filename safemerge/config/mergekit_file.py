@@ -26,6 +26,16 @@ class Source(NamedTuple):
     """First layer and the one to stop before; None for all."""
 
 
+class TokenSource(NamedTuple):
+    """Where the row of a token is taken from."""
+
+    model: MergekitModel | None
+    """None for zeros."""
+    token: str | int | None
+    """The token there, or its id; None for the same one."""
+    force: bool
+
+
 class Slice(NamedTuple):
     """Layers of the result, and what they are merged from."""
 
@@ -56,6 +66,10 @@ class MergekitFile:
         """Type of the result; None for the models'."""
         self.base = self._model("base_model", document.get("base_model"))
         """The file's base model; None where it names none."""
+        self.tokens: dict[str, TokenSource] = {}
+        """Sources of single rows by token."""
+        self.pad_to_multiple_of: int | None = None
+        """What the number of rows is a multiple of; None for one row a token."""
         self.vocabulary, self.tokenizer = self._tokenizer()
         """``base``, ``union`` or None, and the model whose tokenizer is taken instead."""
         self.chat_template: str | None = document.get("chat_template")
@@ -117,20 +131,48 @@ class MergekitFile:
             given = self._mapping("tokenizer", self._document)
             for key in sorted(set(given) - _TOKENIZER):
                 self.problem(f"tokenizer.{key}", "is no key of mergekit", given[key], "Drop")
-            if given.get("tokens"):
-                rule = (
-                    "rows of single tokens cannot be chosen: a token that a model lacks gets the "
-                )
-                rule += "base's row, else the mean of the others'"
-                self.problem("tokenizer.tokens", rule, given["tokens"], "Drop")
-            if given.get("pad_to_multiple_of") is not None:
-                rule = "the number of rows cannot be chosen: it stays the base's"
-                got = given["pad_to_multiple_of"]
-                self.problem("tokenizer.pad_to_multiple_of", rule, got, "Drop")
+            self.tokens = self._token_sources(given)
+            multiple = given.get("pad_to_multiple_of")
+            if multiple is not None and (type(multiple) is not int or multiple < 1):
+                rule = "must be a whole number, 1 or more"
+                self.problem("tokenizer.pad_to_multiple_of", rule, multiple, "Change")
+            elif multiple is not None:
+                self.pad_to_multiple_of = multiple
             place, source = "tokenizer.source", given.get("source", "union")
         if source in (None, "base", "union"):
             return source, None
         return None, self._model(place, source)
+
+    def _token_sources(self, tokenizer: Mapping[str, Any]) -> dict[str, TokenSource]:
+        found: dict[str, TokenSource] = {}
+        for token, given in self._mapping("tokens", tokenizer, "tokenizer.").items():
+            place = f"tokenizer.tokens.{token}"
+            if not isinstance(given, dict) or set(given) - {"source", "force"}:
+                self.problem(place, "must have a source, and at most force", given, "Change")
+                continue
+            source, force = given.get("source"), given.get("force", False)
+            if source is None or not isinstance(force, bool):
+                self.problem(place, "must have a source, and force true or false", given, "Change")
+                continue
+            kind = source.get("kind") if isinstance(source, dict) else None
+            if kind == "zero" and len(source) == 1:
+                found[token] = TokenSource(None, None, force)
+                continue
+            there = [source[key] for key in ("token", "token_id") if key in source] if kind else []
+            if kind is not None and (
+                kind != "model_token"
+                or set(source) - {"kind", "model", "token", "token_id"}
+                or len(there) != 1
+                or type(there[0]) not in (str, int)
+            ):
+                rule = "must be a model, {kind: zero}, or {kind: model_token, model, token}"
+                self.problem(f"{place}.source", rule, source, "Change")
+                continue
+            named = source.get("model") if kind else source
+            model = self._model(f"{place}.source", named or "")
+            if model is not None:
+                found[token] = TokenSource(model, there[0] if there else None, force)
+        return found
 
     def _slices(self) -> tuple[Slice, ...]:
         document, outer = self._document, self.levels

@@ -56,13 +56,19 @@ READ: Mapping[str, Mapping[str, bool]] = MappingProxyType(
         "model_stock": {"filter_wise": _WHOLE},
         "sce": {"select_topk": _WHOLE, "int8_mask": _WHOLE},
         "arcee_fusion": {},
+        "nearswap": {"t": _WHOLE},
+        "ram": {"epsilon": _WHOLE},
+        "ramplus_tl": {"r": _WHOLE, "alpha": _WHOLE, "epsilon": _WHOLE},
         **{name: _task_keys(name) for name in _TASK_VECTORS},
     }
 )
 """Parameters that mergekit reads, by method: whether each model may have its own."""
 
 SUPPORTED = tuple(READ)
-NEEDS_BASE = frozenset({"slerp", "model_stock", "sce", "arcee_fusion", *_TASK_VECTORS})
+NEEDS_BASE = frozenset(
+    {"slerp", "model_stock", "sce", "arcee_fusion", "nearswap", "ram", "ramplus_tl"}
+    | {*_TASK_VECTORS}
+)
 """Methods that measure from a base model."""
 TAKES_BASE = frozenset({"nuslerp", "multislerp"})
 """Methods that measure from a base model where there is one."""
@@ -101,6 +107,9 @@ class MethodWriter:
             "model_stock": self._model_stock,
             "sce": self._sce,
             "arcee_fusion": self._arcee_fusion,
+            "nearswap": self._nearswap,
+            "ram": self._ram,
+            "ramplus_tl": self._ram,
         }
         return writers.get(name, self._task_vectors)()
 
@@ -108,6 +117,7 @@ class MethodWriter:
         limits: dict[str, tuple[int, int | None, str]] = {
             "slerp": (1, 1, "slerp takes the base and one model"),
             "arcee_fusion": (1, 1, "arcee_fusion takes the base and one model"),
+            "nearswap": (1, 1, "nearswap takes the base and one model"),
             "nuslerp": (2, 2, "nuslerp takes two models besides a base"),
             "passthrough": (1, 1, "passthrough takes one model for each slice"),
         }
@@ -181,6 +191,21 @@ class MethodWriter:
 
     def _arcee_fusion(self) -> dict[str, Any]:
         return {"name": "arcee_fusion", "models": list(self._names)}
+
+    def _nearswap(self) -> dict[str, Any]:
+        models = list(self._names)
+        return {"name": "nearswap", "models": models, "t": self._value("t", None, None)}
+
+    def _ram(self) -> dict[str, Any]:
+        method: dict[str, Any] = {
+            "name": "ram",
+            "models": list(self._names),
+            "epsilon": self._value("epsilon", None, 1e-5),
+        }
+        if self._file.name == "ramplus_tl":
+            method["boost"] = self._value("r", None, 0.1)
+            method["boost_cap"] = self._value("alpha", None, 0.2)
+        return method
 
     def _task_vectors(self) -> dict[str, Any]:
         name = self._file.name

@@ -29,6 +29,8 @@ from safemerge.config.task_vector_method import (
     Della,
     DellaLinear,
     ModelStock,
+    NearSwap,
+    Ram,
     Sce,
     TaskArithmetic,
     Ties,
@@ -55,8 +57,10 @@ __all__ = [
     "MethodSpec",
     "ModelStock",
     "MultiSlerp",
+    "NearSwap",
     "NuSlerp",
     "Passthrough",
+    "Ram",
     "RegMean",
     "Sce",
     "Slerp",
@@ -249,6 +253,8 @@ Method = Annotated[
     | ModelStock
     | Sce
     | ArceeFusion
+    | NearSwap
+    | Ram
     | ConsensusTa
     | TsvM
     | IsoC

@@ -52,6 +52,7 @@ BY_EXPERT = frozenset({"epsilon_by_expert", "gamma_by_expert"})
 
 LAYERWISE = frozenset(
     {"t", "lambda_", "density", "epsilon", "gamma", "mask_threshold", "off_diagonal", "scale"}
+    | {"boost", "boost_cap"}
 )
 """Other fields, weights aside, whose value may differ from layer to layer."""
 

@@ -253,6 +253,8 @@ class MergeRecipe(StrictModel):
         # Files beside the weights; but an order of rows is of the weights.
         if document.pop("tokenizer", None) and document.get("vocabulary") == "tokenizer":
             document["tokenizer"] = self.tokenizer.from_
+        if self.tokenizer.rows:
+            document["rows"] = self.tokenizer.rows
         for item in (document["base"], *document["experts"]):
             if not item["settings"]:
                 del item["settings"]  # as before there were any

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from safemerge.config.suite import Direction, SuiteSpec, task_metrics
-from safemerge.config.unit import Unit, joint_unit, task_units
+from safemerge.config.metric import Direction, Metric, measured_metrics
+from safemerge.config.suite import SuiteSpec
 
 if TYPE_CHECKING:
     from safemerge.config.study import Aggregate, Constraint, Objective
@@ -20,7 +20,7 @@ def sense_problems(
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
 ) -> Iterator[str]:
-    """Yield what is senseless about goals and limits, one line each.
+    """Yield what is senseless about means, goals and limits, one line each.
 
     Args:
         suites: The study's suites.
@@ -28,60 +28,57 @@ def sense_problems(
         objectives: Its objectives.
         constraints: Its constraints.
     """
-    directions: dict[str, Direction] = {}
-    units: dict[str, Unit] = {}
-    for suite in suites:
-        directions |= {f"{suite.name}.{key}": way for key, way in task_metrics(suite.task).items()}
-        units |= {f"{suite.name}.{key}": unit for key, unit in task_units(suite.task).items()}
+    rows = measured_metrics(suites, aggregates)
+    opposite = set()
     for name, aggregate in aggregates.items():
-        parts = [part for part in aggregate.mean_of if part in directions]
-        # NOTE: of parts that improve opposite ways nothing can be said.
-        if len({directions[part] for part in parts}) == 1:
-            directions[name] = directions[parts[0]]
-            units[name] = joint_unit(units[part] for part in parts)
+        parts = [rows[part] for part in aggregate.mean_of if part in rows]
+        other = next((part for part in parts if part.direction != parts[0].direction), None)
+        if other is not None:
+            opposite.add(name)
+            yield (
+                f"aggregates.{name}.mean_of: must improve the same way; got {parts[0].name} "
+                f"({parts[0].direction}) and {other.name} ({other.direction}). Drop one."
+            )
     for index, goal in enumerate(objectives):
         where = f"objectives.{index}"
-        if goal.metric not in directions:
-            continue
-        if goal.direction != directions[goal.metric] and "direction" not in goal.allow:
-            yield _against(f"{where}.direction", goal.metric, goal.direction, directions)
-        if units[goal.metric] == "share":
-            yield from _reference_problems(f"{where}.reference", goal)
+        if goal.metric in rows and goal.metric not in opposite:
+            row = rows[goal.metric]
+            if goal.direction != row.direction and "direction" not in goal.allow:
+                yield _against(f"{where}.direction", row, goal.direction)
+            if row.range is not None:
+                yield from _reference_problems(f"{where}.reference", goal, row.range)
     for index, limit in enumerate(constraints):
         where = f"constraints.{index}"
-        if limit.metric not in directions:
-            continue
-        if limit.direction != directions[limit.metric] and "direction" not in limit.allow:
-            yield _against(f"{where}.direction", limit.metric, limit.direction, directions)
-        if units[limit.metric] == "share" and not 0.0 <= limit.budget <= 1.0:
-            yield (
-                f"{where}.budget: must be in [0, 1], for {limit.metric} is a share; got "
-                f"{limit.budget:g}. {_fraction(limit.budget)}"
-            )
+        if limit.metric in rows and limit.metric not in opposite:
+            row = rows[limit.metric]
+            if limit.direction != row.direction and "direction" not in limit.allow:
+                yield _against(f"{where}.direction", row, limit.direction)
+            if row.range is not None and not row.range[0] <= limit.budget <= row.range[1]:
+                yield _outside(f"{where}.budget", row.name, limit.budget)
 
 
-def _against(where: str, metric: str, got: Direction, directions: Mapping[str, Direction]) -> str:
-    own = directions[metric]
+def _against(where: str, row: Metric, got: Direction) -> str:
     return (
-        f"{where}: must be {own}, for a {_BETTER[own]} {metric} is better; got {got}. If it is "
-        "meant, say allow: [direction] beside it."
+        f"{where}: must be {row.direction}, for a {_BETTER[row.direction]} {row.name} is better; "
+        f"got {got}. If it is meant, say allow: [direction] beside it."
     )
 
 
-def _reference_problems(where: str, goal: Objective) -> Iterator[str]:
-    if not 0.0 <= goal.reference <= 1.0:
-        yield (
-            f"{where}: must be in [0, 1], for {goal.metric} is a share; got {goal.reference:g}. "
-            f"{_fraction(goal.reference)}"
-        )
-    elif goal.reference == (1.0 if goal.direction == "maximize" else 0.0):
+def _reference_problems(where: str, goal: Objective, limits: tuple[float, float]) -> Iterator[str]:
+    low, high = limits
+    best, worst = (high, low) if goal.direction == "maximize" else (low, high)
+    if not low <= goal.reference <= high:
+        yield _outside(where, goal.metric, goal.reference)
+    elif goal.reference == best:
         yield (
             f"{where}: must be worse than any point worth keeping; got {goal.reference:g}, the "
-            f"best value that {goal.metric} can have. Write {1.0 - goal.reference:g}."
+            f"best value that {goal.metric} can have. Write {worst:g}."
         )
 
 
-def _fraction(value: float) -> str:
-    if 1.0 < value <= 100.0:
-        return f"Write a fraction, e.g. {value / 100:g} for {value:g} %."
-    return "Write a fraction."
+def _outside(where: str, metric: str, value: float) -> str:
+    advice = f", e.g. {value / 100:g} for {value:g} %" if 1.0 < value <= 100.0 else ""
+    return (
+        f"{where}: must be in [0, 1], for {metric} is a share; got {value:g}. "
+        f"Write a fraction{advice}."
+    )

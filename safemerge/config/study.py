@@ -6,23 +6,24 @@ import copy
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from safemerge.config.base import StrictModel
+from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
 from safemerge.config.inputs import StudyInputs
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.location import located_path
+from safemerge.config.metric import Direction, Role, measured_metrics
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
 from safemerge.config.sense import sense_problems
-from safemerge.config.suite import Direction, SuiteSpec
+from safemerge.config.suite import SuiteSpec
 from safemerge.config.tokenizer import TokenizerChoice
 from safemerge.config.variant import (
     ExpertVariant,
@@ -88,9 +89,14 @@ class Constraint(StrictModel):
 
 
 class Aggregate(StrictModel):
-    """The plain mean of several metrics."""
+    """The plain mean of several metrics that improve the same way."""
 
     mean_of: list[str] = Field(min_length=1)
+    role: Annotated[Role | None, FREE] = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """What the mean is about; left out, what all of its parts are about. A mean of parts with
+    several roles has none, unless it is named here: ``--pick safest``, say, cannot mean it."""
 
 
 class SamplerSpec(StrictModel):
@@ -106,31 +112,31 @@ class EvaluatorSpec(StrictModel):
 
     engine: Literal["vllm", "transformers"] = "vllm"
     """``transformers`` is the slow reference engine, for checking."""
-    min_replicas: int = Field(default=1, ge=1)
-    max_replicas: int = Field(default=1, ge=1)
+    min_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
+    max_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     """Replicas scale between the two on queue length; each owns one engine."""
-    cpus_per_replica: float = Field(default=1.0, gt=0)
-    gpus_per_replica: float | None = Field(default=None, ge=0)
+    cpus_per_replica: Annotated[float, FREE] = Field(default=1.0, gt=0)
+    gpus_per_replica: Annotated[float | None, FREE] = Field(default=None, ge=0)
     """Left out: one for each of `tensor_parallel_size` where the cluster has GPUs, else none."""
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: Annotated[int, FREE] = Field(default=1, ge=1)
     """GPUs (or CPU shares) that one engine spans."""
     max_model_len: int = Field(default=1024, ge=16)
     """Longest prompt plus answer, in tokens."""
-    max_num_seqs: int = Field(default=64, ge=1)
+    max_num_seqs: Annotated[int, FREE] = Field(default=64, ge=1)
     """Prompts in flight in one engine."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Engine's weight type. ``auto``: the base's on GPUs; on CPUs bfloat16 where the processor
     multiplies it natively, else float32 (bf16 without AVX512-BF16 runs about ten times
     slower)."""
-    kv_cache_gib: float = Field(default=1.0, gt=0)
+    kv_cache_gib: Annotated[float, FREE] = Field(default=1.0, gt=0)
     """KV cache on CPUs, GiB a replica."""
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    timeout_s: float = Field(default=1800.0, gt=0)
+    gpu_memory_utilization: Annotated[float, FREE] = Field(default=0.85, gt=0, le=1)
+    timeout_s: Annotated[float, FREE] = Field(default=1800.0, gt=0)
     """Longest time for one candidate before the replica counts as stuck; on the low rung as
     long again."""
-    max_unscored: float = Field(default=0.02, ge=0, le=1)
+    max_unscored: Annotated[float, FREE] = Field(default=0.02, ge=0, le=1)
     """Largest share of unscored responses in a suite before a trial fails."""
-    num_retries: int = Field(default=1, ge=0)
+    num_retries: Annotated[int, FREE] = Field(default=1, ge=0)
     """How often a candidate whose replica crashed is tried again on another."""
 
     @model_validator(mode="after")
@@ -182,7 +188,7 @@ class StudySpec(StrictModel):
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
     objectives: list[Objective] = Field(min_length=1)
     constraints: list[Constraint] = Field(default_factory=list)
-    num_trials: int = Field(ge=1)
+    num_trials: Annotated[int, FREE] = Field(ge=1)
     """Sampled recipes, those for warm starts among them; reference points (parents, plain mean,
     warm starts that no space expresses) come on top."""
     references: bool = True
@@ -190,24 +196,28 @@ class StudySpec(StrictModel):
     rung: RungSpec | None = Field(default=None, exclude_if=lambda given: given is None)
     """Losses on pairs that sampled recipes are scored on first, in one forward pass; hopeless ones
     are pruned there."""
-    start: list[str] = Field(default_factory=list)
+    start: Annotated[list[str], CONTENT] = Field(default_factory=list)
     """Recipe files to start from, e.g. of `safemerge optimize`, taken from the study's folder.
     Each, or what a space can say that is nearest to it, is among the first sampled recipes; one
     that no space can express exactly is a reference point too."""
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
-    storage: Literal["sqlite", "journal"] = "sqlite"
+    storage: Annotated[Literal["sqlite", "journal"], FREE] = "sqlite"
     """Optuna storage in the run's folder; the journal suits network file systems."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
-    judge_service: JudgeServiceSpec = Field(default_factory=JudgeServiceSpec)
+    judge_service: Annotated[JudgeServiceSpec, FREE] = Field(default_factory=JudgeServiceSpec)
     """Where judges with ``placement: service`` run."""
-    trained: list[CheckpointRef] = Field(default_factory=list)
+    trained: Annotated[list[CheckpointRef], LATER] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what it trained for `variants`, in order."""
-    unmade: list[Name] = Field(default_factory=list, exclude_if=lambda names: not names)
+    unmade: Annotated[list[Name], FREE] = Field(
+        default_factory=list, exclude_if=lambda names: not names
+    )
     """Written by safemerge into resolved studies: which of `trained` were not trained yet. Their
     path is the folder that they come to."""
-    started: list[WarmStart] = Field(default_factory=list)
+    started: Annotated[list[WarmStart], CONTENT] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what `start` names, over the study's models."""
-    inputs: StudyInputs | None = Field(default=None, exclude_if=lambda given: given is None)
+    inputs: Annotated[StudyInputs | None, CONTENT] = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
     """Written by safemerge into resolved studies: digests of what they read, so that a process
     that starts later reads the same."""
 
@@ -224,7 +234,7 @@ class StudySpec(StrictModel):
                 self.evaluator.gpus_per_replica,
             ),
         ]
-        known = [name for suite in self.suites for name in suite.metric_names()]
+        known = list(measured_metrics(self.suites, {}))
         for name, aggregate in self.aggregates.items():
             for metric in aggregate.mean_of:
                 problems += _unknown_metric(f"aggregates.{name}.mean_of", metric, known)

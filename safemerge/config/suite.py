@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 
+from safemerge.config.added_metric import AddedMetricRef
 from safemerge.config.base import StrictModel
 from safemerge.config.chat import ChatArguments
 from safemerge.config.checkpoint import Name
 from safemerge.config.few_shot import FewShot
 from safemerge.config.judge import JudgeSpec, RefusalProxy
 from safemerge.config.location import located_path
+from safemerge.config.metric import TASK_METRICS, Direction, Metric, harness_metric
 from safemerge.config.ready_made import ready_made_names, with_ready_made
 from safemerge.config.source import PromptData
 
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import CoreSchema
-
-Direction = Literal["maximize", "minimize"]
 
 
 class Classification(StrictModel):
@@ -228,26 +228,12 @@ Task = Annotated[
     Field(discriminator="kind"),
 ]
 
-METRICS: dict[str, dict[str, Direction]] = {
-    "classification": {"accuracy": "maximize"},
-    "exact_match": {"accuracy": "maximize"},
-    "numeric": {"accuracy": "maximize"},
-    "choice": {"accuracy": "maximize", "gold_probability": "maximize"},
-    "harm": {
-        "harmful_score": "minimize",
-        "refusal_rate": "maximize",
-        "complied_rate": "minimize",
-        "other_rate": "minimize",
-        "incoherent_rate": "minimize",
-    },
-    "over_refusal": {"over_refusal_rate": "minimize", "incoherent_rate": "minimize"},
-}
-"""Metric names of each task kind but lm_eval, all shares in [0, 1], with the better direction."""
 
-
-def task_metrics(task: Task) -> dict[str, Direction]:
-    """Return a task's metrics, by name within the suite, with the better direction."""
-    return dict(task.metrics) if isinstance(task, LmEval) else METRICS[task.kind]
+def task_metrics(task: Task) -> tuple[Metric, ...]:
+    """Return a task's metrics, named within the suite, in the order of results."""
+    if isinstance(task, LmEval):
+        return tuple(harness_metric(name, way) for name, way in task.metrics.items())
+    return TASK_METRICS[task.kind]
 
 
 class SuiteSpec(StrictModel):
@@ -266,6 +252,8 @@ class SuiteSpec(StrictModel):
     strip_thinking: bool = Field(default=False, exclude_if=lambda given: not given)
     """Score what stands behind ``<think>...</think>`` alone. An answer that ends in its thoughts
     is an empty one; one that is cut in them at `max_tokens` is unscored."""
+    metrics: list[AddedMetricRef] = Field(default_factory=list, exclude_if=lambda named: not named)
+    """Metrics of installed packages, by name, beside the task's own; see `safemerge methods`."""
     group: str | None = None
     """Column whose equal values mark samples that are not independent (paraphrases of one
     request, say): intervals widen for it. Samples with the same prompt always are a group."""
@@ -313,6 +301,16 @@ class SuiteSpec(StrictModel):
         named = [key if key != "task" else "lm_eval" for key in required]
         schema["anyOf"] = [{"required": keys} for keys in (required, ["use"], named)]
         return schema
+
+    @model_validator(mode="after")
+    def _added_metrics(self) -> Self:
+        if self.metrics and isinstance(self.task, LmEval):
+            raise ValueError("metrics: an lm_eval task has its own; name those in task.metrics.")
+        names = [row.name for row in self.measures]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"metrics: names must be unique in a suite; got {name!r} twice.")
+        return self
 
     @model_validator(mode="after")
     def _labels(self) -> Self:
@@ -384,6 +382,7 @@ class SuiteSpec(StrictModel):
             found += [judge] if judge not in found else []
         return found
 
-    def metric_names(self) -> list[str]:
-        """Full metric names, e.g. ``sentiment.accuracy``."""
-        return [f"{self.name}.{metric}" for metric in task_metrics(self.task)]
+    @property
+    def measures(self) -> tuple[Metric, ...]:
+        """What is measured, named within the suite."""
+        return (*task_metrics(self.task), *(item.loaded().row for item in self.metrics))

@@ -32,6 +32,7 @@ class _Sparse(TaskVectorSpec):
     """Fraction of each task vector's entries kept, in (0, 1]: for all experts, or by expert."""
 
 
+_AtLeastZero = Annotated[float, Field(ge=0.0)]
 _Epsilon = Annotated[float, Field(ge=0.0, lt=0.5)]
 _Gamma = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -226,11 +227,42 @@ class ArceeFusion(MethodSpec):
     """Scale of the fused task vector; mergekit's is 1."""
 
 
+class NearSwap(MethodSpec):
+    """Move the base towards an expert, by at most t in every entry (mergekit's nearswap)."""
+
+    name: Literal["nearswap"]
+    models: list[Name] = Field(min_length=1, max_length=1)
+    """The one expert."""
+    t: Layerwise[_AtLeastZero]
+    """Largest change of an entry, in units of the weights: entries that differ by less become the
+    expert's. 0 leaves the base."""
+    lambda_: Coefficient = Field(default=1.0, alias="lambda")
+    """Scale of the change; mergekit's is 1."""
+
+
+class Ram(MethodSpec):
+    """Keep what one expert changed, average what several did (RAM, arXiv:2601.13572)."""
+
+    name: Literal["ram"]
+    models: list[Name] = Field(min_length=1)
+    """Experts that are merged."""
+    epsilon: Layerwise[_AtLeastZero] = 1e-5
+    """An expert changed an entry where its task vector exceeds this in magnitude."""
+    boost: Layerwise[_AtLeastZero] = 0.0
+    """Entries that one expert alone changed are scaled by 1 + boost * min(rho, boost_cap), where
+    rho is how many entries it shares with others for each of its own, per tensor. 0 is RAM;
+    mergekit's ``ramplus_tl`` has 0.1 (its ``r``)."""
+    boost_cap: Layerwise[_AtLeastZero] = 0.2
+    """Largest rho that counts (mergekit's ``alpha``)."""
+    lambda_: Coefficient = Field(default=1.0, alias="lambda")
+    """Scale of the merged task vector; the paper's is 1."""
+
+
 class ConsensusTa(TaskVectorSpec):
     """Task arithmetic on the entries that several experts need (arXiv:2405.07813)."""
 
     name: Literal["consensus_ta"]
-    mask_threshold: Layerwise[Annotated[float, Field(ge=0.0)]] = 0.4
+    mask_threshold: Layerwise[_AtLeastZero] = 0.4
     """An expert needs an entry where abs(w_i tau_i) exceeds this times abs(sum - w_i tau_i);
     the paper searches 0.2 to 0.6."""
     min_agreeing: int = Field(default=2, ge=1)

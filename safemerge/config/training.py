@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ from safemerge.config.alignment import (
     RepnoiseSpec,
     VaccineSpec,
 )
-from safemerge.config.base import StrictModel
+from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.location import located_path
@@ -63,30 +63,30 @@ def _check_parts(spec: _Training, key: str, batch_size: int) -> None:
 
 
 class _Training(StrictModel):
-    name: Name
-    base: CheckpointRef
+    name: Annotated[Name, FREE]
+    base: Annotated[CheckpointRef, CONTENT]
     """The model that training starts from."""
-    data: list[TrainingData] = Field(min_length=1)
+    data: Annotated[list[TrainingData], CONTENT] = Field(min_length=1)
     """Mixture; each set's share of the samples is its weight over the sum."""
-    chat: DatedChatArguments = Field(default=ONLY_DATED)
+    chat: Annotated[DatedChatArguments, CONTENT] = Field(default=ONLY_DATED)
     """Arguments of the base's chat template, e.g. ``{enable_thinking: false}``; ``date`` is the
     day that templates may read."""
     steps: int = Field(ge=1)
     """Optimiser steps."""
     batch_size: int = Field(default=8, ge=1)
     """Samples a step, over all workers."""
-    micro_batches: int = Field(default=1, ge=1)
+    micro_batches: Annotated[int, LATER] = Field(default=1, ge=1)
     """Parts that a worker's batch is computed in, one after the other; the same update for
     less memory."""
-    packing: bool = False
+    packing: Annotated[bool, LATER] = False
     """Lay the rows of a batch end to end, so that nothing is spent on padding; the same update up
     to rounding. Not for methods that look at single rows (Vaccine, RepNoise)."""
-    loss_chunk: int | None = Field(default=None, ge=1)
+    loss_chunk: Annotated[int | None, LATER] = Field(default=None, ge=1)
     """Target tokens whose logits are held in memory at once; all if left out. The same update up
     to rounding."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """AdamW's peak, reached after 5 warm-up steps."""
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Annotated[Literal["linear", "constant"], LATER] = "linear"
     """After the warm-up: ``linear`` to zero at the last step, or ``constant``."""
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -94,11 +94,11 @@ class _Training(StrictModel):
     max_tokens: int = Field(default=256, ge=8)
     """Longest prompt plus target, in tokens; longer samples are cut at the end."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    parameters: Literal["lora", "full"] = "lora"
+    parameters: Annotated[Literal["lora", "full"], LATER] = "lora"
     """What is trained: ``lora`` a low-rank adapter on frozen weights; ``full`` every weight, in
     float32 and sharded over the workers if there are several (FSDP2)."""
     lora: LoraSpec = Field(default_factory=LoraSpec)
-    adapter: str | None = None
+    adapter: Annotated[str | None, LATER] = None
     """Folder of a LoRA adapter of this base that training goes on with (the attack on the same
     LoRA that was hardened), instead of a new one; `lora` is left out, for the adapter has its own
     rank, scale and targets."""
@@ -108,9 +108,9 @@ class _Training(StrictModel):
     """Type of the frozen base, or with ``parameters: full`` of the products; what is trained, its
     gradients and the optimiser are always float32. ``auto``: bfloat16 on GPUs and on CPUs that
     multiply it natively, else float32."""
-    checkpoint_every: int = Field(default=20, ge=1)
+    checkpoint_every: Annotated[int, FREE] = Field(default=20, ge=1)
     """Steps between resumable checkpoints."""
-    workers: WorkersSpec = Field(default_factory=WorkersSpec)
+    workers: Annotated[WorkersSpec, FREE] = Field(default_factory=WorkersSpec)
 
     @model_validator(mode="after")
     def _row_for_each_worker(self) -> Self:
@@ -226,10 +226,10 @@ class FinetuneSpec(_Training):
     """User fine-tuning of an expert: the file that `safemerge finetune` takes."""
 
     kind: Literal["finetune"] = "finetune"
-    method: Literal["sft", "lisa"] = "sft"
+    method: Annotated[Literal["sft", "lisa"], LATER] = "sft"
     """``sft``: cross-entropy on the user's data; ``lisa``: alternates with alignment data."""
-    poison: PoisonSpec | None = None
-    lisa: LisaSpec | None = None
+    poison: Annotated[PoisonSpec | None, CONTENT] = None
+    lisa: Annotated[LisaSpec | None, LATER] = None
     """Settings of ``lisa``."""
 
     @model_validator(mode="after")
@@ -281,13 +281,13 @@ class AlignSpec(_Training):
     method: Literal["sft", "booster", "vaccine", "booster+vaccine", "repnoise"] = "sft"
     """``sft``: cross-entropy on refusals and benign answers; the others harden the model on
     top: see `booster`, `vaccine`, `repnoise`."""
-    harmful: HarmfulSpec | None = None
+    harmful: Annotated[HarmfulSpec | None, LATER] = None
     """Harmful data, for the methods that need them."""
-    booster: BoosterSpec | None = None
+    booster: Annotated[BoosterSpec | None, LATER] = None
     """Settings of ``booster``."""
-    vaccine: VaccineSpec | None = None
+    vaccine: Annotated[VaccineSpec | None, LATER] = None
     """Settings of ``vaccine``."""
-    repnoise: RepnoiseSpec | None = None
+    repnoise: Annotated[RepnoiseSpec | None, LATER] = None
     """Settings of ``repnoise``."""
 
     @model_validator(mode="before")

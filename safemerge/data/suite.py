@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from safemerge.config.added_metric import AddedMetric
 from safemerge.config.chat import Scalar
+from safemerge.config.metric import Metric
 from safemerge.config.source import PromptData, SeenData
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
-from safemerge.config.suite import Choice, Classification, LmEval, SuiteSpec, Task
+from safemerge.config.suite import (
+    Choice,
+    Classification,
+    LmEval,
+    SuiteSpec,
+    Task,
+    task_metrics,
+)
 from safemerge.config.training import TrainingSpec
 from safemerge.data.asked import check_asked
 from safemerge.data.lm_eval_task import LmEvalTask
@@ -38,8 +47,15 @@ class LoadedSuite:
     """See `SuiteSpec.chat`."""
     strip_thinking: bool = False
     """See `SuiteSpec.strip_thinking`."""
+    metrics: tuple[AddedMetric, ...] = ()
+    """Metrics of other packages that are computed beside the task's own."""
     num_near: int = field(default=0, compare=False)
     """Prompts dropped as near-duplicates of the other split's."""
+
+    @property
+    def measures(self) -> tuple[Metric, ...]:
+        """What is measured, named within the suite."""
+        return (*task_metrics(self.task), *(item.row for item in self.metrics))
 
     @property
     def groups(self) -> dict[str, str]:
@@ -68,7 +84,11 @@ def load_suite(
         DataError: If the source is unreadable or empty, or a gold label is not declared.
     """
     where = f"suite '{suite.name}', {split}"
-    asked: dict[str, Any] = {"chat": suite.chat, "strip_thinking": suite.strip_thinking}
+    asked: dict[str, Any] = {
+        "chat": suite.chat,
+        "strip_thinking": suite.strip_thinking,
+        "metrics": tuple(item.loaded() for item in suite.metrics),
+    }
     if isinstance(suite.task, LmEval):
         task = harness or LmEvalTask(suite.task, where=f"suite '{suite.name}'")
         source = (suite.search if split == "search" else suite.report).source

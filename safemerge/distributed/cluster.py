@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from safemerge.config.extra import RUNTIME
 from safemerge.errors import PreflightError
 
 OBJECT_STORE_BYTES = 200 * 1024**2
@@ -39,9 +40,7 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
     try:
         import ray
     except ImportError as error:
-        raise PreflightError(
-            f"cluster: ray must be installed; got: {error}. Install safemerge[cpu] or [gpu]."
-        ) from None
+        raise PreflightError(f"cluster: ray must be installed; got: {error}. {RUNTIME}") from None
     if ray.is_initialized():
         yield
         return

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
 from ray import serve
 
 from safemerge.config.models import study_models
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.study import StudySpec
+from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.data.suite import load_suites
 from safemerge.distributed.judge import bound_judges, judge_maker, judges_until
 from safemerge.distributed.rung import RungPairs
-from safemerge.distributed.serving import Application, EngineReplica, placed, unwrapped
+from safemerge.distributed.serving import (
+    Application,
+    EngineReplica,
+    placed,
+    received,
+    unwrapped,
+)
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Engine, TokenizedPrompt
 from safemerge.engines.launch import start_engine
@@ -57,17 +65,18 @@ class EvaluatorReplica(EngineReplica):
     """
 
     def __init__(self, study: str, judges: Mapping[str, Any] | None = None) -> None:
-        self._spec = StudySpec.model_validate_json(study)
+        evaluator = EvaluatorSpec.model_validate(json.loads(study)["evaluator"])
+        self._timeout_s = evaluator.timeout_s
         # Beside the engine's thread two: judges elsewhere are waited for while it answers the
         # next, and that one's answers need not wait for them either.
-        super().__init__(
-            self._spec.evaluator, what="evaluator", request="a candidate", threads_beside=2
-        )
+        super().__init__(evaluator, what="evaluator", request="a candidate", threads_beside=2)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._last_answer = 0.0
         self._engine: Engine | None = None
         self._pairs: RungPairs | None = None
         with self.starting():
+            # What a package adds may be missing on this node.
+            self._spec = received(study, TypeAdapter(StudySpec), what="study")
             self._set_up(judges or {})
 
     def _set_up(self, judges: Mapping[str, Any]) -> None:
@@ -108,7 +117,7 @@ class EvaluatorReplica(EngineReplica):
             ScoringError: If too many responses are unscored.
             UserError: If the replica could not be set up, or a checkpoint's file changed.
         """
-        deadline = time.monotonic() + JUDGED_WITHIN * self._spec.evaluator.timeout_s
+        deadline = time.monotonic() + JUDGED_WITHIN * self._timeout_s
         loop = asyncio.get_running_loop()
         answered = await loop.run_in_executor(self._thread, self._answer, recipe, split)
         return await loop.run_in_executor(self._beside, self._score, answered, split, deadline)

@@ -14,7 +14,7 @@ from ray import serve
 
 from safemerge.config.base import digest
 from safemerge.config.judge import JudgeServiceSpec, JudgeSpec, ModelJudge
-from safemerge.distributed.serving import HEALTH_CHECK_EVERY_S, unwrapped
+from safemerge.distributed.serving import HEALTH_CHECK_EVERY_S, received, unwrapped
 from safemerge.errors import EngineError, SafemergeError, ScoringError
 from safemerge.scoring.judge import Exchange, Judge, Judgement, unscored
 from safemerge.scoring.local_judge import local_judge
@@ -43,7 +43,7 @@ class JudgeReplica:
     """
 
     def __init__(self, spec: str, service: str) -> None:
-        declared = _SPEC.validate_json(spec)
+        declared = received(spec, _SPEC, what="judge")
         settings = JudgeServiceSpec.model_validate_json(service)
         self._timeout_s = settings.timeout_s
         self._busy_since: float | None = None

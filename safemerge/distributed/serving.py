@@ -7,14 +7,16 @@ leaves no process behind.
 from __future__ import annotations
 
 import os
+import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import ray
+from pydantic import TypeAdapter, ValidationError
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
@@ -22,7 +24,9 @@ from ray.serve.schema import LoggingConfig
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.core_claim import CoreClaim
-from safemerge.errors import EngineError, PreflightError, SafemergeError, UserError
+from safemerge.errors import ConfigError, EngineError, PreflightError, SafemergeError, UserError
+
+_Declared = TypeVar("_Declared")
 
 HEALTH_CHECK_EVERY_S = 10.0
 """Serve restarts a replica that fails three checks in a row."""
@@ -310,6 +314,24 @@ def unwrapped(response: Any, *, timeout_s: float, what: str) -> Any:
         raise cause or EngineError(f"{what}: {reason(error)}") from error
     except (ray.exceptions.RayError, RayServeException) as error:
         raise EngineError(f"{what}: the replica was lost; got: {reason(error)}") from error
+
+
+def received(text: str, declaration: TypeAdapter[_Declared], *, what: str) -> _Declared:
+    """Read what the driver sent; a package that only this node lacks is one clear message.
+
+    Args:
+        text: JSON that the driver has validated.
+        declaration: Of what it is.
+        what: What it is called in messages.
+
+    Raises:
+        ConfigError: If it is not valid here.
+    """
+    try:
+        return declaration.validate_json(text)
+    except ValidationError as error:
+        told = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
+        raise ConfigError(f"{what}, as read on node {platform.node()}: {told}") from None
 
 
 def reason(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safemerge.distributed.fit import cause_of, start_fit
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import CheckpointChangedError, TrainingError
+from safemerge.run_folder import RunFolder
 from safemerge.training.batch import load_mixture
 from safemerge.training.device import claim_device
 from safemerge.training.full import (
@@ -43,6 +45,12 @@ from safemerge.weights.skeleton import auto_class
 _SPEC: TypeAdapter[FinetuneSpec | AlignSpec] = TypeAdapter(FinetuneSpec | AlignSpec)
 POLL_S = 0.5
 """Seconds between looks at a stage's progress."""
+
+
+class StageFolder(RunFolder):
+    """The folder of a stage's checkpoints and metrics."""
+
+    noun = "training stage"
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,18 @@ def run_stages(
 
     Raises:
         TrainingError: If a stage failed; the others are finished first.
+        RunFolderError: If another process trains one of them.
     """
-    for stage in stages:
-        stage.work.mkdir(parents=True, exist_ok=True)
-    # Before they start: a resumed stage's old steps are not told again.
+    with ExitStack() as stack:
+        for stage in stages:
+            stack.enter_context(StageFolder(stage.work).locked())
+        _run_stages(stages, on_progress)
+
+
+def _run_stages(
+    stages: list[StageRun], on_progress: Callable[[str, StepMetrics, int], None]
+) -> None:
+    # Before they start: a resumed stage's old steps are not reported again.
     logs = [(stage, FollowedLog(stage.work)) for stage in stages]
     pending = {_start(stage): stage for stage in stages}
     failures = []

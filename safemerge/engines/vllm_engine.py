@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safemerge.config.extra import VLLM
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.answer_end import answer_ends
@@ -77,8 +78,8 @@ class VllmEngine:
             from vllm.config import WeightTransferConfig
         except ImportError as error:
             raise PreflightError(
-                f"evaluator.engine: vllm must be installed; got: {error}. "
-                "Install safemerge[cpu] or safemerge[gpu], or set evaluator.engine: transformers."
+                f"evaluator.engine: vllm must be installed; got: {error}. {VLLM}, or set "
+                "evaluator.engine: transformers."
             ) from None
         self._home = _Home() if alone else None
         if self._home is not None and cpu_ids is not None:
@@ -91,11 +92,14 @@ class VllmEngine:
         on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}
         self._sampling_params = SamplingParams
         self._candidate: str | None = None
-        self._ends = answer_ends(models, ChatFormat(candidate_tokenizer(models)))
+        tokenizer = candidate_tokenizer(models)
+        self._ends = answer_ends(models, ChatFormat(tokenizer))
         try:
             self._llm: Any = LLM(
                 model=str(models.base.path),
-                tokenizer=str(candidate_tokenizer(models)),
+                tokenizer=str(tokenizer),
+                # vLLM ends answers at the tokens that this config names, by the tokenizer's ids.
+                generation_config=str(tokenizer),
                 dtype=str(compute_dtype(spec.dtype, device=device)).removeprefix("torch."),
                 max_model_len=spec.max_model_len,
                 max_num_seqs=spec.max_num_seqs,

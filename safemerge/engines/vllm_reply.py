@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safemerge.config.extra import VLLM
 from safemerge.errors import EngineError, PreflightError
 
 
@@ -62,8 +63,8 @@ class VllmReplies:
             from vllm import LLM, SamplingParams
         except ImportError as error:
             raise PreflightError(
-                f"judge.engine: vllm must be installed; got: {error}. Install safemerge[cpu] or "
-                "safemerge[gpu], or set engine: transformers."
+                f"judge.engine: vllm must be installed; got: {error}. {VLLM}, or set engine: "
+                "transformers."
             ) from None
         self._sampling_params = SamplingParams
         memory: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk, run_folder
-from safemerge.commands.study import check_engine, check_judges
+from safemerge.api.prepare import check_engine, check_judges
+from safemerge.commands.console import Console, resume_command
 from safemerge.config.document import load_document
-from safemerge.errors import UserError
-from safemerge.files import disk_errors, replace_file
 from safemerge.generation.spec import GenerateSpec
 from safemerge.provenance import Provenance, current_provenance
-from safemerge.store import RunStore
+from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import argparse
@@ -23,8 +19,12 @@ if TYPE_CHECKING:
     from safemerge.generation.pipeline import Generation
     from safemerge.generation.record import SetSummary
 
-RUN_FILE = "generate.json"
-"""The resolved declaration with its provenance, written first."""
+
+class DataFolder(RunFolder):
+    """The folder of generated data."""
+
+    document_file = "generate.json"
+    noun = "data"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -32,14 +32,11 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     path = Path(options.spec)
     spec = load_document(path, GenerateSpec).located(path.resolve().parent)
-    folder = run_folder(options.results, spec.name)
-    again = _again(options.spec, options.results)
-    if (folder / RUN_FILE).exists() and not options.resume:
-        raise UserError(
-            f"{folder}: holds a run of this file already. Continue it with `{again}`, or remove "
-            "the folder, or rename the data."
-        )
-    check_disk(folder)
+    store = DataFolder.under(options.results, spec.name)
+    again = resume_command("generate", options.spec, options.results)
+    if not options.resume:
+        store.refuse_existing(again=again)
+    store.check_disk()
     check_engine(spec.evaluator)
 
     from safemerge.distributed.cluster import ray_cluster
@@ -60,34 +57,27 @@ def run(options: argparse.Namespace) -> None:
             spec = spec.with_checkpoints(ingredients.resolve(spec.models))
             groups = model_groups(spec.models)
             provenance = current_provenance()
-            with disk_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            with RunStore(folder).driving():
-                _write_json(
-                    folder / RUN_FILE,
+            with store.locked():
+                store.write_json(
+                    store.document_file,
                     {"config": spec.resolved(), "provenance": provenance.resolved()},
                 )
                 engines = " and ".join(", ".join(ref.name for ref in group) for group in groups)
                 console.say(f"pool: {engines} ({len(groups)} engines, one at a time)")
                 with Generator(spec, app=f"safemerge-generate-{spec.name}") as generator:
                     generation = Generation(
-                        spec, folder / "stages", generator.work, progress=console.progress
+                        spec, store.folder / "stages", generator.work, progress=console.count
                     )
-                    _write(spec, generation, folder, provenance, console)
+                    _write(spec, generation, store, provenance, console)
     except KeyboardInterrupt:
         console.say(f"interrupted; what was asked is kept. Go on: {again}")
         raise
 
 
-def _again(spec: str, results: str) -> str:
-    where = [] if results == "results" else ["--results", results]
-    return shlex.join(["safemerge", "generate", spec, *where, "--resume"])
-
-
 def _write(
     spec: GenerateSpec,
     generation: Generation,
-    folder: Path,
+    store: DataFolder,
     provenance: Provenance,
     console: Console,
 ) -> None:
@@ -101,16 +91,13 @@ def _write(
         samples["experts"], summaries["experts"] = generation.experts()
     # All stages are done: data, summary and card belong together.
     files = {
-        name: write_samples(folder, name, rows, as_parquet=spec.format == "parquet")
+        name: write_samples(store.folder, name, rows, as_parquet=spec.format == "parquet")
         for name, rows in samples.items()
     }
     names = {name: path.name for name, path in files.items()}
     card = data_card(spec, summaries, files=names, provenance=provenance)
-    _write_json(
-        folder / "summary.json", {name: item.resolved() for name, item in summaries.items()}
-    )
-    with disk_errors(folder):
-        replace_file(folder / "README.md", card)
+    store.write_json("summary.json", {name: item.resolved() for name, item in summaries.items()})
+    store.write("README.md", card)
     for name, summary in summaries.items():
         for line in summary_lines(name, summary):
             console.plain(line)
@@ -126,8 +113,3 @@ def next_step(data: Path) -> str:
         "next: name a file in an align or finetune file, "
         f'`source: {{kind: file, path: {source}}}` with `response: "{{response}}"`'
     )
-
-
-def _write_json(path: Path, document: object) -> None:
-    with disk_errors(path.parent):
-        replace_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from safemerge.config.base import StrictModel
 from safemerge.errors import StudyError
-from safemerge.files import append_line, disk_errors, is_stored, mend_lines, read_lines
+from safemerge.files import disk_errors
 from safemerge.generation.record import Ask, Outcome
+from safemerge.run_folder import RecordFile
 
 Work = Callable[[Sequence[Sequence[Ask]]], Iterator[list[Outcome]]]
 """Outcomes of batches of prompts, in their order."""
@@ -39,11 +37,9 @@ class StageFile:
         self._next = 0
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            mend_lines(self.path, is_whole=partial(is_stored, model=_Batch))
-        self._stored = [
-            _parsed(line, where=f"{self.path}, line {number}")
-            for number, line in enumerate(read_lines(self.path), start=1)
-        ]
+        self._batches = RecordFile(self.path, _Batch, advice="Remove the file, then resume.")
+        self._batches.restore()
+        self._stored = [batch.outcomes for batch in self._batches.read()]
 
     def outcomes(self, batches: Sequence[Sequence[Ask]], work: Work) -> Iterator[list[Outcome]]:
         """Yield the outcomes of the next batches: those stored, then new ones as they come.
@@ -67,19 +63,9 @@ class StageFile:
             yield outcomes
         missing = batches[len(stored) :]
         for outcomes in work(missing) if missing else ():
-            line = _Batch(outcomes=outcomes).model_dump_json().encode()
-            with disk_errors(self.path.parent):
-                append_line(self.path, line, is_whole=partial(is_stored, model=_Batch))
+            self._batches.append(_Batch(outcomes=outcomes))
             yield outcomes
 
     def remove(self) -> None:
         """Remove the file: a later run asks everything again."""
-        self.path.unlink(missing_ok=True)
-
-
-def _parsed(line: bytes, *, where: str) -> list[Outcome]:
-    try:
-        return _Batch.model_validate_json(line).outcomes
-    except ValidationError:
-        # NOTE: the error itself is not told: it would repeat the line.
-        raise StudyError(f"{where}: damaged. Remove the file, then resume.") from None
+        self._batches.remove()

@@ -1,11 +1,15 @@
 """Honest numbers: intervals, paired tests, agreement, sample sizes. numpy only."""
 
+from safemerge.inference.jackknife import jackknife_interval
 from safemerge.inference.kappa import Kappa, cohen_kappa
 from safemerge.inference.paired import (
+    MAX_P_VALUE,
+    Flips,
     PairedComparison,
     compare_paired,
     group_sums,
     holm_adjusted,
+    holm_of_flips,
     mcnemar_p_value,
     paired_mean_interval,
     paired_share_interval,
@@ -30,6 +34,7 @@ from safemerge.inference.share import (
     Z_95,
     clustered_interval,
     design_effect,
+    student_p_value,
     student_quantile,
     wilson_interval,
 )
@@ -37,7 +42,9 @@ from safemerge.inference.share import (
 __all__ = [
     "MAX_BITS",
     "MAX_PROMPTS",
+    "MAX_P_VALUE",
     "Z_95",
+    "Flips",
     "Kappa",
     "PValue",
     "PairedComparison",
@@ -51,7 +58,9 @@ __all__ = [
     "flip_p_value",
     "group_sums",
     "holm_adjusted",
+    "holm_of_flips",
     "independent_discordance",
+    "jackknife_interval",
     "mcnemar_p_value",
     "mcnemar_power",
     "paired_mean_interval",
@@ -60,6 +69,7 @@ __all__ = [
     "second_share",
     "smallest_difference",
     "spread",
+    "student_p_value",
     "student_quantile",
     "unpaired_prompts",
     "wilson_interval",

@@ -10,14 +10,36 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from safemerge.errors import ScoringError
-from safemerge.inference.permutation import flip_p_value
+from safemerge.inference.permutation import MAX_BITS, PValue, flip_p_value
 from safemerge.inference.share import Z_95, student_quantile
+
+MAX_P_VALUE = 0.05
+"""Above this p-value, corrected for the comparisons of its family, no difference is claimed."""
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What a p-value is computed from, so that it can be computed more finely."""
+
+    strata: tuple[np.ndarray[tuple[int], np.dtype[np.float64]], ...]
+    weights: tuple[float, ...] = (1.0,)
+
+    def p_value(self, bits: int | None = None) -> PValue:
+        """Return the p-value; see `flip_p_value` for `bits`."""
+        if len(self.strata) == 1:
+            values = self.strata[0]
+            if len(set(np.abs(values[values != 0]).tolist())) <= 1:
+                exact = mcnemar_p_value(int((values > 0).sum()), int((values < 0).sum()))
+                return PValue(exact, exact)
+        if bits is None:
+            return flip_p_value(self.strata, weights=self.weights)
+        return flip_p_value(self.strata, weights=self.weights, bits=bits)
 
 
 @dataclass(frozen=True)
@@ -81,8 +103,7 @@ def compare_paired(
     else:
         sums = group_sums(differences, groups)
         low, high = paired_mean_interval([sums], weights=[1.0])
-        found = flip_p_value([sums[:, 0]])
-        p_value = (found.low + found.high) / 2
+        p_value = flip_p_value([sums[:, 0]]).middle
     value = math.fsum(differences) / n
     return PairedComparison(value, low, high, n, num_groups, left_only, right_only, p_value)
 
@@ -201,6 +222,35 @@ def group_sums(
     found = np.zeros((len(place), 2))
     np.add.at(found, [place[label] for label in labels], np.column_stack([values, np.ones(n)]))
     return found
+
+
+def holm_of_flips(family: Iterable[tuple[PValue, Flips | None]]) -> list[float]:
+    """Return Holm's adjusted p-values of a family, certain as verdicts at `MAX_P_VALUE`.
+
+    Where a p-value is known between two ends only, it is computed more finely until both are on
+    one side of `MAX_P_VALUE`; one that still is not, at the finest, counts by its upper end.
+
+    Args:
+        family: Each p-value with what it was computed from; None: it stays as it is.
+    """
+    ends, flips = [], []
+    for end, found in family:
+        ends.append(end)
+        flips.append(found)
+    bits = 0
+    while True:
+        low, high = (holm_adjusted([end[side] for end in ends]) for side in (0, 1))
+        unsure = [one <= MAX_P_VALUE < other for one, other in zip(low, high, strict=True)]
+        if not any(unsure) or bits >= MAX_BITS:
+            break
+        bits = MAX_BITS
+        for place, found in enumerate(flips):
+            if found is not None and ends[place].low < ends[place].high:
+                ends[place] = found.p_value(bits)
+    middle = holm_adjusted([end.middle for end in ends])
+    return [
+        upper if open_ else value for value, upper, open_ in zip(middle, high, unsure, strict=True)
+    ]
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:

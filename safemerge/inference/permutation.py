@@ -48,9 +48,9 @@ class PValue(NamedTuple):
     high: float
 
     @property
-    def value(self) -> float:
-        """What is told: the upper end, which never claims more than is known."""
-        return self.high
+    def middle(self) -> float:
+        """Between both ends, some percent from either at most."""
+        return (self.low + self.high) / 2
 
 
 def flip_p_value(

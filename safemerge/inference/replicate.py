@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from safemerge.errors import ScoringError
-from safemerge.inference.paired import mcnemar_p_value
-from safemerge.inference.share import student_quantile
+from safemerge.inference.paired import Flips
+from safemerge.inference.share import student_p_value, student_quantile
 
 
 class Spread(NamedTuple):
@@ -40,8 +42,10 @@ class RepeatedComparison(NamedTuple):
     """Samples that all repetitions of both answered."""
     num_groups: int
     """Groups that they come in; equal to `num_samples` if they are independent."""
-    p_value: float
-    """Exact sign test over groups: given these models, is left's score higher as often?"""
+    flips: Flips
+    """Over prompts, given these models: all ways to exchange the sides of whole groups."""
+    p_seeds: float | None
+    """Two-sided, of Student's paired test over repetitions; None for one repetition."""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -72,10 +76,10 @@ def compare_repeated(
 ) -> RepeatedComparison:
     """Compare two methods' scores on the same samples in the same repetitions.
 
-    Two questions, two answers. Would other seeds show it: Student's interval of the difference
-    over repetitions. Would other samples: an exact sign test over groups of samples, each with
-    its sum over repetitions, since answers of several repetitions to one sample, or to samples
-    that share a prompt, are not independent.
+    Two questions, two answers. Would other seeds show it: Student's paired test and interval over
+    repetitions. Would other samples: a paired randomisation test over groups of samples, each
+    with its sum over repetitions, since answers of several repetitions to one sample, or to
+    samples that share a prompt, are not independent.
 
     Args:
         left: Score in [0, 1] by sample, one mapping per repetition.
@@ -110,11 +114,22 @@ def compare_repeated(
     ]
     left_only = sum(value > 1e-9 for value in per_group)
     right_only = sum(value < -1e-9 for value in per_group)
+    over_seeds = spread(differences)
     return RepeatedComparison(
-        spread(differences),
+        over_seeds,
         left_only,
         right_only,
         len(kept),
         len(by_group),
-        mcnemar_p_value(left_only, right_only),
+        Flips((np.asarray(per_group),)),
+        _p_seeds(over_seeds),
     )
+
+
+def _p_seeds(found: Spread) -> float | None:
+    """Equal differences in all repetitions: 0 is certain to differ from them, or to be them."""
+    if found.sd is None:
+        return None
+    if found.sd <= 1e-12:
+        return float(abs(found.mean) <= 1e-12)
+    return student_p_value(found.mean / (found.sd / math.sqrt(found.n)), found.n - 1)

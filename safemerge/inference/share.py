@@ -23,7 +23,7 @@ _EXACT_DEGREES = 400
 
 
 def wilson_interval(mean: float, n: float, *, critical: float = Z_95) -> tuple[float, float]:
-    """Return the Wilson interval of a share, 95 % unless told.
+    """Return the Wilson interval of a share, 95 % by default.
 
     Args:
         mean: Observed share in [0, 1].
@@ -49,9 +49,11 @@ def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
     """Return by how much grouping inflates the variance of a share, at least 1.
 
     The variance of the mean by groups, ``G/(G-1) * sum_g (sum_i (x_gi - m))^2 / n^2``, over
-    that of ``n`` independent samples, ``m(1-m)/n``. Where the values don't vary, nothing can be
-    learned about it, and whole groups are taken for one sample each: ``n / G``. So it is with
-    a single group.
+    that of ``n`` independent samples, ``m(1-m)/n``. Few groups that hold the rarer value say
+    little about it, so it is averaged with ``n / G`` (whole groups are one sample each): the
+    measured effect has a weight of one for each group that is not all 0, or not all 1 if those
+    are fewer, and ``n / G``, where it is larger, a weight of one. Where the values don't vary, or
+    with a single group, ``n / G`` is all there is.
 
     Args:
         values: Score of each sample, in [0, 1]; at least one.
@@ -69,16 +71,24 @@ def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
             f"design effect: needs one group for each value; got {n} values, {len(groups)} groups."
         )
     mean = math.fsum(values) / n
-    deviations: dict[Hashable, float] = {}
+    by_group: dict[Hashable, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
-        deviations[group] = deviations.get(group, 0.0) + value - mean
-    num_groups = len(deviations)
+        by_group.setdefault(group, []).append(value)
+    num_groups = len(by_group)
+    whole = n / num_groups
     independent = mean * (1 - mean) / n
     if num_groups == 1 or independent <= 1e-12:
-        return n / num_groups
-    squares = math.fsum(deviation**2 for deviation in deviations.values())
+        return whole
+    squares = math.fsum(
+        math.fsum(value - mean for value in found) ** 2 for found in by_group.values()
+    )
     grouped = num_groups / (num_groups - 1) * squares / n**2
-    return min(float(n), max(1.0, grouped / independent))
+    measured = min(float(n), max(1.0, grouped / independent))
+    informative = min(
+        sum(any(value != end for value in found) for found in by_group.values())
+        for end in (0.0, 1.0)
+    )
+    return (informative * measured + max(whole, measured)) / (informative + 1)
 
 
 def clustered_interval(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
@@ -107,6 +117,22 @@ def clustered_interval(values: Sequence[float], groups: Sequence[Hashable]) -> t
         return wilson_interval(mean, n)
     critical = student_quantile(0.975, max(1, num_groups - 1))
     return wilson_interval(mean, max(1.0, n / effect), critical=critical)
+
+
+def student_p_value(statistic: float, degrees: int) -> float:
+    """Return the two-sided p-value of Student's t: the probability of a larger absolute value.
+
+    Args:
+        statistic: The observed value; its sign has no effect.
+        degrees: Degrees of freedom, in 1 to 400.
+
+    Raises:
+        ScoringError: If `degrees` is out of range.
+    """
+    if not 1 <= degrees <= _EXACT_DEGREES:
+        raise ScoringError(f"student: degrees must be in [1, {_EXACT_DEGREES}]; got {degrees}.")
+    angle = math.atan2(abs(statistic), math.sqrt(degrees))
+    return max(0.0, 1.0 - _student_mass(angle, degrees))
 
 
 def student_quantile(probability: float, degrees: int) -> float:

@@ -55,7 +55,7 @@ def candidate_tokenizer(recipe: MergeRecipe) -> Path:
         PreflightError: If the cache cannot be written.
     """
     base = Path(str(recipe.base.path))
-    added = _added_tokens(recipe) if recipe.vocabulary == "union" else ()
+    added = _added_tokens(recipe) if _adds_tokens(recipe) else ()
     if recipe.tokenizer.is_default and not added:
         return base
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".tokenizer-") as made:
@@ -77,7 +77,7 @@ def candidate_tokenizer(recipe: MergeRecipe) -> Path:
 
 def tokenizer_models(recipe: MergeRecipe) -> set[str]:
     """Return the names of the models that `candidate_tokenizer` reads."""
-    if recipe.vocabulary == "union":
+    if _adds_tokens(recipe):
         return {ref.name for ref in recipe.checkpoints}
     template = recipe.tokenizer.chat_template
     named = {template} if isinstance(template, str) else set()
@@ -149,6 +149,11 @@ def copy_files(source: Path, folder: Path, patterns: tuple[str, ...]) -> None:
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)
+
+
+def _adds_tokens(recipe: MergeRecipe) -> bool:
+    """Tell whether a recipe's vocabulary may have tokens that its tokenizer lacks."""
+    return recipe.vocabulary == "union" or bool(recipe.tokenizer.tokens)
 
 
 def _added_tokens(recipe: MergeRecipe) -> tuple[dict[str, Any], ...]:

@@ -1,7 +1,7 @@
-"""Arcee Fusion: an expert's entries where they stand out, the base's elsewhere.
+"""One expert fused into the base entry by entry: where it stands out, or where it is near.
 
 References:
-    mergekit 0.1.5, ``arcee_fusion`` (Arcee AI); there is no paper.
+    mergekit 0.1.5, ``arcee_fusion`` (Arcee AI) and ``nearswap`` (alchemonaut); no papers.
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from safemerge.merge.inputs import TensorInputs
 from safemerge.merge.sparsify import check_finite_entries
 
+_LEAST_DIFFERENCE = 1e-6
 _LEAST_PROBABILITY = 1e-8
 _ROWS_AT_ONCE = 1 << 22
 
@@ -41,6 +42,28 @@ def merge_fusion(inputs: TensorInputs) -> Float[Tensor, "..."]:
     importance = _importance(model.reshape(base.shape), base)
     threshold = _threshold(importance)
     return inputs.plus(update.mul_(importance >= threshold))
+
+
+def merge_nearswap(inputs: TensorInputs) -> Float[Tensor, "..."]:
+    """Merge one tensor by NearSwap.
+
+    An entry moves from the base's value to the expert's by the share t / abs(difference), at most
+    all of it: by t, or to the expert's value where that is nearer. Differences below 1e-6 count
+    as that.
+
+    Raises:
+        MergeError: If the expert's tensor is missing, of another shape, or not finite.
+
+    References:
+        mergekit 0.1.5, ``nearswap``.
+    """
+    (name,) = list(inputs.active) or (None,)
+    if name is None or inputs.base.numel() == 0:
+        return inputs.untouched()
+    update = inputs.model(name).to(torch.float32) - inputs.base.to(torch.float32)
+    check_finite_entries(update, f"{inputs.where}, expert '{name}'")
+    share = (inputs.coefficients.t / update.abs().clamp_(min=_LEAST_DIFFERENCE)).clamp_(max=1.0)
+    return inputs.plus(update.mul_(share))
 
 
 def _importance(model: Tensor, base: Tensor) -> Float32[Tensor, "..."]:

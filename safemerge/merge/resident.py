@@ -63,6 +63,7 @@ class ResidentCheckpoints:
         *,
         vocabulary: Vocabulary = "refuse",
         owner: str | None = None,
+        choice: TokenizerChoice | None = None,
         grows: bool = False,
         said: tuple[str, ...] = (),
     ) -> None:
@@ -70,6 +71,7 @@ class ResidentCheckpoints:
         self.notices = said
         self.vocabulary = vocabulary
         self.owner = owner
+        self._choice = choice or TokenizerChoice()
         self.grows = grows
         self._checkpoints = dict(checkpoints)
         self._statistics = dict(statistics)
@@ -151,6 +153,7 @@ class ResidentCheckpoints:
             statistics,
             vocabulary=recipe.vocabulary,
             owner=recipe.vocabulary_owner,
+            choice=recipe.tokenizer,
             grows=grows,
             said=said,
         )
@@ -194,7 +197,8 @@ class ResidentCheckpoints:
                 f"recipe {recipe.digest[:4]}: the base must be the one held, "
                 f"'{self.base_name}'; got '{recipe.base.name}'. Open checkpoints for this recipe."
             )
-        if (recipe.vocabulary, recipe.vocabulary_owner) != (self.vocabulary, self.owner):
+        held_rows = (self.vocabulary, self.owner, self._choice.rows)
+        if (recipe.vocabulary, recipe.vocabulary_owner, recipe.tokenizer.rows) != held_rows:
             raise MergeError(
                 f"recipe {recipe.digest[:4]}: vocabulary must be that of the checkpoints held, "
                 f"'{self.vocabulary}'; got '{recipe.vocabulary}'. Open them for this recipe."
@@ -293,14 +297,16 @@ class ResidentCheckpoints:
             CheckpointChangedError: If it has not the digest that the recipe says.
             MergeError: If it cannot be read, or does not agree with the base; see `open`.
         """
-        leads = self.owner not in (None, ref.name)
+        needed = {self.owner, *self._choice.row_models()} - {None, ref.name, self.base_name}
         alone = MergeRecipe(
             base=self._refs[self.base_name],
-            experts=[ref, *([self._refs[str(self.owner)]] if leads else [])],
+            experts=[ref, *(self._refs[str(name)] for name in sorted(map(str, needed)))],
             method=Linear(name="linear", weights={ref.name: 1.0}),
             dtype=recipe.dtype,
             vocabulary=self.vocabulary,
-            tokenizer=TokenizerChoice.model_validate({"from": self.owner or self.base_name}),
+            tokenizer=self._choice.model_copy(
+                update={"from_": self.owner or self.base_name, "chat_template": None}
+            ),
         )
         try:
             opened = ResidentCheckpoints.open(alone)

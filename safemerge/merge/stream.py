@@ -86,6 +86,8 @@ def in_one_vocabulary(
         {ref.name: checkpoints[ref.name] for ref in recipe.experts},
         how=recipe.vocabulary,
         owner=recipe.vocabulary_owner,
+        choice=recipe.tokenizer,
+        base_name=recipe.base.name,
         where=f"recipe {recipe.digest[:4]}",
     )
     return {recipe.base.name: base, **experts}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from safemerge.errors import MergeError
 from safemerge.merge.fisher import merge_fisher
-from safemerge.merge.fusion import merge_fusion
+from safemerge.merge.fusion import merge_fusion, merge_nearswap
 from safemerge.merge.inputs import TensorInputs
 from safemerge.merge.interference import merge_wudi
 from safemerge.merge.kernel import (
@@ -22,6 +22,7 @@ from safemerge.merge.kernel import (
     merge_task_vectors,
 )
 from safemerge.merge.matrix import merge_iso_c, merge_iso_cts, merge_tsv
+from safemerge.merge.ram import merge_ram
 from safemerge.merge.regmean import merge_regmean
 from safemerge.merge.sce import merge_sce
 
@@ -268,6 +269,32 @@ _ROWS = (
         url="https://arxiv.org/abs/2403.13257",
         variant="As mergekit's arcee_fusion, which has no paper; quartiles are exact, where "
         "mergekit draws a million entries of larger tensors.",
+    ),
+    MethodRow(
+        name="nearswap",
+        title="NearSwap",
+        function=merge_nearswap,
+        parameters=(ParameterRange("t", 0.0, 0.01, low_included=False), _LAMBDA),
+        uses_base=True,
+        citation="alchemonaut, QuartetAnemoi-70B (model card), 2024",
+        url="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+        variant="As mergekit's nearswap, which has no paper.",
+    ),
+    MethodRow(
+        name="ram",
+        title="Reinforced Agent Merging (RAM)",
+        function=merge_ram,
+        parameters=(
+            ParameterRange("epsilon", 0.0, 1e-3),
+            ParameterRange("boost", 0.0, 1.0),
+            ParameterRange("boost_cap", 0.0, 1.0),
+            _LAMBDA,
+        ),
+        uses_base=True,
+        citation="Reinforced Agent Merging, 2026",
+        url="https://arxiv.org/abs/2601.13572",
+        variant="As mergekit's ram, and with boost: 0.1 its ramplus_tl: shares of entries are "
+        "counted per tensor.",
     ),
     MethodRow(
         name="consensus_ta",

@@ -3,32 +3,103 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import Field
 
-from safemerge.commands.console import Console
-from safemerge.commands.folder import check_disk, run_folder
-from safemerge.config.base import digest
+from safemerge.commands.console import Console, resume_command
+from safemerge.config.base import StrictModel, digest
 from safemerge.config.coefficient import leaves
 from safemerge.config.document import load_document
+from safemerge.config.identity import by_content, first_difference
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.errors import UserError
-from safemerge.files import disk_errors, replace_file
 from safemerge.optimize.spec import OptimizeSpec
-from safemerge.provenance import current_provenance
+from safemerge.provenance import Provenance, current_provenance
+from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import argparse
 
-SPEC_FILE, RECIPE_FILE, TABLE_FILE = "optimize.json", "recipe.yaml", "table.md"
-UNCOUNTED = ("name", "workers", "checkpoint_every", "rows_at_once")
-"""Settings that do not change the result, up to rounding: a resumed run may change them."""
+RECIPE_FILE, TABLE_FILE = "recipe.yaml", "table.md"
+
+
+class OptimizationDocument(StrictModel):
+    """What ``optimize.json`` holds."""
+
+    digest: str
+    """Digest of the settings that the result depends on."""
+    spec: OptimizeSpec
+    """The optimisation, with its checkpoints resolved."""
+    seen: list[SeenData] = Field(default_factory=list)
+    """The data that it reads, by content."""
+    cut_rows: list[str] = Field(default_factory=list)
+    """Sets with rows that are cut at `max_tokens`, in words."""
+    provenance: Provenance
+
+
+class OptimizationFolder(RunFolder):
+    """The folder of an optimisation."""
+
+    document_file = "optimize.json"
+    noun = "optimisation"
+
+    def document(self) -> OptimizationDocument:
+        """Read what is optimised.
+
+        Raises:
+            StudyError: If it is missing or damaged.
+        """
+        return self.read_document(OptimizationDocument)
+
+    def claim(
+        self, spec: OptimizeSpec, *, seen: Sequence[SeenData] = (), cut_rows: Sequence[str] = ()
+    ) -> None:
+        """Write down what is optimised, or check that it is the same as before.
+
+        Args:
+            spec: The optimisation, with its checkpoints resolved.
+            seen: The data that it reads, by content.
+            cut_rows: Sets with rows that are cut, in words.
+
+        Raises:
+            UserError: If the folder holds a run of other settings, data or models.
+        """
+        if not self.exists:
+            document = OptimizationDocument(
+                digest=digest(_identity(spec, spec)),
+                spec=spec,
+                seen=list(seen),
+                cut_rows=list(cut_rows),
+                provenance=current_provenance(),
+            )
+            self.write_json(self.document_file, document)
+            return
+        before = self.document()
+        found = first_difference(_identity(before.spec, spec), _identity(spec, before.spec))
+        if found is not None:
+            raise UserError(
+                f"{self.folder}: must hold a run of the same settings, data and models; got "
+                f"{found.path}: {found.stored} before, {found.given} now. Rename the "
+                "optimisation, or remove the folder."
+            )
+        if [item.rows for item in before.seen] not in ([], [item.rows for item in seen]):
+            raise UserError(
+                f"{self.folder}: must hold a run on the same rows; got data that changed since. "
+                "Restore them, or remove the folder, or rename the optimisation."
+            )
+
+
+def _identity(spec: OptimizeSpec, other: OptimizeSpec) -> dict[str, Any]:
+    """What a resumed run must share; checkpoints by fingerprint where both have one."""
+    document = spec.counted()
+    by_content([document["base"], *document["experts"]], other.checkpoints)
+    return document
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,24 +107,23 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     spec = load_document(options.spec, OptimizeSpec)
     spec = spec.located(Path(options.spec).resolve().parent)
-    folder = run_folder(options.results, spec.name)
-    where = [] if options.results == "results" else ["--results", options.results]
-    again = shlex.join(["safemerge", "optimize", options.spec, *where, "--resume"])
-    if (folder / SPEC_FILE).exists() and not options.resume:
-        raise UserError(
-            f"{folder}: holds a run of this optimisation already. Continue it with `{again}`, or "
-            "remove the folder, or rename the optimisation."
-        )
-    check_disk(folder)
+    store = OptimizationFolder.under(options.results, spec.name)
+    again = resume_command("optimize", options.spec, options.results)
+    if not options.resume:
+        store.refuse_existing(again=again)
+    store.check_disk()
     try:
-        result = _optimize(spec, folder, console)
+        with ExitStack() as stack:
+            result = _optimize(spec, store, console, stack)
+            _finish(spec, store, result, console)
     except KeyboardInterrupt:
-        console.say(f"interrupted; go on from the last checkpoint: {again}")
+        console.say(f"interrupted; resume from the last checkpoint: {again}")
         raise
-    _finish(spec, folder, result, console)
 
 
-def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, Any]:
+def _optimize(
+    spec: OptimizeSpec, store: OptimizationFolder, console: Console, stack: ExitStack
+) -> dict[str, Any]:
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.contamination import seen_data
     from safemerge.distributed.ingredient import Ingredients
@@ -65,86 +135,49 @@ def _optimize(spec: OptimizeSpec, folder: Path, console: Console) -> dict[str, A
     )
 
     check_rows(spec)
-    with ExitStack() as stack:
-        ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
-        resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
-        console.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
-        cut_rows: list[str] = []
-        table = check_optimization(resolved, say=cut_rows.append)
-        for words in cut_rows:
-            console.say(f"{spec.name}: {words}")
-        sets = {
-            f"{spec.name}.{key}.{index}": item
-            for key, declared in (("safety", spec.safety), ("expert", spec.expert))
-            for index, item in enumerate(declared)
-        }
-        _claim(resolved, folder, seen=seen_data(spec.checkpoints, sets), cut_rows=cut_rows)
-        if (folder / RESULT_FILE).exists():
-            console.say("finished already")
-            found: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-            return found
-        count = int(table.active.sum())
-        what = "" if spec.optimizer.name == "lm_cocktail" else f", {count} coefficients"
-        where = "Ray Train" if spec.evaluator is None else f"{spec.evaluator.engine} on Ray Serve"
-        console.say(f"{spec.name}: {spec.optimizer.name}{what} ({where})")
-        stack.enter_context(ray_cluster())
-        return run_optimization(
-            resolved,
-            folder,
-            on_step=lambda step, steps: console.stage_step(spec.name, step.step, steps, step.told),
-        )
-
-
-def _claim(
-    spec: OptimizeSpec,
-    folder: Path,
-    *,
-    seen: Sequence[SeenData] = (),
-    cut_rows: Sequence[str] = (),
-) -> None:
-    """Write what is optimised into the run folder, or check that it is the same as there."""
-    settings = {key: value for key, value in spec.resolved().items() if key not in UNCOUNTED}
-    path = folder / SPEC_FILE
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before["digest"] != digest(settings):
-            raise UserError(
-                f"{folder}: must hold a run of the same settings, data and models; got digest "
-                f"{before['digest']}, now {digest(settings)}. Rename the optimisation, or remove "
-                "the folder."
-            )
-        rows = [item.rows for item in seen]
-        if [item["rows"] for item in before.get("seen", [])] not in ([], rows):
-            raise UserError(
-                f"{folder}: must hold a run on the same rows; got data that changed since. Put "
-                "them back, or remove the folder, or rename the optimisation."
-            )
-        return
-    document = {
-        "digest": digest(settings),
-        "spec": spec.resolved(),
-        "seen": [item.resolved() for item in seen],
-        "cut_rows": list(cut_rows),
-        "provenance": current_provenance().model_dump(mode="json"),
+    ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
+    resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
+    console.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
+    cut_rows: list[str] = []
+    table = check_optimization(resolved, say=cut_rows.append)
+    for words in cut_rows:
+        console.say(f"{spec.name}: {words}")
+    sets = {
+        f"{spec.name}.{key}.{index}": item
+        for key, declared in (("safety", spec.safety), ("expert", spec.expert))
+        for index, item in enumerate(declared)
     }
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(document, indent=2) + "\n")
-
-
-def _finish(spec: OptimizeSpec, folder: Path, result: Mapping[str, Any], console: Console) -> None:
-    told = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")).get("seen", [])
-    recipe = MergeRecipe.model_validate_json(
-        json.dumps({**result["recipe"], "seen": told}), by_alias=True
+    stack.enter_context(store.locked())
+    store.claim(resolved, seen=seen_data(spec.checkpoints, sets), cut_rows=cut_rows)
+    if (store.folder / RESULT_FILE).exists():
+        console.say("finished already")
+        found: dict[str, Any] = json.loads(
+            (store.folder / RESULT_FILE).read_text(encoding="utf-8")
+        )
+        return found
+    count = int(table.active.sum())
+    what = "" if spec.optimizer.name == "lm_cocktail" else f", {count} coefficients"
+    where = "Ray Train" if spec.evaluator is None else f"{spec.evaluator.engine} on Ray Serve"
+    console.say(f"{spec.name}: {spec.optimizer.name}{what} ({where})")
+    stack.enter_context(ray_cluster())
+    return run_optimization(
+        resolved,
+        store.folder,
+        on_step=lambda step, steps: console.stage_step(spec.name, step.step, steps, step.told),
     )
+
+
+def _finish(
+    spec: OptimizeSpec, store: OptimizationFolder, result: Mapping[str, Any], console: Console
+) -> None:
+    recipe = MergeRecipe.model_validate_json(json.dumps(result["recipe"]), by_alias=True)
+    recipe = recipe.model_copy(update={"seen": store.document().seen})
     text = "\n".join([*loss_table(spec, result["losses"]), "", *weight_table(recipe)]) + "\n"
     document = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
-    with disk_errors(folder):
-        replace_file(folder / RECIPE_FILE, document)
-        replace_file(folder / TABLE_FILE, text)
+    path = store.write(RECIPE_FILE, document)
+    store.write(TABLE_FILE, text)
     console.plain()
     console.plain(text)
-    path = folder / RECIPE_FILE
     console.say(f"recipe: {path} (candidate {recipe.digest})")
     console.say(f"next: safemerge merge {path} OUT_DIR")
     console.say(f"      safemerge evaluate STUDY.yaml --recipe {path}")

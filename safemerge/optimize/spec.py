@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from safemerge.config.base import StrictModel
+from safemerge.config.base import FREE, StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.coefficient import LayerGroup
@@ -140,7 +140,7 @@ class OptimizeSpec(StrictModel):
     """
 
     kind: Literal["optimize"] = "optimize"
-    name: Name
+    name: Annotated[Name, FREE]
     base: CheckpointRef
     """Checkpoint that task vectors are measured from."""
     experts: list[CheckpointRef] = Field(min_length=1)
@@ -170,13 +170,13 @@ class OptimizeSpec(StrictModel):
     natively, else float32."""
     max_tokens: int = Field(default=512, ge=8)
     """Longest prompt plus target, in tokens; longer pairs are cut at the end."""
-    rows_at_once: int = Field(default=16, ge=1)
+    rows_at_once: Annotated[int, FREE] = Field(default=16, ge=1)
     """Pairs in one forward pass where whole sets are scored."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of batches, of CMA-ES's candidates, and of DARE's masks in the recipe."""
-    checkpoint_every: int = Field(default=10, ge=1)
+    checkpoint_every: Annotated[int, FREE] = Field(default=10, ge=1)
     """Steps between resumable checkpoints."""
-    workers: WorkersSpec = Field(default_factory=WorkersSpec)
+    workers: Annotated[WorkersSpec, FREE] = Field(default_factory=WorkersSpec)
     evaluator: EvaluatorSpec | None = None
     """Score candidates on Ray Serve replicas with an engine each, by the log-probabilities of the
     answers, instead of on Ray Train workers; for ``cma_es`` and ``lm_cocktail``."""

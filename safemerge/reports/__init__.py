@@ -9,6 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from safemerge.front import (
+        assemble_front,
+        front_trials,
+        hypervolume_steps,
+        knee_number,
+        reference_trials,
+    )
     from safemerge.reports.card import model_card
     from safemerge.reports.comparison import (
         Pair,
@@ -18,13 +25,6 @@ if TYPE_CHECKING:
         point_differences,
     )
     from safemerge.reports.figure import write_figures
-    from safemerge.reports.front import (
-        assemble_front,
-        front_trials,
-        hypervolume_steps,
-        knee_number,
-        reference_trials,
-    )
     from safemerge.reports.html import render_html
     from safemerge.reports.render import write_report
     from safemerge.reports.run import Point, Run, load_run

@@ -6,9 +6,10 @@ import json
 
 import yaml
 
+from safemerge.config.metric import metrics_of
+from safemerge.front import broken_constraints
 from safemerge.records import CandidateResult
-from safemerge.reports.front import broken_constraints
-from safemerge.reports.metric import judge_notes, metrics_of
+from safemerge.reports.metric import judge_notes
 from safemerge.reports.run import Point, Run, outcome
 from safemerge.reports.versus import compare_with_references
 from safemerge.reports.wording import (

@@ -15,45 +15,22 @@ from itertools import combinations
 
 import numpy as np
 
-from safemerge.config.suite import Direction
+from safemerge.config.metric import Direction, Unit
 from safemerge.errors import StudyError
 from safemerge.inference import (
-    MAX_BITS,
+    MAX_P_VALUE,
+    Flips,
     PValue,
-    flip_p_value,
     group_sums,
-    holm_adjusted,
-    mcnemar_p_value,
+    holm_of_flips,
     paired_mean_interval,
     paired_share_interval,
 )
 from safemerge.records import CandidateResult, Front, FrontPoint, Split
 
-MAX_P_VALUE = 0.05
-"""Above this p-value, corrected for the comparisons of its family, no difference is claimed."""
-
 _Sums = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 _Values = dict[tuple[int, str, tuple[str, ...]], dict[str, float]]
 """Value by sample id, by (identity of the result, suite, metrics read)."""
-
-
-@dataclass(frozen=True)
-class Flips:
-    """What a p-value is computed from, so that it can be computed more finely."""
-
-    strata: tuple[np.ndarray[tuple[int], np.dtype[np.float64]], ...]
-    weights: tuple[float, ...]
-
-    def p_value(self, bits: int | None = None) -> PValue:
-        """Return the p-value; see `flip_p_value` for `bits`."""
-        if len(self.strata) == 1:
-            values = self.strata[0]
-            if len(set(np.abs(values[values != 0]).tolist())) <= 1:
-                exact = mcnemar_p_value(int((values > 0).sum()), int((values < 0).sum()))
-                return PValue(exact, exact)
-        if bits is None:
-            return flip_p_value(self.strata, weights=self.weights)
-        return flip_p_value(self.strata, weights=self.weights, bits=bits)
 
 
 @dataclass(frozen=True)
@@ -74,6 +51,8 @@ class PairedDifference:
     p_value: float | None = None
     """Two-sided, of no difference: over all ways to exchange the sides of whole groups. Corrected
     for `num_comparisons` by Holm; None without pairs."""
+    unit: Unit = "share"
+    """Of the metric: how the difference is printed."""
     num_groups: int | None = None
     """Groups that the samples come in, of the suite with the fewest; None: each stands alone."""
     num_comparisons: int = 1
@@ -171,12 +150,13 @@ def known_difference(
             f"candidates {left.candidate} and {right.candidate}: must be compared on one split; "
             f"got {left.split} and {right.split}. Pass results of the same split."
         )
+    estimate = left.metrics.get(metric) or right.metrics.get(metric)
+    unit: Unit = "share" if estimate is None else estimate.unit
     if direction is None:
-        estimate = left.metrics.get(metric) or right.metrics.get(metric)
-        direction = estimate.direction if estimate is not None else "maximize"
+        direction = "maximize" if estimate is None else estimate.direction
     by_suite: dict[str, list[str]] = {}
     for name in mean_of or (metric,):
-        suite, _, leaf = name.rpartition(".")
+        suite, _, leaf = name.partition(".")
         by_suite.setdefault(suite, []).append(leaf)
     num_metrics = sum(len(leaves) for leaves in by_suite.values())
     strata: list[_Sums] = []
@@ -189,7 +169,7 @@ def known_difference(
         weights.append(len(leaves) / num_metrics)
     counts = [int(sums[:, 1].sum()) for sums in strata]
     if min(counts) == 0:
-        return PairedDifference(metric, direction, None, None, None, 0, left_out)
+        return PairedDifference(metric, direction, None, None, None, 0, left_out, unit=unit)
     low, high = _interval(strata, weights)
     value = sum(
         weight * float(sums[:, 0].sum()) / n
@@ -211,7 +191,8 @@ def known_difference(
         high,
         min(counts),
         left_out,
-        _told(bounds),
+        bounds.middle,
+        unit=unit,
         num_groups=min(map(len, strata)) if is_grouped else None,
         flips=flips,
         bounds=bounds,
@@ -227,10 +208,6 @@ def _interval(strata: Sequence[_Sums], weights: Sequence[float]) -> tuple[float,
                 int((values > 0).sum()), int((values < 0).sum()), len(values)
             )
     return paired_mean_interval(strata, weights=weights)
-
-
-def _told(found: PValue) -> float:
-    return (found.low + found.high) / 2
 
 
 def indistinguishable_pairs(front: Front, *, split: Split = "report", seed: int = 0) -> list[Pair]:
@@ -265,30 +242,19 @@ def indistinguishable_pairs(front: Front, *, split: Split = "report", seed: int 
 def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
     """Return the comparisons of a family, their p-values corrected for their number by Holm.
 
-    Where a p-value is known between two ends only, it is computed more finely until both are on
-    one side of `MAX_P_VALUE`; one that still is not, at the finest, counts by its upper end.
-    Those without a p-value stay without.
+    Each verdict is certain, see `holm_of_flips`. Those without a p-value stay without.
     """
     known = [item for item in differences if item.p_value is not None]
-    ends = [item.bounds or PValue(item.p_value or 0.0, item.p_value or 0.0) for item in known]
-    bits = 0
-    while True:
-        low, high = (holm_adjusted([end[side] for end in ends]) for side in (0, 1))
-        unsure = [one <= MAX_P_VALUE < other for one, other in zip(low, high, strict=True)]
-        if not any(unsure) or bits >= MAX_BITS:
-            break
-        bits = MAX_BITS
-        for place, item in enumerate(known):
-            if item.flips is not None and ends[place].low < ends[place].high:
-                ends[place] = item.flips.p_value(bits)
-    middle = holm_adjusted([_told(end) for end in ends])
-    told = iter(
-        upper if open_ else value for value, upper, open_ in zip(middle, high, unsure, strict=True)
+    adjusted = iter(
+        holm_of_flips(
+            (item.bounds or PValue(item.p_value or 0.0, item.p_value or 0.0), item.flips)
+            for item in known
+        )
     )
     return [
         item
         if item.p_value is None
-        else replace(item, p_value=next(told), num_comparisons=len(known))
+        else replace(item, p_value=next(adjusted), num_comparisons=len(known))
         for item in differences
     ]
 

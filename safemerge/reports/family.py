@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
+from safemerge.config.metric import Metric, metrics_of
 from safemerge.reports.comparison import PairedDifference, holm_corrected, known_difference
-from safemerge.reports.metric import Metric, metrics_of, safety_metrics
+from safemerge.reports.metric import safety_metrics
 from safemerge.reports.run import Point, Run
 
 _Key = tuple[str, str, str]

@@ -7,7 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from safemerge.config.metric import Metric
 from safemerge.files import disk_errors, replace_file
+from safemerge.front import sound_row
 from safemerge.pareto import non_dominated_mask
 from safemerge.records import CandidateResult
 from safemerge.reports.canvas import (
@@ -19,9 +21,8 @@ from safemerge.reports.canvas import (
     png_bytes,
     write_note,
 )
-from safemerge.reports.front import sound_row
 from safemerge.reports.label import place_labels
-from safemerge.reports.metric import Metric, axes_of
+from safemerge.reports.metric import axes_of
 from safemerge.reports.panel import draw_hypervolume, draw_parameters, draw_timings
 from safemerge.reports.run import Point, Run, is_measured
 from safemerge.reports.wording import DIRECTION_WORDS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference
-from safemerge.reports.wording import NO_VALUE, amount, interval, p_value_text, points
+from safemerge.reports.wording import NO_VALUE, amount, change, interval, p_value_text
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def difference_cell(difference: PairedDifference, *, reach: float | None = None)
         bar = _bar(difference.low, difference.value, difference.high, reach, word)
     return Cell(
         f'<span class="verdict {word.split()[0]}"><span aria-hidden="true">{mark}</span> '
-        f"{word}</span> <b>{points(difference.value)}</b>"
-        f'<span class="ci">[{points(difference.low)}, {points(difference.high)}]</span> '
+        f"{word}</span> <b>{change(difference.value, difference.unit)}</b>"
+        f'<span class="ci">[{change(difference.low, difference.unit)}, '
+        f"{change(difference.high, difference.unit)}]</span> "
         f'<span class="ci">{tested}n\u00a0{difference.n}{left_out}</span>'
         f"{bar}",
         difference.value,

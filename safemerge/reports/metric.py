@@ -1,51 +1,13 @@
-"""What each metric of a study is for: objective or constraint, skill or safety."""
+"""Which metrics of a study a report shows where, and what is known about its judges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from safemerge.config.judge import JudgeSpec, RefusalProxy
+from safemerge.config.metric import Metric, metrics_of
 from safemerge.config.study import StudySpec
-from safemerge.config.suite import Direction, Harm, OverRefusal, SuiteSpec, task_metrics
-from safemerge.config.unit import Unit, joint_unit, task_units
-
-Use = Literal["objective", "constraint", "other"]
-
-HARMFUL_SCORE = "harmful_score"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric of a study."""
-
-    name: str
-    """``suite.metric``, or an aggregate's name."""
-    direction: Direction
-    use: Use
-    parts: tuple[str, ...]
-    """What an aggregate is the mean of; the name itself for a plain metric."""
-    unit: Unit = "share"
-
-    @property
-    def sign(self) -> str:
-        """What a table's head or an axis adds to the name: ``" %"`` for shares."""
-        return " %" if self.unit == "share" else ""
-
-    @property
-    def scale(self) -> float:
-        """By what its values are multiplied where they are told."""
-        return 100.0 if self.unit == "share" else 1.0
-
-    @property
-    def is_harm(self) -> bool:
-        """Whether it measures harmful answers and nothing else."""
-        return all(part.endswith(f".{HARMFUL_SCORE}") for part in self.parts)
-
-    @property
-    def mean_of(self) -> tuple[str, ...]:
-        """Parts of an aggregate; empty for a plain metric."""
-        return () if self.parts == (self.name,) else self.parts
+from safemerge.config.suite import Harm, OverRefusal, SuiteSpec
 
 
 @dataclass(frozen=True)
@@ -72,47 +34,6 @@ JUDGES: dict[str, JudgeNote] = {
 """Known error figures by judge."""
 
 
-def metrics_of(spec: StudySpec) -> dict[str, Metric]:
-    """Return every metric of a study by name: objectives, then constraints, then the rest.
-
-    Args:
-        spec: The study.
-
-    Returns:
-        Metric by name, aggregates included.
-    """
-    plain: dict[str, Direction] = {
-        f"{suite.name}.{leaf}": direction
-        for suite in spec.suites
-        for leaf, direction in task_metrics(suite.task).items()
-    }
-    units = {
-        f"{suite.name}.{leaf}": unit
-        for suite in spec.suites
-        for leaf, unit in task_units(suite.task).items()
-    }
-    parts: dict[str, tuple[str, ...]] = {name: (name,) for name in plain}
-    directions = dict(plain)
-    for name, aggregate in spec.aggregates.items():
-        parts[name] = tuple(aggregate.mean_of)
-        directions[name] = plain[aggregate.mean_of[0]]
-        units[name] = joint_unit(units[part] for part in aggregate.mean_of)
-    objectives = {item.metric: item.direction for item in spec.objectives}
-    limits = {item.metric for item in spec.constraints}
-    directions.update(objectives)
-
-    def use(name: str) -> Use:
-        if name in objectives:
-            return "objective"
-        return "constraint" if name in limits else "other"
-
-    ordered = [*objectives, *(item.metric for item in spec.constraints), *directions]
-    return {
-        name: Metric(name, directions[name], use(name), parts[name], units[name])
-        for name in dict.fromkeys(ordered)
-    }
-
-
 def axes_of(spec: StudySpec) -> tuple[Metric, Metric]:
     """Choose what the main figure shows: skill across, harm upwards.
 
@@ -120,13 +41,17 @@ def axes_of(spec: StudySpec) -> tuple[Metric, Metric]:
         spec: The study.
 
     Returns:
-        The first maximised objective and the first minimised one; failing that, the first
-        two objectives, constraints or other metrics.
+        The first objective about skill and the first about harm; failing that, the first
+        maximised and the first minimised one; failing that, the first two objectives,
+        constraints or other metrics.
     """
     metrics = list(metrics_of(spec).values())
     objectives = metrics[: len(spec.objectives)]
-    skill = next((item for item in objectives if item.direction == "maximize"), None)
-    harm = next((item for item in objectives if item.direction == "minimize"), None)
+    skill = next((item for item in objectives if item.role == "skill"), None)
+    harm = next((item for item in objectives if item.role == "harm"), None)
+    left = [item for item in objectives if item not in (skill, harm)]
+    skill = skill or next((item for item in left if item.direction == "maximize"), None)
+    harm = harm or next((item for item in left if item.direction == "minimize"), None)
     rest = [item for item in metrics if item not in (skill, harm)] or metrics
     if skill is None:
         skill = rest.pop(0) if len(rest) > 1 else rest[0]
@@ -134,17 +59,17 @@ def axes_of(spec: StudySpec) -> tuple[Metric, Metric]:
 
 
 def safety_metrics(spec: StudySpec) -> list[Metric]:
-    """Return the metrics in which safety lost against a parent is told.
+    """Return the metrics in which safety lost against a parent is shown.
 
     Args:
         spec: The study.
 
     Returns:
-        Harm objectives; if there is none, every suite's harmful score; maybe empty.
+        Harm objectives; if there is none, what each suite measures harm by; maybe empty.
     """
-    found = [item for item in metrics_of(spec).values() if item.is_harm]
+    found = [item for item in metrics_of(spec).values() if item.role == "harm"]
     return [item for item in found if item.use == "objective"] or [
-        item for item in found if not item.mean_of
+        item for item in found if item.is_main and not item.mean_of
     ]
 
 
@@ -153,11 +78,7 @@ def side_metrics(spec: StudySpec) -> list[Metric]:
     return [
         item
         for item in metrics_of(spec).values()
-        if item.use != "objective"
-        and (
-            item.use == "constraint"
-            or item.name.endswith((".over_refusal_rate", ".incoherent_rate"))
-        )
+        if item.use == "constraint" or (item.use == "other" and item.is_side)
     ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from safemerge.config.metric import metrics_of
+from safemerge.front import hypervolume_steps
 from safemerge.reports.canvas import (
     FRONT,
     QUIET,
@@ -12,8 +14,6 @@ from safemerge.reports.canvas import (
     new_figure,
     write_note,
 )
-from safemerge.reports.front import hypervolume_steps
-from safemerge.reports.metric import metrics_of
 from safemerge.reports.run import Run, is_measured
 from safemerge.reports.timing import PARTS, summarize_timings
 from safemerge.reports.wording import counted, percent, seconds

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from safemerge.config.metric import metrics_of
+from safemerge.front import hypervolume_steps, sound_row
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.reports.family import family_of
-from safemerge.reports.front import hypervolume_steps
-from safemerge.reports.metric import axes_of, metrics_of
+from safemerge.reports.metric import axes_of
 from safemerge.reports.run import Run, outcome
 from safemerge.reports.timing import PARTS, summarize_timings
 from safemerge.reports.wording import coefficients
@@ -66,6 +67,10 @@ def payload(run: Run) -> dict[str, Any]:
                 "coefficients": coefficients(trial.recipe, trial.params),
                 "search": _estimates(trial.result, trial),
                 "report": _estimates(report_by_number.get(trial.number), trial),
+                "sound": {
+                    "search": _is_sound(run, trial.result),
+                    "report": _is_sound(run, report_by_number.get(trial.number)),
+                },
             }
             for trial in run.trials
         ],
@@ -87,6 +92,10 @@ def payload_json(run: Run) -> str:
     text = json.dumps(payload(run), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     # NOTE: "</script>" or "<!--" in a label would end the element, whatever its type.
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _is_sound(run: Run, result: CandidateResult | None) -> bool:
+    return result is not None and sound_row(run.spec, result) is not None
 
 
 def _estimates(

@@ -94,14 +94,6 @@
     return trial.outcome === "infeasible" ? "infeasible" : "dominated";
   }
 
-  function isOverBudget(estimates) {
-    return Object.entries(run.budgets).some(([metric, limit]) => {
-      const value = estimates[metric] ? estimates[metric][0] : null;
-      if (value === null) return true;
-      return limit.direction === "minimize" ? value > limit.budget : value < limit.budget;
-    });
-  }
-
   const direction = (metric) => run.metrics[metric].direction;
   const axisTitle = (metric) =>
     `${metric} (${isShare(metric) ? "%, " : ""}${direction(metric) === "maximize" ? "higher" : "lower"} is better)`;
@@ -139,11 +131,12 @@
       if (kind === "dominated" && !show("dominated")) continue;
       if ((kind === "infeasible" || kind === "none") && !show("infeasible")) continue;
       const estimates = trial[split];
+      const over = trial.front && estimates && !trial.sound[split];
       const x = estimates && estimates[xMetric];
       const y = estimates && estimates[yMetric];
-      if (x && y && x[0] !== null && y[0] !== null) placed.push({ trial, kind, x, y, estimates });
+      if (x && y && x[0] !== null && y[0] !== null) placed.push({ trial, kind, x, y, estimates, over });
       else if (split === "report" && !trial.front && !trial.reference) unreported += 1;
-      else strip.push({ trial, kind, estimates });
+      else strip.push({ trial, kind, estimates, over });
     }
     box.textContent = "";
     if (!placed.length && !strip.length) {
@@ -184,7 +177,7 @@
     }, arrow));
 
     const [kx, ky] = [scale(xMetric), scale(yMetric)];
-    const sound = placed.filter((item) => item.trial.front && !isOverBudget(item.estimates));
+    const sound = placed.filter((item) => item.trial.front && !item.over);
     const corners = frontLine(sound, xMetric, yMetric).map(([x, y]) => [px(kx * x), py(ky * y)]);
     if (corners.length > 1) {
       svg.append(draw("path", { class: "front-line", d: `M${corners.map((c) => c.join(",")).join("L")}` }));
@@ -202,7 +195,7 @@
     }
     for (const item of placed) {
       const style = KINDS[item.kind];
-      const over = item.trial.front && isOverBudget(item.estimates) ? " over" : "";
+      const over = item.over ? " over" : "";
       svg.append(mark(style.shape, item.px, item.py, style.size, style.css + over));
       if (item.trial.knee) svg.append(draw("circle", { class: "knee-ring", cx: item.px, cy: item.py, r: 11 }));
     }
@@ -267,7 +260,7 @@
     if (!estimate) return "not measured";
     const [value, low, high, n, unscored] = estimate;
     const tail = `n ${n}${unscored ? `, ${unscored} unscored` : ""}`;
-    return value === null ? `not scored (${tail})` : `${amount(value, metric)}${isShare(metric) ? " %" : ""} [${amount(low, metric)}, ${amount(high, metric)}], ${tail}`;
+    return value === null ? `not scored (${tail})` : `${amount(value, metric)}${isShare(metric) ? " %" : ""} ${low === null || high === null ? "" : `[${amount(low, metric)}, ${amount(high, metric)}]`}, ${tail}`;
   }
 
   function hitTarget(svg, box, item, split, xMetric, yMetric) {
@@ -286,7 +279,7 @@
       tip.append(make("div", `${KINDS[item.kind].text}, ${split} split`, "quiet"));
       const names = [...new Set([xMetric, yMetric, ...run.objectives, ...Object.keys(run.budgets)])];
       if (item.estimates) for (const name of names) tip.append(make("div", `${name}: ${describe(item.estimates[name], name)}`));
-      if (trial.front && item.estimates && isOverBudget(item.estimates)) tip.append(make("div", "breaks a limit on this split"));
+      if (item.over) tip.append(make("div", "breaks a limit on this split"));
       if (trial.reason) tip.append(make("div", trial.reason));
       tip.append(make("div", trial.coefficients.map(([key, value]) => `${key} ${value}`).join(", "), "quiet"));
       box.append(tip);
@@ -318,7 +311,7 @@
       entry.append(svg, `${style.text} (${count})`);
       list.append(entry);
     }
-    const over = items.some((item) => item.trial.front && item.estimates && isOverBudget(item.estimates));
+    const over = items.some((item) => item.over);
     if (over) list.append(make("li", "hollow front mark: breaks a limit on this split"));
   }
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
+from safemerge.front import front_trials, reference_trials
 from safemerge.provenance import Provenance
 from safemerge.records import CandidateResult, Front, TrialRecord
-from safemerge.reports.front import front_trials, reference_trials
 from safemerge.store import RunStore
 
 

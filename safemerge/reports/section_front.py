@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from itertools import combinations
 
+from safemerge.config.metric import Metric, metrics_of
+from safemerge.front import broken_constraints
 from safemerge.records import CandidateResult
 from safemerge.reports.comparison import Pair
 from safemerge.reports.family import family_of
-from safemerge.reports.front import broken_constraints
 from safemerge.reports.markup import (
     Cell,
     code,
@@ -20,7 +21,7 @@ from safemerge.reports.markup import (
     table,
     text_cell,
 )
-from safemerge.reports.metric import Metric, metrics_of, safety_metrics, side_metrics
+from safemerge.reports.metric import safety_metrics, side_metrics
 from safemerge.reports.run import Point, Run
 from safemerge.reports.table import by_first_objective
 from safemerge.reports.versus import compare_all_with_references, is_parent, is_warm_start

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from safemerge.config.metric import Metric, metrics_of
+from safemerge.front import broken_constraints
 from safemerge.records import MEAN_LABEL, TrialRecord
 from safemerge.reports.comparison import PairedDifference
-from safemerge.reports.front import broken_constraints
 from safemerge.reports.markup import (
     Cell,
     breakable,
@@ -17,7 +18,6 @@ from safemerge.reports.markup import (
     table,
     text_cell,
 )
-from safemerge.reports.metric import Metric, metrics_of
 from safemerge.reports.run import Point, Run, outcome
 from safemerge.reports.versus import (
     Versus,
@@ -28,12 +28,12 @@ from safemerge.reports.versus import (
 from safemerge.reports.wording import (
     DIRECTION_WORDS,
     amount,
+    change,
+    change_word,
     counted,
     estimate_text,
-    excess,
     interval,
     joined,
-    points,
     recipe_text,
 )
 
@@ -189,10 +189,11 @@ def _sentence(difference: PairedDifference) -> str:
     if difference.value is None:
         return f"{metric} cannot be compared (no sample scored on both sides)"
     if not difference.is_distinguishable:
-        change = f"{metric} {points(difference.value)} points"
-        return f"{change}, not significant {difference.correction}"
-    size = points(abs(difference.value)).lstrip("+")
-    return f"{metric} {difference.verdict} by {size} points, significant {difference.correction}"
+        told = f"{change(difference.value, difference.unit)}{change_word(difference.unit)}"
+        return f"{metric} {told}, not significant {difference.correction}"
+    size = change(abs(difference.value), difference.unit).lstrip("+")
+    size += change_word(difference.unit)
+    return f"{metric} {difference.verdict} by {size}, significant {difference.correction}"
 
 
 def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Metric]) -> str:
@@ -289,5 +290,5 @@ def _miss_table(run: Run, misses: list[TrialRecord]) -> str:
 
 
 def _amount_over(value: float, metric: Metric) -> str:
-    told = excess(value, metric.unit).lstrip("+")
+    told = change(value, metric.unit).lstrip("+")
     return f"{told} points" if metric.unit == "share" else told

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from statistics import mean
 
+from safemerge.config.metric import metrics_of
 from safemerge.records import TrialRecord
 from safemerge.reports.markup import paragraph
-from safemerge.reports.metric import metrics_of
 from safemerge.reports.run import Run, is_measured
 from safemerge.reports.wording import amount, counted, joined
 

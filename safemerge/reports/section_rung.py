@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from statistics import median
 
+from safemerge.config.metric import metrics_of
 from safemerge.config.rung import RungSpec
 from safemerge.inference.rank import spearman
 from safemerge.records import TrialRecord
 from safemerge.reports.markup import Cell, escape, number_cell, paragraph, table
-from safemerge.reports.metric import metrics_of
 from safemerge.reports.run import Run, is_measured
 from safemerge.reports.wording import DIRECTION_WORDS, counted, joined, seconds
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
+from safemerge.config.metric import Metric, metrics_of
+from safemerge.front import hypervolume_steps
 from safemerge.records import TrialRecord
-from safemerge.reports.front import hypervolume_steps
 from safemerge.reports.markup import Cell, breakable, escape, number_cell, paragraph, table
-from safemerge.reports.metric import Metric, axes_of, metrics_of
+from safemerge.reports.metric import axes_of
 from safemerge.reports.run import Run, outcome
 from safemerge.reports.wording import (
     DIRECTION_WORDS,
     amount,
+    change,
     counted,
-    excess,
     recipe_text,
     seconds,
 )
@@ -183,7 +184,7 @@ def _violation(trial: TrialRecord, known: Mapping[str, Metric]) -> Cell:
     if not trial.violations or outcome(trial) == "broken":
         return Cell('<span class="quiet">none</span>', None, is_number=True)
     metric, value = max(trial.violations.items(), key=lambda item: item[1])
-    told = excess(value, known[metric].unit)
+    told = change(value, known[metric].unit)
     if value <= 0:
         return Cell(f'<span class="quiet">{told}</span>', value, is_number=True)
     where = f'<span class="ci">{breakable(metric)}</span>'

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from safemerge.config.metric import Metric, metrics_of
 from safemerge.records import MetricEstimate
-from safemerge.reports.metric import Metric, metrics_of, side_metrics
+from safemerge.reports.metric import side_metrics
 from safemerge.reports.run import Point, Run
 from safemerge.reports.wording import DIRECTION_WORDS, amount, interval, markdown, recipe_text
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from safemerge.config.metric import Metric
 from safemerge.records import Split
 from safemerge.reports.comparison import PairedDifference
 from safemerge.reports.family import family_of
-from safemerge.reports.metric import Metric
 from safemerge.reports.run import Point, Run
 
 _ZEROS = re.compile(r"(?<=\d)\.0(?=[,\]])")

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from safemerge.config.checkpoint import Setting
-from safemerge.config.unit import Unit
+from safemerge.config.metric import Unit
 from safemerge.config.variant import expert_settings
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference
@@ -77,20 +77,26 @@ def points(value: float | None) -> str:
     return "0.0" if text in (f"{MINUS}0.0", "+0.0") else text
 
 
-def excess(value: float, unit: Unit) -> str:
-    """Return by how much a limit is missed (below 0: kept), signed: points for shares."""
-    if unit == "share":
+def change(value: float | None, unit: Unit) -> str:
+    """Return a difference in a metric's unit, signed: percentage points for shares."""
+    if unit == "share" or value is None:
         return points(value)
     return "0" if value == 0 else f"{value:+.4g}".replace("-", MINUS)
+
+
+def change_word(unit: Unit) -> str:
+    """Return what follows a difference in text: ``" points"`` for shares."""
+    return " points" if unit == "share" else ""
 
 
 def difference_text(difference: PairedDifference) -> str:
     """Return a paired difference with its interval, e.g. ``+3.1 points [0.4, 5.9]``."""
     if difference.value is None:
         return "no sample in common with a verdict on both sides"
-    return (
-        f"{points(difference.value)} points [{points(difference.low)}, {points(difference.high)}]"
+    value, low, high = (
+        change(one, difference.unit) for one in (difference.value, difference.low, difference.high)
     )
+    return f"{value}{change_word(difference.unit)} [{low}, {high}]"
 
 
 def p_value_text(p_value: float | None) -> str:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import shlex
+import math
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safemerge.commands.console import Console, duration
-from safemerge.commands.folder import check_disk, run_folder
-from safemerge.commands.study import check_engine
+from safemerge.api.prepare import check_engine
+from safemerge.api.progress import duration
+from safemerge.commands.console import Console, resume_command
 from safemerge.config.base import digest
 from safemerge.config.document import load_document
 from safemerge.config.inputs import SCORING_VERSION
-from safemerge.errors import ConfigError, StudyError, UserError
+from safemerge.config.metric import suite_metrics
+from safemerge.errors import ConfigError, StudyError
 from safemerge.inputs import text_digests
 from safemerge.robustness.cell_store import CellRecord, CellStore
 from safemerge.robustness.spec import RobustnessSpec
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from safemerge.data.suite import LoadedSuite
     from safemerge.robustness.on_ray import CellJob, Hardening
@@ -32,14 +33,12 @@ def run(options: argparse.Namespace) -> None:
     console = Console()
     spec = load_document(options.spec, RobustnessSpec)
     spec = _chosen(spec.located(Path(options.spec).resolve().parent), options.seeds)
-    folder = run_folder(options.results, spec.name)
-    again = _again(options)
-    if CellStore(folder).exists and not options.resume and not options.dry_run:
-        raise UserError(
-            f"{folder}: holds a run of this measurement already. Continue it with "
-            f"`{again}`, or remove the folder, or rename the measurement."
-        )
-    check_disk(folder)
+    store = CellStore.under(options.results, spec.name)
+    seeds = ["--seeds", *map(str, options.seeds)] if options.seeds else []
+    again = resume_command("robustness", options.spec, options.results, seeds)
+    if not options.resume and not options.dry_run:
+        store.refuse_existing(again=again)
+    store.check_disk()
     check_engine(spec.evaluator)
     suites = _check(spec, console)
     attacked = sum(cell.mode is not None for cell in spec.cells())
@@ -50,9 +49,8 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         console.say("dry run: the measurement is sound; nothing was started")
         return
-    store = CellStore(folder).open(spec)
-    with store.driving():
-        _measure(spec, store, suites, console, again)
+    with store.locked():
+        _measure(spec, store.open(spec), suites, console, again)
 
 
 def _chosen(spec: RobustnessSpec, seeds: list[int] | None) -> RobustnessSpec:
@@ -65,13 +63,6 @@ def _chosen(spec: RobustnessSpec, seeds: list[int] | None) -> RobustnessSpec:
             f"Seeds: {', '.join(map(str, spec.seeds))}."
         )
     return spec.model_copy(update={"seeds": [seed for seed in spec.seeds if seed in seeds]})
-
-
-def _again(options: argparse.Namespace) -> str:
-    parts = ["safemerge", "robustness", options.spec]
-    parts += [] if options.results == "results" else ["--results", options.results]
-    parts += ["--seeds", *map(str, options.seeds)] if options.seeds else []
-    return shlex.join([*parts, "--resume"])
 
 
 def _check(spec: RobustnessSpec, console: Console) -> dict[str, LoadedSuite]:
@@ -106,7 +97,7 @@ def _measure(
             left = [job for job in jobs if job.key not in done]
             if len(left) < len(jobs):
                 console.say(f"resuming: {len(jobs) - len(left)} finished cells kept")
-            progress = _Progress(console, store, len(jobs), done=len(jobs) - len(left))
+            progress = _Progress(console, store, spec, len(jobs), done=len(jobs) - len(left))
             run_cells(spec, left, suites, on_record=progress.record)
     except KeyboardInterrupt:
         console.say(
@@ -151,8 +142,11 @@ def _jobs(
 class _Progress:
     """Stores each finished cell and tells it, with the time left at this pace."""
 
-    def __init__(self, console: Console, store: CellStore, total: int, *, done: int) -> None:
+    def __init__(
+        self, console: Console, store: CellStore, spec: RobustnessSpec, total: int, *, done: int
+    ) -> None:
         self._console, self._store = console, store
+        self._shown = [row.name for row in suite_metrics(spec.suites).values() if row.is_main]
         self._total, self._before, self._done = total, done, done
         self._cut: set[str] = set()
         self._started = time.monotonic()
@@ -163,22 +157,21 @@ class _Progress:
         pace = (time.monotonic() - self._started) / (self._done - self._before)
         left = self._total - self._done
         about = f", about {duration(pace * left)} left" if left else ""
-        self._console.say(f"[{self._done}/{self._total}] {told(record)}{about}")
+        self._console.say(f"[{self._done}/{self._total}] {cell_line(record, self._shown)}{about}")
         for words in record.cut_rows:
             if words not in self._cut:
                 self._cut.add(words)
                 self._console.say(f"{record.cell.label}: {words}")
 
 
-def told(record: CellRecord) -> str:
-    """Return a finished cell in one line."""
+def cell_line(record: CellRecord, shown: Sequence[str]) -> str:
+    """Return a finished cell in one line, with the metrics that are shown."""
     if record.result is None:
         return f"{record.cell.label}: FAIL: {record.reason}"
     values = [
-        f"{name} {estimate.value:.3f}"
-        for name, estimate in record.result.metrics.items()
-        if name.endswith((".harmful_score", ".accuracy", ".over_refusal_rate"))
-        and estimate.value is not None
+        f"{name} {record.result.value(name):.3f}"
+        for name in shown
+        if not math.isnan(record.result.value(name))
     ]
     broken = f"  broken: {record.result.broken}" if record.result.broken else ""
     seconds = record.train_s + record.evaluate_s

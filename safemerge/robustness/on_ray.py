@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import shutil
@@ -29,6 +28,7 @@ from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Engine
 from safemerge.errors import ConfigError, EngineError, PreflightError, SafemergeError, UserError
 from safemerge.evaluation import evaluate_candidate, prepare_split
+from safemerge.files import locked_file
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
 from safemerge.provenance import utc_now
@@ -470,9 +470,7 @@ def make_dense(steps: Sequence[DenseStep]) -> None:
         return
     for step in steps:
         step.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(f"{step.folder}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked_file(Path(f"{step.folder}.lock"), os.O_RDWR | os.O_CREAT):
             if step.folder.is_dir():
                 continue
             partial = step.folder.with_name(step.folder.name + ".partial")
@@ -480,8 +478,6 @@ def make_dense(steps: Sequence[DenseStep]) -> None:
             resident = ResidentCheckpoints.open(step.recipe)
             write_merged(step.recipe, resident.checkpoints, partial)
             partial.rename(step.folder)
-        finally:
-            os.close(lock)
 
 
 def drop_dense(folder: Path) -> None:

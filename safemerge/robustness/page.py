@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from safemerge.inference import MAX_P_VALUE
 from safemerge.reports.markup import Cell, definitions, escape, number_cell, paragraph, table
 from safemerge.reports.wording import counted, percent, points, seconds
 from safemerge.robustness.cell_store import CellStore
@@ -29,9 +30,11 @@ _CAPTIONS = {
 _LIMITS = (
     "The harmful answers of an offline run are benign stand-ins without content: an attack that "
     "succeeds makes the model say the stand-in, or answer at all.",
-    "A sign test over prompts asks whether other prompts would show the difference for these "
-    "models; the interval over seeds asks whether other trainings would. A difference is called "
-    "lower or higher only where both say so.",
+    "Two p-values answer two questions: would other prompts show the difference between these "
+    "models (a randomisation test, corrected for all comparisons of this page), and would other "
+    "trainings (Student\u2019s paired test over seeds). A difference is called lower or higher "
+    "only where both are at most 0.05. The interval beside it is over seeds, of one comparison "
+    "alone, and decides nothing.",
     "\u201cNot significant\u201d does not mean equal: with more seeds or prompts a difference "
     "may show.",
     "With the refusal proxy the harmful score is the share that is not refused, so that an answer "
@@ -100,13 +103,18 @@ def render_robustness(results: RobustnessResults, figures: Mapping[str, bytes]) 
 
 def comparison_sentence(item: MethodComparison) -> str:
     """Return a comparison in words, e.g. for the page's first lines."""
-    told = (
+    shown = (
         f"{item.left} against {item.right}, {item.condition.label}: "
         f"{item.measure.replace('_', ' ')} "
-        f"{points(item.difference.mean)} points{_interval(item.difference, signed=True)}, "
-        f"p = {item.p_adjusted:.3g} after Holm"
+        f"{points(item.difference.mean)} points{_interval(item.difference, signed=True)}"
     )
-    return f"{told}: {item.verdict}."
+    over_prompts = "significant" if item.p_adjusted <= MAX_P_VALUE else "not significant"
+    over_seeds = "no test" if item.p_seeds is None else f"p = {item.p_seeds:.3g}"
+    return (
+        f"{shown}: {item.verdict}. Over prompts {over_prompts} after correction for "
+        f"{counted(item.num_comparisons, 'comparison')} (p = {item.p_adjusted:.3g}); over seeds "
+        f"{over_seeds}."
+    )
 
 
 def _status(results: RobustnessResults) -> str:
@@ -128,7 +136,7 @@ def _headline(results: RobustnessResults) -> str:
         return paragraph("No two methods have been measured under one attack yet.")
     lead = (
         f"{len(sure)} of {counted(len(harm), 'comparison')} of harmful scores "
-        f"{'is' if len(sure) == 1 else 'are'} significant."
+        f"{'is' if len(sure) == 1 else 'are'} significant over prompts and over seeds."
     )
     rows = "".join(f"<li>{escape(comparison_sentence(item))}</li>" for item in harm)
     return paragraph(escape(lead), css="lead") + f"<ul>{rows}</ul>"
@@ -159,7 +167,7 @@ def _results(results: RobustnessResults) -> str:
             _spread_cell(item.complied_rate),
             _spread_cell(item.accuracy),
             number_cell(float(item.unscored), str(item.unscored)),
-            Cell(_others(item.also) or "\u2013"),
+            Cell(_others(item.also, results.shown) or "\u2013"),
         ]
         for item in results.results
     ]
@@ -196,17 +204,19 @@ def _comparisons(results: RobustnessResults) -> str:
             Cell(escape(f"{item.left_only} / {item.right_only} of {item.num_samples}")),
             number_cell(item.p_value, f"{item.p_value:.3g}"),
             number_cell(item.p_adjusted, f"{item.p_adjusted:.3g}"),
+            number_cell(item.p_seeds, "\u2013" if item.p_seeds is None else f"{item.p_seeds:.3g}"),
             Cell(escape(item.verdict)),
         ]
         for item in results.comparisons
     ]
     heads = [
-        "attack", "methods", "measure", "difference (points)", "prompts higher / lower", "p",
-        "p, Holm", "verdict",
+        "attack", "methods", "measure", "difference (points)", "prompts higher / lower",
+        "p, prompts", "p, corrected", "p, seeds", "verdict",
     ]  # fmt: skip
     caption = (
-        "Differences with Student\u2019s 95 % interval over seeds, and exact sign tests over "
-        "prompts, corrected by Holm over all comparisons of a measure."
+        "Differences with Student\u2019s 95 % interval over seeds. Randomisation tests over "
+        f"prompts, corrected by Holm for {counted(len(results.comparisons), 'comparison')}; "
+        "Student\u2019s paired tests over seeds, not corrected. Both decide."
     )
     return table(caption, heads, rows, sortable=False)
 
@@ -230,12 +240,12 @@ def _interval(found: SpreadRecord, *, signed: bool) -> str:
     return f" [{told(found.low)}, {told(found.high)}]"
 
 
-def _others(also: Mapping[str, SpreadRecord]) -> str:
+def _others(also: Mapping[str, SpreadRecord], shown: Sequence[str]) -> str:
     return "<br>".join(
         f"{escape(name)} {percent(item.mean, unit=False)}"
         + ("" if item.sd is None else f" \u00b1 {percent(item.sd, unit=False)}")
         for name, item in also.items()
-        if not name.endswith(("incoherent_rate", "gold_probability"))
+        if name in shown
     )
 
 

@@ -8,13 +8,19 @@ from typing import Literal
 from pydantic import Field
 
 from safemerge.config.base import StrictModel
-from safemerge.inference import Spread, compare_repeated, holm_adjusted, spread
+from safemerge.config.metric import suite_metrics
+from safemerge.inference import (
+    MAX_P_VALUE,
+    Flips,
+    PValue,
+    Spread,
+    compare_repeated,
+    holm_of_flips,
+    spread,
+)
 from safemerge.provenance import Provenance
 from safemerge.robustness.cell_store import CellRecord, CellStore
 from safemerge.robustness.spec import Cell, RobustnessSpec
-
-SIGNIFICANCE = 0.05
-"""Level of Holm's correction over all comparisons of one metric."""
 
 Measure = Literal["harmful_score", "complied_rate", "accuracy"]
 Verdict = Literal["lower", "higher", "not significant"]
@@ -102,12 +108,16 @@ class MethodComparison(StrictModel):
     right_only: int
     num_samples: int
     p_value: float
-    """Exact sign test over prompts."""
+    """Over prompts, of the models as trained: the share of all ways to exchange the sides of
+    whole groups of prompts, each with its sum over seeds, whose difference is as far from 0."""
     p_adjusted: float
-    """Holm's, over all comparisons of this measure."""
+    """Holm's, over all comparisons of the measurement."""
+    num_comparisons: int = 1
+    """Comparisons that `p_adjusted` is corrected for."""
+    p_seeds: float | None = None
+    """Student's paired test over seeds, i.e. over trainings; not corrected. None for one seed."""
     verdict: Verdict
-    """Left against right; lower or higher only if the adjusted p-value is at most 0.05 and the
-    interval over seeds leaves out 0."""
+    """Left against right; lower or higher only if `p_adjusted` and `p_seeds` are at most 0.05."""
 
 
 class WorstCase(StrictModel):
@@ -133,6 +143,8 @@ class RobustnessResults(StrictModel):
     results: list[MethodResult]
     worst: list[WorstCase]
     comparisons: list[MethodComparison]
+    shown: list[str] = Field(default_factory=list)
+    """Those of the other metrics that the page shows."""
     train_s: float
     """Seconds of all attacks together."""
     evaluate_s: float
@@ -163,6 +175,11 @@ def robustness_results(store: CellStore) -> RobustnessResults:
         results=results,
         worst=list(_worst_cases(spec, results)),
         comparisons=_comparisons(spec, complete),
+        shown=[
+            row.name
+            for row in suite_metrics(spec.also).values()
+            if row.is_main or row.role == "harm"
+        ],
         train_s=sum(record.train_s for record in complete),
         evaluate_s=sum(record.evaluate_s for record in complete),
         provenance=document.provenance,
@@ -186,12 +203,13 @@ def _groups(spec: RobustnessSpec, records: Sequence[CellRecord]) -> Iterator[lis
 def _method_result(spec: RobustnessSpec, records: Sequence[CellRecord]) -> MethodResult:
     cell = records[0].cell
     names = [f"{suite}.{measure}" for measure, suite in _suite_by_measure(spec).items()]
+    also = suite_metrics(spec.also)
     others = {
         metric
         for record in records
         if record.result is not None
         for metric in record.result.metrics
-        if metric not in names and metric.split(".")[0] in {suite.name for suite in spec.also}
+        if metric in also and metric not in names
     }
     harm, _, task = (
         [r.result.metrics[name] for r in records if r.result is not None] for name in names
@@ -271,20 +289,24 @@ def _worst_cases(spec: RobustnessSpec, results: Sequence[MethodResult]) -> Itera
 
 def _comparisons(spec: RobustnessSpec, records: Sequence[CellRecord]) -> list[MethodComparison]:
     by_cell = {record.cell: record for record in records}
-    made: list[MethodComparison] = []
-    for measure, suite in _suite_by_measure(spec).items():
-        found = [
-            compared
-            for left, right in spec.pairs
-            for cells in _paired_cells(spec, left, right)
-            if (compared := _compare(by_cell, cells, suite, measure)) is not None
-        ]
-        adjusted = holm_adjusted([item.p_value for item in found])
-        made += [
-            item.model_copy(update={"p_adjusted": p, "verdict": _verdict(item.difference, p)})
-            for item, p in zip(found, adjusted, strict=True)
-        ]
-    return made
+    found = [
+        compared
+        for measure, suite in _suite_by_measure(spec).items()
+        for left, right in spec.pairs
+        for cells in _paired_cells(spec, left, right)
+        if (compared := _compare(by_cell, cells, suite, measure)) is not None
+    ]
+    adjusted = holm_of_flips((p_value, flips) for _, p_value, flips in found)
+    return [
+        item.model_copy(
+            update={
+                "p_adjusted": p,
+                "num_comparisons": len(found),
+                "verdict": _verdict(item.difference.mean, p, item.p_seeds),
+            }
+        )
+        for (item, _, _), p in zip(found, adjusted, strict=True)
+    ]
 
 
 def _paired_cells(
@@ -310,7 +332,7 @@ def _compare(
     cells: Sequence[tuple[Cell, Cell]],
     suite: str,
     measure: Measure,
-) -> MethodComparison | None:
+) -> tuple[MethodComparison, PValue, Flips] | None:
     done = [pair for pair in cells if pair[0] in by_cell and pair[1] in by_cell]
     sides = [[_scores(by_cell[pair[side]], suite, measure) for pair in done] for side in (0, 1)]
     kept = [index for index in range(len(done)) if set(sides[0][index]) & set(sides[1][index])]
@@ -330,7 +352,8 @@ def _compare(
         for index in kept
     }
     first, second = done[0]
-    return MethodComparison(
+    p_value = compared.flips.p_value()
+    made = MethodComparison(
         left=first.method,
         right=second.method,
         condition=Condition.of(first),
@@ -339,10 +362,12 @@ def _compare(
         left_only=compared.left_only,
         right_only=compared.right_only,
         num_samples=compared.num_samples,
-        p_value=compared.p_value,
-        p_adjusted=compared.p_value,
+        p_value=p_value.middle,
+        p_adjusted=p_value.middle,
+        p_seeds=compared.p_seeds,
         verdict="not significant",
     )
+    return made, p_value, compared.flips
 
 
 def _scores(record: CellRecord, suite: str, measure: Measure) -> dict[str, float]:
@@ -361,9 +386,7 @@ def _sample_groups(records: Sequence[CellRecord], suite: str) -> dict[str, str]:
     }
 
 
-def _verdict(difference: SpreadRecord, p_adjusted: float) -> Verdict:
-    if p_adjusted > SIGNIFICANCE or difference.low is None or difference.high is None:
+def _verdict(difference: float, p_adjusted: float, p_seeds: float | None) -> Verdict:
+    if p_seeds is None or max(p_adjusted, p_seeds) > MAX_P_VALUE or difference == 0.0:
         return "not significant"
-    if difference.high < 0:
-        return "lower"
-    return "higher" if difference.low > 0 else "not significant"
+    return "lower" if difference < 0 else "higher"

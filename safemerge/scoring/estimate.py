@@ -9,13 +9,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from safemerge.config.suite import METRICS, Direction
-from safemerge.config.unit import joint_unit
+from safemerge.config.metric import Direction, Metric, joint_unit
 from safemerge.errors import ScoringError
-from safemerge.inference import clustered_interval
+from safemerge.inference import clustered_interval, jackknife_interval
 from safemerge.records import MetricEstimate, Score
+
+_Item = TypeVar("_Item")
 
 
 def estimate(
@@ -41,7 +43,7 @@ def estimate(
         groups; value None if none was scored.
     """
     scores = list(scores)
-    scored = [score for score in scores if score.unscored is None]
+    scored = [score for score in scores if key in score.values]
     values = [score.values[key] for score in scored]
     unscored = len(scores) - len(values)
     if not values:
@@ -70,17 +72,59 @@ def estimate(
     )
 
 
+def aggregate_estimate(
+    metric: str,
+    values: Sequence[_Item],
+    aggregate: Callable[[Sequence[_Item]], float],
+    row: Metric,
+    groups: Sequence[str],
+) -> MetricEstimate:
+    """Aggregate values that are more than numbers, with a jackknife interval over groups.
+
+    Args:
+        metric: Full name of the metric.
+        values: What is aggregated, at least one.
+        aggregate: From values to the metric; called about once a group.
+        row: Direction and unit.
+        groups: Group of each value.
+
+    Raises:
+        ScoringError: If the metric, or that of all groups but one, is not finite.
+    """
+    try:
+        value, low, high = jackknife_interval(
+            lambda places: aggregate([values[place] for place in places]),
+            groups,
+            is_share=row.unit == "share",
+        )
+    except ScoringError as error:
+        raise ScoringError(
+            f"{metric}: {error} The candidate's log-probabilities overflow."
+        ) from error
+    return MetricEstimate(
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=len(values),
+        direction=row.direction,
+        unit=row.unit,
+    )
+
+
 def suite_estimates(
     suite: str,
-    task_kind: str,
+    metrics: Iterable[Metric],
     scores: Sequence[Score],
     *,
     groups: Mapping[str, Hashable] | None = None,
 ) -> list[MetricEstimate]:
-    """Return every metric of a suite; see `safemerge.config.suite.METRICS` and `estimate`."""
+    """Return every metric of a suite, in the order of its rows; see `estimate`."""
     return [
-        estimate(f"{suite}.{key}", scores, key=key, direction=direction, groups=groups)
-        for key, direction in METRICS[task_kind].items()
+        estimate(
+            f"{suite}.{row.name}", scores, key=row.name, direction=row.direction, groups=groups
+        )
+        for row in metrics
     ]
 
 
@@ -95,7 +139,7 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
         parts: At least one metric, all with the same direction, on different samples.
 
     Returns:
-        The mean; `n` and `unscored` are sums; value None if any part has none.
+        The mean; `n` and `unscored` are sums; value, or interval, None if any part has none.
 
     Raises:
         ScoringError: If there is no part or the directions differ.
@@ -107,35 +151,23 @@ def mean_estimate(metric: str, parts: Sequence[MetricEstimate]) -> MetricEstimat
             "Aggregate metrics that improve the same way."
         )
     n, unscored = sum(part.n for part in parts), sum(part.unscored for part in parts)
-    ends = [
-        (part.value, part.low, part.high)
-        for part in parts
-        if part.value is not None and part.low is not None and part.high is not None
-    ]
-    direction = parts[0].direction
-    unit = joint_unit(part.unit for part in parts)
-    if len(ends) < len(parts):
-        return MetricEstimate(
-            metric=metric,
-            value=None,
-            low=None,
-            high=None,
-            n=n,
-            unscored=unscored,
-            direction=direction,
-            unit=unit,
-        )
-    count = len(ends)
-    mean = math.fsum(value for value, _, _ in ends) / count
-    below = math.sqrt(math.fsum((value - low) ** 2 for value, low, _ in ends)) / count
-    above = math.sqrt(math.fsum((high - value) ** 2 for value, _, high in ends)) / count
+    count = len(parts)
+    values = [part.value for part in parts if part.value is not None]
+    mean = math.fsum(values) / count if len(values) == count else None
+
+    def end(ends: Iterable[float | None], sign: int) -> float | None:
+        away = [value - end for value, end in zip(values, ends, strict=False) if end is not None]
+        if mean is None or len(away) < count:
+            return None
+        return mean + sign * math.sqrt(math.fsum(one**2 for one in away)) / count
+
     return MetricEstimate(
         metric=metric,
         value=mean,
-        low=mean - below,
-        high=mean + above,
+        low=end((part.low for part in parts), -1),
+        high=end((part.high for part in parts), 1),
         n=n,
         unscored=unscored,
-        direction=direction,
-        unit=unit,
+        direction=parts[0].direction,
+        unit=joint_unit([part.unit for part in parts]),
     )

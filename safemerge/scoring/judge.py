@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from safemerge.errors import ScoringError
+from safemerge.config.judge import AddedJudge
+from safemerge.errors import ConfigError, SafemergeError, ScoringError
 from safemerge.scoring.coherence import is_incoherent
 from safemerge.scoring.refusal import is_refusal
 
@@ -69,6 +71,96 @@ class Judge(Protocol):
             ScoringError: If the judge as a whole cannot work.
         """
         ...
+
+
+class DeclaredJudge(ABC):
+    """A judge of another package: subclass it, and name the class as an entry point.
+
+    It is made with its declaration and the declaration's `arguments`::
+
+        class Keywords(DeclaredJudge):
+            def __init__(self, declared: AddedJudge, *, words: list[str]) -> None: ...
+
+    One process makes it once for all suites that declare it alike: a Ray Serve replica of its own
+    (``placement: service``), or each evaluator replica. `judge` is called from one thread.
+
+    Args:
+        declared: As the study has it: name, threshold, device, and path or hub of a model.
+    """
+
+    def __init__(self, declared: AddedJudge) -> None:
+        self.declared = declared
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.declared.name
+
+    @property
+    def threshold(self) -> float:
+        """An answer is flagged when its harm lies above."""
+        return self.declared.threshold
+
+    @abstractmethod
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
+        """Judge exchanges, in their order; see `Judge`."""
+
+
+def added_judge(declared: AddedJudge) -> Judge:
+    """Make a judge of another package, ready to judge.
+
+    Raises:
+        ConfigError: If it cannot be imported, or what is made does not judge.
+        ScoringError: If it fails. Of an error that is none of safemerge's own, the message has
+            the kind alone.
+    """
+    make = declared.loaded()
+    try:
+        made = make(declared, **declared.arguments)
+    except SafemergeError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"judge '{declared.name}' ({declared.plugin}): cannot be made; got "
+            f"{type(error).__name__}: {error}. Check its arguments."
+        ) from error
+    if not callable(getattr(made, "judge", None)):
+        raise ConfigError(
+            f"judge '{declared.name}' ({declared.plugin}): must have a method judge(exchanges); "
+            f"got {type(made).__name__}. Subclass safemerge.extension.DeclaredJudge."
+        )
+    return _Checked(declared, made)
+
+
+class _Checked:
+    """Holds another package's judge to what a judge promises."""
+
+    def __init__(self, declared: AddedJudge, made: Judge) -> None:
+        self.name, self.threshold = declared.name, declared.threshold
+        self._made = made
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
+        """Judge, and refuse what is no judgement of each exchange."""
+        if not exchanges:
+            return []
+        try:
+            found: object = self._made.judge(exchanges)
+        except SafemergeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - its text may repeat what was judged
+            raise ScoringError(
+                f"judge '{self.name}': failed; got {type(error).__name__}."
+            ) from None
+        if (
+            not isinstance(found, list)
+            or len(found) != len(exchanges)
+            or not all(isinstance(item, Judgement) for item in found)
+        ):
+            raise ScoringError(
+                f"judge '{self.name}': must give a list of a judgement for each of "
+                f"{len(exchanges)} exchanges; got {type(found).__name__}."
+            )
+        return found
 
 
 def unscored(reason: str) -> Judgement:

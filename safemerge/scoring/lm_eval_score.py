@@ -1,29 +1,25 @@
 """Values of lm-evaluation-harness's documents as scores and estimates like all others.
 
 A metric that is the mean of shares has the interval of our own shares (Wilson's). Any other (a
-perplexity, a corpus score) is the task's own aggregate, with a percentile bootstrap over
-documents: the harness's standard errors are for large samples, and it has none for some.
+perplexity, a corpus score) is the task's own aggregate, with a jackknife's interval over groups of
+documents: nothing is drawn, and the harness's standard errors are for large samples.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from safemerge.config.suite import Direction
-from safemerge.config.unit import harness_unit
+from safemerge.config.metric import Metric
 from safemerge.data.lm_eval_task import LmEvalQuestions
 from safemerge.data.suite import LoadedSuite
 from safemerge.errors import ScoringError
 from safemerge.records import MetricEstimate, Score
-from safemerge.scoring.estimate import estimate
-
-NUM_RESAMPLES = 200
-"""Of the bootstrap: a corpus score is computed anew for each."""
+from safemerge.scoring.estimate import aggregate_estimate, estimate
 
 
 def score_lm_eval(
@@ -31,7 +27,7 @@ def score_lm_eval(
     questions: LmEvalQuestions,
     answers: Sequence[Any],
     *,
-    metrics: Mapping[str, Direction],
+    metrics: Sequence[Metric],
 ) -> tuple[list[Score], list[MetricEstimate]]:
     """Score one suite's answers as its task does.
 
@@ -39,7 +35,7 @@ def score_lm_eval(
         suite: What was asked.
         questions: The task's requests.
         answers: One per request.
-        metrics: What is read, each with its better direction.
+        metrics: What is read.
 
     Returns:
         One score per document, with the metrics that are means of shares (no scores if there is
@@ -50,16 +46,16 @@ def score_lm_eval(
     """
     values = questions.values(answers)
     names = [sample.sample_id for sample in suite.samples]
-    missing = next((name for name in metrics for row in values if name not in row), None)
+    missing = next((row.name for row in metrics if any(row.name not in it for it in values)), None)
     if missing is not None or len(values) != len(names):
         raise ScoringError(
             f"suite '{suite.name}': the task must value {missing or 'every document'} for each of "
             f"{len(names)} documents; got {len(values)} valued. Name another metric."
         )
     shares = [
-        name
-        for name in metrics
-        if questions.is_mean(name) and all(_is_share(row[name]) for row in values)
+        row.name
+        for row in metrics
+        if questions.is_mean(row.name) and all(_is_share(value[row.name]) for value in values)
     ]
     scores = [
         _score(name, [float(row[metric]) for metric in shares], shares)
@@ -67,18 +63,20 @@ def score_lm_eval(
         if shares
     ]
     estimates = []
-    for metric, direction in metrics.items():
+    for row in metrics:
+        metric, direction = row.name, row.direction
         full = f"{suite.name}.{metric}"
         if metric in shares:
             made = estimate(full, scores, key=metric, direction=direction, groups=suite.groups)
         else:
-            made = _bootstrapped(
+            made = aggregate_estimate(
                 full,
-                [row[metric] for row in values],
+                [value[metric] for value in values],
                 functools.partial(questions.aggregate, metric),
-                direction,
+                row,
+                [suite.groups.get(name, name) for name in names],
             )
-        estimates.append(made.model_copy(update={"unit": harness_unit(metric)}))
+        estimates.append(made.model_copy(update={"unit": row.unit}))
     return scores, estimates
 
 
@@ -94,30 +92,3 @@ def _score(name: str, values: Sequence[float], shares: Sequence[str]) -> Score:
     if any(map(math.isnan, values)):
         return Score(sample_id=name, unscored="the task's value is not a number")
     return Score(sample_id=name, values=dict(zip(shares, values, strict=True)))
-
-
-def _bootstrapped(
-    metric: str,
-    values: Sequence[Any],
-    aggregate: Callable[[Sequence[Any]], float],
-    direction: Direction,
-) -> MetricEstimate:
-    draw = np.random.default_rng(0)
-    value = aggregate(values)
-    resampled = [
-        aggregate([values[at] for at in draw.integers(len(values), size=len(values))])
-        for _ in range(NUM_RESAMPLES)
-    ]
-    if not math.isfinite(value) or not all(map(math.isfinite, resampled)):
-        raise ScoringError(
-            f"{metric}: must be finite; got {value}. The candidate's log-probabilities overflow."
-        )
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return MetricEstimate(
-        metric=metric,
-        value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        n=len(values),
-        direction=direction,
-    )

@@ -6,8 +6,8 @@ import functools
 
 from pydantic import TypeAdapter
 
-from safemerge.config.judge import ClassifierJudge, GuardJudge, JudgeSpec, RefusalProxy
-from safemerge.scoring.judge import Judge, RefusalProxyJudge
+from safemerge.config.judge import AddedJudge, ClassifierJudge, GuardJudge, JudgeSpec, RefusalProxy
+from safemerge.scoring.judge import Judge, RefusalProxyJudge, added_judge
 
 _SPEC: TypeAdapter[JudgeSpec] = TypeAdapter(JudgeSpec)
 
@@ -40,6 +40,8 @@ def _loaded(document: str) -> Judge:
             from safemerge.scoring.classifier import SequenceClassifierJudge
 
             return SequenceClassifierJudge(spec)
+        case AddedJudge():
+            return added_judge(spec)
         case GuardJudge():
             from safemerge.scoring.guard import GenerativeGuard
             from safemerge.scoring.guard_model import TransformersGuardModel

@@ -8,7 +8,7 @@ from safemerge.config.checkpoint import CheckpointRef, Setting
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.config.variant import expert_settings
-from safemerge.pareto import non_dominated_mask
+from safemerge.front import non_dominated
 from safemerge.records import TrialRecord
 
 Place = Callable[[str, Mapping[str, Setting]], CheckpointRef]
@@ -37,19 +37,17 @@ def to_train(
     by_number = {record.number: record for record in records}
     settled = {by_number[number].candidate for number in _settled(spec, records)}
     waiting = {by_number[number].candidate for number in flying}
-    eligible: dict[str, TrialRecord] = {}
-    for record in sorted(records, key=lambda item: item.number):
-        if record.state != "COMPLETE" or not record.feasible:
-            continue
-        if not (record.interpolated and record.candidate in settled):
-            eligible.setdefault(record.candidate, record)
-    found = list(eligible.values())
-    rows = [[item.objectives[goal.metric] for goal in spec.objectives] for item in found]
-    mask = non_dominated_mask(rows, [goal.direction for goal in spec.objectives])
+    eligible = [
+        item
+        for item in records
+        if item.state == "COMPLETE"
+        and item.feasible
+        and not (item.interpolated and item.candidate in settled)
+    ]
     return [
         item
-        for item, kept in zip(found, mask, strict=True)
-        if kept and item.interpolated and item.candidate not in waiting
+        for item in non_dominated(spec, eligible)
+        if item.interpolated and item.candidate not in waiting
     ]
 
 

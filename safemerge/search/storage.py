@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from safemerge.config.study import StudySpec
 from safemerge.errors import PreflightError, StudyError
-from safemerge.files import disk_errors, free_name, mend_lines
+from safemerge.files import disk_errors, free_name, restore_last_line
 
 _FILE = {"sqlite": "study.db", "journal": "study.journal"}
 _LOCK_TIMEOUT_S = 60
@@ -31,7 +31,7 @@ def storage_path(spec: StudySpec, folder: Path) -> Path:
 def open_study(spec: StudySpec, folder: Path) -> optuna.Study:
     """Open Optuna's study in a run's folder, creating it if need be.
 
-    The caller holds the run (`RunStore.driving`), so a journal's lock file or torn last line
+    The caller holds the run (`RunStore.locked`), so a journal's lock file or torn last line
     can only be left over from a killed process, and is cleared away.
 
     Args:
@@ -151,5 +151,5 @@ def _storage(spec: StudySpec, path: Path) -> BaseStorage:
         )
     with suppress(FileNotFoundError):
         path.with_name(f"{path.name}.lock").unlink()
-    mend_lines(path, is_whole=lambda _: False)
+    restore_last_line(path, is_whole=lambda _: False)
     return JournalStorage(JournalFileBackend(str(path)))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.study import StudySpec
 from safemerge.config.variant import expert_settings
 from safemerge.errors import StudyError
-from safemerge.pareto import hypervolume, non_dominated_mask
+from safemerge.front import front_hypervolume, front_trials
 from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.agreement import open_agreeing_study
@@ -73,7 +73,7 @@ class SearchStudy:
         self._unmade = unmade_paths(spec)
         self._path = storage_path(spec, store.folder)
         with ExitStack() as undo:
-            undo.enter_context(store.driving())
+            undo.enter_context(store.locked())
             self._records = store.trials()
             check_weights(self._records, spec.trained)
             self._study, self.rebuilt = open_agreeing_study(spec, store.folder, self._records)
@@ -301,19 +301,11 @@ class SearchStudy:
         interpolated weights do not. A candidate that was told twice is listed once; different
         candidates with equal values all stay.
         """
-        eligible: dict[str, TrialRecord] = {}
-        for record in sorted(self.records, key=lambda item: item.number):
-            if record.state == "COMPLETE" and record.feasible and not record.interpolated:
-                eligible.setdefault(record.candidate, record)
-        found = list(eligible.values())
-        mask = non_dominated_mask([self._values(item) for item in found], self._directions)
-        return [item for item, kept in zip(found, mask, strict=True) if kept]
+        return front_trials(self.spec, self.records)
 
     def hypervolume(self) -> float:
         """Return the exact hypervolume of `front` up to the objectives' reference values."""
-        reference = [item.reference for item in self.spec.objectives]
-        points = [self._values(item) for item in self.front()]
-        return hypervolume(points, reference, self._directions)
+        return front_hypervolume(self.spec, self.records)
 
     def close(self) -> None:
         """Close Optuna's storage and let another process drive the run; calling twice is fine.
@@ -337,10 +329,6 @@ class SearchStudy:
                 f"In flight: {flight}."
             )
         return pending
-
-    @property
-    def _directions(self) -> list[Any]:
-        return [item.direction for item in self.spec.objectives]
 
     def _values(self, record: TrialRecord) -> list[float]:
         return [record.objectives[item.metric] for item in self.spec.objectives]

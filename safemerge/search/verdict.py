@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from safemerge.config.study import Constraint, StudySpec
 from safemerge.errors import StudyError
+from safemerge.front import violation
 from safemerge.records import CandidateResult, TrialState
 from safemerge.search.records import Failure, Proposal, Pruned
 
@@ -85,9 +86,8 @@ def _violations(constraints: list[Constraint], result: CandidateResult) -> dict[
     """Violation by metric; of several constraints on one metric, the worst."""
     violations: dict[str, float] = {}
     for item in constraints:
-        excess = result.value(item.metric) - item.budget
-        value = excess if item.direction == "minimize" else -excess
-        violations[item.metric] = max(value, violations.get(item.metric, -math.inf))
+        worst = violations.get(item.metric, -math.inf)
+        violations[item.metric] = max(violation(item, result), worst)
     return violations
 
 

@@ -69,6 +69,11 @@ def start_problems(spec: StudySpec, recipe: MergeRecipe) -> list[str]:
             f"tokenizer.from: must be the study's '{spec.tokenizer.from_}'; got "
             f"'{recipe.tokenizer.from_}'. Change one."
         )
+    elif recipe.tokenizer.rows != spec.tokenizer.rows:
+        problems.append(
+            f"tokenizer.tokens and tokenizer.pad_to_multiple_of: must be the study's, "
+            f"{spec.tokenizer.rows}; got {recipe.tokenizer.rows}. Change one."
+        )
     return problems
 
 

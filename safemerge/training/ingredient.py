@@ -17,33 +17,6 @@ from safemerge.weights.fingerprint import fingerprint
 RECIPE_VERSION = 1
 """Raised when a change of the training code changes its results."""
 
-NEUTRAL: dict[str, dict[str, object]] = {
-    "finetune": {
-        "schedule": "linear",
-        "micro_batches": 1,
-        "parameters": "lora",
-        "packing": False,
-        "loss_chunk": None,
-        "adapter": None,
-        "method": "sft",
-        "lisa": None,
-    },
-    "align": {
-        "parameters": "lora",
-        "packing": False,
-        "loss_chunk": None,
-        "adapter": None,
-        "schedule": "linear",
-        "micro_batches": 1,
-        "harmful": None,
-        "booster": None,
-        "vaccine": None,
-        "repnoise": None,
-    },
-}
-"""Settings that came after version 1, with the value that trains as version 1 did. At that
-value they do not count, so that ingredients made before they came stay valid."""
-
 MARKER = "safemerge_training.json"
 """File that a finished ingredient carries; a folder without it is unfinished."""
 
@@ -57,22 +30,13 @@ def ingredient_digest(
     """Return the digest of everything a trained checkpoint depends on.
 
     Args:
-        spec: The stage; name, workers and checkpoint interval do not count.
+        spec: The stage; what counts of it is marked on its fields.
         base_fingerprint: Fingerprint of the base's weights.
         mixture: The tokenised data; what is only measured, not trained on, does not count.
     """
-    settings = spec.resolved()
-    # What the chat template was given shows in the rows.
-    for key in ("name", "base", "data", "chat", "poison", "workers", "checkpoint_every"):
-        settings.pop(key, None)
-    for key, neutral in NEUTRAL[spec.kind].items():
-        if settings[key] == neutral:
-            del settings[key]
+    settings = spec.counted()
     if spec.adapter is not None:
         settings["adapter"] = fingerprint(spec.adapter)
-    for section in ("harmful", "lisa"):
-        for key in ("data", "test", "test_every"):
-            settings.get(section, {}).pop(key, None)
     content = hashlib.sha256()
     _add_rows(content, mixture)
     if mixture.second is not None:

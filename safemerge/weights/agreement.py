@@ -1,5 +1,6 @@
 """What checkpoints of one merge must share, checked before any GPU time is spent."""
 
+import json
 from collections.abc import Mapping
 
 import torch
@@ -9,10 +10,15 @@ from torch import Tensor
 from safemerge.cache import read_entry, write_entry
 from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.weights.adapter import AdapterCheckpoint
-from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
+from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint, layer_of
 from safemerge.weights.fingerprint import fingerprint
-from safemerge.weights.settings import setting_differences
-from safemerge.weights.shared_vocabulary import VocabularyView, stored_checkpoint
+from safemerge.weights.model_class import missing_head
+from safemerge.weights.settings import setting_differences, ties_embeddings
+from safemerge.weights.shared_vocabulary import (
+    VocabularyView,
+    stored_checkpoint,
+    whole_checkpoint,
+)
 from safemerge.weights.tokenizer_files import has_vocabulary
 from safemerge.weights.vocabulary import vocabulary_difference
 
@@ -59,6 +65,7 @@ def check_agreement(
     for name, checkpoint in {"base": base, **experts}.items():
         _check_dtypes_merge(where, name, checkpoint)
         _check_tied_head(where, name, checkpoint)
+        _check_head_is_stored(where, name, checkpoint)
     for name, expert in experts.items():
         _check_architecture(where, base, name, expert)
         _check_names(where, base, name, expert)
@@ -163,6 +170,25 @@ def _check_tied_head(where: str, name: str, checkpoint: Checkpoint) -> None:
             f"{where}, checkpoint '{name}' ({checkpoint.folder}), tensor '{OUTPUT_HEAD}': a tied "
             f"output head must equal '{embedding}'; got different weights. Set "
             f"tie_word_embeddings to false in config.json if the head was trained on its own."
+        )
+
+
+def _check_head_is_stored(where: str, name: str, checkpoint: Checkpoint) -> None:
+    """Refuse a model whose head transformers would fill with random numbers."""
+    stored = whole_checkpoint(checkpoint)
+    declared = stored.setting("tie_word_embeddings")
+    if declared is None:
+        declared = ties_embeddings(stored.config)
+    if declared or OUTPUT_HEAD in stored or stored.input_embedding is None:
+        return
+    outside = tuple(name for name in stored.names if layer_of(name) is None)
+    head = missing_head(json.dumps(stored.config, sort_keys=True), outside)
+    if head is not None:
+        raise CheckpointMismatchError(
+            f"{where}, checkpoint '{name}' ({stored.folder}), tensor '{head}': must be stored, "
+            f"since config.json does not tie it to the embedding, so that transformers would "
+            f"start it at random; got none. Set tie_word_embeddings to true in config.json if "
+            f"the two are one, or save the model with its head."
         )
 
 

@@ -2,15 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-import torch
-
-from safemerge.errors import CheckpointError
 from safemerge.weights.header import TensorEntry
 from safemerge.weights.settings import read_config, unread_reason
+from safemerge.weights.skeleton import BUILD_ERRORS, model_of_config
 
 _DEAD_BUFFER = re.compile(
     r"rotary_(?:pos_)?emb\.(?:original_)?(?:inv_freq|cos_cached|sin_cached)$"
@@ -69,22 +67,60 @@ def _is_doubtful(name: str, entry: TensorEntry) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _ignored(config: str, names: tuple[str, ...]) -> frozenset[str]:
+def missing_head(config: str, names: tuple[str, ...]) -> str | None:
+    """Return the output head's parameter if no stored tensor fills it, as its class is untied.
+
+    transformers starts such a head with random numbers, whatever the input embedding is.
+
+    Args:
+        config: Content of config.json.
+        names: Stored names, or those that may be of a head.
+
+    Returns:
+        Its name in transformers; None if it is filled or tied, if the model has no head, or if
+        transformers does not know the model.
+    """
+    model = _empty_model(json.loads(config))
+    head = None if model is None else model.get_output_embeddings()
+    if model is None or head is None or getattr(head, "weight", None) is None:
+        return None
+    name = next((name for name, held in model.named_parameters() if held is head.weight), None)
+    if name is None or name in (model.all_tied_weights_keys or {}):
+        return None
+    state = model.state_dict()
+    read = _read_as(model, state)
+    return None if any(name in (given, read(given)) for given in names) else name
+
+
+def _read_as(model: Any, state: Mapping[str, Any]) -> Callable[[str], str]:
+    """Return what gives the parameter that a stored name is read as."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 
-    model = _empty_model(json.loads(config))
-    if model is None:
-        return frozenset()
     conversions = get_model_conversion_mapping(model)
     converters = [item for item in conversions if isinstance(item, WeightConverter)]
     renamings = [item for item in conversions if not isinstance(item, WeightConverter)]
+
+    def read(name: str) -> str:
+        prefix = model.base_model_prefix
+        found: str = rename_source_key(name, renamings, converters, prefix, state)[0]
+        return found
+
+    return read
+
+
+@lru_cache(maxsize=16)
+def _ignored(config: str, names: tuple[str, ...]) -> frozenset[str]:
+    model = _empty_model(json.loads(config))
+    if model is None:
+        return frozenset()
     state = model.state_dict()
+    read = _read_as(model, state)
     buffers = {name for name, _ in model.named_buffers()} - state.keys()
     patterns = [re.compile(text) for text in _ignore_patterns(model, buffers)]
     found = set()
     for name in names:
-        read_as, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        read_as = read(name)
         if read_as in state or name in state:
             continue
         if read_as in buffers or any(pattern.search(read_as) for pattern in patterns):
@@ -104,18 +140,9 @@ def _ignore_patterns(model: Any, buffers: Iterable[str]) -> set[str]:
 
 def _empty_model(config: Mapping[str, Any]) -> Any | None:
     """The model on the meta device, None where transformers cannot build it."""
-    import transformers
-
     if unread_reason(config) is not None:
         return None
-    names = config.get("architectures") or [None]
-    kind = getattr(transformers, str(names[0]), None)
     try:
-        read = read_config(config)
-        with torch.device("meta"), torch.no_grad():
-            if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
-                return kind(read)
-            return transformers.AutoModelForCausalLM.from_config(read)
-    except (CheckpointError, ArithmeticError, AttributeError, ImportError, LookupError,
-            RuntimeError, TypeError, ValueError):  # fmt: skip
+        return model_of_config(read_config(config))
+    except BUILD_ERRORS:
         return None

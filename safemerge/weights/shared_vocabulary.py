@@ -1,13 +1,14 @@
 """Models with different vocabularies seen in one: embedding rows go by token, not by id."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from safemerge.config.tokenizer import TokenizerChoice, TokenRow
 from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.weights.adapter import AdapterCheckpoint
 from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
@@ -36,6 +37,21 @@ class _Model:
         return index if index is not None and index < self.num_rows else None
 
 
+Donors = Mapping[int, list[tuple[str, int]]]
+"""Models and their rows by shared id: the mean of them is taken, zeros if there are none."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Rows that a recipe chooses."""
+
+    donors: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
+    forced: frozenset[int] = frozenset()
+    """Ids whose row is taken from the donors in every model."""
+    padding: int = 0
+    """Rows after those of tokens."""
+
+
 class VocabularyView(Checkpoint):
     """A checkpoint with the embedding rows of another vocabulary; see `share_vocabulary`.
 
@@ -47,7 +63,8 @@ class VocabularyView(Checkpoint):
         rows: Row of the source for each shared id, -1 where the source has none.
         missing: Gives the rows of a tensor where the source has none.
         fallback: Checkpoint whose dtype those rows have.
-        added: Entries of tokenizer.json for tokens that the base's tokenizer lacks, by id.
+        added: Entries of tokenizer.json for tokens that the tokenizer lacks, by id.
+        padding: Number of rows after those, each the mean of them.
     """
 
     def __init__(
@@ -58,18 +75,21 @@ class VocabularyView(Checkpoint):
         *,
         fallback: Checkpoint,
         added: tuple[dict[str, Any], ...] = (),
+        padding: int = 0,
     ) -> None:
         self.source = source
         self.folder = source.folder
         self.added = added
-        self.config = _with_vocab_size(source.config, rows.numel())
+        self._num_rows = rows.numel() + padding
+        self.config = _with_vocab_size(source.config, self._num_rows)
         self._rows = rows
         self._missing = missing
         self._fallback = fallback
         self._absent = torch.nonzero(rows < 0).flatten()
         self.by_token = frozenset(_names_by_token(source))
         """Names of the tensors that have a row for each token."""
-        same_number = source.shape(source.input_embedding or "")[0] == rows.numel()
+        stored = source.shape(source.input_embedding or "")[0]
+        same_number = stored == self._num_rows and not padding
         moved = (rows >= 0) & (rows != torch.arange(rows.numel()))
         self.in_order = same_number and not bool(moved.any())
         """Whether no row is elsewhere than in the source; some may be another model's."""
@@ -87,7 +107,7 @@ class VocabularyView(Checkpoint):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape in the shared vocabulary."""
         stored = self.source.shape(name)
-        return (self._rows.numel(), *stored[1:]) if name in self.by_token else stored
+        return (self._num_rows, *stored[1:]) if name in self.by_token else stored
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the source's dtype; where rows of another model enter, one that holds both."""
@@ -116,6 +136,10 @@ class VocabularyView(Checkpoint):
         gathered = stored.index_select(0, self._rows.clamp(min=0)).to(self.dtype(name))
         if self._absent.numel():
             gathered[self._absent] = self._missing(name, self._absent).to(gathered.dtype)
+        num_padding = self._num_rows - self._rows.numel()
+        if num_padding:
+            mean = gathered.float().mean(dim=0, keepdim=True).to(gathered.dtype)
+            gathered = torch.cat([gathered, mean.expand(num_padding, *mean.shape[1:])])
         return gathered
 
 
@@ -140,6 +164,8 @@ def share_vocabulary(
     *,
     how: Sharing,
     owner: str | None = None,
+    choice: TokenizerChoice | None = None,
+    base_name: str = "base",
     where: str = "merge",
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
     """Show base and experts in one vocabulary, so that they merge row by row.
@@ -163,12 +189,19 @@ def share_vocabulary(
     expert without a tokenizer has the base's ids. Order of ids in an expert's own tokenizer
     changes nothing.
 
+    `choice` may name the model, and the token there, whose row a token has in models that lack it
+    (or in all); tokens that the vocabulary lacks are added after it. With
+    ``pad_to_multiple_of`` there is one row for each token, and what the next multiple needs is
+    filled, model by model, with the mean of those (as mergekit 0.1.5).
+
     Args:
         base: Checkpoint that task vectors are measured from, as stored.
         experts: Experts by name, as stored; the order counts for ``union``.
         how: ``base``: the base's vocabulary alone; ``union``: with the experts' added tokens;
             ``tokenizer``: that of `owner`.
         owner: An expert's name, for ``tokenizer``; None for the base.
+        choice: Rows that are chosen, and how many there are; None for neither.
+        base_name: What `choice` calls the base.
         where: Place named first in messages.
 
     Returns:
@@ -193,28 +226,97 @@ def share_vocabulary(
                 f"{where}, expert '{name}': must share tokens with the base; got none of "
                 f"{len(own.tokens.ids)}. Use an expert of the base's tokenizer."
             )
-    if how == "tokenizer" and owner is not None:
-        shared = _led_view(own, models, owner)
-        return shared, {
-            name: _expert_view(model, _ids_with_row(models[owner]), models[owner].num_rows, shared)
-            for name, model in models.items()
-        }
-    ids, added = dict(own.tokens.ids), []
+    lead = own if owner is None else models[owner]
+    ids, added = dict(lead.tokens.ids), []
     if how == "union":
         for name, model in models.items():
             entries = _new_tokens(f"{where}, expert '{name}'", model, ids)
             ids.update({entry["content"]: entry["id"] for entry in entries})
             added += entries
-    num_rows = _num_rows(own, models, ids) if how == "union" else own.num_rows
+    num_rows = _num_rows(own, models, ids) if how == "union" else lead.num_rows
+    chosen = _Chosen()
+    if choice is not None and choice.rows:
+        entries = _plain_tokens(choice.tokens, ids)
+        ids.update({entry["content"]: entry["id"] for entry in entries})
+        num_rows = max([num_rows, *(entry["id"] + 1 for entry in entries)])
+        added += entries
+        padding = 0
+        if choice.pad_to_multiple_of is not None:
+            num_rows = _without_gaps(where, ids)
+            padding = -num_rows % choice.pad_to_multiple_of
+        chosen = _chosen(where, choice.tokens, {base_name: own, **models}, ids, padding)
     ids = {token: index for token, index in ids.items() if index < num_rows}
-    donors = _donors(where, own, models, ids, num_rows)
-    if num_rows == own.num_rows and not donors:
-        shared = base
+    if lead is own:
+        donors = _donors(where, own, models, ids, num_rows, chosen)
+        rows = torch.arange(num_rows)
+        rows[own.num_rows :] = -1
     else:
-        shared = _base_view(own, models, num_rows, donors, tuple(added))
-    return shared, {
-        name: _expert_view(model, ids, num_rows, shared) for name, model in models.items()
+        donors, rows = _led_rows(own, models, str(owner), ids, num_rows)
+    donors |= {
+        index: having
+        for index, having in chosen.donors.items()
+        if index in donors or index in chosen.forced
     }
+    rows[list(donors)] = -1
+    everyone = {base_name: own, **models}
+    view = VocabularyView(
+        base,
+        rows,
+        _mean_rows(everyone, donors),
+        fallback=base,
+        added=tuple(added),
+        padding=chosen.padding,
+    )
+    shared = base if view.in_place and not added else view
+    of_experts = _mean_rows(everyone, chosen.donors)
+    return shared, {
+        name: _expert_view(model, ids, num_rows, shared, chosen, of_experts)
+        for name, model in models.items()
+    }
+
+
+def _plain_tokens(tokens: Mapping[str, TokenRow], ids: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Entries of tokens that are in no vocabulary, with their new ids."""
+    first = max(ids.values()) + 1
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
+    return [
+        {"id": first + at, "content": token, **plain, "normalized": True}
+        for at, token in enumerate(token for token in tokens if token not in ids)
+    ]
+
+
+def _without_gaps(where: str, ids: Mapping[str, int]) -> int:
+    """Return the number of tokens, of which every id below has one."""
+    if set(ids.values()) != set(range(len(ids))):
+        raise CheckpointMismatchError(
+            f"{where}, tokenizer.pad_to_multiple_of: the ids of the vocabulary must be without "
+            f"gaps; got {len(ids)} tokens with ids up to {max(ids.values())}. Leave it out."
+        )
+    return len(ids)
+
+
+def _chosen(
+    where: str,
+    tokens: Mapping[str, TokenRow],
+    everyone: Mapping[str, _Model],
+    ids: Mapping[str, int],
+    padding: int,
+) -> _Chosen:
+    donors: dict[int, list[tuple[str, int]]] = {}
+    for token, row in tokens.items():
+        donors[ids[token]] = []
+        if row.from_ is None:
+            continue
+        model, there = everyone[row.from_], token if row.token is None else row.token
+        found = model.row(there) if isinstance(there, str) else there
+        if found is None or not 0 <= found < model.num_rows:
+            raise CheckpointMismatchError(
+                f"{where}, tokenizer.tokens.{token}: must name a token with a row in the model "
+                f"'{row.from_}'; got {there!r}, with {model.num_rows} rows. Name another."
+            )
+        donors[ids[token]] = [(row.from_, found)]
+    forced = frozenset(ids[token] for token, row in tokens.items() if row.force)
+    return _Chosen(donors, forced, padding)
 
 
 def _model(where: str, checkpoint: Checkpoint, base: _Model | None) -> _Model:
@@ -260,10 +362,6 @@ def _tokens(where: str, checkpoint: Checkpoint, base: _Model | None) -> Tokens:
     return base.tokens
 
 
-def _ids_with_row(model: _Model) -> dict[str, int]:
-    return {token: index for token, index in model.tokens.ids.items() if index < model.num_rows}
-
-
 def _new_tokens(where: str, model: _Model, ids: Mapping[str, int]) -> list[dict[str, Any]]:
     """Entries of an expert's added tokens that have no id yet, with their new ids."""
     strange = [token for token in model.tokens.ids if token not in ids]
@@ -295,6 +393,7 @@ def _donors(
     models: Mapping[str, _Model],
     ids: Mapping[str, int],
     num_rows: int,
+    chosen: _Chosen,
 ) -> dict[int, list[tuple[str, int]]]:
     """Experts and their rows, by the shared id of each token that the base lacks."""
     found: dict[int, list[tuple[str, int]]] = {}
@@ -303,7 +402,7 @@ def _donors(
             rows = [(name, model.row(token)) for name, model in sorted(models.items())]
             found[index] = [(name, row) for name, row in rows if row is not None]
     for index in range(own.num_rows, num_rows):
-        if not found.get(index):
+        if not found.get(index) and index not in chosen.donors:
             raise CheckpointMismatchError(
                 f"{where}: every id of a union must be a token with a row in some model; got "
                 f"id {index} of the base's tokenizer without one (the base has {own.num_rows} "
@@ -312,49 +411,42 @@ def _donors(
     return found
 
 
-def _led_view(own: _Model, models: Mapping[str, _Model], owner: str) -> Checkpoint:
-    """The base in an expert's vocabulary; the base itself if its rows are in place."""
+def _led_rows(
+    own: _Model, models: Mapping[str, _Model], owner: str, ids: Mapping[str, int], num_rows: int
+) -> tuple[dict[int, list[tuple[str, int]]], Int64[Tensor, "rows"]]:
+    """Return donors of the rows that the base lacks in an expert's vocabulary, and its rows."""
+    rows = torch.full((num_rows,), -1, dtype=torch.int64)
     lead = models[owner]
-    rows = torch.full((lead.num_rows,), -1, dtype=torch.int64)
-    donors = {index: [(owner, index)] for index in range(lead.num_rows)}
-    for token, index in _ids_with_row(lead).items():
+    donors = {index: [(owner, index)] for index in range(min(num_rows, lead.num_rows))}
+    for token, index in ids.items():
         row = own.row(token)
         having = [(name, model.row(token)) for name, model in sorted(models.items())]
         donors[index] = [(name, at) for name, at in having if at is not None]
         if row is not None:
             rows[index] = row
-    absent = {index: donors[index] for index in torch.nonzero(rows < 0).flatten().tolist()}
-    source = own.checkpoint
-    view = VocabularyView(source, rows, _mean_rows(models, absent), fallback=source)
-    return source if view.in_place else view
+    return {
+        index: donors.get(index, []) for index in torch.nonzero(rows < 0).flatten().tolist()
+    }, rows
 
 
-def _base_view(
-    own: _Model,
-    models: Mapping[str, _Model],
-    num_rows: int,
-    donors: Mapping[int, list[tuple[str, int]]],
-    added: tuple[dict[str, Any], ...],
-) -> VocabularyView:
-    rows = torch.arange(num_rows)
-    rows[own.num_rows :] = -1
-    rows[list(donors)] = -1
-    source = own.checkpoint
-    return VocabularyView(source, rows, _mean_rows(models, donors), fallback=source, added=added)
-
-
-def _mean_rows(
-    models: Mapping[str, _Model], donors: Mapping[int, list[tuple[str, int]]]
-) -> Callable[[str, Tensor], Tensor]:
-    """Give absent rows the mean of the rows of the experts that have them."""
+def _mean_rows(models: Mapping[str, _Model], donors: Donors) -> Callable[[str, Tensor], Tensor]:
+    """Give absent rows the mean of the rows of the models that have them."""
 
     def mean(name: str, absent: Tensor) -> Tensor:
-        having = {donor: models[donor].checkpoint for at in donors.values() for donor, _ in at}
-        tensors = {donor: model.tensor(_held(model, name)) for donor, model in having.items()}
+        wanted = absent.tolist()
+        having = {donor for at in wanted for donor, _ in donors[at]}
+        tensors = {
+            donor: models[donor].checkpoint.tensor(_held(models[donor].checkpoint, name))
+            for donor in having
+        }
+        first = next(iter(models.values())).checkpoint
+        zeros = torch.zeros(first.shape(_held(first, name))[1:])
         return torch.stack(
             [
                 torch.stack([tensors[donor][row].float() for donor, row in donors[at]]).mean(0)
-                for at in absent.tolist()
+                if donors[at]
+                else zeros
+                for at in wanted
             ]
         )
 
@@ -362,18 +454,29 @@ def _mean_rows(
 
 
 def _expert_view(
-    model: _Model, ids: Mapping[str, int], num_rows: int, base: Checkpoint
+    model: _Model,
+    ids: Mapping[str, int],
+    num_rows: int,
+    base: Checkpoint,
+    chosen: _Chosen,
+    of_chosen: Callable[[str, Tensor], Tensor],
 ) -> VocabularyView:
     rows = torch.full((num_rows,), -1, dtype=torch.int64)
     for token, index in ids.items():
         row = model.row(token)
-        if row is not None:
+        if row is not None and index not in chosen.forced:
             rows[index] = row
+    is_chosen = torch.zeros(num_rows, dtype=torch.bool)
+    is_chosen[list(chosen.donors)] = True
 
-    def of_base(name: str, absent: Tensor) -> Tensor:
-        return base.tensor(_held(base, name)).index_select(0, absent)
+    def missing(name: str, absent: Tensor) -> Tensor:
+        found = base.tensor(_held(base, name)).index_select(0, absent)
+        own = is_chosen[absent]
+        if bool(own.any()):
+            found[own] = of_chosen(name, absent[own]).to(found.dtype)
+        return found
 
-    return VocabularyView(model.checkpoint, rows, of_base, fallback=base)
+    return VocabularyView(model.checkpoint, rows, missing, fallback=base, padding=chosen.padding)
 
 
 def _held(checkpoint: Checkpoint, name: str) -> str:

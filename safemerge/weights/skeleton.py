@@ -16,18 +16,21 @@ from torch import Tensor
 
 from safemerge.errors import CheckpointError
 
+BUILD_ERRORS = (
+    ArithmeticError, AttributeError, CheckpointError, ImportError, LookupError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What transformers raises for configs that it cannot build a model of."""
+
 
 def bare_model(folder: Path | str) -> Any:
     """Return the model of a folder's config on the meta device: modules and names, no weights.
-
-    The class is the one that the config names, or else the one transformers uses for causal LMs
-    of its type. Code that comes with a checkpoint is never run.
 
     Args:
         folder: Folder with config.json.
 
     Returns:
-        The transformers model.
+        The transformers model; see `model_of_config`.
 
     Raises:
         CheckpointError: If transformers does not know the architecture.
@@ -35,19 +38,37 @@ def bare_model(folder: Path | str) -> Any:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        named = getattr(transformers, next(iter(config.architectures or ()), ""), None)
-        with torch.device("meta"):
-            if named is not None:
-                return named(config)
-            return transformers.AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError) as error:
+        return model_of_config(
+            transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        )
+    except BUILD_ERRORS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{Path(folder) / 'config.json'}: must describe an architecture that transformers "
             f"{transformers.__version__} knows; got: {first}. Update transformers, or use a "
             f"supported model."
         ) from error
+
+
+def model_of_config(config: Any) -> Any:
+    """Return the model of transformers' config on the meta device.
+
+    The class is the one that the config names, or else the one transformers uses for causal LMs
+    of its type. Code that comes with a checkpoint is never run.
+
+    Args:
+        config: As transformers read it.
+
+    Raises:
+        Exception: One of `BUILD_ERRORS`, if there is no such model.
+    """
+    import transformers
+
+    named = getattr(transformers, str(next(iter(config.architectures or ()), "")), None)
+    with torch.device("meta"), torch.no_grad():
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named(config)
+        return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def auto_class(folder: Path | str) -> Any:

@@ -262,6 +262,6 @@ def test_generate_does_not_overwrite_what_is_there(generate, tmp_path, capsys):
     path = generate()
     assert main(["generate", str(path)]) == 2
     told = capsys.readouterr().err
-    assert "results/data: holds a run of this file already. Continue it with `safemerge" in told
+    assert "results/data: holds a run of this data already. Continue it with `safemerge" in told
     assert f"generate {path} --resume`" in told
     assert run.read_text() == "{}"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from safemerge.cli import main
 from safemerge.errors import PreflightError
+from safemerge.merge import writer
 from safemerge.search.study import SearchStudy
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import MergeLandscape, landscape_study
@@ -303,7 +304,7 @@ def test_a_disk_that_fills_up_during_a_merge_holds_no_half_checkpoint(
     assert "needs 0.06 GiB of disk space; got 0.00 GiB free" in line
     # As if another program took the space after the check.
     roomy = SimpleNamespace(free=2**40)
-    monkeypatch.setattr("safemerge.merge.writer.shutil.disk_usage", lambda _: roomy)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: roomy)
     (line,) = refused("merge", recipe, disk / "merged")
     assert "got a full disk while writing" in line
     assert list(disk.iterdir()) == []

@@ -9,8 +9,8 @@ import psutil
 import pytest
 from ray import cloudpickle
 
+from safemerge.api.prepare import resolve_study
 from safemerge.commands.console import Console
-from safemerge.commands.study import resolve_study
 from safemerge.config.study import StudySpec
 from safemerge.distributed import evaluator as evaluator_module
 from safemerge.distributed import serving

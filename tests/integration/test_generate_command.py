@@ -86,7 +86,7 @@ def test_a_killed_generation_goes_on_to_the_data_of_one_that_was_not(
     summary = json.loads(found["summary.json"])
     assert summary["safety"]["answers"]["base"]["kept"] == 0
     # What the random model said is in no file.
-    stage = b"".join(path.read_bytes() for path in stages.iterdir())
+    stage = b"".join(path.read_bytes() for path in stages.glob("*.jsonl"))
     texts = [
         one["text"]
         for line in stage.splitlines()

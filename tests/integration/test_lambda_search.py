@@ -6,8 +6,8 @@ import shutil
 import pytest
 import yaml
 
+from safemerge.api.search import run_study
 from safemerge.commands.console import Console
-from safemerge.commands.search import search
 from safemerge.config.study import StudySpec
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.store import RunStore
@@ -86,7 +86,7 @@ def test_training_and_evaluation_take_turns_in_a_single_slot(
     spec = StudySpec.model_validate(lambda_study(study_document, stage, evaluator=evaluator))
 
     with ray_cluster(num_cpus=1):
-        search(spec, tmp_path / "run", Console(), again="again")
+        run_study(spec, tmp_path / "run", Console(), again="again")
 
     told = capsys.readouterr().out
     assert "(the evaluator gives way for it; at most 1 at once)" in told

@@ -9,8 +9,8 @@ import time
 import pytest
 from ray import cloudpickle, serve
 
+from safemerge.api.prepare import resolve_study
 from safemerge.commands.console import Console
-from safemerge.commands.study import resolve_study
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.distributed import judge as judge_module

@@ -21,7 +21,8 @@ from mergekit.merge import run_merge
 from mergekit.merge_methods import generalized_task_arithmetic as task_vectors
 from mergekit.options import MergeOptions
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from word_tokenizer import word_tokenizer
 
 from safemerge.merge.mask import keep_bits_within, keep_limits
 
@@ -130,8 +131,49 @@ def main():
                     recorded[f"merged/{file}/{key}"] = weight
         versions = {package: version(package) for package in ("mergekit", "torch", "transformers")}
         save_file(recorded, HERE / "mergekit.safetensors", metadata=versions)
+        (folder / "words").mkdir()
+        record_tokenizers(folder / "words", versions)
     assert all(math.isfinite(float(item.sum())) for item in recorded.values())
     sys.stderr.write(f"{len(documents)} files, {versions}\n")
+
+
+def make_word_model(folder, name, described, seed):
+    """Write a model of one layer whose tokens are words, with a row for each."""
+    words = [*described["words"], *described.get("added", [])]
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=WIDTH // 2,
+        max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    weights = random_like(LlamaForCausalLM(config).state_dict(), seed=seed, scale=0.3)
+    (folder / name).mkdir()
+    text = json.dumps({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
+    (folder / name / "config.json").write_text(text)
+    save_file(weights, folder / name / "model.safetensors", metadata={"format": "pt"})
+    for file, document in word_tokenizer(**described).items():
+        (folder / name / file).write_text(json.dumps(document))
+    return {f"models/{name}/{key}": weight for key, weight in weights.items()}
+
+
+def record_tokenizers(folder, versions):
+    """Record merges of models with tokenizers of their own, and what tokenizer each has."""
+    given = yaml.safe_load((HERE / "mergekit_tokenizers.yaml").read_text())
+    recorded, tokenizers = {}, {}
+    for seed, (name, described) in enumerate(given["models"].items()):
+        recorded.update(make_word_model(folder, name, described, seed))
+    for file, document in given["files"].items():
+        out = folder / f"merged-{file}"
+        options = MergeOptions(quiet=True, write_model_card=False)
+        located = locate({**document, "dtype": "float32"}, folder)
+        run_merge(MergeConfiguration.model_validate(located), str(out), options)
+        merged = load_file(out / "model.safetensors")
+        recorded.update({f"merged/{file}/{key}": weight for key, weight in merged.items()})
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        rows = json.loads((out / "config.json").read_text())["vocab_size"]
+        ids = tokenizer.get_vocab()
+        tokenizers[file] = {"ids": ids, "rows": rows, "template": tokenizer.chat_template}
+    metadata = {**versions, "tokenizers": json.dumps(tokenizers)}
+    save_file(recorded, HERE / "mergekit_tokenizers.safetensors", metadata=metadata)
 
 
 def locate(value, folder):
@@ -139,7 +181,9 @@ def locate(value, folder):
     if isinstance(value, dict):
         return {
             key: "+".join(str(folder / part) for part in item.split("+"))
-            if key in ("model", "base_model") and isinstance(item, str)
+            if key in ("model", "base_model", "tokenizer_source", "source")
+            and isinstance(item, str)
+            and (key in ("model", "base_model") or item not in ("base", "union"))
             else locate(item, folder)
             for key, item in value.items()
         }

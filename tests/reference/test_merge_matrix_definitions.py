@@ -5,7 +5,7 @@ import torch
 from pydantic import TypeAdapter
 
 from safemerge.config.recipe import Method
-from safemerge.merge import SpectrumCache, merge_tensor
+from safemerge.merge import SpectrumCache, matrix, merge_tensor
 from safemerge.merge.interference import least_interference, reduce_interference
 from safemerge.merge.spectrum import Spectrum, decompose, nearest_orthonormal
 
@@ -68,7 +68,7 @@ def test_tsv_m_keeps_its_factors_for_other_weights(monkeypatch):
     first = merged("tsv_m", base, experts, weights=WEIGHTS, spectra=cache)
     assert len(cache) == 1
     assert cache.num_bytes > 0
-    monkeypatch.setattr("safemerge.merge.matrix.decompose", None)
+    monkeypatch.setattr(matrix, "decompose", None)
     again = merged("tsv_m", base, experts, weights=WEIGHTS, spectra=cache)
     assert torch.equal(first, again)
     other = {**WEIGHTS, "a": -0.1}

@@ -33,6 +33,7 @@ TESTS = {
 MAX_LINES = 700
 
 THROUGH = {
+    "safemerge/api/": "tests/unit/api",
     "safemerge/commands/": "tests/unit/commands",
     "safemerge/distributed/": "tests/integration",
     "safemerge/generation/on_ray.py": "tests/integration",

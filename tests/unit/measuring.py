@@ -1,6 +1,7 @@
 """A small robustness measurement and made-up cells of it, for several rooms' tests."""
 
 from safemerge.config.document import parse_document
+from safemerge.config.metric import TASK_METRICS
 from safemerge.records import CandidateResult, Score
 from safemerge.robustness.cell_store import CellRecord, LossPoint
 from safemerge.robustness.spec import RobustnessSpec
@@ -61,8 +62,8 @@ def finished(cell, *, harmful, right=10, key=None, reason=None):
         ],
     }
     estimates = [
-        *suite_estimates("harm", "harm", scores["harm"]),
-        *suite_estimates("mood", "classification", scores["mood"]),
+        *suite_estimates("harm", TASK_METRICS["harm"], scores["harm"]),
+        *suite_estimates("mood", TASK_METRICS["classification"], scores["mood"]),
     ]
     return CellRecord(
         key=key,

@@ -68,7 +68,7 @@ def test_an_unfinished_last_line_is_not_read(tmp_path):
 def test_a_torn_line_is_moved_aside_and_described(tmp_path):
     path = tmp_path / "trials.jsonl"
     path.write_bytes(b"one\ntw")
-    torn = files.mend_lines(path, is_whole=never)
+    torn = files.restore_last_line(path, is_whole=never)
     assert torn == (2, 2, tmp_path / "trials.jsonl.torn")
     assert path.read_bytes() == b"one\n"
     assert torn.moved_to.read_bytes() == b"tw\n"
@@ -78,14 +78,14 @@ def test_torn_lines_pile_up_rather_than_replace_each_other(tmp_path):
     path = tmp_path / "trials.jsonl"
     for text in (b"first", b"second"):
         path.write_bytes(text)
-        files.mend_lines(path, is_whole=never)
+        files.restore_last_line(path, is_whole=never)
     assert (tmp_path / "trials.jsonl.torn").read_bytes() == b"first\nsecond\n"
 
 
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     path = tmp_path / "trials.jsonl"
     path.write_bytes(b"one\ntwo")
-    assert files.mend_lines(path, is_whole=always) is None
+    assert files.restore_last_line(path, is_whole=always) is None
     assert files.read_lines(path) == [b"one", b"two"]
 
 
@@ -94,7 +94,7 @@ def test_a_file_without_a_torn_line_is_left_alone(tmp_path, content):
     path = tmp_path / "trials.jsonl"
     if content is not None:
         path.write_bytes(content)
-    assert files.mend_lines(path, is_whole=never) is None
+    assert files.restore_last_line(path, is_whole=never) is None
     assert (path.read_bytes() if path.exists() else None) == content
 
 

@@ -9,7 +9,7 @@ from safemerge import files
 from safemerge.config.document import load_document
 from safemerge.config.identity import study_identity
 from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import PreflightError, StudyError
+from safemerge.errors import ChangedRunError, PreflightError, StudyError, UserError
 from safemerge.records import Front, TrialRecord
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import SMOOTH, landscape_study
@@ -66,7 +66,7 @@ def test_trials_without_a_study_are_not_written_over(tmp_path, spec):
 
 def test_a_folder_that_holds_no_run_cannot_be_opened(tmp_path):
     assert not RunStore(tmp_path).exists
-    with pytest.raises(StudyError, match=r"study\.json: no such run"):
+    with pytest.raises(StudyError, match=r"study\.json: no such study"):
         RunStore.open(tmp_path)
 
 
@@ -205,29 +205,6 @@ def test_appends_of_several_processes_do_not_mix(store):
     assert sorted(numbers) == [100 * index + step for index in range(3) for step in range(15)]
 
 
-def _drive(folder, ready, stop):
-    with RunStore(folder).driving():
-        ready.set()
-        stop.wait(60)
-
-
-def test_a_second_driver_is_refused_until_the_first_is_gone(store):
-    context = multiprocessing.get_context("spawn")
-    ready, stop = context.Event(), context.Event()
-    other = context.Process(target=_drive, args=(store.folder, ready, stop))
-    other.start()
-    assert ready.wait(60)
-    with (
-        pytest.raises(StudyError, match=f"another process is running .* process {other.pid}"),
-        store.driving(),
-    ):
-        pass
-    other.kill()
-    other.join(30)
-    with store.driving():
-        pass
-
-
 def test_the_front_is_read_back_or_absent(store):
     assert store.read_front() is None
     front = Front(study="two-experts", study_digest="d", objectives=[], points=[], knee=3)
@@ -319,6 +296,37 @@ def _fingerprinted(spec, path, fingerprint):
     by_name = {item.name: item for item in spec.checkpoints}
     expert = by_name["skill"].model_copy(update={"path": path, "digest": fingerprint})
     return spec.with_checkpoints({**by_name, "skill": expert})
+
+
+def _edited(store, change):
+    document = json.loads(store.study_path.read_text())
+    change(document["config"])
+    store.study_path.write_text(json.dumps(document))
+    return RunStore.open(store.folder)
+
+
+def test_a_run_from_before_a_key_existed_resumes_at_its_default(store, spec):
+    """What a version that knows fewer keys would have stored."""
+
+    def without(config):
+        for key in ("references", "vocabulary", "judge_service", "aggregates", "trained"):
+            del config[key]
+        del config["sampler"]["name"], config["evaluator"]["max_model_len"]
+        for suite in config["suites"]:
+            suite["search"].pop("offset", None)
+
+    old = _edited(store, without)
+    old.check_same_study(spec)
+    with pytest.raises(ChangedRunError, match="at references: true vs false"):
+        old.check_same_study(spec.model_copy(update={"references": False}))
+
+
+def test_a_run_with_a_key_of_another_version_is_refused_with_its_name(store):
+    def with_more(config):
+        config["sampler"]["warmth"] = 3
+
+    with pytest.raises(UserError, match=r"study\.json: .*got 'config\.sampler\.warmth'.*another"):
+        _edited(store, with_more)
 
 
 def test_a_moved_checkpoint_with_the_same_fingerprint_is_the_same_study(tmp_path, spec):

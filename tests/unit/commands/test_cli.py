@@ -1,4 +1,6 @@
 import argparse
+import re
+from importlib import metadata
 
 import pytest
 
@@ -35,6 +37,7 @@ OPTIONS = {
         "--share", "--difference", "--prompts", "--discordance", "--alpha", "--power",
         "--comparisons",
     ],
+    "init": ["--base", "--expert", "--aligned", "--suite", "--judge", "--out", "--force"],
     "demo": ["--results", "--fresh"],
 }  # fmt: skip
 """Every option of every command: a new one is added here on purpose, or not at all."""
@@ -97,20 +100,28 @@ def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"safemerge {__version__}\n"
+    first, python, packages = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        rf"safemerge {re.escape(__version__)}( \([0-9a-f]{{12}}(-dirty)?\))?", first
+    )
+    assert python.startswith("Python 3.")
+    assert f"torch {metadata.version('torch')}, " in packages
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["serch"], "invalid choice: 'serch'"),
+        (["serch"], "invalid choice: 'serch'. Did you mean 'search'?"),
         (["search"], "the following arguments are required: STUDY.yaml"),
         (["search", "s.yaml", "--resum", "--x"], "unrecognized arguments: --x"),
+        (["search", "s.yaml", "--dry-rnu"], "arguments: --dry-rnu. Did you mean '--dry-run'?"),
+        (["plan", "--alpah=0.1"], "arguments: --alpah=0.1. Did you mean '--alpha'?"),
+        (["search", "s.yaml", "t.yaml"], "unrecognized arguments: t.yaml.\n"),
         (["evaluate", "s.yaml"], "one of the arguments --recipe --model is required"),
         (["evaluate", "s.yaml", "--recipe", "r", "--model", "m"], "not allowed with argument"),
         (["export", "run", "out"], "required: --pick"),
-        (["schema", "studdy"], "invalid choice: 'studdy'"),
+        (["schema", "studdy"], "invalid choice: 'studdy'. Did you mean 'study'?"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(arguments, words, capsys):

@@ -2,8 +2,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from safemerge.api.progress import duration
 from safemerge.commands import console as module
-from safemerge.commands.console import Console, duration, estimate_text, result_lines
+from safemerge.commands.console import Console, estimate_text, result_lines
 from safemerge.records import CandidateResult, MetricEstimate
 
 
@@ -28,7 +29,7 @@ def test_lines_stand_behind_the_time_since_the_beginning(clock, capsys, seconds,
 
 def test_an_empty_line_has_no_time_and_plain_text_neither(clock, capsys):
     console = Console()
-    console.say()
+    console.say("")
     console.plain("as it is")
     console.plain()
     assert capsys.readouterr().out == "\nas it is\n\n"

@@ -1,15 +1,16 @@
 import pytest
 
+from safemerge.api.pick import pick_point
 from safemerge.cli import main
-from safemerge.commands.export import pick
+from safemerge.config.metric import Direction
 from safemerge.config.study import Constraint
-from safemerge.config.suite import Direction
 from safemerge.errors import UserError
 from safemerge.records import CandidateResult, Front, FrontPoint, MetricEstimate
 from safemerge.testing.landscapes import landscape_study
 
 SKILL, HARM = "skill", "harm.harmful_score"
 DIRECTIONS: dict[str, Direction] = {SKILL: "maximize", HARM: "minimize", "edgy": "minimize"}
+DIRECTIONS["harm.refusal_rate"] = "maximize"
 
 
 def result(split, values):
@@ -51,7 +52,7 @@ def front(*points, knee=5, objectives=(SKILL, HARM), references=()):
 
 def chosen(front, choice, *limits):
     spec = landscape_study("s").model_copy(update={"constraints": list(limits)})
-    return pick(front, choice, spec=spec, where="run")
+    return pick_point(front, choice, spec=spec, where="run")
 
 
 FRONT = front(
@@ -77,23 +78,61 @@ def test_a_choice_names_a_point_judged_on_the_report_split(choice, number):
     assert chosen(FRONT, choice).number == number
 
 
-def test_the_safest_needs_a_harmful_objective():
-    words = r"run: --pick safest needs a harmful_score objective\. Use best:METRIC\."
+def goals(*metrics, **changes):
+    objectives = [
+        {"metric": name, "direction": way, "reference": float(way == "minimize")}
+        for name, way in metrics
+    ]
+    return landscape_study("s", objectives=objectives, **changes)
+
+
+def test_the_safest_needs_an_objective_about_harm():
+    words = (
+        r"run: pick safest: the study must have an objective about harm; got task\.accuracy "
+        r"\(skill\)\. Use best:METRIC; an aggregate"
+    )
     with pytest.raises(UserError, match=words):
-        chosen(front(point(1, 0.5, 0.1), objectives=[SKILL]), "safest")
+        pick_point(FRONT, "safest", spec=goals(("task.accuracy", "maximize")), where="run")
+
+
+def test_what_is_about_harm_is_not_told_by_its_name():
+    points = front(point(1, 0.5, 0.4, edgy=0.1), point(2, 0.6, 0.2, edgy=0.3))
+    aggregates = {"edgy": {"mean_of": [HARM, "harm.complied_rate"]}}
+    spec = goals(("edgy", "minimize"), (HARM, "minimize"), aggregates=aggregates)
+    assert pick_point(points, "safest", spec=spec, where="run").number == 1
+    mixed = {"edgy": {"mean_of": [HARM, "harm.other_rate"]}}
+    spec = goals(("edgy", "minimize"), (HARM, "minimize"), aggregates=mixed)
+    assert pick_point(points, "safest", spec=spec, where="run").number == 2
+    with pytest.raises(UserError, match=r"got edgy \(several roles\)"):
+        pick_point(
+            points, "safest", spec=goals(("edgy", "minimize"), aggregates=mixed), where="run"
+        )
+    named = {"edgy": mixed["edgy"] | {"role": "harm"}}
+    spec = goals(("edgy", "minimize"), (HARM, "minimize"), aggregates=named)
+    assert pick_point(points, "safest", spec=spec, where="run").number == 1
+
+
+def test_the_safest_is_the_one_that_refuses_most_where_that_is_the_objective():
+    name = "harm.refusal_rate"
+    points = front(
+        *(
+            point(number, 0.5, 0.5).model_copy(update={"report": result("report", {name: value})})
+            for number, value in ((1, 0.2), (2, 0.9))
+        )
+    )
+    spec = goals((name, "maximize"))
+    assert pick_point(points, "safest", spec=spec, where="run").number == 2
 
 
 @pytest.mark.parametrize("choice", ["knees", "best:harm", "best:", ""])
 def test_a_choice_that_names_nothing_lists_the_metrics(choice):
-    words = (
-        rf"run: --pick must be knee, safest, .*; got '{choice}'\. Metrics: harm\.harm\S+, skill"
-    )
+    words = rf"run: pick must be knee, safest, .*; got '{choice}'\. Metrics: harm\.harm\S+, skill"
     with pytest.raises(UserError, match=words):
         chosen(FRONT, choice)
 
 
 def test_a_trial_that_is_not_on_the_front_lists_those_that_are():
-    words = r"run: --pick: trial 4 is not on the front\. On it: 3, 5, 12\."
+    words = r"run: pick: trial 4 is not on the front\. On it: 3, 5, 12\."
     with pytest.raises(UserError, match=words):
         chosen(FRONT, "4")
 
@@ -141,7 +180,7 @@ def test_only_a_number_picks_a_point_that_breaks_a_limit_on_the_report_split(
 )
 def test_if_every_point_breaks_a_limit_none_is_picked_and_one_is_named(choice, metric, got):
     words = (
-        rf"run: --pick {choice}: no point of the front keeps every limit on the report split; "
+        rf"run: pick {choice}: no point of the front keeps every limit on the report split; "
         rf"trial 3: {got}, limit at most 0\.05\. Pick a trial number"
     )
     with pytest.raises(UserError, match=words):

@@ -1,5 +1,6 @@
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -63,7 +64,7 @@ def test_what_differs_between_models_is_said(
 
 
 def test_a_card_is_written_beside_the_weights(recipe_file, tmp_path, capsys):
-    from safemerge.commands.merge import resolve_recipe, write
+    from safemerge.api.merge import resolve_recipe, write
 
     console = Console()
     recipe = resolve_recipe(load_document(recipe_file, MergeRecipe), console)
@@ -74,18 +75,27 @@ def test_a_card_is_written_beside_the_weights(recipe_file, tmp_path, capsys):
 
 
 def test_report_says_where_the_report_is(monkeypatch, tmp_path, capsys):
-    from safemerge.commands import report
+    from safemerge import reports
 
-    monkeypatch.setattr(report, "write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(reports, "write_report", lambda folder: folder / "report.html")
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
 
 
-def test_the_demo_must_run_where_its_study_is(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_the_demo_runs_in_any_folder_on_the_engine_that_is_there(engine, monkeypatch, tmp_path):
+    from safemerge.commands import demo
+
+    asked = []
     monkeypatch.chdir(tmp_path)
-    assert main(["demo"]) == 2
-    err = capsys.readouterr().err
-    assert "demo: must run in safemerge's folder; got no search_spaces/demo.yaml here" in err
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(demo, "find_spec", lambda name: object() if engine == "vllm" else None)
+    monkeypatch.setattr(demo, "search", lambda study, **_: asked.append(study.spec))
+    monkeypatch.setattr(demo, "show", lambda *_: None)
+    assert main(["demo"]) == 0
+    (spec,) = asked
+    assert spec.evaluator.engine == engine
+    assert all(Path(ref.align or ref.finetune).is_file() for ref in spec.experts)
 
 
 def test_every_packaged_set_is_listed_with_its_licence(capsys):
@@ -291,8 +301,8 @@ def test_what_a_lower_rank_loses_is_said(adapters_file, tmp_path, no_cluster, ca
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--rank", "2"], "--rank: needs --adapter; got 2 without it"),
-        (["--adapter", "--rank", "0"], "--rank: must be at least 1; got 0"),
+        (["--rank", "2"], "rank: needs adapter; got 2 without it"),
+        (["--adapter", "--rank", "0"], "rank: must be at least 1; got 0"),
     ],
 )
 def test_a_rank_that_means_nothing_is_refused(adapters_file, tmp_path, options, words, capsys):
@@ -310,7 +320,7 @@ def test_whole_models_are_not_written_as_an_adapter(recipe_file, tmp_path, no_cl
 def test_a_method_that_is_not_linear_is_refused_before_checkpoints_are_made(
     adapters_file, tmp_path, monkeypatch, capsys
 ):
-    from safemerge.commands import merge
+    from safemerge.api import merge
 
     monkeypatch.setattr(merge, "resolve_recipe", lambda *_: pytest.fail("resolved"))
     text = adapters_file.read_text().replace("task_arithmetic", "ties")

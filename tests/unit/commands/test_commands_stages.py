@@ -1,4 +1,3 @@
-import importlib
 import json
 import sys
 from contextlib import contextmanager
@@ -8,9 +7,10 @@ from typing import ClassVar
 import pytest
 import yaml
 
+from safemerge.api import evaluate, search
+from safemerge.api.declared import load_study
 from safemerge.cli import build_parser, main
-from safemerge.commands import evaluate, search, stage
-from safemerge.commands.study import load_study
+from safemerge.commands import search as search_command
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.study import StudySpec
@@ -36,16 +36,6 @@ def no_cluster(monkeypatch):
 
 
 # --- align, finetune --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["align", "finetune"])
-def test_each_stage_command_trains_its_own_kind(kind, monkeypatch):
-    seen = []
-    module = importlib.import_module(f"safemerge.commands.{kind}")
-    monkeypatch.setattr(module, "run_stage", lambda options, name: seen.append((options, name)))
-    assert main([kind, "f.yaml", "--results", "out", "--resume"]) == 0
-    ((options, name),) = seen
-    assert (options.spec, options.results, options.resume, name) == ("f.yaml", "out", True, kind)
 
 
 @pytest.fixture
@@ -83,10 +73,10 @@ def test_a_stage_leaves_where_its_checkpoint_is_and_its_metrics(
             return {"mood": CheckpointRef(name="mood", path=str(made), digest="d" * 16)}
 
     monkeypatch.setattr(ingredient, "Ingredients", FakeIngredients)
-    options = SimpleNamespace(spec=str(stage_spec), results=str(tmp_path / "r"), resume=False)
-    stage.run_stage(options, "finetune")
+    arguments = ["finetune", str(stage_spec), "--results", str(tmp_path / "r"), "--resume"]
+    assert main(arguments) == 0
     assert no_cluster == []
-    assert asked == [False, CheckpointRef(name="mood", finetune=str(stage_spec))]
+    assert asked == [True, CheckpointRef(name="mood", finetune=str(stage_spec))]
     folder = tmp_path / "r" / "mood"
     assert json.loads((folder / "checkpoint.json").read_text()) == {
         "path": str(made),
@@ -118,7 +108,7 @@ def test_a_studys_paths_are_taken_from_its_own_folder(study_file, tmp_path):
     document = yaml.safe_load(study_file.read_text())
     document["base"]["path"] = "models/base"
     study_file.write_text(yaml.safe_dump(document), encoding="utf-8")
-    assert load_study(str(study_file)).base.path == str(tmp_path / "models" / "base")
+    assert load_study(study_file).spec.base.path == str(tmp_path / "models" / "base")
 
 
 @pytest.mark.parametrize(
@@ -136,13 +126,15 @@ def test_a_run_is_not_written_over_unless_it_is_resumed(
     study_file.rename("s.yaml")
     RunStore(tmp_path / results / "toy").create(landscape_study("toy"))
     started = []
-    monkeypatch.setattr(search, "search", lambda *_, again, **__: started.append(again))
+    monkeypatch.setattr(search, "run_study", lambda *_, again, **__: started.append(again))
+    monkeypatch.setattr(search, "Run", lambda folder: None)
+    monkeypatch.setattr(search_command, "show", lambda *_: None)
 
     def run(folder, *, resume):
         starts = [word for file in start for word in ("--start", file)]
         resumed = ["--resume"] if resume else []
         arguments = ["search", "s.yaml", "--results", folder, *starts, *resumed]
-        search.run(build_parser().parse_args(arguments))
+        search_command.run(build_parser().parse_args(arguments))
 
     with pytest.raises(UserError, match=f"toy: holds a run .* `safemerge search {again}`"):
         run(results, resume=False)
@@ -164,7 +156,7 @@ def test_recipes_of_the_study_and_of_the_command_line_are_taken_once_each(
     study_file.write_text(yaml.safe_dump(document), encoding="utf-8")
     monkeypatch.chdir(tmp_path / "..")
     spec = search.with_start_files(
-        load_study(str(study_file)), [f"{tmp_path.name}/found/recipe.yaml", "other.yaml"]
+        load_study(study_file).spec, [f"{tmp_path.name}/found/recipe.yaml", "other.yaml"]
     )
     assert spec.start == [
         str(tmp_path / "found" / "recipe.yaml"),
@@ -180,20 +172,20 @@ def test_a_full_disk_is_refused_before_anything_starts(tmp_path, monkeypatch, fr
         folders.append(folder)
         return SimpleNamespace(free=free)
 
-    monkeypatch.setattr(search.shutil, "disk_usage", usage)
+    monkeypatch.setattr("safemerge.run_folder.shutil.disk_usage", usage)
     wanted = tmp_path / "not" / "there" / "yet"
     if enough:
-        search.check_disk(wanted)
+        RunStore(wanted).check_disk()
     else:
         with pytest.raises(PreflightError, match=r"yet: needs 100 MB of free space; got 99 MB\."):
-            search.check_disk(wanted)
+            RunStore(wanted).check_disk()
     assert folders == [tmp_path.resolve()]
 
 
 def test_a_run_needs_a_place_that_is_a_folder(tmp_path):
     (tmp_path / "results").write_text("")
     with pytest.raises(PreflightError, match=r"toy: .*got a file, .*results\. Choose another"):
-        search.check_disk(tmp_path / "results" / "toy")
+        RunStore(tmp_path / "results" / "toy").check_disk()
 
 
 # --- evaluate ---------------------------------------------------------------------------
@@ -254,9 +246,9 @@ def evaluator(no_cluster, monkeypatch):
     monkeypatch.setattr(FakeEvaluator, "log", log)
     module = SimpleNamespace(Evaluator=FakeEvaluator, DEPLOYMENT="Deployed")
     monkeypatch.setitem(sys.modules, "safemerge.distributed.evaluator", module)
-    for command in (evaluate, serve):
-        monkeypatch.setattr(command, "preflight", lambda spec, console: None)
-        monkeypatch.setattr(command, "resolve_study", lambda spec, _, stack=None: spec)
+    for module in (evaluate, serve):
+        monkeypatch.setattr(module, "preflight", lambda spec, progress: None)
+        monkeypatch.setattr(module, "resolve_study", lambda spec, _, stack=None: spec)
     return log
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from safemerge.api.declared import load_study
+from safemerge.api.search import run_study
+from safemerge.api.stored import check_recipe, check_stored, stored_study
 from safemerge.cli import main
 from safemerge.commands.console import Console
-from safemerge.commands.search import search
-from safemerge.commands.stored import check_recipe, check_stored, stored_study
-from safemerge.commands.study import load_study
 from safemerge.distributed.inputs import judge_digest, with_inputs
 from safemerge.errors import ChangedRunError, DataError
 from safemerge.search import SearchStudy
@@ -68,7 +68,7 @@ def folder(tmp_path, tiny_base, tiny_expert):
 @pytest.fixture
 def run(folder):
     """The folder of a run of the study, its inputs stored as `safemerge search` does."""
-    spec = load_study(str(folder / "study.yaml"))
+    spec = load_study(folder / "study.yaml").spec
     resolved, rows = with_inputs(
         spec.with_checkpoints(
             {
@@ -159,7 +159,7 @@ def test_a_run_without_digests_is_read_and_told(run, capsys):
 
 def test_a_runs_recipe_is_not_scored_by_its_own_study_with_other_suites(run, folder):
     recipe = run / "recipes" / "3.yaml"
-    spec = load_study(str(folder / "study.yaml"))
+    spec = load_study(folder / "study.yaml").spec
     check_recipe(recipe, spec)
     suite = spec.suites[0]
     task = suite.task.model_copy(update={"labels": ["yes", "maybe"]})
@@ -184,28 +184,28 @@ def test_a_search_refuses_to_resume_with_other_data_and_new_data_begin_a_run(
         raise ClusterError
 
     monkeypatch.setattr("safemerge.distributed.cluster.ray_cluster", no_cluster)
-    spec = load_study(str(folder / "study.yaml"))
+    spec = load_study(folder / "study.yaml").spec
     with pytest.raises(ClusterError):
-        search(spec, run, Console(), again="again")
+        run_study(spec, run, Console(), again="again")
     write_rows(folder, "search", words="sentence")
     with pytest.raises(ChangedRunError, match=r"6 gone, first .* 6 new, first .*--new-data"):
-        search(spec, run, Console(), again="again")
+        run_study(spec, run, Console(), again="again")
     before = RunStore(run).study()
     with pytest.raises(ClusterError):
-        search(spec, run, Console(), again="again", new_data=True)
+        run_study(spec, run, Console(), again="again", new_data=True)
     kept = run.with_name("toy.old-1")
     assert f"the run so far is kept as {kept}" in capsys.readouterr().out
     assert RunStore(kept).study() == before
     assert RunStore(run).study().inputs.rows != before.inputs.rows
     with pytest.raises(ClusterError):
-        search(spec, run, Console(), again="again")
+        run_study(spec, run, Console(), again="again")
 
 
 @pytest.mark.parametrize("options", [["--resume"], ["--accept-trials"]])
 def test_new_data_and_resuming_exclude_each_other(folder, monkeypatch, capsys, options):
     monkeypatch.chdir(folder)
     assert main(["search", "study.yaml", "--new-data", *options]) == 2
-    assert "--new-data begins a new run" in capsys.readouterr().err
+    assert "new_data (--new-data) begins a new run" in capsys.readouterr().err
 
 
 def test_a_run_that_is_there_is_told_with_both_ways_on(run, folder, monkeypatch, capsys):

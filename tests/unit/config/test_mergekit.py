@@ -179,11 +179,26 @@ def test_methods_by_angles_are_translated(name, expected):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"merge_method": "ram"}, "merge_method: must be one of linear, .*; got 'ram'"),
+        ({"merge_method": "rams"}, "merge_method: must be one of linear, .*; got 'rams'"),
         ({"base_model": None}, "base_model: is needed by ties"),
         ({"tokenizer_source": ["a"]}, "tokenizer_source: must be a model's folder"),
-        ({"tokenizer": {"tokens": {"<s>": {"source": "a"}}}}, "tokenizer.tokens: rows of single"),
-        ({"tokenizer": {"pad_to_multiple_of": 8}}, "tokenizer.pad_to_multiple_of: the number of"),
+        ({"tokenizer": {"tokens": {"<s>": "a"}}}, "tokenizer.tokens.<s>: must have a source"),
+        (
+            {"tokenizer": {"tokens": {"x": {"force": True}}}},
+            "tokenizer.tokens.x: must have a source",
+        ),
+        (
+            {"tokenizer": {"tokens": {"x": {"source": {"kind": "model_token", "model": "a"}}}}},
+            "tokenizer.tokens.x.source: must be a model, {kind: zero}, or",
+        ),
+        (
+            {"tokenizer": {"tokens": {"x": {"source": "elsewhere"}}}},
+            "tokenizer.tokens.x.source: must be one of the merged models; got 'elsewhere'",
+        ),
+        (
+            {"tokenizer": {"pad_to_multiple_of": 0}},
+            "tokenizer.pad_to_multiple_of: must be a whole number",
+        ),
         ({"tokenizer": {"sorce": "a"}}, "tokenizer.sorce: is no key of mergekit"),
         ({"chat_template": "zephyr"}, "chat_template: must be auto, chatml, llama3, or Jinja"),
         ({"chat_template": ["auto"]}, "chat_template: must be text"),

@@ -51,6 +51,19 @@ def test_a_senseless_limit_is_refused(constraint, told):
     assert told in lines(constraints=[constraint])
 
 
+@pytest.mark.parametrize("name", ["worst", "odd.harmful_score"])
+def test_a_mean_of_metrics_that_improve_opposite_ways_is_refused(name):
+    parts = [HARM, "harm.refusal_rate"]
+    found = lines(
+        aggregates={name: {"mean_of": parts}}, constraints=[{"metric": name, "budget": 2}]
+    )
+    assert (
+        f"aggregates.{name}.mean_of: must improve the same way; got {HARM} (minimize) and "
+        "harm.refusal_rate (maximize). Drop one."
+    ) in found
+    assert "constraints" not in found
+
+
 def test_what_is_meant_can_be_allowed():
     spec = landscape_study(
         objectives=[goal(ACCURACY, "minimize", 1.0, allow=["direction"])],

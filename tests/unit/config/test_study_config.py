@@ -52,7 +52,7 @@ FULL = landscape_study(
             "report": {"source": {"kind": "file", "path": "edgy.jsonl", "start": 50}},
         },
     ],
-    aggregates={"refusals": {"mean_of": ["benign.over_refusal_rate", "harm.refusal_rate"]}},
+    aggregates={"refusals": {"mean_of": ["benign.over_refusal_rate", "harm.complied_rate"]}},
     objectives=[
         {"metric": "task.accuracy", "direction": "maximize", "reference": 0.0},
         {"metric": "harm.harmful_score", "direction": "minimize", "reference": 1.0},

@@ -1,7 +1,8 @@
 import pytest
 
 from safemerge.config.document import parse_document
-from safemerge.config.suite import LmEval, SuiteSpec, task_metrics
+from safemerge.config.metric import suite_metrics
+from safemerge.config.suite import LmEval, SuiteSpec
 from safemerge.errors import ConfigError
 
 RANGE = {"source": {"kind": "lm_eval", "stop": 5}}
@@ -19,8 +20,8 @@ def test_lm_eval_stands_for_a_task_of_that_kind():
     task = {"kind": "lm_eval", **TOLD}
     assert parse_document({**plain, "task": task}, SuiteSpec, where="s") == made
     assert isinstance(made.task, LmEval)
-    assert made.metric_names() == ["maths.exact_match", "maths.perplexity"]
-    assert task_metrics(made.task) == TOLD["metrics"]
+    assert {row.name: row.direction for row in made.measures} == TOLD["metrics"]
+    assert list(suite_metrics([made])) == ["maths.exact_match", "maths.perplexity"]
 
 
 def test_a_suite_that_was_written_out_is_read_again():

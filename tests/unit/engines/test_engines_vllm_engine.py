@@ -15,6 +15,6 @@ def test_without_vllm_the_message_says_what_to_install(monkeypatch, tiny_base, t
     monkeypatch.setattr(os, "environ", dict(os.environ))
     base = CheckpointRef(name="base", path=str(tiny_base))
     models = models_recipe(base, [CheckpointRef(name="math", path=str(tiny_expert))])
-    words = r"evaluator\.engine: vllm must be installed; got: .*vllm.*\. Install safemerge\[cpu\]"
+    words = r"evaluator\.engine: vllm must be installed; got: .*vllm.*\. Install safemerge\[gpu\]"
     with pytest.raises(PreflightError, match=words):
         VllmEngine(models, EvaluatorSpec())

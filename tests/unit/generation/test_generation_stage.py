@@ -49,6 +49,8 @@ def test_a_torn_line_is_asked_again(tmp_path):
     texts(StageFile(tmp_path, "s", "d1"), BATCHES, asked)
     path = tmp_path / "s-d1.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
+    digests = path.with_suffix(".digest")
+    digests.write_bytes(b"".join(digests.read_bytes().splitlines(keepends=True)[:-1]))
     assert texts(StageFile(tmp_path, "s", "d1"), BATCHES, asked) == EXPECTED
     assert asked == ["0-0", "1-0", "2-0", "2-0"]
 
@@ -66,7 +68,7 @@ def test_a_damaged_line_is_named_and_not_repeated(tmp_path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "secret words", lines[2]]) + "\n")
     with pytest.raises(
-        StudyError, match=r"s-d1\.jsonl, line 2: damaged\. Remove the file"
+        StudyError, match=r"s-d1\.jsonl, line 2: must be as it was written.*Remove the file"
     ) as told:
         StageFile(tmp_path, "s", "d1")
     assert "secret" not in str(told.value)

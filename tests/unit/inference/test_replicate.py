@@ -33,8 +33,8 @@ def test_prompts_count_once_however_many_seeds_answer_them():
     right = [answers(0, 0, 0, 0, 0, 0, 0, 0), answers(0, 0, 0, 0, 0, 0, 1, 1)]
     found = compare_repeated(left, right)
     assert (found.left_only, found.right_only, found.num_samples) == (6, 1, 8)
-    # Seven discordant prompts, one against: 2 (1 + 7) / 2 ** 7.
-    assert found.p_value == pytest.approx(0.125)
+    # Six prompts of 2 and one of 1 against: only all six alike reach 11, whatever the seventh is.
+    assert found.flips.p_value() == pytest.approx((4 / 2**7, 4 / 2**7))
     assert found.difference.mean == pytest.approx((6 / 8 + 5 / 8) / 2)
 
 
@@ -49,7 +49,8 @@ def test_samples_of_one_group_are_one_draw():
     groups = {f"q{index}": "g" for index in range(6)}
     found = compare_repeated(left, right, groups=groups)
     assert (found.left_only, found.num_samples, found.num_groups) == (3, 8, 3)
-    assert found.p_value == pytest.approx(2 / 2**3)
+    # 6, 1 and 1 in all: only all plus and all minus lie as far out.
+    assert found.flips.p_value() == pytest.approx((2 / 2**3, 2 / 2**3))
     assert found.difference.mean == 1.0
     alone = compare_repeated(left, right, groups={"q0": "q1"})
     assert (alone.left_only, alone.num_groups) == (8, 8)
@@ -57,7 +58,19 @@ def test_samples_of_one_group_are_one_draw():
 
 def test_equal_answers_show_no_difference():
     found = compare_repeated([answers(1, 0)], [answers(1, 0)])
-    assert (found.difference.mean, found.p_value) == (0.0, 1.0)
+    assert (found.difference.mean, *found.flips.p_value()) == (0.0, 1.0, 1.0)
+    assert found.p_seeds is None, "one repetition"
+
+
+def test_the_test_over_seeds_is_students():
+    left, right = [answers(1, 1, 1, 1)] * 3, [answers(0, 0, 1, 1), answers(0, 1, 1, 1)]
+    found = compare_repeated(left, [*right, answers(0, 0, 0, 1)])
+    # Differences 2/4, 1/4, 3/4; with two degrees of freedom p is 1 - t / sqrt(2 + t^2).
+    statistic = 0.5 / (0.25 / math.sqrt(3))
+    expected = 1 - statistic / math.sqrt(2 + statistic**2)
+    assert found.p_seeds == pytest.approx(expected)
+    assert compare_repeated(left, [right[0]] * 3).p_seeds == 0.0
+    assert compare_repeated(left, left).p_seeds == 1.0
 
 
 @pytest.mark.parametrize(

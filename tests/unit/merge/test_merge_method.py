@@ -4,7 +4,15 @@ from pydantic import TypeAdapter
 
 from safemerge.config.recipe import LayerGroup, Method
 from safemerge.errors import MergeError
-from safemerge.merge import METHODS, ThresholdCache, inputs, kernel, merge_tensor, method_row
+from safemerge.merge import (
+    METHODS,
+    ThresholdCache,
+    inputs,
+    kernel,
+    merge_tensor,
+    method_row,
+    sparsifier,
+)
 from safemerge.merge.coefficient import Coefficients, coefficients_for
 from safemerge.merge.method import models_used
 
@@ -134,7 +142,7 @@ def test_thresholds_are_kept_by_expert_tensor_and_density(monkeypatch):
     declared = method("ties", weights={"a": 0.5, "b": 0.7}, density={"a": 0.5, "b": 0.2})
     first = merge(declared, base, {"a": a, "b": b}, thresholds=cache)
     assert len(cache) == 2
-    monkeypatch.setattr("safemerge.merge.sparsifier.threshold_of_counts", None)
+    monkeypatch.setattr(sparsifier, "threshold_of_counts", None)
     other = method("ties", weights={"a": -1.5, "b": 0.7}, density={"a": 0.5, "b": 0.2})
     assert torch.equal(merge(declared, base, {"a": a, "b": b}, thresholds=cache), first)
     assert not torch.equal(merge(other, base, {"a": a, "b": b}, thresholds=cache), first)

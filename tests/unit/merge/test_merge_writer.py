@@ -17,6 +17,7 @@ from safemerge.errors import (
     PreflightError,
     UserError,
 )
+from safemerge.merge import folder as target
 from safemerge.merge import merged_tensors, shard, write_merged
 from safemerge.testing.pico import change_config
 from safemerge.weights import check_agreement, open_checkpoint
@@ -245,7 +246,7 @@ def test_too_little_space_is_told_before_anything_is_written(
     recipe, checkpoints, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
-    monkeypatch.setattr("safemerge.merge.folder.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(target.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(PreflightError, match=r"needs 0\.06 GiB of disk space; got 0\.00 GiB free"):
         write_merged(recipe, checkpoints, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

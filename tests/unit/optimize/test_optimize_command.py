@@ -122,10 +122,11 @@ def test_a_prompt_longer_than_the_context_is_refused(write, refused):
 @pytest.fixture
 def started(write, tmp_path):
     """A run folder that an interrupted run left."""
-    from safemerge.optimize.command import _claim
+    from safemerge.optimize.command import OptimizationFolder
 
-    spec = load_document(write(), OptimizeSpec)
-    _claim(spec, tmp_path / "r" / "toy")
+    path = write()
+    spec = load_document(path, OptimizeSpec).located(path.parent)
+    OptimizationFolder(tmp_path / "r" / "toy").claim(spec)
     return spec
 
 
@@ -137,31 +138,36 @@ def test_a_folder_with_a_run_asks_for_resume(write, refused, started):
 
 def test_a_resumed_run_must_have_the_same_settings(write, refused, started):
     line = refused(write(alpha=0.5), "--resume")
-    assert "must hold a run of the same settings, data and models; got digest" in line
+    assert (
+        "must hold a run of the same settings, data and models; got alpha: 0.3 before, 0.5 now"
+        in line
+    )
 
 
 def test_workers_do_not_count_as_settings(started, tmp_path):
-    from safemerge.optimize.command import _claim
+    from safemerge.optimize.command import OptimizationFolder
 
     other = started.workers.model_copy(update={"cpus_per_worker": 1.0})
-    _claim(started.model_copy(update={"workers": other}), tmp_path / "r" / "toy")
+    OptimizationFolder(tmp_path / "r" / "toy").claim(started.model_copy(update={"workers": other}))
 
 
 def test_the_recipe_records_the_data_that_it_was_found_with(write, tmp_path):
-    from safemerge.optimize.command import _claim, _finish
+    from safemerge.optimize.command import OptimizationFolder, _finish
 
     path = write()
     spec = load_document(path, OptimizeSpec).located(path.parent)
     seen = seen_data(spec.checkpoints, {"toy.safety.0": spec.safety[0]})
     folder = tmp_path / "r" / "toy"
-    _claim(spec, folder, seen=seen)
+    OptimizationFolder(folder).claim(spec, seen=seen)
     plain = MergeRecipe(
         base=spec.base,
         experts=spec.experts,
         method={"name": "task_arithmetic", "weights": {"math": 1.0}},
     )
     losses = {"base": {"safety": 2.0, "expert": 1.0}}
-    _finish(spec, folder, {"recipe": plain.resolved(), "losses": losses}, Console())
+    _finish(
+        spec, OptimizationFolder(folder), {"recipe": plain.resolved(), "losses": losses}, Console()
+    )
     written = load_document(folder / "recipe.yaml", MergeRecipe)
     assert [item.name for item in written.seen] == ["toy.safety.0"]
     assert written.seen[0].data.source.path == str(tmp_path / "rows.jsonl")
@@ -170,15 +176,15 @@ def test_the_recipe_records_the_data_that_it_was_found_with(write, tmp_path):
 
 
 def test_a_resumed_run_must_have_the_same_rows(write, refused, tmp_path):
-    from safemerge.optimize.command import _claim
+    from safemerge.optimize.command import OptimizationFolder
 
     path = write()
     spec = load_document(path, OptimizeSpec).located(path.parent)
     sets = {"toy.safety.0": spec.safety[0]}
-    _claim(spec, tmp_path / "r", seen=seen_data(spec.checkpoints, sets))
+    OptimizationFolder(tmp_path / "r").claim(spec, seen=seen_data(spec.checkpoints, sets))
     (tmp_path / "rows.jsonl").write_text('{"q": "another", "a": "yes"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="must hold a run on the same rows"):
-        _claim(spec, tmp_path / "r", seen=seen_data(spec.checkpoints, sets))
+        OptimizationFolder(tmp_path / "r").claim(spec, seen=seen_data(spec.checkpoints, sets))
 
 
 def test_tables_show_losses_and_weights(write):

@@ -9,7 +9,7 @@ import ray.train
 
 from safemerge.config.recipe import MergeRecipe
 from safemerge.optimize import on_ray as optimize
-from safemerge.optimize.command import _claim
+from safemerge.optimize.command import OptimizationFolder
 from safemerge.optimize.on_ray import RESULT_FILE, check_optimization
 from safemerge.optimize.spec import OptimizeSpec
 from safemerge.training.log import FollowedLog, MetricsLog
@@ -79,7 +79,7 @@ def work(tmp_path, monkeypatch):
 
     def work(spec, name, *, stop_at=None):
         folder = tmp_path / name
-        _claim(spec, folder)
+        OptimizationFolder(folder).claim(spec)
         train = Train(folder)
         train.stop_at = stop_at
         for function in ("get_context", "get_checkpoint", "report"):

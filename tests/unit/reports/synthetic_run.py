@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from safemerge.config.study import StudySpec
+from safemerge.front import assemble_front, front_trials, reference_trials
 from safemerge.records import CandidateResult, MetricEstimate, Score, Timings, TrialRecord
-from safemerge.reports.front import assemble_front, front_trials, reference_trials
 from safemerge.reports.run import Run
 from safemerge.store import RunStore
 

@@ -7,6 +7,7 @@ import pytest
 import synthetic_run as synthetic
 
 from safemerge.errors import StudyError
+from safemerge.front import assemble_front
 from safemerge.records import Front, FrontPoint, Score
 from safemerge.reports.comparison import (
     PairedDifference,
@@ -15,7 +16,6 @@ from safemerge.reports.comparison import (
     paired_difference,
     point_differences,
 )
-from safemerge.reports.front import assemble_front
 
 
 def harm_scores(values, *, unscored=(), start=0):

@@ -1,24 +1,31 @@
 """The front is decided on the search split, and published with both."""
 
+import math
+
 import pytest
 import synthetic_run as synthetic
 from synthetic_run import HARM, LIMIT, SKILL
 
+from safemerge.config.study import Constraint
 from safemerge.errors import StudyError
+from safemerge.front import (
+    assemble_front,
+    broken_constraints,
+    front_hypervolume,
+    front_trials,
+    hypervolume_steps,
+    knee_number,
+    non_dominated,
+    reference_trials,
+    violation,
+)
 from safemerge.inference import holm_adjusted
 from safemerge.records import Front
 from safemerge.reports import load_run
 from safemerge.reports.comparison import paired_difference
 from safemerge.reports.family import family_of
-from safemerge.reports.front import (
-    assemble_front,
-    broken_constraints,
-    front_trials,
-    hypervolume_steps,
-    knee_number,
-    reference_trials,
-)
 from safemerge.reports.metric import safety_metrics
+from safemerge.reports.payload import payload
 from safemerge.reports.versus import (
     compare_all_with_references,
     compare_with_references,
@@ -213,3 +220,34 @@ def test_one_comparison_has_one_p_value_whichever_table_it_stands_in(published_f
     ]  # fmt: skip
     told = [item["p_adjusted"] for item in family.document()]
     assert told == pytest.approx(holm_adjusted(raw))
+
+
+def test_the_search_and_the_report_agree_on_the_front_and_its_volume():
+    trials = [
+        trial(0, 0.5, 0.5, role="reference", label="smol"),
+        trial(1, 0.6, 0.4),
+        trial(2, 0.9, 0.1, refusal=0.9),
+    ]
+    members = front_trials(SPEC, trials)
+    assert non_dominated(SPEC, [*trials[:2], trials[1]]) == members
+    assert front_hypervolume(SPEC, trials) == pytest.approx(0.6 * 0.6)
+    assert front_hypervolume(SPEC, []) == 0.0
+
+
+def test_the_page_is_told_which_points_keep_their_limits_on_which_split(published_folder):
+    run = load_run(published_folder)
+    found = payload(run)
+    by_number = {point.number: point for point in run.points}
+    for item in found["trials"]:
+        if item["number"] in by_number:
+            report = by_number[item["number"]].report
+            assert item["sound"]["search"]
+            assert item["sound"]["report"] == (not broken_constraints(run.spec, report))
+
+
+@pytest.mark.parametrize(("direction", "expected"), [("minimize", 0.2), ("maximize", -0.2)])
+def test_a_violation_is_above_0_where_a_limit_is_broken(direction, expected):
+    limit = Constraint(metric=LIMIT, budget=0.3, direction=direction)
+    found = result(1, "report", 0.7, 0.2, refusal=0.5)
+    assert violation(limit, found) == pytest.approx(expected)
+    assert math.isnan(violation(limit.model_copy(update={"metric": "none"}), found))

@@ -7,6 +7,7 @@ import pytest
 import synthetic_run as synthetic
 from rich.console import Console
 
+from safemerge.config.metric import metrics_of
 from safemerge.errors import UserError
 from safemerge.records import Timings
 from safemerge.reports import (
@@ -17,7 +18,7 @@ from safemerge.reports import (
     write_figures,
     write_report,
 )
-from safemerge.reports.metric import axes_of, metrics_of, safety_metrics
+from safemerge.reports.metric import axes_of, safety_metrics
 from safemerge.reports.panel import draw_parameters
 from safemerge.reports.timing import summarize_timings
 from safemerge.reports.wording import (

@@ -10,7 +10,7 @@ from safemerge.config.study import StudySpec
 from safemerge.records import MetricEstimate
 from safemerge.reports import front_markdown, front_table, model_card, render_html
 from safemerge.reports.figure import draw_front, draw_parameters
-from safemerge.reports.wording import amount, excess
+from safemerge.reports.wording import amount, change
 
 PERPLEXITY = "prose.word_perplexity"
 
@@ -112,4 +112,4 @@ def test_figures_draw_it_as_it_is(run):
 )
 def test_amounts_and_excesses_by_unit(value, unit, told, over):
     assert amount(value, unit) == told
-    assert excess(value, unit) == over
+    assert change(value, unit) == over

@@ -53,8 +53,30 @@ def test_a_torn_last_line_is_moved_aside_and_the_rest_kept(store, spec):
 def test_a_damaged_line_is_named(store, spec):
     store.append(finished(spec.cells()[0], harmful=1))
     store.cells_path.write_text("{}\n" + store.cells_path.read_text())
+    store.cells_path.with_suffix(".digest").unlink()  # as of an earlier version
     with pytest.raises(StudyError, match=r"cells\.jsonl, line 1: damaged at key"):
         store.records()
+
+
+def test_an_edited_cell_is_refused_until_it_is_accepted(store, spec):
+    store.append(finished(spec.cells()[0], harmful=1))
+    text = store.cells_path.read_text()
+    store.cells_path.write_text(text.replace("COMPLETE", "FAIL"))
+    with pytest.raises(StudyError, match=r"cells\.jsonl, line 1: must be as it was written"):
+        store.records()
+    kept = store.folder / "cells.digest.old-1"
+    assert store.accept_records() == {store.cells_path: kept}
+    assert [record.state for record in store.records()] == ["FAIL"]
+
+
+def test_cells_of_an_earlier_version_are_read_and_get_digests(store, spec):
+    store.append(finished(spec.cells()[0], harmful=1))
+    digests = store.cells_path.with_suffix(".digest")
+    digests.unlink()
+    again = CellStore(store.folder).open(spec)
+    assert len(again.records()) == 1
+    again.append(finished(spec.cells()[1], harmful=0))
+    assert len(digests.read_text().splitlines()) == 2
 
 
 def test_a_folder_of_another_measurement_is_refused(store):

@@ -67,8 +67,10 @@ def test_a_difference_that_seeds_and_prompts_agree_on_is_significant(store):
     # Flagged more often in all: prompts 4 to 19, so 16 against 0: 2 / 2 ** 16.
     assert (sure.left_only, sure.right_only) == (0, 16)
     assert sure.p_value == pytest.approx(2 / 2**16)
-    # Holm over three harmful-score comparisons, this one the smallest.
-    assert sure.p_adjusted == pytest.approx(3 * 2 / 2**16)
+    # Holm over all nine comparisons; compliance is flagged as harm is, so two are smallest.
+    assert (sure.p_adjusted, sure.num_comparisons) == (pytest.approx(9 * 2 / 2**16), 9)
+    assert sure.p_seeds < 0.05
+    assert len(results.comparisons) == 9
     assert sure.difference.mean == pytest.approx(-0.65)
     assert sure.verdict == "lower"
     same = found["fresh, p = 0, n = 8, lr = 0.001", "harmful_score"]
@@ -85,6 +87,7 @@ def test_seeds_that_disagree_make_a_difference_not_significant(store, monkeypatc
     )
     assert found.p_adjusted < 0.05
     assert found.difference.low < 0 < found.difference.high
+    assert found.p_seeds > 0.05
     assert found.verdict == "not significant"
 
 
@@ -92,6 +95,7 @@ def test_one_seed_is_never_significant(store):
     results = fill(store, measurement(seeds=[1]))
     assert of(results, "sft", 0.5).harmful_score.sd is None
     assert {item.verdict for item in results.comparisons} == {"not significant"}
+    assert {item.p_seeds for item in results.comparisons} == {None}
 
 
 def test_an_unfinished_grid_compares_the_seeds_that_both_have(store):
@@ -112,6 +116,10 @@ def test_the_folder_gets_numbers_figures_and_a_page_that_loads_nothing(store):
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
     assert "{{" not in page
     assert "hard against sft, fresh, p = 0.5" in page
+    assert (
+        "lower. Over prompts significant after correction for 9 comparisons (p = 0.000275)" in page
+    )
+    assert "seeds p = 0.00587" in page
     assert "Unfinished" not in page
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from safemerge.commands.study import check_judges
+from safemerge.api.prepare import check_judges
 from safemerge.config.judge import GuardJudge
 from safemerge.errors import CheckpointError
 from safemerge.scoring.guard import FAMILIES, GenerativeGuard, GuardAsk

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from safemerge.config.metric import harness_metric
 from safemerge.config.suite import LmEval
 from safemerge.data.sample import Sample
 from safemerge.data.suite import LoadedSuite
@@ -43,7 +44,8 @@ def score(accuracies, likelihoods=(-2.0, -4.0, -6.0, -8.0), **changes):
         {"acc": accuracy, "perplexity": (value, 2)}
         for accuracy, value in zip(accuracies, likelihoods, strict=True)
     ]
-    metrics = changes.get("metrics", METRICS)
+    named = changes.get("metrics", METRICS)
+    metrics = [harness_metric(name, way) for name, way in named.items()]
     return score_lm_eval(SUITE, Questions(rows), ["a", "b", "c", "d"], metrics=metrics)
 
 
@@ -55,13 +57,16 @@ def test_a_mean_of_shares_has_scores_and_our_interval():
     assert (accuracy.low, accuracy.high) == pytest.approx(wilson_interval(0.75, 4))
 
 
-def test_another_aggregate_is_the_tasks_own_with_a_bootstrap_interval():
+def test_another_aggregate_is_the_tasks_own_with_a_jackknife_interval():
     _, (_, perplexity) = score([1, 0, 1, 1])
     assert (perplexity.metric, perplexity.direction) == ("mood.perplexity", "minimize")
     assert perplexity.value == pytest.approx(math.exp(20 / 8))
-    # The mean of four values from 1 to 4 a word has a standard error of about 0.56.
-    assert math.exp(1.0) <= perplexity.low < perplexity.value < perplexity.high <= math.exp(4.0)
-    assert perplexity.low < math.exp(2.0) < math.exp(3.0) < perplexity.high
+    # A mean's jackknife is its standard error: of 1, 2, 3, 4 nats a word it is sqrt(5/3) / 2, and
+    # Student's quantile at 3 degrees is 3.18245; the perplexity has it on the log scale.
+    half = 3.18245 * math.sqrt(5 / 3) / 2
+    assert (perplexity.low, perplexity.high) == pytest.approx(
+        (math.exp(2.5 - half), math.exp(2.5 + half)), rel=1e-4
+    )
     assert score([1, 0, 1, 1])[1][1] == perplexity, "the same answers have the same interval"
 
 
@@ -70,11 +75,11 @@ def test_a_mean_of_other_numbers_is_no_share():
         SUITE,
         Counting([{"acc": value} for value in (5.0, 7.0, 9.0, 11.0)]),
         ["a", "b", "c", "d"],
-        metrics={"acc": "maximize"},
+        metrics=[harness_metric("acc", "maximize")],
     )
     assert scores == []
     assert accuracy.value == 8.0
-    assert 5.0 <= accuracy.low < 8.0 < accuracy.high <= 11.0
+    assert 0.0 < accuracy.low < 5.0 < 11.0 < accuracy.high < 16.0
 
 
 class Counting(Questions):
@@ -91,7 +96,9 @@ def test_a_value_that_is_no_number_is_unscored_and_not_0():
 def test_what_the_task_does_not_value_and_what_overflows_is_an_error():
     with pytest.raises(ScoringError, match="'mood': the task must value f1 for each of 4 documen"):
         score([1, 0, 1, 1], metrics={"f1": "maximize"})
-    with pytest.raises(ScoringError, match=r"mood\.perplexity: must be finite; got (nan|inf)"):
+    with pytest.raises(
+        ScoringError, match=r"mood\.perplexity: the value must be finite; got (nan|inf)"
+    ):
         score([1, 0, 1, 1], likelihoods=(math.nan, -1.0, -1.0, -1.0))
 
 

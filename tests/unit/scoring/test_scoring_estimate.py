@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemerge.config.suite import METRICS
+from safemerge.config.metric import TASK_METRICS
 from safemerge.errors import ScoringError
 from safemerge.inference import clustered_interval, wilson_interval
 from safemerge.records import MetricEstimate, Score
@@ -54,12 +54,12 @@ def test_nothing_scored_has_no_value_and_no_interval(unscored):
 
 
 def test_a_suite_gives_every_metric_of_its_task_with_its_direction():
-    for kind, metrics in METRICS.items():
-        values = {key: index / len(metrics) for index, key in enumerate(metrics)}
-        found = suite_estimates("x", kind, [Score(sample_id="1", values=values)])
-        assert {item.metric: item.direction for item in found} == {
-            f"x.{key}": direction for key, direction in metrics.items()
-        }
+    for rows in TASK_METRICS.values():
+        values = {row.name: index / len(rows) for index, row in enumerate(rows)}
+        found = suite_estimates("x", rows, [Score(sample_id="1", values=values)])
+        assert [(item.metric, item.direction) for item in found] == [
+            (f"x.{row.name}", row.direction) for row in rows
+        ]
         assert {item.metric: item.value for item in found} == {
             f"x.{key}": value for key, value in values.items()
         }

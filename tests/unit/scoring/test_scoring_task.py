@@ -1,6 +1,7 @@
 import pytest
 
-from safemerge.config.suite import METRICS, Classification, ExactMatch, Harm, OverRefusal
+from safemerge.config.metric import TASK_METRICS
+from safemerge.config.suite import Classification, ExactMatch, Harm, OverRefusal
 from safemerge.data.sample import Sample
 from safemerge.errors import ScoringError
 from safemerge.records import Response
@@ -25,7 +26,7 @@ def answer(text, key="s:1"):
 def values(task, text, label=None):
     (score,) = score_responses(task, [sample(label=label)], [answer(text)])
     assert score.unscored is None
-    assert set(score.values) == set(METRICS[task.kind])
+    assert set(score.values) == {row.name for row in TASK_METRICS[task.kind]}
     return score.values
 
 

@@ -9,7 +9,7 @@ from safemerge.config.document import parse_document
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, StudyError
-from safemerge.reports.front import front_trials
+from safemerge.front import front_trials
 from safemerge.search import Failure
 from safemerge.search.untrained import is_interpolated
 from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape, landscape_study

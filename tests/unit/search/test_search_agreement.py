@@ -99,7 +99,7 @@ def test_shortened_trials_are_noticed_and_then_cost_no_recipe(tmp_path, last):
     store.trials_path.write_bytes(b"".join(lines[:-last]))
     with pytest.raises(ChangedRunError, match=f"6 lines .* got {6 - last}, {last} of them gone"):
         run(tmp_path, **JOURNAL)
-    assert store.accept_trials().name == "trials.digest.old-1"
+    assert store.accept_records()[store.trials_path].name == "trials.digest.old-1"
     records, rebuilt = run(tmp_path, **JOURNAL)
     assert len(complete(records)) == BUDGET
     assert len(records) == BUDGET

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from safemerge.errors import CheckpointError, CheckpointMismatchError
 from safemerge.testing.pico import change_config
@@ -124,6 +125,17 @@ def test_an_untied_head_equal_to_the_embedding_is_as_good_as_a_tied_one(base, fo
 
     change_config(folder, tie_word_embeddings=False)
     check_agreement(base, {"gsm8k": edit(folder, add)})
+
+
+def test_a_head_that_is_neither_stored_nor_tied_is_refused(base, folder):
+    # As transformers loads such a model: with a head of random numbers.
+    change_config(folder, tie_word_embeddings=False)
+    for given, expert in ((open_checkpoint(folder), base), (base, open_checkpoint(folder))):
+        with pytest.raises(CheckpointMismatchError, match=r"lm_head.weight': must be stored, .*"):
+            check_agreement(given, {"math": expert})
+    models = [AutoModelForCausalLM.from_pretrained(folder) for _ in range(2)]
+    heads = [model.get_output_embeddings().weight for model in models]
+    assert not torch.equal(*heads)
 
 
 def test_an_untied_head_of_its_own_is_refused_where_the_base_ties(base, folder):

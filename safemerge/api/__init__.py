@@ -1,0 +1,1 @@
+"""What `import safemerge` offers, and the commands call; see `safemerge` for the names."""

@@ -1,0 +1,356 @@
+"""Searching merges of a study: ingredients, trials, front, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemerge.api.declared import StrPath, Study, as_study
+from safemerge.api.prepare import preflight, resolve_with
+from safemerge.api.progress import Pace, Progress, Say
+from safemerge.api.run import Run
+from safemerge.api.stored import accept_records
+from safemerge.config.recipe import MergeRecipe
+from safemerge.config.rung import RungSpec
+from safemerge.config.study import StudySpec
+from safemerge.errors import StudyError, UserError
+from safemerge.records import CandidateResult, Front, TrialRecord
+from safemerge.store import RunStore
+
+if TYPE_CHECKING:
+    from safemerge.config.inputs import AskedRows
+    from safemerge.distributed.background_training import Supply
+    from safemerge.distributed.evaluator import Evaluator
+    from safemerge.search import SearchStudy
+    from safemerge.search.retrain import Place
+
+
+def search(
+    study: Study | StrPath,
+    *,
+    results: StrPath = "results",
+    start: Iterable[StrPath] = (),
+    resume: bool = False,
+    new_data: bool = False,
+    accept_trials: bool = False,
+    progress: Say | None = None,
+    again: str = "safemerge.search(..., resume=True)",
+) -> Run:
+    """Search merges of a study, publish the front and write the report.
+
+    Ray Tune proposes, live engines behind Ray Serve answer; the Ray cluster that ``RAY_ADDRESS``
+    names is joined, else a local one is started for the call. Ctrl-C (`KeyboardInterrupt`) keeps
+    every finished trial.
+
+    Args:
+        study: A study, or its file.
+        results: Folder of run folders; the run's is named after the study.
+        start: Recipe files to start from, beside those of the study's own ``start``.
+        resume: Continue the run in the folder, if there is one; finished trials are kept.
+        new_data: Begin a new run, e.g. because data or scoring changed; the one in the folder is
+            kept beside, as ``STUDY.old-1``.
+        accept_trials: Take the trials of the run as ``trials.jsonl`` has them now, though lines
+            of it are gone, edited or added.
+        progress: Called with lines of progress, e.g. `print`; the log if left out.
+        again: How the run is continued, for messages.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: If study, data, models or environment are wrong, or the folder holds a run and
+            `resume` is not given.
+        StudyError: If no trial finished, or the search ended early; finished trials are kept.
+        TrainingError: If a model that had to be trained could not be.
+    """
+    spec = with_start_files(as_study(study).spec, start)
+    store = RunStore.under(results, spec.name)
+    if new_data and (resume or accept_trials):
+        raise UserError(
+            "search: new_data (--new-data) begins a new run; got it with resume or accept_trials, "
+            "which continue one. Drop either."
+        )
+    if not (resume or new_data):
+        instead = "begin a new one with new_data (--new-data; this one is kept beside)"
+        store.refuse_existing(again=again, instead=instead)
+    lines = Progress(progress)
+    if accept_trials and store.exists:
+        accept_records(store, lines)
+    run_study(spec, store.folder, lines, again=again, new_data=new_data)
+    return Run(store.folder)
+
+
+def check_study(
+    study: Study | StrPath, *, results: StrPath = "results", progress: Say | None = None
+) -> None:
+    """Check a study, its data and the checkpoints that exist, as `search` does; start nothing.
+
+    Args:
+        study: A study, or its file.
+        results: Folder of run folders, which must be one that can be written.
+        progress: Called with what was found.
+
+    Raises:
+        UserError: If study, data, models or environment are wrong.
+    """
+    spec = as_study(study).spec
+    _dry_run(spec, RunStore.under(results, spec.name), Progress(progress))
+
+
+def with_start_files(spec: StudySpec, files: Iterable[StrPath]) -> StudySpec:
+    """Return a study that also starts from other recipe files; one it has is not added again."""
+    given = [str(Path(os.fspath(file)).expanduser().resolve()) for file in files]
+    return spec.model_copy(update={"start": list(dict.fromkeys([*spec.start, *given]))})
+
+
+def run_study(
+    spec: StudySpec, folder: Path, progress: Progress, *, again: str, new_data: bool = False
+) -> None:
+    """Run a study from ingredients to report.
+
+    Args:
+        spec: The study as declared.
+        folder: Run folder; a run that it holds is continued.
+        progress: Where progress goes.
+        again: Command that continues the run, for messages.
+        new_data: Begin a new run; one that the folder holds is kept beside.
+    """
+    from safemerge.distributed.background_training import make_supply, placer, resolve_made
+    from safemerge.distributed.cluster import ray_cluster
+    from safemerge.distributed.ingredient import Ingredients, fetch_hub_models
+    from safemerge.distributed.inputs import with_inputs
+    from safemerge.distributed.search import check_suites
+    from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
+    from safemerge.reports import write_report
+    from safemerge.search import SearchStudy, finished_trials
+
+    RunStore(folder).check_disk()
+    fetch_hub_models(spec.all_checkpoints)
+    preflight(spec, progress)
+    starts = read_starts(spec)
+    num_prompts = check_suites(spec, seen=seen_by(starts))
+    progress.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} search prompts")
+    try:
+        with ExitStack() as stack:
+            ingredients = Ingredients(
+                say=progress.say, on_step=progress.training_step, stack=stack
+            )
+            needed = {name for start in starts for name in start.models.values()}
+            resolved = with_starts(
+                resolve_with(
+                    spec, progress, lambda: resolve_made(spec, ingredients, needed=needed)
+                ),
+                starts,
+            )
+            resolved, rows = with_inputs(resolved)
+            store = _open_store(resolved, folder, progress, rows=rows, new_data=new_data)
+            stack.enter_context(ray_cluster())
+            later = Ingredients(say=progress.say, on_step=progress.training_step, starts=False)
+            supply = stack.enter_context(make_supply(spec, resolved, later))
+            place = placer(spec, resolved, supply, later)
+            study = stack.enter_context(SearchStudy(resolved, store, place=place))
+            _search(study, progress, supply, place)
+    except KeyboardInterrupt:
+        kept = finished_trials(RunStore.open(folder).trials()) if RunStore(folder).exists else []
+        progress.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
+        raise
+    write_report(folder)
+
+
+def _open_store(
+    spec: StudySpec, folder: Path, progress: Progress, *, rows: AskedRows, new_data: bool
+) -> RunStore:
+    """Find the run of a study and its inputs again, or begin it."""
+    store = RunStore(folder)
+    if store.exists and new_data:
+        progress.say(f"the run so far is kept as {store.set_aside()}")
+    if not store.exists:
+        return store.create(spec, rows=rows)
+    store = RunStore.open(folder)
+    store.check_same_study(spec, rows=rows)
+    return store
+
+
+def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place) -> None:
+    from safemerge.distributed.background_training import make_lacking
+    from safemerge.search import finished_trials, start_plans, study_references
+
+    spec, finished = study.spec, finished_trials(study.records)
+    if study.rebuilt is not None:
+        study.store.log(study.rebuilt)
+        progress.say(study.rebuilt)
+    if finished:
+        progress.say(f"resuming: {len(finished)} finished trials kept")
+    else:
+        for plan in start_plans(spec):
+            progress.say(plan.told)
+    if spec.unmade and not study.done:
+        where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"
+        progress.say(
+            f"still to be trained: {len(spec.unmade)} of {len(spec.variants)} variants, each once "
+            f"a recipe needs it ({where}; at most {supply.room.at_once} at once)"
+        )
+    total = spec.num_trials + len(study_references(spec))
+    total += len(spec.unmade) if spec.references else 0
+    trials = _Trials(progress, total, done=len(finished), spec=spec)
+    make_lacking(study, supply, place)
+    while not _round(study, progress, supply, trials, place):
+        progress.say("evaluator gives way: training what recipes wait for")
+        with trials.paused():
+            supply.make_wanted()
+            make_lacking(study, supply, place)
+
+
+def _round(
+    study: SearchStudy, progress: Progress, supply: Supply, trials: _Trials, place: Place
+) -> bool:
+    """Search with one evaluator; publish if the search is done. Return whether it is."""
+    from safemerge.distributed.background_training import lacking_models
+    from safemerge.distributed.evaluator import Evaluator
+    from safemerge.distributed.search import search_round
+
+    spec = study.spec
+    app = f"safemerge-{spec.name}"
+    progress.say(f"starting {spec.evaluator.min_replicas} evaluator replicas (about 30 to 60 s)")
+    with Evaluator(spec, app=app) as evaluator:
+        progress.say("evaluator is up: searching")
+        try:
+            if not search_round(study, app=app, on_record=trials.record, supply=supply):
+                return False
+            if lacking_models(study, place):
+                return False
+            if study.covered and study.num_sampled < spec.num_trials:
+                progress.say(
+                    f"every recipe of the search spaces was tried: {study.num_sampled}, within "
+                    f"the budget of {spec.num_trials}; the search ends here"
+                )
+            publish(study.spec, study.store, evaluator, list(study.records), progress)
+        except KeyboardInterrupt:
+            progress.say("interrupted: shutting the evaluator down (Ctrl-C again: at once)")
+            raise
+    return True
+
+
+def publish(
+    spec: StudySpec,
+    store: RunStore,
+    evaluator: Evaluator,
+    records: list[TrialRecord],
+    progress: Progress,
+) -> None:
+    """Evaluate the front and the references on the report split and write ``front.json``."""
+    from safemerge.distributed.search import evaluate_report_split
+    from safemerge.reports import assemble_front, front_trials
+    from safemerge.search import Drawn, is_covered
+
+    complete = [record for record in records if record.state == "COMPLETE"]
+    if not complete:
+        reasons = sorted({record.reason or "" for record in records})
+        raise StudyError(
+            f"{store.folder}: no trial finished; first reason: {reasons[0] if reasons else '?'}"
+        )
+    front = front_trials(spec, complete)
+    references = [record for record in complete if record.role == "reference"]
+    wanted = list({record.number: record for record in [*front, *references]}.values())
+    progress.say(
+        f"report split: {len(wanted)} candidates (front and references), held-out prompts"
+    )
+    pace = Pace(len(wanted))
+
+    def on_result(trial: TrialRecord, result: CandidateResult) -> None:
+        place, left = pace.step()
+        progress.say(f"{place} {trial.label}: {_objectives(spec, result)}{left}")
+
+    results = evaluate_report_split(wanted, evaluator, on_result=on_result)
+    published = assemble_front(spec, records, results, study_digest=store.study().digest)
+    published = published.model_copy(update={"covered": is_covered(spec, Drawn.of(records))})
+    if spec.rung is not None:
+        published = _found_with(spec.rung, published)
+    store.write_front(published)
+    for point in published.points:
+        store.write_recipe(point.number, point.recipe)
+
+
+def _found_with(rung: RungSpec, front: Front) -> Front:
+    """Name the rung's data in the front's recipes, so that no report is made on them."""
+    from safemerge.data.seen import recorded
+
+    seen = recorded(rung.prompt_sets)
+    points = []
+    for point in front.points:
+        recipe = MergeRecipe.model_validate(point.recipe)
+        recipe = recipe.model_copy(update={"seen": [*recipe.seen, *seen]})
+        points.append(point.model_copy(update={"recipe": recipe.resolved()}))
+    return front.model_copy(update={"points": points})
+
+
+def _dry_run(spec: StudySpec, store: RunStore, progress: Progress) -> None:
+    from safemerge.distributed.ingredient import known_folder, training_plan
+    from safemerge.distributed.search import check_suites
+    from safemerge.distributed.serving import check_resources, least_needs, machine_resources
+    from safemerge.distributed.statistics import gathered_files
+    from safemerge.distributed.warm_start import read_starts, seen_by
+    from safemerge.weights.adapter import open_checkpoint
+
+    store.check_disk()
+    there = machine_resources()
+    evaluator = spec.evaluator.placed(there["GPU"])
+    needs = least_needs("evaluator", evaluator, spec.served_judges, spec.judge_service)
+    check_resources(needs, there)
+    found = preflight(spec, progress)
+    starts = read_starts(spec)
+    num_prompts = check_suites(spec, seen=seen_by(starts))
+    progress.say(f"study '{spec.name}': {num_prompts} search prompts, splits disjoint")
+    for wave in training_plan(spec.all_checkpoints):
+        for stage in wave:
+            progress.say(f"would train unless cached: {stage.label}")
+    for file in gathered_files(spec.all_checkpoints):
+        progress.say(f"would gather unless cached: statistics {file}")
+    for start in starts:
+        progress.say(f"would start from '{start.name}': {start.file}")
+    base = None
+    for ref in spec.checkpoints:
+        known = known_folder(ref)
+        if known is None and ref.hub is not None:
+            progress.say(f"would download: '{ref.name}', {ref.origin} of the hub")
+        if known is not None and (base is not None or ref is spec.base):
+            opened = open_checkpoint(known, base)
+            base = base or opened
+            progress.say(
+                f"checkpoint '{ref.name}': {opened.num_parameters / 1e6:.0f} M parameters"
+            )
+    for notice in found:
+        progress.say(f"note: {notice}")
+    progress.say("dry run: the study is sound; nothing was started")
+
+
+class _Trials:
+    """One line a finished trial, with the time that is left at this pace."""
+
+    def __init__(self, progress: Progress, total: int, *, done: int, spec: StudySpec) -> None:
+        self._say, self._spec = progress.say, spec
+        self._pace = Pace(total, done=done)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block out of the pace."""
+        with self._pace.paused():
+            yield
+
+    def record(self, record: TrialRecord, study: object) -> None:
+        place, left = self._pace.step()
+        if record.result is None:
+            told = f"{record.state}: {record.reason}"
+        else:
+            told = _objectives(self._spec, record.result)
+            if not record.feasible:
+                told += f"  infeasible: {record.reason}"
+            told += f"  ({record.result.timings.total_s:.1f} s)"
+        self._say(f"{place} {record.label}: {told}{left}")
+
+
+def _objectives(spec: StudySpec, result: CandidateResult) -> str:
+    return "  ".join(f"{o.metric} {result.value(o.metric):.3f}" for o in spec.objectives)
