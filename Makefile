@@ -40,7 +40,7 @@ TORCH := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' $(PINS) 2>/dev/null)
 PROGRESS := awk '/^Collecting /{if (++n % 25 == 0) {print "  found " n " packages"; fflush()}} \
   /^Installing collected/{print "  unpacking"; fflush()}'
 
-.PHONY: help setup demo test test-all check format test-fast e2e bench bench-merge bench-peers report clean distclean FORCE
+.PHONY: help setup demo test test-all check format test-fast e2e bench bench-merge bench-peers docs report clean distclean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -82,7 +82,7 @@ endif
 	  2> >(grep -v '^WARNING: ' >&2) | $(PROGRESS)
 	@echo "Installing safemerge"
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'from safemerge.merge.fused import prepare; prepare()'
+	@$(BIN)/python -c 'from safemerge.merge.compiled import prepare; prepare()'
 	@echo $(DEVICE) > $(STAMP)
 	@echo "Ready: $(BIN)/safemerge, for $(DEVICE)"
 
@@ -127,11 +127,18 @@ bench-merge: setup ## Time merges, against a plain copy and against mergekit
 bench: setup ## Time a candidate: merge, load, answer
 	$(BIN)/python benchmarks/candidate_turnaround.py
 
+# The site's tools are no part of the environment until they are asked for.
+docs: setup ## Build the documentation into site/, offline; a broken link is an error
+	@$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || \
+	  $(PIP) install --quiet --no-deps --no-compile -r constraints/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 report: setup ## Draw the report of results/demo again
 	$(BIN)/safemerge report results/demo
 
 clean: ## Remove build products (not results, caches or the environment)
-	rm -rf build dist *.egg-info
+	rm -rf build dist site *.egg-info
 	find safemerge tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## Remove the environment too

@@ -2,6 +2,7 @@
 
 from safemerge.config.added_metric import AddedMetric, metric
 from safemerge.config.judge import AddedJudge
+from safemerge.config.merge_method import MergeMethod, Range, merge_method
 from safemerge.records import Answer, Score
 from safemerge.scoring.judge import DeclaredJudge, Exchange, Judgement, unscored
 
@@ -12,7 +13,10 @@ __all__ = [
     "DeclaredJudge",
     "Exchange",
     "Judgement",
+    "MergeMethod",
+    "Range",
     "Score",
+    "merge_method",
     "metric",
     "unscored",
 ]

@@ -200,8 +200,9 @@ def _entry_points(group: str) -> tuple[Plugin, ...]:
 
 def _of_this_process(group: str) -> Iterable[Plugin]:
     for (of_group, name), added in _registered.items():
-        module = getattr(added, "__module__", None) or type(added).__module__
-        value = f"{module}:{getattr(added, '__qualname__', name)}"
+        function = getattr(added, "function", added)
+        module = getattr(function, "__module__", None) or type(added).__module__
+        value = f"{module}:{getattr(function, '__qualname__', name)}"
         if of_group == group:
             yield Plugin(group, name, value, f"{module} (this process)")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from safemerge.config.base import StrictModel
-from safemerge.config.method import METHOD_SPECS
+from safemerge.config.method import method_rows
+from safemerge.config.method_row import MethodRow
 from safemerge.config.program import PROGRAMS, MethodTable, load_attribute
-from safemerge.config.step import STEP_SPECS
+from safemerge.config.step import STEPS
 
 
 def methods() -> list[dict[str, Any]]:
-    """Return every method of the core and of the registered programs, as JSON-ready documents.
+    """Return every method of the core, installed packages and programs, as plain records.
 
     Returns:
         Documents with name, kind (``method``, ``step`` or a program's), title, summary,
@@ -20,63 +20,22 @@ def methods() -> list[dict[str, Any]]:
         required, default, allowed (its values by the declaration) and usual (the range worth
         searching, or null).
     """
-    from safemerge.merge.step import STEPS
-    from safemerge.merge.table import METHODS
-
-    documents = []
-    for name, spec in METHOD_SPECS.items():
-        row = METHODS[name]
-        usual = {item.name: item for item in row.parameters}
-        parameters = _parameters(spec)
-        for parameter in parameters:
-            found = usual.get(parameter["name"])
-            if found is not None:
-                bracket = "[" if found.low_included else "("
-                parameter["usual"] = f"{bracket}{found.low:g}, {found.high:g}]"
-        documents.append(
-            {
-                "name": name,
-                "kind": "method",
-                "title": row.title,
-                "summary": _summary(spec),
-                "uses_base": row.uses_base,
-                "parameters": parameters,
-                "citation": row.citation,
-                "url": row.url,
-                "variant": row.variant,
-            }
-        )
-    for name, step in STEP_SPECS.items():
-        step_row = STEPS[name]
-        documents.append(
-            {
-                "name": name,
-                "kind": "step",
-                "title": step_row.title,
-                "summary": _summary(step),
-                "uses_base": True,
-                "parameters": _parameters(step),
-                "citation": step_row.citation,
-                "url": step_row.url,
-                "variant": step_row.variant,
-            }
-        )
-    for table in program_tables():
-        for added in table.rows.values():
-            documents.append(
-                {
-                    "name": added.name,
-                    "kind": table.kind,
-                    "title": added.title,
-                    "summary": added.summary,
-                    "uses_base": added.uses_base,
-                    "parameters": _parameters(added.spec),
-                    "citation": added.citation,
-                    "url": added.url,
-                    "variant": added.variant,
-                }
-            )
-    return documents
+    rows = [*method_rows().values(), *STEPS.values()]
+    rows += [row for table in program_tables() for row in table.rows.values()]
+    return [
+        {
+            "name": row.name,
+            "kind": row.kind,
+            "title": row.source.title,
+            "summary": row.summary,
+            "uses_base": row.uses_base,
+            "parameters": _parameters(row),
+            "citation": row.source.citation,
+            "url": row.source.url,
+            "variant": row.source.variant,
+        }
+        for row in rows
+    ]
 
 
 def program_tables() -> list[MethodTable]:
@@ -85,13 +44,10 @@ def program_tables() -> list[MethodTable]:
     return [load_attribute(path) for path in paths if path is not None]
 
 
-def _summary(spec: type[StrictModel]) -> str:
-    return (spec.__doc__ or "").strip().splitlines()[0]
-
-
-def _parameters(spec: type[StrictModel]) -> list[dict[str, Any]]:
-    schema = spec.model_json_schema(by_alias=True)
+def _parameters(row: MethodRow) -> list[dict[str, Any]]:
+    schema = row.spec.model_json_schema(by_alias=True)
     required = set(schema.get("required", ()))
+    usual = row.usual
     return [
         {
             "name": name,
@@ -99,10 +55,10 @@ def _parameters(spec: type[StrictModel]) -> list[dict[str, Any]]:
             "required": name in required,
             "default": item.get("default"),
             "allowed": _allowed(item),
-            "usual": None,
+            "usual": str(usual[name]) if name in usual else None,
         }
         for name, item in schema["properties"].items()
-        if name != "name"
+        if name not in ("name", "plugin")
     ]
 
 

@@ -82,7 +82,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 )
         lines.append("")
     lines.append("In brackets after an optimiser's setting: its default.")
-    lines.append("'safemerge methods NAME' tells more: each parameter, and whose variant it is.")
+    lines.append("'safemerge methods NAME' says more: each parameter, and whose variant it is.")
     return "\n".join(lines)
 
 
@@ -91,8 +91,9 @@ def _full(row: dict[str, Any]) -> str:
     kind = labels[row["kind"]]
     base = "task vectors from the base" if row["uses_base"] else "whole weights"
     lines = [f"{row['name']}: {row['title']}, {kind}", "", row["summary"], ""]
-    lines += [f"works on  {base}", f"source    {row['citation']}", f"          {row['url']}"]
-    wrapped = textwrap.wrap(row["variant"], 86)
+    lines += [f"works on  {base}", f"source    {row['citation']}"]
+    lines += [f"          {row['url']}"] if row["url"] else []
+    wrapped = textwrap.wrap(row["variant"] or "as its package has it", 86)
     lines += [("variant   " if not at else " " * 10) + line for at, line in enumerate(wrapped)]
     lines += ["", "parameters"]
     for item in row["parameters"]:

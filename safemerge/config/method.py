@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from safemerge import plugins
+from safemerge.config.added import WithAdded
 from safemerge.config.checkpoint import Name, Quantity
 from safemerge.config.coefficient import Coefficient, Layerwise, Share
+from safemerge.config.merge_method import AddedMethod, load_method
+from safemerge.config.method_row import MethodRow, Source, Usual, name_of, rows_by_name, summary_of
 from safemerge.config.method_spec import (
     BY_EXPERT,
     LAYERWISE,
+    WEIGHTS,
     MeanSpec,
     MethodSpec,
     Origin,
@@ -39,7 +43,8 @@ from safemerge.config.task_vector_method import (
 __all__ = [
     "BY_EXPERT",
     "LAYERWISE",
-    "METHOD_SPECS",
+    "METHODS",
+    "AnyMethod",
     "ArceeFusion",
     "Breadcrumbs",
     "BreadcrumbsTies",
@@ -68,11 +73,20 @@ __all__ = [
     "Ties",
     "TsvM",
     "Wudi",
+    "method_row",
+    "method_rows",
 ]
 
 
 class Linear(MeanSpec):
     """Weighted mean of weights, a model soup: sum of w_i theta_i (arXiv:2203.05482)."""
+
+    source: ClassVar[Source] = Source(
+        "Linear (model soup)",
+        "Wortsman et al., Model soups, ICML 2022",
+        "https://arxiv.org/abs/2203.05482",
+        "As mergekit's linear; weights are normalised unless normalize is false.",
+    )
 
     name: Literal["linear"]
     normalize: bool = True
@@ -84,15 +98,31 @@ class Slerp(MethodSpec):
 
     takes_base: ClassVar[bool] = True
 
+    source: ClassVar[Source] = Source(
+        "SLERP",
+        "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985",
+        "https://doi.org/10.1145/325165.325242",
+        "As mergekit's slerp, per tensor; linear where abs(cos) > 0.9995.",
+    )
+
     name: Literal["slerp"]
     models: list[Name] = Field(min_length=2, max_length=2)
     """The models at t = 0 and t = 1; each is the base or an expert."""
-    t: Layerwise[Share]
+    t: Annotated[Layerwise[Share], Usual(0.0, 1.0)]
     """Position between the two, in [0, 1]."""
 
 
 class MultiSlerp(MeanSpec):
     """Spherical interpolation of several models: one step in a tangent space."""
+
+    source: ClassVar[Source] = Source(
+        "Multi-SLERP",
+        "Goddard, Multi-SLERP, in mergekit, 2025",
+        "https://github.com/arcee-ai/mergekit",
+        "One logarithm and exponential at the normalised mean; variant: mergekit gives "
+        "mergekit's multislerp, which is the normalised mean itself; origin: base its form with "
+        "a base model.",
+    )
 
     name: Literal["multi_slerp"]
     variant: Literal["tangent", "mergekit"] = "tangent"
@@ -109,8 +139,16 @@ class MultiSlerp(MeanSpec):
 class NuSlerp(MeanSpec):
     """Spherical interpolation of two models by the ratio of their weights, per tensor or row."""
 
+    source: ClassVar[Source] = Source(
+        "NuSLERP",
+        "Goddard et al., Arcee's MergeKit, EMNLP 2024",
+        "https://arxiv.org/abs/2403.13257",
+        "As mergekit's nuslerp: of whole weights, or with origin: base of task vectors; of whole "
+        "tensors, or of each row or column (vectors; nuslerp_flatten: false there).",
+    )
+
     name: Literal["nuslerp"]
-    weights: dict[str, Coefficient] = Field(min_length=2, max_length=2)
+    weights: Annotated[dict[str, Coefficient], WEIGHTS] = Field(min_length=2, max_length=2)
     """Weights of the two models, of which only the ratio counts: the place on the arc is the
     second's share. Half where they sum to zero (below 1e-6)."""
     origin: Origin = "zero"
@@ -126,15 +164,31 @@ class Passthrough(MethodSpec):
 
     takes_base: ClassVar[bool] = True
 
+    source: ClassVar[Source] = Source(
+        "Passthrough",
+        "Goddard et al., Arcee's MergeKit, EMNLP 2024",
+        "https://arxiv.org/abs/2403.13257",
+        "As mergekit's passthrough: one model, with a scale; layers of several models one above "
+        "the other are a model given by stack.",
+    )
+
     name: Literal["passthrough"]
     models: list[Name] = Field(min_length=1, max_length=1)
     """The one model."""
-    scale: Coefficient = 1.0
+    scale: Annotated[Coefficient, Usual(0.0, 1.0)] = 1.0
     """Factor of its weights; 0 in a layer's output projections makes the layer do nothing."""
 
 
 class Karcher(MeanSpec):
     """Weighted Karcher mean of the models' directions, times their mean norm, per tensor."""
+
+    source: ClassVar[Source] = Source(
+        "Karcher mean",
+        "Karcher, Riemannian center of mass and mollifier smoothing, CPAM 1977",
+        "https://doi.org/10.1002/cpa.3160300502",
+        "Of directions per tensor, times the weighted mean norm, as mergekit's karcher, with "
+        "weights; linear where directions cancel.",
+    )
 
     name: Literal["karcher"]
     num_steps: int = Field(default=100, ge=1, le=10_000)
@@ -152,11 +206,28 @@ class _Matrix(TaskVectorSpec):
 class TsvM(_Matrix):
     """Merge of orthogonalised task singular vectors, per matrix (arXiv:2412.00081)."""
 
+    source: ClassVar[Source] = Source(
+        "TSV-M",
+        "Gargiulo et al., Task Singular Vectors: Reducing Task Interference in Model Merging, "
+        "CVPR 2025",
+        "https://arxiv.org/abs/2412.00081",
+        "As the paper, with a weight for each expert; vectors, embeddings and output head are "
+        "averaged.",
+    )
+
     name: Literal["tsv_m"]
 
 
 class IsoC(_Matrix):
     """Sum of task vectors with all singular values equal, per matrix (arXiv:2502.04959)."""
+
+    source: ClassVar[Source] = Source(
+        "Iso-C",
+        "Marczak et al., No Task Left Behind: Isotropic Model Merging, ICML 2025",
+        "https://arxiv.org/abs/2502.04959",
+        "As the paper, with a weight for each expert; vectors, embeddings and output head are "
+        "averaged; directions beyond the numerical rank are left out.",
+    )
 
     name: Literal["iso_c"]
 
@@ -164,13 +235,28 @@ class IsoC(_Matrix):
 class IsoCts(_Matrix):
     """Iso-C in common and task-specific directions, per matrix (arXiv:2502.04959)."""
 
+    source: ClassVar[Source] = Source(
+        "Iso-CTS",
+        "Marczak et al., No Task Left Behind: Isotropic Model Merging, ICML 2025",
+        "https://arxiv.org/abs/2502.04959",
+        "As iso_c; counts of directions as in the authors' code.",
+    )
+
     name: Literal["iso_cts"]
-    common_share: Share = 0.8
+    common_share: Annotated[Share, Usual(0.0, 1.0)] = 0.8
     """Share of a matrix's rank given to the common directions."""
 
 
 class Wudi(_Matrix):
     """Least interference with every task vector, per linear layer (arXiv:2503.08099)."""
+
+    source: ClassVar[Source] = Source(
+        "WUDI-Merging",
+        "Cheng et al., Whoever Started the Interference Should End It, ICML 2025",
+        "https://arxiv.org/abs/2503.08099",
+        "As the paper (Adam from the sum, 300 steps, 1e-5), with a weight for each expert; "
+        "vectors, embeddings and output head are averaged; solver: exact jumps to the minimum.",
+    )
 
     name: Literal["wudi"]
     solver: Literal["adam", "exact"] = "adam"
@@ -188,7 +274,9 @@ Positive = Annotated[float, Field(ge=0.0)]
 class _Measured(MethodSpec):
     takes_base: ClassVar[bool] = True
 
-    weights: dict[str, Layerwise[Positive]] = Field(min_length=1)
+    weights: Annotated[dict[str, Layerwise[Positive]], Usual(0.0, 1.0, low_included=False)] = (
+        Field(min_length=1)
+    )
     """Weight by model name, at least 0, ``base`` model included by its own name; only ratios
     count. The papers' is 1 for each. Every model named needs statistics."""
 
@@ -198,11 +286,21 @@ class Fisher(_Measured):
 
     statistic: ClassVar[Quantity | None] = "fisher"
 
+    source: ClassVar[Source] = Source(
+        "Fisher merging",
+        "Matena and Raffel, Merging Models with Fisher-Weighted Averaging, NeurIPS 2022",
+        "https://arxiv.org/abs/2111.09832",
+        "As the authors' code: Fishers normalised, floor 1e-6 on all (target: on one, its "
+        "favor_target_model). Of language models: the gradient is of a whole answer's "
+        "log-probability, answers are the data's or (fisher: sampled) drawn token by token; "
+        "floor_unit: mean for a floor that suits any size.",
+    )
+
     name: Literal["fisher"]
     normalize: bool = True
     """Divide each model's weight by the Euclidean norm of its whole Fisher diagonal, so that a
     model with larger gradients everywhere does not count for more."""
-    floor: Annotated[float, Field(ge=0.0)] = 1e-6
+    floor: Annotated[float, Field(ge=0.0), Usual(0.0, 1e-3)] = 1e-6
     """Least Fisher entry, before it is divided by the norm."""
     floor_unit: Literal["absolute", "mean"] = "absolute"
     """``absolute``: as the authors'; ``mean``: times the mean entry of the model's Fisher. The
@@ -226,8 +324,17 @@ class RegMean(_Measured):
 
     statistic: ClassVar[Quantity | None] = "gram"
 
+    source: ClassVar[Source] = Source(
+        "RegMean",
+        "Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models, ICLR 2023",
+        "https://arxiv.org/abs/2212.09849",
+        "As the paper, with a weight for each model; Gram matrices are means over real tokens "
+        "(the authors' over padding too), in float64; tensors of other layers, embeddings and "
+        "output head are averaged; ridge is an addition.",
+    )
+
     name: Literal["regmean"]
-    off_diagonal: Layerwise[Share] = 0.9
+    off_diagonal: Annotated[Layerwise[Share], Usual(0.1, 1.0)] = 0.9
     """Factor of the Gram matrices' off-diagonal entries, in [0, 1]; usually 0.1 to 1. At 1 the
     fit is exact and may be singular; at 0 each input counts by itself."""
     ridge: Annotated[float, Field(ge=0.0)] = 0.0
@@ -235,7 +342,7 @@ class RegMean(_Measured):
     model's data reached get the mean weights. 0 refuses singular layers."""
 
 
-Method = Annotated[
+_BuiltIn = (
     Linear
     | Slerp
     | MultiSlerp
@@ -261,15 +368,41 @@ Method = Annotated[
     | IsoCts
     | Wudi
     | Fisher
-    | RegMean,
-    Field(discriminator="name"),
-]
-"""One merge method with its parameters, told by ``name``."""
-
-METHOD_SPECS: Mapping[str, type[MethodSpec]] = MappingProxyType(
-    {
-        get_args(spec.model_fields["name"].annotation)[0]: spec
-        for spec in get_args(get_args(Method)[0])
-    }
+    | RegMean
 )
-"""Declaration of each merge method by its name."""
+
+METHODS = rows_by_name(
+    MethodRow("method", name_of(spec), spec, spec.source, summary_of(spec), not spec.takes_base)
+    for spec in get_args(_BuiltIn)
+)
+"""safemerge's own merge methods by name."""
+
+
+def method_row(name: str) -> MethodRow:
+    """Return the row of a merge method, safemerge's own or of another package.
+
+    Raises:
+        ConfigError: If there is none, or its package cannot be imported.
+    """
+    return METHODS[name] if name in METHODS else load_method(name, builtin=METHODS).row
+
+
+def method_rows() -> Mapping[str, MethodRow]:
+    """Return the rows of all merge methods, those of installed packages last.
+
+    Raises:
+        ConfigError: If a package cannot be imported, or names clash.
+    """
+    added = plugins.installed(plugins.MERGE_METHODS, builtin=METHODS)
+    return {**METHODS, **{name: method_row(name) for name in sorted(added)}}
+
+
+Method = Annotated[
+    _BuiltIn,
+    Field(discriminator="name"),
+    WithAdded(plugins.MERGE_METHODS, METHODS, lambda name: method_row(name).spec),
+]
+"""One merge method with its parameters, chosen by ``name``."""
+
+AnyMethod = _BuiltIn | AddedMethod
+"""What a file's method is once it is read: also of another package."""

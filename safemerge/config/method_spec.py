@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import Quantity
 from safemerge.config.coefficient import Coefficient, Number
+from safemerge.config.method_row import Source, Usual
 
 Origin = Literal["zero", "base"]
 """What directions are measured from: zero (whole weights), or the base (task vectors)."""
@@ -19,11 +20,20 @@ Vectors = Literal["tensor", "rows", "columns"]
 first."""
 
 
+WEIGHTS, LAMBDA = Usual(-2.0, 2.0), Usual(0.0, 2.0)
+DENSITY = Usual(0.0, 1.0, low_included=False)
+"""Ranges worth searching."""
+
+
 class MethodSpec(StrictModel):
     """What every merge method shares: which fields are coefficients, which models it names."""
 
+    source: ClassVar[Source]
+    """Whose method it is."""
     takes_base: ClassVar[bool] = False
     """Whether the base may be one of the merged models."""
+    density_by_expert: ClassVar[bool] = False
+    """Whether a mapping of densities is by expert, not by layer group."""
     statistic: ClassVar[Quantity | None] = None
     """What must have been measured of every model that is merged."""
 
@@ -62,14 +72,14 @@ class MeanSpec(MethodSpec):
 
     takes_base: ClassVar[bool] = True
 
-    weights: dict[str, Coefficient] = Field(min_length=1)
+    weights: Annotated[dict[str, Coefficient], WEIGHTS] = Field(min_length=1)
     """Weight by model name, ``base`` model included by its own name; unnamed models get 0."""
 
 
 class TaskVectorSpec(MethodSpec):
     """Weights of experts and a scale of the merged task vector."""
 
-    weights: dict[str, Coefficient] = Field(min_length=1)
+    weights: Annotated[dict[str, Coefficient], WEIGHTS] = Field(min_length=1)
     """Weight by expert name; experts left out get 0."""
-    lambda_: Coefficient = Field(default=1.0, alias="lambda")
+    lambda_: Annotated[Coefficient, LAMBDA] = Field(default=1.0, alias="lambda")
     """Scale of the merged task vector, usually in [0, 2]."""

@@ -12,6 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+ADDED = "added"
+"""Kind of pydantic's error that holds lines about a declaration of another package."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 _RULES = {
@@ -141,6 +144,9 @@ def _described(place: _Place, item: Any) -> list[str]:
     prefix = place.prefix
     if kind == "value_error":
         return [prefix + line for line in str(context["error"]).splitlines()]
+    if kind == ADDED:
+        dot = f"{place.dotted}." if place.dotted else ""
+        return [dot + line for line in str(context["lines"]).splitlines()]
     if kind == "extra_forbidden":
         return [f"{prefix}unknown key; got {got}. {did_you_mean(place.last, place.valid_keys)}"]
     if kind == "missing":

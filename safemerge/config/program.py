@@ -14,26 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import argparse
 
-    from safemerge.config.base import StrictModel
-
-
-class MethodRow(NamedTuple):
-    """One published method."""
-
-    name: str
-    """Machine name."""
-    title: str
-    """Name for people."""
-    summary: str
-    """What it finds or does, in a sentence."""
-    spec: type[StrictModel]
-    """Its declaration."""
-    uses_base: bool
-    """Whether task vectors from the base enter, rather than whole weights."""
-    citation: str
-    url: str
-    variant: str
-    """How it departs from the paper."""
+    from safemerge.config.method_row import MethodRow
 
 
 class MethodTable(NamedTuple):

@@ -118,7 +118,7 @@ class MergeRecipe(StrictModel):
             given = getattr(self.method, field, None)
             if not isinstance(given, dict) or set(given) == set(self.method.model_names()):
                 continue
-            if field == "density" and not hasattr(self.method, "weights"):
+            if field == "density" and not self.method.density_by_expert:
                 continue  # by layer group
             yield (
                 f"method.{field}: must name the experts of method.weights, "

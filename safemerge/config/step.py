@@ -18,6 +18,7 @@ from safemerge.config.coefficient import (
     Number,
     Share,
 )
+from safemerge.config.method_row import MethodRow, Source, name_of, rows_by_name, summary_of
 
 STEP_COEFFICIENTS = frozenset({"scale", "threshold", "alpha"})
 """Fields of steps whose value may differ from layer to layer."""
@@ -26,6 +27,10 @@ STEP_COEFFICIENTS = frozenset({"scale", "threshold", "alpha"})
 class StepSpec(StrictModel):
     """What every step shares: what it changes, and which models it reads."""
 
+    source: ClassVar[Source]
+    """Whose operator it is."""
+    idle: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    """Coefficients at which the step changes nothing."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Fields that name models."""
     statistic: ClassVar[Quantity | None] = None
@@ -71,6 +76,15 @@ class Resta(StepSpec):
 
     reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned")
 
+    source: ClassVar[Source] = Source(
+        "RESTA",
+        "Bhardwaj et al., Language Models are Homer Simpson!, ACL 2024",
+        "https://arxiv.org/abs/2402.11746",
+        "The addition alone; the paper drops and rescales the tuned update with DARE first, "
+        "which the method dare_linear does.",
+    )
+    idle: ClassVar[Mapping[str, float]] = {"scale": 0.0}
+
     name: Literal["resta"]
     on: Literal["experts", "merged"] = "merged"
     """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
@@ -96,6 +110,15 @@ class _Projected(StepSpec):
 class SafeLora(_Projected):
     """Project unsafe updates of matrices onto the alignment's columns (arXiv:2405.16833)."""
 
+    source: ClassVar[Source] = Source(
+        "Safe LoRA",
+        "Hsu et al., Safe LoRA, NeurIPS 2024",
+        "https://arxiv.org/abs/2405.16833",
+        "By threshold, for matrices of full weights; the paper's choice of the k lowest layers "
+        "is not offered, for it needs all layers at once.",
+    )
+    idle: ClassVar[Mapping[str, float]] = {"threshold": -1.0}
+
     name: Literal["safe_lora"]
     threshold: Layerwise[Annotated[float, Field(ge=-1.0, le=1.0)]] = 0.5
     """Cosine between an update and its projection, at or below which it is projected."""
@@ -105,6 +128,14 @@ class SafeMerge(_Projected):
     """Mix unsafe updates with the safe model's, tensor by tensor (arXiv:2503.17239)."""
 
     reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned", "safe")
+
+    source: ClassVar[Source] = Source(
+        "SafeMERGE",
+        "Djuhera et al., SafeMERGE, 2025",
+        "https://arxiv.org/abs/2503.17239",
+        "Generalised from LoRA to all tensors of full weights; vectors count as one column.",
+    )
+    idle: ClassVar[Mapping[str, float]] = {"alpha": 0.0}
 
     name: Literal["safe_merge"]
     safe: Name
@@ -120,6 +151,14 @@ class MergeAlign(StepSpec):
 
     reads: ClassVar[tuple[str, ...]] = ("aligned",)
 
+    source: ClassVar[Source] = Source(
+        "MergeAlign",
+        "Thakkar et al., Combining Domain and Alignment Vectors, 2024",
+        "https://arxiv.org/abs/2411.06824",
+        "As the paper; on the merge by default, so that it composes with any method.",
+    )
+    idle: ClassVar[Mapping[str, float]] = {"alpha": 1.0}
+
     name: Literal["merge_align"]
     on: Literal["experts", "merged"] = "merged"
     """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
@@ -134,6 +173,14 @@ class PrePost(StepSpec):
 
     reads: ClassVar[tuple[str, ...]] = ("before",)
 
+    source: ClassVar[Source] = Source(
+        "Pre- and post-tuning merge",
+        "Farn et al., Safeguard Fine-Tuned LLMs Through Pre- and Post-Tuning Model Merging, 2024",
+        "https://arxiv.org/abs/2412.19512",
+        "The paper's linear form.",
+    )
+    idle: ClassVar[Mapping[str, float]] = {"alpha": 1.0}
+
     name: Literal["pre_post"]
     on: Literal["experts", "merged"] = "experts"
     """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
@@ -147,6 +194,15 @@ class Led(StepSpec):
     """Keep of each expert what is important to it and the base, and to it alone (2502.16770)."""
 
     statistic: ClassVar[Quantity | None] = "importance"
+
+    source: ClassVar[Source] = Source(
+        "LED",
+        "Ma et al., LED-Merging, ACL 2025",
+        "https://arxiv.org/abs/2502.16770",
+        "Location, election and disjointing on the experts, so that any method merges them "
+        "(task_arithmetic gives the paper's); per tensor, as the authors' code; entries without "
+        "gradient are never important.",
+    )
 
     name: Literal["led"]
     on: Literal["experts"] = "experts"
@@ -171,12 +227,10 @@ class Led(StepSpec):
 Step = Annotated[
     Resta | SafeLora | SafeMerge | MergeAlign | PrePost | Led, Field(discriminator="name")
 ]
-"""One safety operator with its parameters, told by ``name``."""
+"""One safety operator with its parameters, chosen by ``name``."""
 
-STEP_SPECS: Mapping[str, type[StepSpec]] = MappingProxyType(
-    {
-        get_args(spec.model_fields["name"].annotation)[0]: spec
-        for spec in get_args(get_args(Step)[0])
-    }
+STEPS = rows_by_name(
+    MethodRow("step", name_of(spec), spec, spec.source, summary_of(spec), uses_base=True)
+    for spec in get_args(get_args(Step)[0])
 )
-"""Declaration of each safety operator by its name."""
+"""Every safety operator by name."""

@@ -8,12 +8,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
+from safemerge.config.engine_arguments import argument_problems
 from safemerge.config.inputs import StudyInputs
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.location import located_path
@@ -22,6 +23,7 @@ from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
 from safemerge.config.rung import RungSpec
+from safemerge.config.sampler import SamplerSpec
 from safemerge.config.sense import sense_problems
 from safemerge.config.suite import SuiteSpec
 from safemerge.config.tokenizer import TokenizerChoice
@@ -99,14 +101,6 @@ class Aggregate(StrictModel):
     several roles has none, unless it is named here: ``--pick safest``, say, cannot mean it."""
 
 
-class SamplerSpec(StrictModel):
-    """How the next recipe is chosen (Optuna)."""
-
-    name: Literal["tpe", "nsga2", "random"] = "tpe"
-    startup: int = Field(default=8, ge=1)
-    """Random recipes before the sampler learns."""
-
-
 class EvaluatorSpec(StrictModel):
     """The Ray Serve evaluator: its replicas and their engines."""
 
@@ -138,6 +132,11 @@ class EvaluatorSpec(StrictModel):
     """Largest share of unscored responses in a suite before a trial fails."""
     num_retries: Annotated[int, FREE] = Field(default=1, ge=0)
     """How often a candidate whose replica crashed is tried again on another."""
+    engine_arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, exclude_if=lambda given: not given
+    )
+    """vLLM's own engine arguments under vLLM's names, e.g. ``{max_num_batched_tokens: 8192}``.
+    They may change answers, and so make another study."""
 
     @model_validator(mode="after")
     def _replicas(self) -> Self:
@@ -146,6 +145,9 @@ class EvaluatorSpec(StrictModel):
                 f"min_replicas must not exceed max_replicas; "
                 f"got {self.min_replicas} and {self.max_replicas}."
             )
+        problems = list(argument_problems(self.engine, self.engine_arguments))
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def placed(self, gpus: float) -> Self:

@@ -90,6 +90,12 @@ class VllmEngine:
             "kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30),
         }
         on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}
+        on_device = on_cpu if device == "cpu" else on_gpu
+        if ours := sorted(set(on_device) & set(spec.engine_arguments)):
+            raise PreflightError(
+                f"evaluator.engine_arguments.{ours[0]}: is set by safemerge on a {device}; got "
+                f"{spec.engine_arguments[ours[0]]!r}. Drop it."
+            )
         self._sampling_params = SamplingParams
         self._candidate: str | None = None
         tokenizer = candidate_tokenizer(models)
@@ -107,9 +113,10 @@ class VllmEngine:
                 enable_prefix_caching=True,
                 seed=0,
                 weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-                **(on_cpu if device == "cpu" else on_gpu),
+                **on_device,
+                **spec.engine_arguments,
             )
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
             self.close()
             raise EngineError(
                 f"vllm engine: must start on {models.base.path}; got: {_last_line(error)}. "

@@ -5,20 +5,14 @@ from safemerge.merge.lora import MergedAdapter, check_adapter_recipe, merge_adap
 from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.spectrum import SpectrumCache
-from safemerge.merge.step import STEPS, StepRow
 from safemerge.merge.stream import merge_order, merged_dtype, merged_tensors
-from safemerge.merge.table import METHODS, MethodRow, method_row
 from safemerge.merge.threshold import ThresholdCache
 from safemerge.merge.writer import write_merged
 
 __all__ = [
-    "METHODS",
-    "STEPS",
     "MergedAdapter",
-    "MethodRow",
     "ResidentCheckpoints",
     "SpectrumCache",
-    "StepRow",
     "ThresholdCache",
     "check_adapter_recipe",
     "merge_adapters",
@@ -26,7 +20,6 @@ __all__ = [
     "merge_tensor",
     "merged_dtype",
     "merged_tensors",
-    "method_row",
     "models_read",
     "statistics_read",
     "write_adapter",

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from safemerge import __version__
 from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.method import method_row
 from safemerge.config.recipe import MergeRecipe
-from safemerge.merge.step import STEPS
-from safemerge.merge.table import method_row
 
 _TOWERS = (
     "Layers and kinds of modules in the recipe are those of the text decoder. The model's other "
@@ -30,7 +29,7 @@ def model_card(
         Markdown text. Folders are named by their last part only, so that a published card
         tells nothing of the machine it was made on.
     """
-    row = method_row(recipe.method.name)
+    source = method_row(recipe.method.name).source
     rows = "\n".join(
         f"| {'base' if ref is recipe.base else 'expert'} | {ref.name} | "
         f"`{_source(ref)}` | "
@@ -41,10 +40,10 @@ def model_card(
     keys = ("method", "steps", "layer_groups", "dtype", "seed", "vocabulary", "tokenizer")
     settings = json.dumps({key: resolved[key] for key in keys if key in resolved}, indent=2)
     operators = "".join(
-        f"\nWith {STEPS[step.name].title}, on {step.on}: "
-        f"{STEPS[step.name].citation}, <{STEPS[step.name].url}>.\n"
+        f"\nWith {step.source.title}, on {step.on}: {step.source.citation}, <{step.source.url}>.\n"
         for step in recipe.steps
     )
+    link = f", <{source.url}>" if source.url else ""
     library = "transformers" if adapter is None else "peft"
     form = "" if adapter is None else f"\n## Form\n\n{adapter}\n"
     tag = "" if adapter is None else "\n- lora"
@@ -57,7 +56,7 @@ tags:
 - safemerge{tag}
 ---
 
-# {row.title} merge of {", ".join(ref.name for ref in recipe.experts)}
+# {source.title} merge of {", ".join(ref.name for ref in recipe.experts)}
 
 Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe is in
 `safemerge_recipe.json`.
@@ -74,7 +73,7 @@ Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe
 
 ## Method
 
-{row.title}: {row.citation}, <{row.url}>. {row.variant}
+{source.title}: {source.citation}{link}. {source.variant}
 {operators}{form}{other}
 ## Before use
 

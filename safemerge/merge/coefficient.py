@@ -12,6 +12,7 @@ from safemerge.config.coefficient import (
     Number,
     has_anchors,
 )
+from safemerge.config.merge_method import AddedMethod
 from safemerge.config.method import BY_EXPERT, LAYERWISE, MethodSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.step import StepSpec
@@ -154,6 +155,14 @@ def coefficients_for(
     weights: dict[str, Number] = getattr(method, "weights", {})
     if not weights and hasattr(method, "lambda_"):
         weights = dict.fromkeys(sorted(method.model_names()), 1.0)
+    if isinstance(method, AddedMethod):
+        own = {field: getattr(method, field) for field in method.parameters}
+        return Coefficients(
+            weights={name: at(value) for name, value in weights.items()},
+            density={},
+            lambda_=at(getattr(method, "lambda_", 1.0)),
+            options={key: at(own[key]) if key in method.layerwise else own[key] for key in own},
+        )
     density: Number | None = getattr(method, "density", None)
     if density is None:
         densities: dict[str, float] = {}

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from safemerge.merge.inputs import TensorInputs
-from safemerge.merge.sparsify import check_finite_entries
+from safemerge.merge.threshold import check_finite_entries
 
 _LEAST_DIFFERENCE = 1e-6
 _LEAST_PROBABILITY = 1e-8

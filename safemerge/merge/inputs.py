@@ -159,6 +159,11 @@ class TensorInputs:
         return self.rounded(torch.add(origin, update, alpha=self.coefficients.lambda_))
 
 
+def num_columns(tensor: Tensor) -> int:
+    """Return the entries of a row, along the last dimension; a vector is one row."""
+    return max(1, tensor.shape[-1] if tensor.ndim else 1)
+
+
 def runs(flat: Tensor, *, multiple: int = 1) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of runs of entries that fit the processor's cache.
 

@@ -1,4 +1,4 @@
-"""Random masks that depend on names and positions only, never on device or order.
+"""Random masks that depend on names and positions only, and MagPrune, which drops by rank.
 
 Whether an entry is kept is a pure function of (seed, tensor name, expert name, flat index): a
 counter goes through a keyed integer hash. So a mask is the same on any device, in any shard
@@ -10,14 +10,19 @@ References:
     Wellons, Hash Prospector, 2018, `triple32`, whose multipliers and shifts are used, with a
         second key word between the rounds and without the last shift, which does not touch the
         leading bits that decide.
+    Deep et al., DELLA-Merging, arXiv:2406.11617 (MagPrune).
 """
 
 import hashlib
 import json
+from collections.abc import Hashable
+from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float64, Int32
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from safemerge.errors import MergeError
@@ -222,3 +227,174 @@ def _random_words(
 
 def _signed(value: int) -> int:
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+Ranks = npt.NDArray[np.uint16]
+"""Rank of each entry in its row, flattened; 0 is the largest magnitude."""
+
+MAX_COLUMNS = 1 << 16
+"""Longest row whose ranks are held in sixteen bits."""
+
+_CHUNK = 1 << 18
+"""Entries that are ranked together, whole rows of them."""
+
+MAX_BYTES = 1 << 30
+"""Memory that held ranks may take, 1 GiB: two bytes an entry and expert."""
+
+
+def columns_by_magnitude(rows: Tensor) -> Int64[Tensor, "rows columns"]:
+    """Return the column of each rank: largest magnitude first, the lower of equal ones first.
+
+    Args:
+        rows: Rows of a task vector, float32.
+
+    Returns:
+        Columns by row and rank, on the device of the rows.
+    """
+    if rows.device.type != "cpu":
+        return torch.sort(rows.abs(), dim=1, descending=True, stable=True).indices
+    # NOTE: bits of a positive float order as the float does. With the column in the low half,
+    # plain values are sorted, for which numpy has vector code, as it has not for orders.
+    last = rows.shape[1] - 1
+    column = torch.arange(last, -1, -1)
+    keys = rows.abs().view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
+    keys.bitwise_or_(column).numpy().sort(axis=1)
+    return keys.bitwise_and_((1 << 32) - 1).neg_().add_(last).flip(1)
+
+
+def ranks_in_rows(model: Tensor, base: Tensor, *, num_columns: int) -> Ranks:
+    """Return the rank of every entry of model minus base in its row.
+
+    Args:
+        model: An expert's tensor, on the CPU.
+        base: The base's, of its shape.
+        num_columns: Entries of a row, at most `MAX_COLUMNS`.
+
+    Returns:
+        Two bytes an entry; what NaN gets is not defined.
+    """
+    flat, origin = model.flatten(), base.flatten()
+    found = np.empty(flat.numel(), dtype=np.uint16)
+    by_rank = np.arange(num_columns, dtype=np.uint16)
+    length = max(1, _CHUNK // num_columns) * num_columns
+    for start in range(0, len(flat), length):
+        stop = min(start + length, len(flat))
+        part = torch.sub(flat[start:stop], origin[start:stop].to(torch.float32))
+        order = columns_by_magnitude(part.view(-1, num_columns)).numpy()
+        np.put_along_axis(found[start:stop].reshape(order.shape), order, by_rank[None], axis=1)
+    return found
+
+
+class RankCache:
+    """Ranks of ingredients' tensors between candidates, up to some bytes; then no more are held.
+
+    What is held stays: candidates of a search go over the same tensors in the same order, where
+    dropping the oldest would drop each just before it is asked for again. Safe to share among
+    threads.
+
+    Args:
+        max_bytes: Memory that ranks may take.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._left = max_bytes
+        self._held: dict[Hashable, Ranks] = {}
+        self._lock = Lock()
+
+    def get(self, key: Hashable) -> Ranks | None:
+        """Return ranks, None if they are not held."""
+        with self._lock:
+            return self._held.get(key)
+
+    def put(self, key: Hashable, ranks: Ranks) -> None:
+        """Hold ranks, if there is room."""
+        with self._lock:
+            if key not in self._held and ranks.nbytes <= self._left:
+                self._held[key] = ranks
+                self._left -= ranks.nbytes
+
+
+def rank_probabilities(
+    num_columns: int, *, density: float, epsilon: float
+) -> Float64[Tensor, "columns"]:
+    """Return keep probabilities by magnitude rank, the largest entry of a row first.
+
+    They fall in equal steps from density + epsilon to density - epsilon; a row of one entry
+    has density.
+
+    Args:
+        num_columns: Entries of a row.
+        density: Mean keep probability, in (0, 1].
+        epsilon: Half the span, >= 0; density - epsilon must be above 0, their sum at most 1.
+
+    Returns:
+        One probability for each rank, on the CPU.
+
+    Raises:
+        MergeError: If a probability is outside (0, 1].
+
+    References:
+        arXiv:2406.11617, section 3.1 (p_min and the rank step). As in mergekit, the largest
+        magnitude has the largest keep probability, and density is the middle.
+    """
+    if not (density - epsilon > 0.0 and density + epsilon <= 1.0 + 1e-12 and epsilon >= 0.0):
+        raise MergeError(
+            f"epsilon: density - epsilon and density + epsilon must be in (0, 1]; got density "
+            f"{density:g}, epsilon {epsilon:g}. Make epsilon smaller."
+        )
+    if num_columns < 2:
+        return torch.full((num_columns,), density, dtype=torch.float64)
+    rank = torch.arange(num_columns, dtype=torch.float64) / (num_columns - 1)
+    return (density + epsilon - 2.0 * epsilon * rank).clamp(max=1.0)
+
+
+def prune_rows_(
+    rows: Float32[Tensor, "rows columns"],
+    *,
+    density: float,
+    epsilon: float,
+    rescale: bool,
+    seed: int,
+    tensor: str,
+    expert: str,
+    start: int = 0,
+) -> None:
+    """Drop entries at random by their rank in the row, in place.
+
+    Among equal magnitudes the lower index counts as the larger, so that the result does not
+    depend on the device. Density 1 keeps everything, whatever epsilon.
+
+    Args:
+        rows: Whole rows of a task vector, contiguous; changed.
+        density: Mean keep probability, in (0, 1].
+        epsilon: Half the span of the keep probabilities; see `rank_probabilities`.
+        rescale: Whether each kept entry is divided by its keep probability.
+        seed: The recipe's seed.
+        tensor: Tensor name.
+        expert: Expert name.
+        start: Flat index of the first entry in the whole tensor.
+
+    Raises:
+        MergeError: If an entry is not finite, dropped or not; or a probability is outside
+            (0, 1].
+    """
+    if not bool(torch.isfinite(rows).all()):
+        raise MergeError(
+            f"tensor '{tensor}', expert '{expert}': entries must be finite; got NaN or infinite "
+            f"ones. Check the checkpoint."
+        )
+    if density == 1.0 or rows.numel() == 0:
+        return
+    by_rank = rank_probabilities(rows.shape[1], density=density, epsilon=epsilon)
+    order = columns_by_magnitude(rows)
+    limits = _by_entry(keep_limits(by_rank).to(rows.device), order)
+    bits = keep_bits_within(seed, tensor, expert, start, limits.flatten())
+    rows.view(torch.int32).bitwise_and_(bits.view_as(rows))
+    if rescale:
+        rows.mul_(_by_entry(by_rank.reciprocal().to(rows.device, torch.float32), order))
+
+
+def _by_entry(by_rank: Tensor, order: Tensor) -> Tensor:
+    return torch.empty_like(order, dtype=by_rank.dtype).scatter_(
+        1, order, by_rank.expand(order.shape)
+    )

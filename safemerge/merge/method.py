@@ -10,7 +10,9 @@ from torch import Tensor
 
 from safemerge.config.checkpoint import Quantity
 from safemerge.config.coefficient import Anchors
-from safemerge.config.recipe import LayerGroup, Method, Step
+from safemerge.config.merge_method import AddedMethod
+from safemerge.config.method import AnyMethod
+from safemerge.config.recipe import LayerGroup, Step
 from safemerge.errors import MergeError
 from safemerge.merge.coefficient import (
     Coefficients,
@@ -22,8 +24,8 @@ from safemerge.merge.coefficient import (
 from safemerge.merge.inputs import TensorInputs
 from safemerge.merge.interpolate import pair_shares
 from safemerge.merge.spectrum import SpectrumCache
-from safemerge.merge.step import STEPS, StepInputs, is_idle
-from safemerge.merge.table import method_row
+from safemerge.merge.step import FUNCTIONS, StepInputs, is_idle
+from safemerge.merge.table import merge_function
 from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.agreement import is_finite
 from safemerge.weights.statistics import TensorStatistics
@@ -31,7 +33,7 @@ from safemerge.weights.statistics import TensorStatistics
 _NOTHING_MEASURED: Mapping[str, TensorStatistics] = MappingProxyType({})
 
 
-def models_used(method: Method, coefficients: Coefficients) -> tuple[str, ...]:
+def models_used(method: AnyMethod, coefficients: Coefficients) -> tuple[str, ...]:
     """Return the models whose tensors a method reads, besides the base, sorted.
 
     Args:
@@ -42,6 +44,9 @@ def models_used(method: Method, coefficients: Coefficients) -> tuple[str, ...]:
         Model names with a coefficient that is not zero; may contain the base's name for
         methods that merge whole weights.
     """
+    if isinstance(method, AddedMethod):
+        active = coefficients.weights if coefficients.lambda_ else {}
+        return tuple(sorted(name for name, weight in active.items() if weight))
     if method.name == "slerp":
         ends = dict(zip(method.models, (1.0 - coefficients.t, coefficients.t), strict=True))
         return tuple(sorted(name for name, share in ends.items() if share))
@@ -56,7 +61,7 @@ def models_used(method: Method, coefficients: Coefficients) -> tuple[str, ...]:
 
 
 def models_read(
-    method: Method,
+    method: AnyMethod,
     *,
     tensor: str,
     base_name: str = "base",
@@ -89,7 +94,7 @@ def models_read(
 
 
 def statistics_read(
-    method: Method,
+    method: AnyMethod,
     *,
     tensor: str,
     base_name: str = "base",
@@ -128,7 +133,7 @@ def statistics_read(
 
 
 def merge_tensor(
-    method: Method,
+    method: AnyMethod,
     *,
     tensor: str,
     base: Float[Tensor, "..."],
@@ -152,7 +157,7 @@ def merge_tensor(
     error `out` may hold anything.
 
     Args:
-        method: Method and its parameters, from a recipe.
+        method: AnyMethod and its parameters, from a recipe.
         tensor: Tensor name; chooses the layer group and the random masks.
         base: The base's tensor, any shape, float32, bfloat16 or float16.
         experts: Experts' tensors by name, of the base's shape and on its device; those that
@@ -202,10 +207,10 @@ def merge_tensor(
     inputs = _with_steps_on_experts(given, models_used(method, coefficients), active)
     after = [(step, numbers) for step, numbers in active if step.on == "merged"]
     if not after:
-        merged = method_row(method.name).function(inputs)
+        merged = merge_function(method.name)(inputs)
         merged = merged if out is None or merged is out else out.copy_(merged)
         return merged if tensor in inputs.found_finite else _checked(merged, tensor)
-    merged = method_row(method.name).function(replace(inputs, dtype=torch.float32, out=None))
+    merged = merge_function(method.name)(replace(inputs, dtype=torch.float32, out=None))
     for step, numbers in after:
         merged = _stepped(given, step, numbers, merged)
     return _checked(given.rounded(merged), tensor)
@@ -256,7 +261,7 @@ def _stepped(
     merged: tuple[str, ...] = (),
 ) -> Tensor:
     fields = zip(step.reads, step.models_of_fields(given.base_name), strict=True)
-    return STEPS[step.name].function(
+    return FUNCTIONS[step.name](
         StepInputs(
             tensor=given.tensor,
             weights=weights.to(torch.float32),

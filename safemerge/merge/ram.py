@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safemerge.merge.inputs import TensorInputs, runs
-from safemerge.merge.sparsify import check_finite_entries
+from safemerge.merge.threshold import check_finite_entries
 
 
 def merge_ram(inputs: TensorInputs) -> Float[Tensor, "..."]:

@@ -13,8 +13,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from safemerge.errors import MergeError
+from safemerge.merge.elementwise import merge_linear
 from safemerge.merge.inputs import TensorInputs
-from safemerge.merge.kernel import merge_linear
 
 
 def merge_regmean(inputs: TensorInputs) -> Float[Tensor, "..."]:

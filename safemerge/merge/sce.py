@@ -10,8 +10,12 @@ from torch import Tensor
 
 from safemerge.merge.consensus import elect_sign
 from safemerge.merge.inputs import TensorInputs, runs
-from safemerge.merge.sparsify import check_finite_entries, trim_
-from safemerge.merge.threshold import Threshold, threshold_of_magnitudes
+from safemerge.merge.threshold import (
+    Threshold,
+    check_finite_entries,
+    threshold_of_magnitudes,
+    trim_,
+)
 
 _LEAST_SQUARES = 1e-6
 """Sum of mean squares below which mergekit's weights are equal."""

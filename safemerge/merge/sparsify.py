@@ -1,190 +1,221 @@
-"""Sparsification: which entries of a task vector stay (one axis of the merge methods).
-
-References:
-    Yadav et al., TIES-Merging, arXiv:2306.01708.
-    Yu et al., Language Models are Super Mario (DARE), arXiv:2311.03099.
-"""
+"""Which entries of an expert's task vector stay, as data: what a run of entries goes through."""
 
 import math
+from functools import cached_property
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from torch import Tensor
 
 from safemerge.errors import MergeError
-from safemerge.merge.mask import keep_bits
-from safemerge.merge.threshold import Threshold, threshold_of_magnitudes
+from safemerge.merge import compiled
+from safemerge.merge.inputs import TensorInputs, num_columns, runs
+from safemerge.merge.mask import prune_rows_
+from safemerge.merge.threshold import (
+    Drop,
+    Found,
+    MagnitudeCounts,
+    RankedDrop,
+    Sparsifier,
+    Threshold,
+    Trim,
+    counts_of_magnitudes,
+    drop_and_rescale_,
+    found_in_bin,
+    num_kept,
+    threshold_of_counts,
+    trim_,
+)
+
+Sparsify = Literal["none", "magnitude", "random", "rank", "outliers"]
+
+_SMALL_NORM = 1e-7
+"""L1 norms below this are not rescaled to or from, as in mergekit."""
 
 
-def sparsify_by_magnitude(
-    task_vector: Float[Tensor, "*shape"], *, density: float
-) -> Float[Tensor, "*shape"]:
-    """Keep the largest-magnitude entries of a task vector, zero the rest.
-
-    Exactly ``max(1, floor(density * n))`` of the ``n`` entries are kept. Ties in magnitude
-    keep the lower flat index, so the result does not depend on device. The input is not
-    changed. No rescaling is done.
+def sparsifier_of(inputs: TensorInputs, name: str, sparsify: Sparsify) -> Sparsifier | None:
+    """Return what an expert's task vector goes through.
 
     Args:
-        task_vector: Expert minus base for one named tensor, any shape and float dtype.
-        density: Fraction of entries kept, in (0, 1]. 1 returns an equal tensor.
+        inputs: Tensors and coefficients.
+        name: The expert.
+        sparsify: The method's way.
 
     Returns:
-        Tensor of the same shape, dtype and device.
+        The sparsifier; None if every entry stays as it is.
 
     Raises:
-        MergeError: If ``density`` is outside (0, 1] or an entry is not finite.
-
-    References:
-        Yadav et al., TIES-Merging, arXiv:2306.01708, algorithm 1, step 1 ("Trim"). Departure: the
-        paper trims over the whole model; here, in peft and in mergekit, over one tensor.
+        MergeError: If there is no such way, a density is out of range, or an entry whose
+            magnitude counts is not finite.
     """
-    _check_density(density)
-    flat = task_vector.detach().to(torch.float32, copy=True).flatten()
-    if flat.numel() == 0 or density == 1.0:
-        check_finite_entries(flat)
-        return task_vector.clone()
-    trim_(flat, magnitude_threshold(flat, density=density))
-    return flat.to(task_vector.dtype).reshape(task_vector.shape)
-
-
-def sparsify_at_random(
-    task_vector: Float[Tensor, "*shape"],
-    *,
-    density: float,
-    seed: int,
-    tensor: str,
-    expert: str,
-) -> Float[Tensor, "*shape"]:
-    """Keep entries at random and rescale them by 1/density, so that the mean is unchanged.
-
-    Each entry is kept with probability `density`, by the mask of `mask.keep_mask`: the same
-    arguments give the same entries on any device. The input is not changed.
-
-    Args:
-        task_vector: Expert minus base for one named tensor, any shape and float dtype.
-        density: Probability of keeping an entry, in (0, 1]; the paper's drop rate p is
-            1 - density. 1 returns an equal tensor.
-        seed: The recipe's seed.
-        tensor: Tensor name.
-        expert: Expert name.
-
-    Returns:
-        Tensor of the same shape, dtype and device.
-
-    Raises:
-        MergeError: If ``density`` is outside (0, 1] or an entry is not finite.
-
-    References:
-        Yu et al., arXiv:2311.03099, section 3 (Drop And REscale).
-    """
-    _check_density(density)
-    flat = task_vector.detach().to(torch.float32, copy=True).flatten()
-    drop_and_rescale_(flat, density=density, seed=seed, tensor=tensor, expert=expert, start=0)
-    return flat.to(task_vector.dtype).reshape(task_vector.shape)
-
-
-def magnitude_threshold(
-    flat: Float32[Tensor, "entries"], *, density: float, where: str = "task vector"
-) -> Threshold:
-    """Return the threshold that keeps exactly ``max(1, floor(density * n))`` entries.
-
-    Args:
-        flat: Task vector, flattened, not empty.
-        density: Fraction of entries kept, in (0, 1].
-        where: Place named in messages.
-
-    Returns:
-        The smallest kept magnitude and the flat index of the last kept entry equal to it.
-
-    Raises:
-        MergeError: If density is outside (0, 1], `flat` is empty, or an entry is not finite.
-    """
-    _check_density(density)
-    if flat.numel() == 0:
-        raise MergeError(f"{where}: must have entries; got none. Skip empty tensors.")
-    return threshold_of_magnitudes(flat.abs(), kept=num_kept(density, flat.numel()), where=where)
-
-
-def num_kept(density: float, num_entries: int) -> int:
-    """Return how many entries a density keeps: ``max(1, floor(density * n))``.
-
-    Raises:
-        MergeError: If density is outside (0, 1].
-    """
-    _check_density(density)
-    return max(1, math.floor(density * num_entries))
-
-
-def trim_(flat: Float32[Tensor, "entries"], threshold: Threshold, *, start: int = 0) -> None:
-    """Zero, in place, the entries that a threshold does not keep.
-
-    Args:
-        flat: Part of a flattened task vector; changed.
-        threshold: Threshold of the whole task vector.
-        start: Flat index of the part's first entry in the whole.
-    """
-    split = min(max(threshold.last_equal + 1 - start, 0), flat.numel())
-    # NOTE: hardshrink zeroes |x| <= limit and keeps NaN; the float below keeps equals.
-    below = float(np.nextafter(np.float32(threshold.magnitude), np.float32(-1.0)))
-    for part, limit in ((flat[:split], below), (flat[split:], threshold.magnitude)):
-        if part.numel():
-            torch.hardshrink(part, limit, out=part)
-
-
-def drop_and_rescale_(
-    flat: Float32[Tensor, "entries"],
-    *,
-    density: float,
-    seed: int,
-    tensor: str,
-    expert: str,
-    start: int,
-    rescale: bool = True,
-) -> None:
-    """Drop entries at random and rescale the rest by 1/density, in place (DARE).
-
-    Args:
-        flat: Part of a flattened, contiguous task vector; changed.
-        density: Probability of keeping an entry, in (0, 1].
-        seed: The recipe's seed.
-        tensor: Tensor name.
-        expert: Expert name.
-        start: Flat index of the part's first entry in the whole.
-        rescale: False leaves the kept entries as they are.
-
-    Raises:
-        MergeError: If an entry is not finite, dropped or not.
-    """
-    check_finite_entries(flat, f"tensor '{tensor}', expert '{expert}'")
-    if density == 1.0:
-        return
-    bits = keep_bits(
-        seed, tensor, expert, start, start + flat.numel(), density, device=flat.device
-    )
-    flat.view(torch.int32).bitwise_and_(bits)
-    if rescale:
-        flat.mul_(1.0 / density)
-
-
-def check_finite_entries(flat: Float32[Tensor, "*shape"], where: str = "task vector") -> None:
-    """Raise the error for entries that are not finite.
-
-    Raises:
-        MergeError: If there is one.
-    """
-    if bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all()):
-        return
-    count = int(flat.numel() - torch.isfinite(flat).sum())
-    raise MergeError(
-        f"{where}: entries must be finite; got {count} NaN or infinite of {flat.numel()}. "
-        f"Check the checkpoint."
-    )
-
-
-def _check_density(density: float) -> None:
-    if not 0.0 < density <= 1.0:
+    if sparsify not in get_args(Sparsify):
         raise MergeError(
-            f"density: must be in (0, 1]; got {density}. Drop an expert by weight 0 instead."
+            f"{inputs.where}: the way to sparsify must be one of {', '.join(get_args(Sparsify))}; "
+            f"got {sparsify!r}."
         )
+    if sparsify == "none" or inputs.base.numel() == 0:
+        return None
+    density = inputs.coefficients.density[name]
+    kept = num_kept(density, inputs.base.numel())
+    rescale = inputs.coefficients.options.get("rescale", "probability")
+    found: Sparsifier
+    if sparsify in ("magnitude", "outliers"):
+        if density == 1.0:
+            return None
+        found = _trim(inputs, name, kept, sparsify)
+    elif sparsify == "random":
+        found = Drop(density, 1.0 / density if rescale == "probability" else 1.0)
+    else:
+        epsilon = inputs.coefficients.number_of(name, "epsilon")
+        found = RankedDrop(density, epsilon, rescale == "probability")
+    if rescale != "l1" or density == 1.0:
+        return found
+    return found._replace(scale=_norm_ratio(inputs, name, found))
+
+
+def sparsify_run_(
+    task_vector: Float32[Tensor, "entries"],
+    sparsifier: Sparsifier,
+    *,
+    inputs: TensorInputs,
+    name: str,
+    start: int,
+) -> None:
+    """Sparsify a run of a task vector, in place.
+
+    Args:
+        task_vector: The run; for `RankedDrop` whole rows.
+        sparsifier: What it goes through.
+        inputs: The tensor's inputs, for its names, seed and shape.
+        name: The expert.
+        start: Flat index of the run's first entry.
+
+    Raises:
+        MergeError: If entries are dropped at random and one is not finite.
+    """
+    if isinstance(sparsifier, Trim):
+        _trim_run_(task_vector, sparsifier, start)
+    elif isinstance(sparsifier, Drop):
+        drop_and_rescale_(
+            task_vector,
+            density=sparsifier.density,
+            seed=inputs.seed,
+            tensor=inputs.tensor,
+            expert=name,
+            start=start,
+            rescale=False,
+        )
+    else:
+        prune_rows_(
+            task_vector.view(-1, num_columns(inputs.base)),
+            density=sparsifier.density,
+            epsilon=sparsifier.epsilon,
+            rescale=sparsifier.rescale,
+            seed=inputs.seed,
+            tensor=inputs.tensor,
+            expert=name,
+            start=start,
+        )
+    if sparsifier.scale != 1.0:
+        task_vector.mul_(sparsifier.scale)
+
+
+def _trim_run_(task_vector: Tensor, trim: Trim, start: int) -> None:
+    top = None if trim.upper is None else task_vector.clone()
+    if top is not None and trim.upper is not None:
+        trim_(top, trim.upper, start=start)
+    trim_(task_vector, trim.lower, start=start)
+    if top is not None:
+        task_vector.sub_(top)
+
+
+def _trim(inputs: TensorInputs, name: str, kept: int, sparsify: Sparsify) -> Trim:
+    if sparsify == "magnitude":
+        return Trim(_threshold(inputs, name, kept))
+    count = inputs.base.numel()
+    num_top = min(math.floor(inputs.coefficients.number_of(name, "gamma") * count), count - kept)
+    lower = _threshold(inputs, name, kept + num_top)
+    return Trim(lower, _threshold(inputs, name, num_top) if num_top else None)
+
+
+def _threshold(inputs: TensorInputs, name: str, kept: int) -> Threshold:
+    if inputs.thresholds is not None:
+        held = inputs.thresholds.get(name, inputs.tensor, kept)
+        if held is not None:
+            return held
+    model, base = inputs.model(name), inputs.base
+    if model.dtype == base.dtype and inputs.thresholds is None and torch.equal(model, base):
+        # NOTE: weights that were frozen in training are common; there is nothing to count.
+        return Threshold(0.0, base.numel() - 1)
+    magnitudes = compiled.magnitudes_of(model, base) or _Magnitudes(model, base)
+    threshold = threshold_of_counts(
+        _counts(inputs, name, magnitudes), kept, magnitudes.found_in_bin
+    )
+    if inputs.thresholds is not None:
+        inputs.thresholds.put(name, inputs.tensor, kept, threshold)
+    return threshold
+
+
+class _Magnitudes:
+    """Magnitudes of a task vector's entries in torch, found when they are first asked for."""
+
+    def __init__(self, model: Tensor, base: Tensor) -> None:
+        self._model, self._base = model, base
+
+    @cached_property
+    def _found(self) -> Float32[Tensor, "entries"]:
+        flat, origin = self._model.flatten(), self._base.flatten()
+        found = torch.empty(flat.numel(), dtype=torch.float32, device=flat.device)
+        for start, stop in runs(found):
+            part = found[start:stop]
+            torch.sub(flat[start:stop], origin[start:stop].to(torch.float32), out=part).abs_()
+        return found
+
+    def counts(self, *, where: str) -> MagnitudeCounts:
+        return counts_of_magnitudes(self._found, where=where)
+
+    def found_in_bin(self, wanted: int) -> Found:
+        return found_in_bin(self._found, wanted)
+
+
+def _counts(
+    inputs: TensorInputs, name: str, magnitudes: compiled.CompiledMagnitudes | _Magnitudes
+) -> MagnitudeCounts:
+    if inputs.thresholds is not None:
+        held = inputs.thresholds.counts(name, inputs.tensor)
+        if held is not None:
+            return held
+    counts = magnitudes.counts(where=f"{inputs.where}, expert '{name}'")
+    if inputs.thresholds is not None:
+        inputs.thresholds.put_counts(name, inputs.tensor, counts)
+    return counts
+
+
+def _norm_ratio(inputs: TensorInputs, name: str, drop: Sparsifier) -> float:
+    """L1 norm of a task vector over that of what is kept of it; 1 where either is tiny."""
+    return inputs.derived(
+        ("norm ratio", name, inputs.seed, drop), lambda: _found_norm_ratio(inputs, name, drop)
+    )
+
+
+def _found_norm_ratio(inputs: TensorInputs, name: str, drop: Sparsifier) -> float:
+    model, base = inputs.model(name), inputs.base
+    norms = None
+    if isinstance(drop, Drop):
+        norms = compiled.norms_at_random(
+            model, base, density=drop.density, seed=inputs.seed, tensor=inputs.tensor, expert=name
+        )
+    before, after = norms or _norms(inputs, name, drop)
+    return before / after if min(before, after) >= _SMALL_NORM else 1.0
+
+
+def _norms(inputs: TensorInputs, name: str, drop: Sparsifier) -> tuple[float, float]:
+    flat, base = inputs.model(name).flatten(), inputs.base.flatten()
+    before = after = 0.0
+    for start, stop in runs(base, multiple=num_columns(inputs.base)):
+        part = torch.sub(flat[start:stop], base[start:stop].to(torch.float32))
+        before += float(part.abs().sum(dtype=torch.float64))
+        sparsify_run_(part, drop, inputs=inputs, name=name, start=start)
+        after += float(part.abs().sum(dtype=torch.float64))
+    return before, after

@@ -7,7 +7,6 @@ none is a guarantee (safety directions are not linearly distinct, arXiv:2505.141
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float32
@@ -147,88 +146,17 @@ def _elected(inputs: StepInputs, name: str) -> Bool[Tensor, "..."]:
     return of_expert & of_base
 
 
-class StepRow(NamedTuple):
-    """One safety operator."""
-
-    name: str
-    """Machine name, the step's discriminator."""
-    title: str
-    """Name for people."""
-    function: Callable[[StepInputs], Tensor]
-    """Pure: one tensor and its companions to the changed tensor."""
-    idle: Mapping[str, float]
-    """Coefficients at which the step changes nothing."""
-    citation: str
-    url: str
-    variant: str
-    """How it follows or departs from the paper."""
-
-
-_ROWS = (
-    StepRow(
-        name="resta",
-        title="RESTA",
-        function=add_safety_vector,
-        idle={"scale": 0.0},
-        citation="Bhardwaj et al., Language Models are Homer Simpson!, ACL 2024",
-        url="https://arxiv.org/abs/2402.11746",
-        variant="The addition alone; the paper drops and rescales the tuned update with DARE "
-        "first, which the method dare_linear does.",
-    ),
-    StepRow(
-        name="safe_lora",
-        title="Safe LoRA",
-        function=project_update,
-        idle={"threshold": -1.0},
-        citation="Hsu et al., Safe LoRA, NeurIPS 2024",
-        url="https://arxiv.org/abs/2405.16833",
-        variant="By threshold, for matrices of full weights; the paper's choice of the k lowest "
-        "layers is not offered, for it needs all layers at once.",
-    ),
-    StepRow(
-        name="safe_merge",
-        title="SafeMERGE",
-        function=mix_update,
-        idle={"alpha": 0.0},
-        citation="Djuhera et al., SafeMERGE, 2025",
-        url="https://arxiv.org/abs/2503.17239",
-        variant="Generalised from LoRA to all tensors of full weights; vectors count as one "
-        "column.",
-    ),
-    StepRow(
-        name="merge_align",
-        title="MergeAlign",
-        function=mix_aligned,
-        idle={"alpha": 1.0},
-        citation="Thakkar et al., Combining Domain and Alignment Vectors, 2024",
-        url="https://arxiv.org/abs/2411.06824",
-        variant="As the paper; on the merge by default, so that it composes with any method.",
-    ),
-    StepRow(
-        name="pre_post",
-        title="Pre- and post-tuning merge",
-        function=mix_before,
-        idle={"alpha": 1.0},
-        citation="Farn et al., Safeguard Fine-Tuned LLMs Through Pre- and Post-Tuning Model "
-        "Merging, 2024",
-        url="https://arxiv.org/abs/2412.19512",
-        variant="The paper's linear form.",
-    ),
-    StepRow(
-        name="led",
-        title="LED",
-        function=keep_own_important,
-        idle={},
-        citation="Ma et al., LED-Merging, ACL 2025",
-        url="https://arxiv.org/abs/2502.16770",
-        variant="Location, election and disjointing on the experts, so that any method merges "
-        "them (task_arithmetic gives the paper's); per tensor, as the authors' code; entries "
-        "without gradient are never important.",
-    ),
+FUNCTIONS: Mapping[str, Callable[[StepInputs], Tensor]] = MappingProxyType(
+    {
+        "resta": add_safety_vector,
+        "safe_lora": project_update,
+        "safe_merge": mix_update,
+        "merge_align": mix_aligned,
+        "pre_post": mix_before,
+        "led": keep_own_important,
+    }
 )
-
-STEPS: Mapping[str, StepRow] = MappingProxyType({row.name: row for row in _ROWS})
-"""Every safety operator by machine name."""
+"""Every safety operator by name: one tensor and its companions to the changed tensor."""
 
 
 def is_idle(step: Step, numbers: Mapping[str, float]) -> bool:
@@ -241,5 +169,4 @@ def is_idle(step: Step, numbers: Mapping[str, float]) -> bool:
     Returns:
         Whether a coefficient is at the value that leaves the weights as they are.
     """
-    idle = STEPS[step.name].idle
-    return any(numbers[field] == value for field, value in idle.items())
+    return any(numbers[field] == value for field, value in step.idle.items())

@@ -15,11 +15,11 @@ from torch import Tensor
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointError, MergeError
 from safemerge.merge.coefficient import check_groups
-from safemerge.merge.fused import beside
+from safemerge.merge.compiled import beside
 from safemerge.merge.measured import check_statistics
 from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.spectrum import SpectrumCache
-from safemerge.merge.table import method_row
+from safemerge.merge.table import is_element_wise
 from safemerge.merge.threshold import ThresholdCache
 from safemerge.weights.checkpoint import Checkpoint, layer_of
 from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary, whole_checkpoint
@@ -198,7 +198,7 @@ def merged_tensors(
             return None
         return destination(name, merged_dtype(recipe, base, name), base.shape(name))
 
-    element_wise = method_row(recipe.method.name).is_element_wise and not recipe.steps
+    element_wise = is_element_wise(recipe.method.name) and not recipe.steps
     if keep_pages and there.type == "cpu" and element_wise:
         small = {name for name in names if math.prod(base.shape(name)) <= _SMALL}
         stream = _side_by_side(names, merged, place, small)

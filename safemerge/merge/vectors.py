@@ -11,8 +11,8 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from safemerge.merge.inputs import TensorInputs
-from safemerge.merge.sparsify import check_finite_entries
 from safemerge.merge.stock import stock_ratio
+from safemerge.merge.threshold import check_finite_entries
 
 _LEAST_NORM = 1e-7
 """Least norm that a direction is divided by."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sqlalchemy.exc import SQLAlchemyError
 
+from safemerge.config.sampler import GIVEN, SamplerSpec
 from safemerge.config.study import StudySpec
-from safemerge.errors import PreflightError, StudyError
+from safemerge.errors import ConfigError, PreflightError, StudyError
 from safemerge.files import disk_errors, free_name, restore_last_line
 
 _FILE = {"sqlite": "study.db", "journal": "study.journal"}
@@ -96,11 +98,16 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
 
     Returns:
         TPE (multivariate, grouped by space, with a constant liar for parallel asks), NSGA-II
-        (populations of ``startup``, at least 2) or random sampling.
+        (populations of ``startup``, at least 2), random sampling, or what the study names.
+
+    Raises:
+        ConfigError: If the sampler that the study names cannot be made, or is none.
     """
     words = np.random.SeedSequence((spec.seed, num_existing)).generate_state(1)
     seed = int(words[0])
     startup = spec.sampler.startup
+    if spec.sampler.use is not None:
+        return _added_sampler(spec.sampler, seed=seed)
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
     if spec.sampler.name == "nsga2":
@@ -111,6 +118,38 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
         return TPESampler(
             seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
         )
+
+
+def violations(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
+    """Return how far a trial is beyond each budget; above 0 is broken, none where it failed."""
+    return tuple(trial.constraints.values())
+
+
+def _added_sampler(spec: SamplerSpec, *, seed: int) -> BaseSampler:
+    made_by = spec.loaded()
+    ours = {
+        "seed": seed,
+        "n_startup_trials": spec.startup,
+        "constraints_func": violations,
+    }
+    takes = inspect.signature(made_by).parameters
+    given = {name: ours[name] for name in GIVEN if name in takes}
+    try:
+        with warnings.catch_warnings():
+            # Optuna's own classes prefer constraints that are set on trials, as these are too.
+            warnings.simplefilter("ignore")
+            sampler = made_by(**given, **spec.arguments)
+    except Exception as error:
+        raise ConfigError(
+            f"sampler.use '{spec.use}': must be made with arguments {spec.arguments}; got "
+            f"{type(error).__name__}: {error}."
+        ) from error
+    if not isinstance(sampler, BaseSampler):
+        raise ConfigError(
+            f"sampler.use '{spec.use}': must be an optuna.samplers.BaseSampler; got "
+            f"{type(sampler).__name__}."
+        )
+    return sampler
 
 
 @contextmanager

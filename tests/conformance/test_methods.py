@@ -2,8 +2,8 @@
 
 import pytest
 
-from safemerge.merge import METHODS
-from safemerge.testing.merge_cases import (
+from safemerge.config.method import METHODS
+from safemerge.testing.conformance import (
     MergeMethodCases,
     TaskVectorMethodCases,
     WeightedMethodCases,
@@ -17,7 +17,7 @@ CHANGE_ONE_EXPERT = {
 
 
 def is_weighted(row):
-    return any(parameter.name == "weights" for parameter in row.parameters)
+    return "weights" in row.usual
 
 
 def methods_where(chosen):

@@ -15,7 +15,7 @@ from safemerge.merge import merge_tensor
 from safemerge.merge.consensus import disjoint_mean, elect_sign
 from safemerge.merge.interpolate import slerp, slerp_shares
 from safemerge.merge.mask import keep_mask
-from safemerge.merge.sparsify import sparsify_by_magnitude
+from safemerge.merge.threshold import sparsify_by_magnitude
 from safemerge.weights import TensorStatistics
 
 METHOD = TypeAdapter(Method)

@@ -14,7 +14,7 @@ from safemerge.config.recipe import Method
 from safemerge.merge import merge_tensor
 from safemerge.merge.consensus import disjoint_mean, elect_sign
 from safemerge.merge.mask import keep_mask
-from safemerge.merge.sparsify import sparsify_by_magnitude
+from safemerge.merge.threshold import sparsify_by_magnitude
 
 pytestmark = pytest.mark.reference
 

@@ -11,14 +11,23 @@ import yaml
 
 from safemerge.cli import build_parser
 from safemerge.config.document import parse_document
+from safemerge.config.metric import TASK_METRICS
 from safemerge.config.schema import detect_kind, model_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
-    for pattern in ("*.md", "design/*.md", "cluster/*.md", "benchmarks/*.md", "results/**/*.md")
+    for pattern in (
+        "*.md",
+        "design/*.md",
+        "cluster/*.md",
+        "benchmarks/*.md",
+        "results/**/*.md",
+        "docs/*.md",
+        "docs/files/*.md",
+    )
     for path in ROOT.glob(pattern)
-    if path.name != "CHANGELOG.md" and "demo/" not in str(path)
+    if path.name != "CHANGELOG.md" and "demo/" not in str(path) and not path.is_symlink()
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    .+\n)+", re.MULTILINE)
@@ -52,7 +61,9 @@ def whole(fragment):
         study.pop("constraints", None)
         document = {**study, **fragment, "objectives": []}
         suite = document["suites"][0]
-        metrics = suite.get("lm_eval", {}).get("metrics") or {"harmful_score": "minimize"}
+        kind = suite.get("task", {}).get("kind", "harm")
+        main = TASK_METRICS[kind][0]
+        metrics = suite.get("lm_eval", {}).get("metrics") or {main.name: main.direction}
         metric, direction = next(iter(metrics.items()))
         objective = {"metric": f"{suite['name']}.{metric}", "direction": direction}
         document["objectives"] = [{**objective, "reference": float(direction == "minimize")}]

@@ -42,6 +42,9 @@ THROUGH = {
     "safemerge/engines/vllm_backend.py": "tests/integration",
     "safemerge/engines/vllm_plugin.py": "tests/integration",
     "safemerge/merge/card.py": "tests/unit/merge",
+    "safemerge/merge/fisher.py": "tests/conformance",
+    "safemerge/merge/ram.py": "tests/conformance",
+    "safemerge/merge/sce.py": "tests/conformance",
     "safemerge/reports/": "tests/unit/reports",
     "safemerge/search/": "tests/unit/search",
     "safemerge/weights/bus_handler.py": "tests/unit/weights",
@@ -49,15 +52,27 @@ THROUGH = {
 """Modules that are tested through their room's public functions: the folder of those tests."""
 
 
+def named_in_tests():
+    """Dotted names of safemerge's modules, and of what is in them, in the tests' texts."""
+    found = set()
+    for text in (text for path, text in TESTS.items() if path != Path(__file__)):
+        for dotted in set(re.findall(r"\bsafemerge(?:\.\w+)+", text)):
+            parts = dotted.split(".")
+            found.update(".".join(parts[:count]) for count in range(2, len(parts) + 1))
+        for package, names in re.findall(r"from (safemerge[\w.]*) import ([^\n]*)", text):
+            found.update(f"{package}.{name}" for name in re.findall(r"\w+", names))
+    return found
+
+
+NAMED = named_in_tests()
+
+
 def mirrored(module):
     """Whether a test file has the module's name, or a test imports it."""
     names = {f"test_{module.stem}", f"test_{module.parent.name}_{module.stem}"}
     if names & {test.stem for test in TESTS}:
         return True
-    *parents, stem = module.with_suffix("").parts
-    dotted, package = ".".join([*parents, stem]), ".".join(parents)
-    imported = re.compile(rf"\b{dotted}\b|from {package} import [^\n]*\b{stem}\b")
-    return any(imported.search(text) for path, text in TESTS.items() if path != Path(__file__))
+    return ".".join(module.with_suffix("").parts) in NAMED
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)

@@ -37,6 +37,10 @@ OPTIONS = {
         "--share", "--difference", "--prompts", "--discordance", "--alpha", "--power",
         "--comparisons",
     ],
+    "judge": [
+        "file", "--text", "--label", "--prompt", "--by", "--positive", "--claim", "--judge",
+        "--json",
+    ],
     "init": ["--base", "--expert", "--aligned", "--suite", "--judge", "--out", "--force"],
     "demo": ["--results", "--fresh"],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-from safemerge.config.method import METHOD_SPECS
+from safemerge.config.method import METHODS
 from safemerge.config.method_spec import BY_EXPERT
 
 
@@ -8,7 +8,7 @@ def test_numbers_by_expert_are_coefficients_by_expert():
         "weights": {"x": 1.0, "y": 0.5},
         "epsilon_by_expert": {"x": 0.1, "y": [0.1, 0.2]},
     }
-    method = METHOD_SPECS["della"].model_validate(document)
+    method = METHODS["della"].spec.model_validate(document)
     found = dict(method.coefficients())
     assert found["epsilon_by_expert.y"] == [0.1, 0.2]
     assert {"epsilon_by_expert", "gamma_by_expert"} == BY_EXPERT

@@ -4,11 +4,12 @@ import torch
 
 from safemerge.cache import cache_dir
 from safemerge.config.recipe import MergeRecipe
-from safemerge.merge import ResidentCheckpoints, matrix, sparsifier
+from safemerge.merge import ResidentCheckpoints, matrix
+from safemerge.merge.compiled import CompiledMagnitudes
 from safemerge.merge.derived import DerivedData
 from safemerge.merge.spectrum import Spectrum
 from safemerge.merge.threshold import MagnitudeCounts
-from safemerge.testing.merge_cases import build_method
+from safemerge.testing.conformance import build_method
 from safemerge.weights import fingerprint
 
 COUNTS = MagnitudeCounts(np.array([3, 900]), np.array([2, 5]))
@@ -55,7 +56,7 @@ def test_an_entry_that_is_no_tensors_counts_as_missing(content):
 
 @pytest.mark.parametrize(
     ("name", "module", "function"),
-    [("ties", sparsifier, "compiled_counts"), ("tsv_m", matrix, "_orthogonalised")],
+    [("ties", CompiledMagnitudes, "counts"), ("tsv_m", matrix, "_orthogonalised")],
 )
 def test_another_process_derives_nothing_again(
     name, module, function, tiny_base, tiny_experts, monkeypatch

@@ -1,7 +1,7 @@
 import torch
 
 from safemerge.merge import merge_tensor
-from safemerge.testing.merge_cases import build_method, random_tensor
+from safemerge.testing.conformance import build_method, random_tensor
 
 
 def test_entries_that_stand_out_are_the_experts_and_the_rest_the_bases():

@@ -4,7 +4,7 @@ import torch
 
 pytest.importorskip("numba")
 
-from safemerge.merge import cast, code, loops
+from safemerge.merge.compiled import cast, code, loops
 from safemerge.merge.mask import keep_mask, mask_key
 
 

@@ -2,8 +2,13 @@ import pytest
 import torch
 
 from safemerge.errors import MergeError
-from safemerge.merge.magprune import prune_rows_, rank_probabilities
-from safemerge.merge.mask import keep_bits, keep_bits_within, keep_limits
+from safemerge.merge.mask import (
+    keep_bits,
+    keep_bits_within,
+    keep_limits,
+    prune_rows_,
+    rank_probabilities,
+)
 
 KEY = {"seed": 3, "tensor": "t", "expert": "e"}
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from safemerge.config.recipe import MergeRecipe
 from safemerge.merge import ResidentCheckpoints, write_merged
-from safemerge.testing.merge_cases import build_method
+from safemerge.testing.conformance import build_method
 
 small, large, name = sys.argv[1:]
 method = build_method(name, {"a": 0.6, "b": 0.4}, density=0.5).resolved()

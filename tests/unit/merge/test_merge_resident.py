@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safemerge.cache import cache_dir
+from safemerge.config.method import METHODS
 from safemerge.config.models import models_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import (
@@ -17,8 +18,8 @@ from safemerge.errors import (
     ConfigError,
     MergeError,
 )
-from safemerge.merge import METHODS, ResidentCheckpoints, merged_tensors
-from safemerge.testing.merge_cases import build_method
+from safemerge.merge import ResidentCheckpoints, merged_tensors
+from safemerge.testing.conformance import build_method
 from safemerge.testing.pico import change_config
 from safemerge.testing.statistics import write_statistics
 from safemerge.weights import fingerprint

@@ -6,7 +6,7 @@ import torch
 
 from safemerge.errors import MergeError
 from safemerge.merge.mask import keep_mask
-from safemerge.merge.sparsify import (
+from safemerge.merge.threshold import (
     drop_and_rescale_,
     magnitude_threshold,
     sparsify_at_random,

@@ -7,8 +7,9 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from safemerge.config.recipe import MergeRecipe, Method, Step
+from safemerge.config.step import STEPS
 from safemerge.errors import MergeError
-from safemerge.merge import STEPS, SpectrumCache, ThresholdCache, merge_tensor, models_read
+from safemerge.merge import SpectrumCache, ThresholdCache, merge_tensor, models_read
 from safemerge.merge.projection import alignment_projection
 from safemerge.merge.stream import merged_tensors
 from safemerge.weights import open_checkpoint
@@ -61,8 +62,8 @@ def test_the_table_has_every_step_of_the_recipe():
     assert set(STEPS) == set(declared)
     for name, row in STEPS.items():
         assert row.name == name
-        assert row.url.startswith("https://arxiv.org/abs/")
-        assert row.variant.endswith(".")
+        assert row.source.url.startswith("https://arxiv.org/abs/")
+        assert row.source.variant.endswith(".")
 
 
 def test_resta_adds_the_safety_vector_to_the_merge():

@@ -1,40 +1,50 @@
 import pytest
 
-from safemerge.config.method import METHOD_SPECS
-from safemerge.errors import MergeError
-from safemerge.merge import table
-from safemerge.testing.merge_cases import build_method
+from safemerge.config.method import METHODS, method_row
+from safemerge.config.method_row import Usual
+from safemerge.config.step import STEPS
+from safemerge.errors import ConfigError
+from safemerge.merge import step, table
+from safemerge.testing.conformance import build_method
 
-RANGES = [(row, item) for row in table.METHODS.values() for item in row.parameters]
-
-
-@pytest.mark.parametrize(("row", "item"), RANGES, ids=lambda value: value.name)
-def test_a_range_is_of_a_parameter_that_the_method_has(row, item):
-    fields = METHOD_SPECS[row.name].model_fields
-    assert item.name in {field.alias or name for name, field in fields.items()}
-    assert item.low < item.high
+RANGES = [(name, *item) for name, row in METHODS.items() for item in row.usual.items()]
 
 
-@pytest.mark.parametrize(("row", "item"), RANGES, ids=lambda value: value.name)
-def test_the_ends_of_a_range_are_legal(row, item):
-    if item.name == "weights":
+def test_every_declaration_has_its_maths_and_the_other_way_round():
+    assert list(table.FUNCTIONS) == list(METHODS)
+    assert list(step.FUNCTIONS) == list(STEPS)
+    for row in (*METHODS.values(), *STEPS.values()):
+        assert all((row.source.title, row.source.citation, row.source.variant, row.summary))
+        assert row.source.url.startswith("https://")
+
+
+def test_methods_say_what_is_worth_searching():
+    assert {name for name, *_ in RANGES} == set(METHODS)
+    assert all(item.low < item.high for *_, item in RANGES)
+    assert str(METHODS["ties"].usual["density"]) == "(0, 1]"
+    assert METHODS["sce"].usual["lambda"] == Usual(0.0, 2.0)
+
+
+@pytest.mark.parametrize(("method", "name", "item"), RANGES)
+def test_the_ends_of_a_range_are_legal(method, name, item):
+    if name == "weights":
         for end in (item.low, item.high):
-            build_method(row.name, {"a": end, "b": 1.0})
+            build_method(method, {"a": end, "b": 1.0})
         return
-    inside = item.high - 1e-6 if item.name == "epsilon" else item.high
+    inside = item.high - 1e-6 if name == "epsilon" else item.high
     lowest = item.low if item.low_included else item.low + 1e-6
     for end in (lowest, inside):
         # NOTE: epsilon's end is legal at the density in the middle, and density's with no span.
-        others = {"density": 0.5} if item.name == "epsilon" else {"epsilon": 0.0}
-        build_method(row.name, {"a": 1.0, "b": 1.0}, **{**others, item.name: end})
+        others = {"density": 0.5} if name == "epsilon" else {"epsilon": 0.0}
+        build_method(method, {"a": 1.0, "b": 1.0}, **{**others, name: end})
 
 
 def test_methods_that_use_the_base_have_a_lambda():
-    for row in table.METHODS.values():
-        assert row.uses_base is ("lambda" in {item.name for item in row.parameters})
-        assert row.uses_base is not METHOD_SPECS[row.name].takes_base
+    for row in METHODS.values():
+        assert row.uses_base is ("lambda" in row.usual)
+        assert row.uses_base is not row.spec.takes_base
 
 
 def test_there_is_no_method_of_another_name():
-    with pytest.raises(MergeError, match="Known: linear, slerp"):
-        table.method_row("ensemble")
+    with pytest.raises(ConfigError, match="merge method 'ensemble': must be safemerge's own or"):
+        method_row("ensemble")

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from safemerge.errors import MergeError
-from safemerge.merge.fused import compiled_counts, find_compiled
+from safemerge.merge.compiled import CompiledMagnitudes
 from safemerge.merge.threshold import (
     MagnitudeCounts,
     Threshold,
@@ -64,11 +64,11 @@ def test_compiled_counts_are_those_of_torch(dtype):
     model[:9000] = base[:9000]
     magnitudes = (model.float() - base.float()).abs()
     expected = counts_of_magnitudes(magnitudes)
-    counts = compiled_counts(base, model, where="here")
+    counts = CompiledMagnitudes(model, base).counts(where="here")
     assert all(np.array_equal(*pair) for pair in zip(counts, expected, strict=True))
     assert counts.num_entries == 40_000
     for wanted in (0, int(expected.bins[len(expected.bins) // 2])):
-        found = find_compiled(base, model, wanted)
+        found = CompiledMagnitudes(model, base).found_in_bin(wanted)
         for pair in zip(found, found_in_bin(magnitudes, wanted), strict=True):
             assert np.array_equal(*pair)
 

@@ -3,7 +3,7 @@ import torch
 
 from safemerge.merge import merge_tensor
 from safemerge.merge.interpolate import slerp
-from safemerge.testing.merge_cases import build_method, random_tensor
+from safemerge.testing.conformance import build_method, random_tensor
 
 
 @pytest.mark.parametrize("vectors", ["rows", "columns"])

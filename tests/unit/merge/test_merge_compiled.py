@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from safemerge.errors import MergeError
-from safemerge.merge import ThresholdCache, code, fused, kernel, merge_tensor, sparsifier
-from safemerge.merge.fused import Operand, Rule, is_compiled, merge_compiled, over_parts
-from safemerge.merge.rank import RankCache, ranks_in_rows
-from safemerge.testing.merge_cases import build_method, random_tensor
+from safemerge.merge import ThresholdCache, compiled, elementwise, merge_tensor
+from safemerge.merge.coefficient import Coefficients
+from safemerge.merge.compiled import Operand, Rule, code, merge_operands, over_parts
+from safemerge.merge.inputs import TensorInputs
+from safemerge.merge.mask import RankCache, ranks_in_rows
+from safemerge.testing.conformance import build_method, random_tensor
 
 pytest.importorskip("numba")
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -24,8 +26,7 @@ def in_torch(monkeypatch):
 
     def call(function, *rest, **named):
         with monkeypatch.context() as patch:
-            patch.setattr(kernel, "is_compiled", lambda *_: False)
-            patch.setattr(sparsifier, "is_compiled", lambda *_: False)
+            patch.setattr(compiled, "_loops", lambda: None)
             return function(*rest, **named)
 
     return call
@@ -61,8 +62,8 @@ def close(first, second, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ELEMENT_WISE)
 def test_compiled_merges_are_those_of_torch(name, dtype, in_torch):
-    compiled = merged(name, [dtype] * 3)
-    close(compiled, in_torch(merged, name, [dtype] * 3), dtype)
+    in_loops = merged(name, [dtype] * 3)
+    close(in_loops, in_torch(merged, name, [dtype] * 3), dtype)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -88,14 +89,14 @@ def test_compiled_variants_are_those_of_torch(name, fields, in_torch):
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della_linear", "della"])
 def test_compiled_l1_rescaling_is_that_of_torch(name, in_torch):
     dtypes, size = [torch.bfloat16] * 3, 100_000
-    compiled = merged(name, dtypes, size, rescale="l1")
-    close(compiled, in_torch(merged, name, dtypes, size, rescale="l1"), torch.bfloat16)
+    in_loops = merged(name, dtypes, size, rescale="l1")
+    close(in_loops, in_torch(merged, name, dtypes, size, rescale="l1"), torch.bfloat16)
 
 
 def test_mixed_dtypes_are_those_of_torch(in_torch):
     for dtypes in itertools.product(DTYPES, repeat=3):
-        compiled = merged("ties", dtypes, 300)
-        close(compiled, in_torch(merged, "ties", dtypes, 300), dtypes[0])
+        in_loops = merged("ties", dtypes, 300)
+        close(in_loops, in_torch(merged, "ties", dtypes, 300), dtypes[0])
 
 
 @pytest.mark.parametrize("name", ELEMENT_WISE)
@@ -113,7 +114,7 @@ def test_every_value_of_a_half_is_read_and_written_as_torch_does(dtype):
     every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
     every = every[torch.isfinite(every)]
     out = torch.empty_like(every)
-    assert merge_compiled([Operand(every, 1.0, "a")], Rule(code.SUM), base=None, out=out)
+    assert merge_operands([Operand(every, 1.0, "a")], Rule(code.SUM), base=None, out=out)
     assert torch.equal(out.view(torch.int16), every.view(torch.int16))
 
 
@@ -122,7 +123,7 @@ def test_float32_is_rounded_to_nearest_even_as_torch_does(dtype):
     ties = torch.arange(1 << 16, dtype=torch.int32) << 8 | 0x3F800000
     values = torch.cat([ties.view(torch.float32), random_tensor((70_000,), seed=4)])
     out = torch.empty(values.shape, dtype=dtype)
-    merge_compiled([Operand(values, 1.0, "a")], Rule(code.SUM), base=None, out=out)
+    merge_operands([Operand(values, 1.0, "a")], Rule(code.SUM), base=None, out=out)
     assert torch.equal(out, values.to(dtype))
 
 
@@ -132,7 +133,7 @@ def test_a_result_that_overflows_is_told():
     for dtype, fine in ((torch.float32, True), (torch.float16, False)):
         out = torch.empty(5000, dtype=dtype)
         operands = [Operand(values, 1.0, "a")]
-        assert merge_compiled(operands, Rule(code.SUM), base=None, out=out) is fine
+        assert merge_operands(operands, Rule(code.SUM), base=None, out=out) is fine
 
 
 @pytest.mark.parametrize(("weight", "lambda_"), [(1.0, 1e39), (1e39, 1.0)])
@@ -184,7 +185,7 @@ def test_ranks_and_ratios_held_between_candidates_change_no_bit(name, rescale, m
         call = {"tensor": NAME, "base": base, "experts": {"a": first}, "seed": 2}
         expected = merge_tensor(method, **call)
         with monkeypatch.context() as patch:
-            patch.setattr(kernel, "ranks_in_rows", ranked)
+            patch.setattr(compiled, "ranks_in_rows", ranked)
             assert torch.equal(merge_tensor(method, thresholds=cache, **call), expected)
     assert len(found) == (0 if name == "dare_linear" else 1), "one sort serves all candidates"
 
@@ -212,16 +213,16 @@ def test_parts_cover_a_range_in_order(count, threads):
 
 
 def test_what_is_not_known_is_not_compiled():
-    assert is_compiled(torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16))
-    assert not is_compiled(torch.zeros(2, dtype=torch.float64))
-    assert not is_compiled(torch.zeros(2, device="meta"))
+    assert compiled._is_compiled(torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16))
+    assert not compiled._is_compiled(torch.zeros(2, dtype=torch.float64))
+    assert not compiled._is_compiled(torch.zeros(2, device="meta"))
 
 
 def test_without_numba_torch_does_the_work(monkeypatch):
     expected = merged("ties", [torch.float32] * 3)
-    assert fused.prepare()
-    monkeypatch.setattr(fused, "_loops", lambda: None)
-    assert not fused.prepare()
+    assert compiled.prepare()
+    monkeypatch.setattr(compiled, "_loops", lambda: None)
+    assert not compiled.prepare()
     close(merged("ties", [torch.float32] * 3), expected, torch.float32)
 
 
@@ -240,7 +241,7 @@ def test_a_result_is_written_where_it_is_asked_for(name):
 def test_an_unknown_rule_is_an_error_and_never_another_one():
     base, first = (random_tensor((40,), seed=seed) for seed in range(2))
     with pytest.raises(MergeError, match="one of the numbers of `code`; got 99"):
-        merge_compiled([Operand(first, 1.0, "a")], Rule(99), base=base, out=torch.empty(40))
+        merge_operands([Operand(first, 1.0, "a")], Rule(99), base=base, out=torch.empty(40))
 
 
 def test_a_rescaled_trim_keeps_the_l1_norm_on_both_paths():
@@ -252,3 +253,28 @@ def test_a_rescaled_trim_keeps_the_l1_norm_on_both_paths():
         found = merge_tensor(method, tensor=NAME, base=base, experts={"a": expert}) - base
         torch.testing.assert_close(found.abs().sum(), update.abs().sum(), rtol=1e-5, atol=1e-4)
         assert int((found.abs() > 1e-6).sum()) == 120
+
+
+def test_a_consensus_without_a_loop_is_combined_in_torch_and_never_by_another_one(monkeypatch):
+    def largest(inputs, task_vectors, weights):
+        return torch.stack(task_vectors).amax(dim=0)
+
+    monkeypatch.setitem(elementwise.CONSENSUS, "largest", largest)
+    base, first, second = (random_tensor((5000,), seed=seed) for seed in range(3))
+    found = elementwise.merge_task_vectors(
+        given(base, a=first, b=second), sparsify="none", consensus="largest"
+    )
+    torch.testing.assert_close(found, torch.maximum(first, second), rtol=1e-5, atol=1e-5)
+    with pytest.raises(MergeError, match=r"must be one of sum, .*largest; got 'smallest'"):
+        elementwise.merge_task_vectors(given(base, a=first), sparsify="none", consensus="smallest")
+
+
+def given(base, **experts):
+    weights = dict.fromkeys(experts, 1.0)
+    return TensorInputs(
+        tensor=NAME,
+        base=base,
+        experts=experts,
+        coefficients=Coefficients(weights=weights, density={}),
+        dtype=torch.float32,
+    )

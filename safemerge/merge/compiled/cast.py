@@ -1,6 +1,6 @@
 """Compiled conversions: floats of two and four bytes by address, random words, fused sums.
 
-Importing this module needs numba; see `fused`.
+Importing this module needs numba; see `safemerge.merge.compiled`.
 """
 
 from typing import no_type_check
@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from safemerge.merge.code import BFLOAT16, FLOAT32
+from safemerge.merge.compiled.code import BFLOAT16, FLOAT32
 from safemerge.merge.mask import ROUNDS
 
 _INT32, _FLOAT = ir.IntType(32), ir.FloatType()

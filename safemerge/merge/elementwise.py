@@ -2,45 +2,32 @@
 
 Both go over a tensor once, in blocks of entries that fit the processor's cache, so that float32
 intermediates never reach main memory and peak memory is the result and little more: compiled
-where that can be (`fused`), else run by run in torch.
+where there is a loop for it (`safemerge.merge.compiled`), else run by run in torch.
 """
 
-from collections.abc import Mapping
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from safemerge.errors import MergeError
-from safemerge.merge import code
+from safemerge.merge import compiled
 from safemerge.merge.consensus import (
     consensus_of_masks,
     disjoint_mean_,
     disjoint_mean_by_count_,
     weighted_sum,
 )
-from safemerge.merge.fused import Operand, RankedKeep, Rule, is_compiled, merge_compiled
-from safemerge.merge.inputs import TensorInputs, gram, runs
+from safemerge.merge.inputs import TensorInputs, gram, num_columns, runs
 from safemerge.merge.interpolate import arc_shares, inner_products, linear_shares, pair_shares
-from safemerge.merge.magprune import rank_probabilities
-from safemerge.merge.mask import keep_limits
-from safemerge.merge.rank import MAX_COLUMNS, ranks_in_rows
-from safemerge.merge.sparsifier import (
-    Drop,
-    RankedDrop,
-    Sparsifier,
-    Sparsify,
-    Trim,
-    num_columns,
-    sparsifier_of,
-    sparsify_run_,
-)
+from safemerge.merge.sparsify import Sparsify, sparsifier_of, sparsify_run_
 from safemerge.merge.sphere import karcher_shares, multi_slerp_shares
 from safemerge.merge.stock import stock_ratio
+from safemerge.merge.threshold import RankedDrop, Sparsifier
 from safemerge.merge.vectors import arcs_by_vector, stock_by_row
 
-Consensus = Literal["sum", "disjoint_mean", "agreement"]
 Sphere = Literal["multi_slerp", "karcher"]
 
 
@@ -195,7 +182,7 @@ def merge_model_stock(inputs: TensorInputs) -> Float[Tensor, "..."]:
 
 
 def merge_task_vectors(
-    inputs: TensorInputs, *, sparsify: Sparsify, consensus: Consensus
+    inputs: TensorInputs, *, sparsify: Sparsify, consensus: str
 ) -> Float[Tensor, "..."]:
     """Merge one tensor as base + lambda * consensus of sparsified task vectors.
 
@@ -216,6 +203,11 @@ def merge_task_vectors(
     Raises:
         MergeError: If an expert's tensor is missing, of another shape, or not finite.
     """
+    if consensus not in CONSENSUS:
+        raise MergeError(
+            f"{inputs.where}: the consensus must be one of {', '.join(CONSENSUS)}; got "
+            f"{consensus!r}."
+        )
     weights = inputs.active
     if not weights:
         return inputs.untouched()
@@ -234,29 +226,14 @@ def _walk(
     weights: Mapping[str, float],
     sparsifiers: Mapping[str, Sparsifier],
     *,
-    consensus: Consensus,
+    consensus: str,
 ) -> Tensor:
+    combine = CONSENSUS[consensus]
     merged = inputs.destination()
-    flats = {name: inputs.model(name).flatten() for name in weights}
-    ranked = any(isinstance(sparsifier, RankedDrop) for sparsifier in sparsifiers.values())
-    too_long = ranked and num_columns(inputs.base) > MAX_COLUMNS
-    in_loops = not too_long and all(map(_is_in_loops, sparsifiers.values()))
-    if in_loops and is_compiled(merged, inputs.base, *flats.values()):
-        operands = [
-            _operand(inputs, flats[name], weight, name, sparsifiers.get(name))
-            for name, weight in weights.items()
-        ]
-        inputs.note_finite(
-            merge_compiled(
-                operands,
-                _rule(inputs, consensus),
-                base=inputs.base,
-                out=merged,
-                seed=inputs.seed,
-                tensor=inputs.tensor,
-            )
-        )
+    if compiled.merge_task_vectors(inputs, weights, sparsifiers, consensus=consensus, out=merged):
         return merged
+    ranked = any(isinstance(sparsifier, RankedDrop) for sparsifier in sparsifiers.values())
+    flats = {name: inputs.model(name).flatten() for name in weights}
     base, out = inputs.base.flatten(), merged.view(-1)
 
     def merge_run(start: int, stop: int) -> None:
@@ -269,7 +246,7 @@ def _walk(
                     task_vector, sparsifiers[name], inputs=inputs, name=name, start=start
                 )
             task_vectors.append(task_vector)
-        total = _consensus(inputs, task_vectors, list(weights.values()), consensus)
+        total = combine(inputs, task_vectors, list(weights.values()))
         out[start:stop] = torch.add(origin, total, alpha=inputs.coefficients.lambda_)
 
     for run in runs(base, multiple=num_columns(inputs.base) if ranked else 1):
@@ -277,86 +254,36 @@ def _walk(
     return merged
 
 
-def _is_in_loops(sparsifier: Sparsifier) -> bool:
-    """Tell whether the compiled loops know what a task vector goes through."""
-    if isinstance(sparsifier, Trim):
-        return sparsifier.scale == 1.0
-    return isinstance(sparsifier, Drop | RankedDrop)
+def _sum(inputs: TensorInputs, task_vectors: list[Tensor], weights: list[float]) -> Tensor:
+    return weighted_sum(task_vectors, weights)
 
 
-def _operand(
-    inputs: TensorInputs, tensor: Tensor, weight: float, name: str, sparsifier: Sparsifier | None
-) -> Operand:
-    if isinstance(sparsifier, Trim):
-        return Operand(tensor, weight, name, lower=sparsifier.lower, upper=sparsifier.upper)
-    if isinstance(sparsifier, Drop):
-        density, scale = sparsifier
-        return Operand(tensor, weight, name, density=density, scale=scale)
-    if isinstance(sparsifier, RankedDrop):
-        kept = _ranked_keep(inputs, name, sparsifier)
-        scale = sparsifier.scale if kept else 1.0
-        return Operand(tensor, weight, name, density=1.0, scale=scale, ranked=kept)
-    return Operand(tensor, weight, name)
-
-
-def _ranked_keep(inputs: TensorInputs, name: str, drop: RankedDrop) -> RankedKeep | None:
-    """Limits and scales by rank, with ranks of this or an earlier candidate; None keeps all."""
-    if drop.density == 1.0:
-        return None
-    length = num_columns(inputs.base)
-    chances = rank_probabilities(length, density=drop.density, epsilon=drop.epsilon)
-    scales = chances.reciprocal() if drop.rescale else torch.ones_like(chances)
-    cache = None if inputs.thresholds is None else inputs.thresholds.ranks
-    held = None if cache is None else cache.get((name, inputs.tensor))
-    if held is None:
-        held = ranks_in_rows(inputs.model(name), inputs.base, num_columns=length)
-        if cache is not None:
-            cache.put((name, inputs.tensor), held)
-    return RankedKeep(held, keep_limits(chances), scales.to(torch.float32))
-
-
-def _rule(inputs: TensorInputs, consensus: Consensus) -> Rule:
-    lambda_, options = inputs.coefficients.lambda_, inputs.coefficients.options
-    if consensus == "agreement":
-        number = inputs.coefficients.number
-        return Rule(code.AGREEMENT, lambda_, number("mask_threshold"), int(number("min_agreeing")))
-    if consensus == "sum":
-        return Rule(code.SUM, lambda_)
-    _check_consensus(inputs, consensus)
-    if options.get("variant") == "peft":
-        return Rule(code.COUNTED_MEAN if inputs.normalize else code.COUNTED_SUM, lambda_)
-    mean = code.SIGNED_MEAN if options.get("divisor") == "signed" else code.DISJOINT_MEAN
-    return Rule(mean if inputs.normalize else code.DISJOINT_SUM, lambda_)
-
-
-def _check_consensus(inputs: TensorInputs, consensus: str) -> None:
-    if consensus not in get_args(Consensus):
-        raise MergeError(
-            f"{inputs.where}: the consensus must be one of {', '.join(get_args(Consensus))}; got "
-            f"{consensus!r}."
-        )
-
-
-def _consensus(
-    inputs: TensorInputs, task_vectors: list[Tensor], weights: list[float], consensus: Consensus
+def _disjoint_mean(
+    inputs: TensorInputs, task_vectors: list[Tensor], weights: list[float]
 ) -> Tensor:
     options = inputs.coefficients.options
-    if consensus == "sum":
-        return weighted_sum(task_vectors, weights)
-    _check_consensus(inputs, consensus)
-    if consensus == "disjoint_mean" and options.get("variant") == "peft":
+    if options.get("variant") == "peft":
         return disjoint_mean_by_count_(task_vectors, weights, normalize=inputs.normalize)
-    weighted = [
-        task_vector.mul_(weight) for task_vector, weight in zip(task_vectors, weights, strict=True)
-    ]
-    if consensus == "disjoint_mean":
-        signed = options.get("divisor") == "signed"
-        return disjoint_mean_(weighted, weights, normalize=inputs.normalize, signed=signed)
+    weighted = [item.mul_(weight) for item, weight in zip(task_vectors, weights, strict=True)]
+    signed = options.get("divisor") == "signed"
+    return disjoint_mean_(weighted, weights, normalize=inputs.normalize, signed=signed)
+
+
+def _agreement(inputs: TensorInputs, task_vectors: list[Tensor], weights: list[float]) -> Tensor:
+    number = inputs.coefficients.number
     return consensus_of_masks(
-        weighted,
-        threshold=inputs.coefficients.number("mask_threshold"),
-        min_agreeing=int(inputs.coefficients.number("min_agreeing")),
+        [item.mul_(weight) for item, weight in zip(task_vectors, weights, strict=True)],
+        threshold=number("mask_threshold"),
+        min_agreeing=int(number("min_agreeing")),
     )
+
+
+CONSENSUS: dict[str, Callable[[TensorInputs, list[Tensor], list[float]], Tensor]] = {
+    "sum": _sum,
+    "disjoint_mean": _disjoint_mean,
+    "agreement": _agreement,
+}
+"""How runs of task vectors, which may be written to, and their weights become one run."""
 
 
 def _sum_of_shares(inputs: TensorInputs, shares: Mapping[str, float]) -> Tensor:
@@ -367,14 +294,9 @@ def _sum_of_shares(inputs: TensorInputs, shares: Mapping[str, float]) -> Tensor:
             f"A merge of nothing has no weights: give the base a weight."
         )
     merged = inputs.destination()
-    flats = [inputs.model(name).flatten() for name in used]
-    if is_compiled(merged, *flats):
-        operands = [
-            Operand(flat, share, name)
-            for flat, (name, share) in zip(flats, used.items(), strict=True)
-        ]
-        inputs.note_finite(merge_compiled(operands, Rule(code.SUM), base=None, out=merged))
+    if compiled.sum_models(inputs, used, out=merged):
         return merged
+    flats = [inputs.model(name).flatten() for name in used]
     out = merged.view(-1)
     for start, stop in runs(out):
         parts = [flat[start:stop] for flat in flats]

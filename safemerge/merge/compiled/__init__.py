@@ -1,14 +1,16 @@
-"""Element-wise merging as one compiled pass over memory, shared out among the CPU's cores.
+"""The compiled merge on CPUs: one pass over memory, shared out among the cores.
 
-Where numba is installed (it comes with vLLM) tensors on the CPU take this path, else the plain
-one of `kernel`, run by run in torch. Results are the same bits whatever the number of threads:
-parts begin at fixed multiples and no sum crosses one.
+This package alone knows what is compiled. Its functions take a job, or leave it (False or None)
+to the plain way in torch: where numba is missing (it comes with vLLM), tensors are on a GPU or of
+another dtype, or there is no loop for how task vectors are sparsified and combined. Results are
+the same bits whatever the number of threads: parts begin at fixed multiples and no sum crosses
+one.
 """
 
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -18,11 +20,29 @@ import torch
 from torch import Tensor
 
 from safemerge.errors import MergeError
-from safemerge.merge import code
-from safemerge.merge.mask import KEY_RUN, keep_limit, mask_key
-from safemerge.merge.rank import Ranks
-from safemerge.merge.sparsify import check_finite_entries
-from safemerge.merge.threshold import Found, MagnitudeCounts, Threshold, nonempty_counts
+from safemerge.merge.compiled import code
+from safemerge.merge.inputs import TensorInputs, num_columns
+from safemerge.merge.mask import (
+    KEY_RUN,
+    MAX_COLUMNS,
+    Ranks,
+    keep_limit,
+    keep_limits,
+    mask_key,
+    rank_probabilities,
+    ranks_in_rows,
+)
+from safemerge.merge.threshold import (
+    Drop,
+    Found,
+    MagnitudeCounts,
+    RankedDrop,
+    Sparsifier,
+    Threshold,
+    Trim,
+    check_finite_entries,
+    nonempty_counts,
+)
 
 _KINDS = {
     torch.float32: code.FLOAT32,
@@ -80,7 +100,7 @@ class Rule(NamedTuple):
     """For agreement: how many operands must need an entry."""
 
 
-def is_compiled(*tensors: Tensor) -> bool:
+def _is_compiled(*tensors: Tensor) -> bool:
     """Tell whether tensors can take the compiled path: on the CPU, of a known dtype."""
     known = all(tensor.device.type == "cpu" and tensor.dtype in _KINDS for tensor in tensors)
     return known and _loops() is not None
@@ -93,16 +113,126 @@ def prepare() -> bool:
         Whether there are loops: False without numba.
     """
     base, model, out = torch.zeros(2), torch.ones(2), torch.empty(2)
-    if not is_compiled(base):
+    if not _is_compiled(base):
         return False
-    merge_compiled([Operand(model, 1.0, "a")], Rule(code.SUM), base=base, out=out)
-    counts = compiled_counts(base, model, where="preparing")
-    find_compiled(base, model, int(counts.bins[0]))
-    compiled_norms(base, model, density=0.5, seed=0, tensor="t", expert="a")
+    merge_operands([Operand(model, 1.0, "a")], Rule(code.SUM), base=base, out=out)
+    magnitudes = CompiledMagnitudes(model, base)
+    counts = magnitudes.counts(where="preparing")
+    magnitudes.found_in_bin(int(counts.bins[0]))
+    norms_at_random(model, base, density=0.5, seed=0, tensor="t", expert="a")
     return True
 
 
-def merge_compiled(
+def merge_task_vectors(
+    inputs: TensorInputs,
+    weights: Mapping[str, float],
+    sparsifiers: Mapping[str, Sparsifier],
+    *,
+    consensus: str,
+    out: Tensor,
+) -> bool:
+    """Merge base + lambda * consensus of task vectors into `out`, where there is a loop for it.
+
+    Args:
+        inputs: The tensor's inputs.
+        weights: Weight by expert.
+        sparsifiers: What each expert's task vector goes through; all entries of others stay.
+        consensus: How task vectors become one; see `safemerge.merge.elementwise.CONSENSUS`.
+        out: Where the result is written; changed.
+
+    Returns:
+        Whether the result was written; False leaves it to torch.
+    """
+    rule = _rule(inputs, consensus)
+    models = [inputs.model(name) for name in weights]
+    known = all(_has_loop(sparsifier, inputs.base) for sparsifier in sparsifiers.values())
+    if rule is None or not known or not _is_compiled(out, inputs.base, *models):
+        return False
+    operands = [
+        _operand(inputs, model, weight, name, sparsifiers.get(name))
+        for model, (name, weight) in zip(models, weights.items(), strict=True)
+    ]
+    finite = merge_operands(
+        operands, rule, base=inputs.base, out=out, seed=inputs.seed, tensor=inputs.tensor
+    )
+    inputs.note_finite(finite)
+    return True
+
+
+def sum_models(inputs: TensorInputs, shares: Mapping[str, float], *, out: Tensor) -> bool:
+    """Write the sum of whole weights times their shares into `out`.
+
+    Returns:
+        Whether the result was written; False leaves it to torch.
+    """
+    models = [inputs.model(name) for name in shares]
+    if not _is_compiled(out, *models):
+        return False
+    operands = [
+        Operand(model, share, name)
+        for model, (name, share) in zip(models, shares.items(), strict=True)
+    ]
+    inputs.note_finite(merge_operands(operands, Rule(code.SUM), base=None, out=out))
+    return True
+
+
+def _has_loop(sparsifier: Sparsifier, base: Tensor) -> bool:
+    """Tell whether there is a loop for what a task vector goes through."""
+    if isinstance(sparsifier, RankedDrop):
+        return num_columns(base) <= MAX_COLUMNS
+    if isinstance(sparsifier, Trim):
+        return sparsifier.scale == 1.0
+    return isinstance(sparsifier, Drop)
+
+
+def _operand(
+    inputs: TensorInputs, tensor: Tensor, weight: float, name: str, sparsifier: Sparsifier | None
+) -> Operand:
+    if isinstance(sparsifier, Trim):
+        return Operand(tensor, weight, name, lower=sparsifier.lower, upper=sparsifier.upper)
+    if isinstance(sparsifier, Drop):
+        density, scale = sparsifier
+        return Operand(tensor, weight, name, density=density, scale=scale)
+    if isinstance(sparsifier, RankedDrop):
+        kept = _ranked_keep(inputs, name, sparsifier)
+        scale = sparsifier.scale if kept else 1.0
+        return Operand(tensor, weight, name, density=1.0, scale=scale, ranked=kept)
+    return Operand(tensor, weight, name)
+
+
+def _ranked_keep(inputs: TensorInputs, name: str, drop: RankedDrop) -> RankedKeep | None:
+    """Limits and scales by rank, with ranks of this or an earlier candidate; None keeps all."""
+    if drop.density == 1.0:
+        return None
+    length = num_columns(inputs.base)
+    chances = rank_probabilities(length, density=drop.density, epsilon=drop.epsilon)
+    scales = chances.reciprocal() if drop.rescale else torch.ones_like(chances)
+    cache = None if inputs.thresholds is None else inputs.thresholds.ranks
+    held = None if cache is None else cache.get((name, inputs.tensor))
+    if held is None:
+        held = ranks_in_rows(inputs.model(name), inputs.base, num_columns=length)
+        if cache is not None:
+            cache.put((name, inputs.tensor), held)
+    return RankedKeep(held, keep_limits(chances), scales.to(torch.float32))
+
+
+def _rule(inputs: TensorInputs, consensus: str) -> Rule | None:
+    """Return how the loops combine task vectors; None if they have no such way."""
+    lambda_, options = inputs.coefficients.lambda_, inputs.coefficients.options
+    if consensus == "sum":
+        return Rule(code.SUM, lambda_)
+    if consensus == "agreement":
+        number = inputs.coefficients.number
+        return Rule(code.AGREEMENT, lambda_, number("mask_threshold"), int(number("min_agreeing")))
+    if consensus != "disjoint_mean":
+        return None
+    if options.get("variant") == "peft":
+        return Rule(code.COUNTED_MEAN if inputs.normalize else code.COUNTED_SUM, lambda_)
+    mean = code.SIGNED_MEAN if options.get("divisor") == "signed" else code.DISJOINT_MEAN
+    return Rule(mean if inputs.normalize else code.DISJOINT_SUM, lambda_)
+
+
+def merge_operands(
     operands: Sequence[Operand],
     rule: Rule,
     *,
@@ -111,7 +241,7 @@ def merge_compiled(
     seed: int = 0,
     tensor: str = "",
 ) -> bool:
-    """Merge operands into `out`; see `merge_task_vectors` and `merge_linear`.
+    """Merge operands into `out`; see `merge_task_vectors` and `sum_models`.
 
     Args:
         operands: Models with weight, in the order of their names.
@@ -186,47 +316,62 @@ def merge_compiled(
     return all(answer == code.FINE for answer in found)
 
 
-def compiled_counts(base: Tensor, model: Tensor, *, where: str) -> MagnitudeCounts:
-    """Count the magnitudes of a task vector by their leading bits, in one pass.
+class CompiledMagnitudes(NamedTuple):
+    """Magnitudes of a task vector's entries, computed in each pass and never held."""
 
-    Raises:
-        MergeError: If an entry is not finite.
-    """
-    origin, flat = _flat(base), _flat(model)
-    count_range: Any = _loops().count_range
+    model: Tensor
+    base: Tensor
 
-    def count(start: int, stop: int) -> Any:
-        counts = np.zeros(_NUM_BINS, dtype=np.int64)
-        count_range(*_place(origin), *_place(flat), start, stop, counts)
-        return counts
+    def counts(self, *, where: str) -> MagnitudeCounts:
+        """Count the magnitudes by their leading bits, in one pass.
 
-    total = np.sum(over_parts(count, base.numel()), axis=0)
-    return nonempty_counts(total, where=where)
+        Raises:
+            MergeError: If an entry is not finite.
+        """
+        origin, flat = _flat(self.base), _flat(self.model)
+        count_range: Any = _loops().count_range
+
+        def count(start: int, stop: int) -> Any:
+            counts = np.zeros(_NUM_BINS, dtype=np.int64)
+            count_range(*_place(origin), *_place(flat), start, stop, counts)
+            return counts
+
+        total = np.sum(over_parts(count, self.base.numel()), axis=0)
+        return nonempty_counts(total, where=where)
+
+    def found_in_bin(self, wanted: int) -> Found:
+        """Return low bits and flat indices of a bin's entries, zeros left out, in one pass."""
+        origin, flat = _flat(self.base), _flat(self.model)
+        gather_range: Any = _loops().gather_range
+
+        def gather(start: int, stop: int) -> Found:
+            low, index = (np.empty(stop - start, dtype=np.int64) for _ in range(2))
+            count = gather_range(*_place(origin), *_place(flat), start, stop, wanted, low, index)
+            return low[:count].copy(), index[:count].copy()
+
+        parts = over_parts(gather, self.base.numel())
+        low, index = zip(*parts, strict=True)
+        return np.concatenate(low), np.concatenate(index)
 
 
-def find_compiled(base: Tensor, model: Tensor, wanted: int) -> Found:
-    """Return low bits and flat indices of a bin's entries, zeros left out, in one pass."""
-    origin, flat = _flat(base), _flat(model)
-    gather_range: Any = _loops().gather_range
-
-    def gather(start: int, stop: int) -> Found:
-        low, index = (np.empty(stop - start, dtype=np.int64) for _ in range(2))
-        count = gather_range(*_place(origin), *_place(flat), start, stop, wanted, low, index)
-        return low[:count].copy(), index[:count].copy()
-
-    parts = over_parts(gather, base.numel())
-    low, index = zip(*parts, strict=True)
-    return np.concatenate(low), np.concatenate(index)
+def magnitudes_of(model: Tensor, base: Tensor) -> CompiledMagnitudes | None:
+    """Return the magnitudes of a task vector's entries; None where torch finds them."""
+    return CompiledMagnitudes(model, base) if _is_compiled(model, base) else None
 
 
-def compiled_norms(
-    base: Tensor, model: Tensor, *, density: float, seed: int, tensor: str, expert: str
-) -> tuple[float, float]:
+def norms_at_random(
+    model: Tensor, base: Tensor, *, density: float, seed: int, tensor: str, expert: str
+) -> tuple[float, float] | None:
     """Return the L1 norms of a task vector and of what is kept of it at random.
 
+    Returns:
+        Both norms; None where torch finds them.
+
     Raises:
         MergeError: If an entry is not finite.
     """
+    if not _is_compiled(model, base):
+        return None
     origin, flat = _flat(base), _flat(model)
     num_runs = -(-base.numel() // code.NORM_RUN)
     before, after = np.zeros(num_runs), np.zeros(num_runs)
@@ -295,7 +440,7 @@ def _pool(_: int, num_threads: int) -> ThreadPoolExecutor:
 @lru_cache(maxsize=1)
 def _loops() -> Any:
     try:
-        return importlib.import_module("safemerge.merge.loops")
+        return importlib.import_module("safemerge.merge.compiled.loops")
     except ImportError:
         return None
 

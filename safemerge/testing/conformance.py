@@ -1,8 +1,13 @@
-"""Conformance cases: what every merge method must obey.
+"""Conformance cases: what every merge method must obey, those of other packages too.
 
-A method's test subclasses `MergeMethodCases`, or, if the method measures task vectors from the
-base, `TaskVectorMethodCases` or `WeightedMethodCases`, the latter if each expert has a weight. It
-gives the one fixture `method_name`, and inherits the rest.
+A test subclasses `MergeMethodCases`, or, if the method measures task vectors from the base,
+`TaskVectorMethodCases` or `WeightedMethodCases`, the latter if each expert has a weight. It gives
+the one fixture `method_name`, and inherits the rest::
+
+    class TestMyMean(WeightedMethodCases):
+        @pytest.fixture
+        def method_name(self) -> str:
+            return "my_mean"
 """
 
 import json
@@ -15,9 +20,10 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
+from safemerge.config.method import AnyMethod, method_row
 from safemerge.config.recipe import MergeRecipe, Method
 from safemerge.errors import MergeError
-from safemerge.merge import merge_tensor, merged_tensors, method_row
+from safemerge.merge import merge_tensor, merged_tensors
 from safemerge.testing.statistics import random_statistics, write_statistics
 from safemerge.weights import ModelStatistics, open_checkpoint
 from safemerge.weights.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
@@ -27,7 +33,7 @@ _NAMES = ("model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weigh
 _SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (0, 4)]
 
 
-def build_method(name: str, weights: dict[str, float], **parameters: object) -> Method:
+def build_method(name: str, weights: dict[str, float], **parameters: object) -> AnyMethod:
     """Return a method's declaration with sensible values for what is not given.
 
     Args:
@@ -39,9 +45,8 @@ def build_method(name: str, weights: dict[str, float], **parameters: object) -> 
     Returns:
         A member of the `Method` union.
     """
-    known = {parameter.name for parameter in method_row(name).parameters}
-    if name == "consensus_ta":
-        known.add("min_agreeing")
+    spec = method_row(name).spec
+    known = {field.alias or key for key, field in spec.model_fields.items()}
     document: dict[str, Any] = {"name": name}
     if "weights" in known:
         document["weights"] = weights
@@ -83,7 +88,7 @@ def random_tensor(
 
 
 def merge_measured(
-    method: Method,
+    method: AnyMethod,
     *,
     tensor: str,
     base: torch.Tensor,
@@ -334,7 +339,7 @@ def _sharded_copy(source: Path, folder: Path) -> Path:
     return folder
 
 
-def _recipe(method: Method, folders: list[Path], measured: Mapping[str, Path]) -> MergeRecipe:
+def _recipe(method: AnyMethod, folders: list[Path], measured: Mapping[str, Path]) -> MergeRecipe:
     refs: list[dict[str, Any]] = [
         {"name": name, "path": str(folder)}
         for name, folder in zip(("base", "a", "b"), folders, strict=True)

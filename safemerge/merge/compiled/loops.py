@@ -2,10 +2,10 @@
 
 Tensors come as addresses, so that bfloat16 needs no numpy type and nothing is copied. A block of
 entries goes through all steps of a method while it is in the first-level cache. Sums are formed
-in the order, and with the fused multiply-adds, of torch's own kernels, so that the plain path in
-`kernel` gives the same bits.
+in the order, and with the fused multiply-adds, of torch's own kernels, so that the torch walk of
+`safemerge.merge.elementwise` gives the same bits.
 
-Importing this module needs numba, which comes with vLLM; see `fused` for who may call it.
+Importing this module needs numba, which comes with vLLM; only this package calls it.
 """
 
 from typing import no_type_check
@@ -13,7 +13,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-from safemerge.merge.cast import (
+from safemerge.merge.compiled.cast import (
     accumulate,
     bits_of,
     load,
@@ -24,7 +24,7 @@ from safemerge.merge.cast import (
     store,
     subtract,
 )
-from safemerge.merge.code import (
+from safemerge.merge.compiled.code import (
     AGREEMENT,
     COUNTED_MEAN,
     COUNTED_SUM,

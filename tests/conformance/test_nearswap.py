@@ -1,9 +1,0 @@
-import pytest
-
-from safemerge.testing.merge_cases import TaskVectorMethodCases
-
-
-class TestNearSwap(TaskVectorMethodCases):
-    @pytest.fixture
-    def method_name(self):
-        return "nearswap"
