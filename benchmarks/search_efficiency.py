@@ -29,8 +29,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from safemerge.pareto import hypervolume, non_dominated_mask
-from safemerge.search.bayesian_sampler import VARIANCES, BayesianSampler
+from safemerge.search.bayesian_sampler import BayesianSampler
 from safemerge.search.encoding import Encoding
+from safemerge.search.noise import VARIANCES
 from safemerge.search.surrogate import Surrogate, binomial_variance
 
 HERE = Path(__file__).parent / "landscapes"
@@ -160,7 +161,8 @@ def with_optuna(sampler: Callable[[Landscape, int], Any]) -> Callable[..., None]
                     else trial.suggest_float(name, item["low"], item["high"])
                 )
             measured = evaluate(values)
-            trial.set_user_attr(VARIANCES, variances(landscape, measured))
+            noise = zip(landscape.metrics, variances(landscape, measured), strict=True)
+            trial.set_user_attr(VARIANCES, dict(noise))
             study.tell(trial, measured.tolist())
 
     return search
@@ -177,9 +179,8 @@ def variances(landscape: Landscape, measured: np.ndarray) -> list[float]:
 def bayesian(landscape: Landscape, seed: int) -> Any:
     """Return safemerge's default sampler."""
     width = landscape.encoding().width
-    return BayesianSampler(
-        landscape.encoding(), landscape.references, startup=min(8, 2 * width), seed=seed
-    )
+    objectives = dict(zip(landscape.metrics, landscape.references, strict=True))
+    return BayesianSampler(landscape.encoding(), objectives, startup=min(8, 2 * width), seed=seed)
 
 
 def tpe(landscape: Landscape, seed: int) -> Any:

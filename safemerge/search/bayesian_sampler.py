@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,10 +11,10 @@ import numpy.typing as npt
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import qmc
 
 from safemerge.pareto import non_dominated_mask
 from safemerge.search.encoding import Encoding, Pattern
+from safemerge.search.noise import VARIANCES
 from safemerge.search.surrogate import Surrogate
 
 if TYPE_CHECKING:
@@ -22,14 +22,11 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-VARIANCES = "variances"
-"""Trial's user attribute: variance of each objective, then of each constraint by name."""
-
 MAX_POINTS = 400
 """Evaluations that a model is fitted to; of more, the best layers of fronts and an even sample."""
 
 _LEAST_VARIANCE = 1e-6
-"""Variance of a value whose own is not known."""
+"""Variance of a value that has less, or none that is known."""
 
 
 class Evaluations(NamedTuple):
@@ -50,16 +47,17 @@ class BayesianSampler(BaseSampler):
 
     Args:
         encoding: The search spaces.
-        references: Reference value of each objective, in the study's order.
+        objectives: Reference value of each objective by its metric, in the study's order.
         startup: Recipes before the model decides.
         seed: Of everything random.
     """
 
     def __init__(
-        self, encoding: Encoding, references: Sequence[float], *, startup: int, seed: int
+        self, encoding: Encoding, objectives: Mapping[str, float], *, startup: int, seed: int
     ) -> None:
         self._encoding = encoding
-        self._references = np.asarray(references, dtype=np.float64)
+        self._metrics = list(objectives)
+        self._references = np.array(list(objectives.values()), dtype=np.float64)
         self._startup = startup
         self._seed = seed
         self._random = RandomSampler(seed=seed)
@@ -110,9 +108,9 @@ class BayesianSampler(BaseSampler):
             return self._encoding.params(
                 pattern, self._encoding.spread(pattern, np.empty((1, 0)))[0]
             )
-        with np.errstate(all="ignore"):
-            sequence = qmc.Sobol(width, seed=self._seed)
-            free = sequence.random(1 << max(1, (turn + 1).bit_length()))[turn]
+        from scipy.stats import qmc  # comes with BoTorch; slow to import
+
+        free = qmc.Sobol(width, rng=self._seed).random(1 << (turn + 1).bit_length())[turn]
         point = self._encoding.spread(pattern, free[None])[0]
         if turn % 2 == 0:
             for group in self._encoding.groups:
@@ -160,27 +158,36 @@ class BayesianSampler(BaseSampler):
     def _evaluations(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> Evaluations:
         signs = _signs(study)
         names = sorted({name for trial in trials for name in trial.constraints})
-        rows: list[tuple[Array, list[float], list[float]]] = []
+        points: list[Array] = []
+        found: list[list[float]] = []
+        noise: list[list[float]] = []
         for trial in trials:
             point = self._encoding.point(trial.params)
             values = [*np.asarray(trial.values) * signs]
             limits = [trial.constraints.get(name, 0.0) for name in names]
             if point is None or not np.all(np.isfinite([*values, *limits])):
                 continue
-            known = list(trial.user_attrs.get(VARIANCES, ()))
-            width = len(values) + len(limits)
-            variances = known if len(known) == width else [_LEAST_VARIANCE] * width
-            rows.append((point, [*values, *limits], variances))
-        width = len(signs) + len(names)
-        points = np.array([row[0] for row in rows]).reshape(len(rows), self._encoding.width)
-        values = np.array([row[1] for row in rows]).reshape(len(rows), width)
-        variances = np.array([row[2] for row in rows]).reshape(len(rows), width)
-        feasible = np.all(values[:, len(signs) :] <= 0, axis=1)
-        found = Evaluations(points, values, np.maximum(variances, _LEAST_VARIANCE), feasible)
-        if len(rows) <= MAX_POINTS:
-            return found
-        kept = _best_and_even(found, len(signs))
-        return Evaluations(*(field[kept] for field in found))
+            known = trial.user_attrs.get(VARIANCES, {})
+            points.append(point)
+            found.append([*values, *limits])
+            noise.append([known.get(metric, 0.0) for metric in [*self._metrics, *names]])
+        shape = len(points), len(signs) + len(names)
+        values_at = np.array(found, dtype=np.float64).reshape(shape)
+        evaluations = Evaluations(
+            np.array(points).reshape(len(points), self._encoding.width),
+            values_at,
+            np.maximum(np.array(noise, dtype=np.float64).reshape(shape), _LEAST_VARIANCE),
+            np.all(values_at[:, len(signs) :] <= 0, axis=1),
+        )
+        if len(points) <= MAX_POINTS:
+            return evaluations
+        kept = _best_and_even(evaluations, len(signs))
+        return Evaluations(
+            evaluations.points[kept],
+            evaluations.values[kept],
+            evaluations.variances[kept],
+            evaluations.feasible[kept],
+        )
 
     def _points(self, trials: Sequence[FrozenTrial]) -> Array:
         found = [self._encoding.point(trial.params) for trial in trials]

@@ -83,7 +83,7 @@ class Surrogate:
     def believe(self, points: Array, *, draws: int = 256, seed: int = 0) -> Belief:
         """Return the posterior of some points, shape (points, width)."""
         import torch
-        from botorch.sampling import SobolQMCNormalSampler
+        from botorch.sampling.normal import SobolQMCNormalSampler
 
         with torch.no_grad(), _quiet():
             posterior = self._model.posterior(torch.tensor(points, dtype=torch.float64))
@@ -121,10 +121,10 @@ class Surrogate:
         from botorch.acquisition.multi_objective import logei
         from botorch.acquisition.multi_objective.objective import IdentityMCMultiOutputObjective
         from botorch.optim import optimize_acqf
-        from botorch.sampling import SobolQMCNormalSampler
+        from botorch.sampling.normal import SobolQMCNormalSampler
 
         count = len(reference)
-        constraints = [_Limit(count + index) for index in range(limits)]
+        constraints: list[Any] = [_Limit(count + index) for index in range(limits)]
         with _quiet(), torch.random.fork_rng():
             torch.manual_seed(seed)  # noqa: TID251 - BoTorch takes no generator; restored below
             # NOTE: else BoTorch compiles a kernel for this processor at its first use, where a
@@ -156,7 +156,7 @@ class Surrogate:
             for rank, (gain, pattern, best) in enumerate(scored):
                 point = best[0]
                 if rank < 2 and pattern.free:
-                    refined, gains = optimize_acqf(
+                    refined, _ = optimize_acqf(
                         acquisition,
                         bounds.double(),
                         q=1,
@@ -165,8 +165,9 @@ class Surrogate:
                         fixed_features=pattern.fixed or None,
                         options={"maxiter": _STEPS, "batch_limit": _RESTARTS},
                     )
-                    if float(gains) > gain:
-                        gain, point = float(gains), refined[0]
+                    reached = float(acquisition(refined.unsqueeze(0)).detach())
+                    if reached > gain:
+                        gain, point = reached, refined[0]
                 found.append((gain, pattern, point.clamp(0, 1).numpy()))
         found.sort(key=lambda item: -item[0])
         return [(pattern, point) for _, pattern, point in found]
