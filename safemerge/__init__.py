@@ -16,6 +16,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from safemerge import errors
+
 if TYPE_CHECKING:
     from safemerge.api.declared import Recipe, Study, load_study
     from safemerge.api.evaluate import evaluate
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from safemerge.api.run import Run, load_run
     from safemerge.api.search import search
     from safemerge.api.stage import align, finetune
+    from safemerge.generation.command import generate
+    from safemerge.optimize.command import optimize
+    from safemerge.robustness.command import robustness
 
 __version__ = "0.2.0"
 
@@ -33,13 +38,17 @@ __all__ = [
     "Run",
     "Study",
     "align",
+    "errors",
     "evaluate",
     "export",
     "finetune",
+    "generate",
     "load_run",
     "load_study",
     "merge",
     "methods",
+    "optimize",
+    "robustness",
     "search",
 ]
 
@@ -51,10 +60,13 @@ _MODULES = {
     "evaluate": "api.evaluate",
     "export": "api.export",
     "finetune": "api.stage",
+    "generate": "generation.command",
     "load_run": "api.run",
     "load_study": "api.declared",
     "merge": "api.merge",
     "methods": "api.methods",
+    "optimize": "optimize.command",
+    "robustness": "robustness.command",
     "search": "api.search",
 }
 """Module of each public name."""

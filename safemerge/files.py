@@ -183,8 +183,8 @@ def parse_stored(
         advice: What to do, for messages.
 
     Raises:
-        StudyError: If it is damaged; names the first place.
-        RunFolderError: If it has a key that this version does not know.
+        RunFolderError: If it is damaged, or has a key that this version does not know; names the
+            first place.
     """
     try:
         return model.model_validate_json(text)
@@ -197,7 +197,7 @@ def parse_stored(
                 f"{where}: must hold keys that this version of safemerge knows; got '{place}'. It "
                 "was written by another version: use that one, or begin a new run."
             ) from None
-        raise StudyError(
+        raise RunFolderError(
             f"{where}: damaged{f' at {place}' if place else ''}; got {first['msg']!r}. {advice}"
         ) from None
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import yaml
 
-from safemerge.config.base import StrictModel
+from safemerge.config.base import StrictModel, digest
 from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import MergekitRecipe, is_mergekit, recipe_of_mergekit
 from safemerge.config.mergekit_folders import locate_models
@@ -91,7 +91,7 @@ class Declared(Generic[Spec]):
         return type(other) is type(self) and self._spec == other._spec
 
     def __hash__(self) -> int:
-        return hash((self.kind, str(self.to_dict())))
+        return hash((self.kind, digest(self.to_dict())))
 
     def _take(self, spec: Any, folder: Path) -> None:
         self._spec = spec.located(folder.resolve())

@@ -24,6 +24,7 @@ from safemerge.store import RunStore
 
 if TYPE_CHECKING:
     from safemerge.config.rung import RungSpec
+    from safemerge.data.suite import LoadedSuite
 
 
 def evaluate(
@@ -87,11 +88,11 @@ def evaluate(
     from safemerge.distributed.ingredient import fetch_hub_models
 
     fetch_hub_models([*ingredients, *spec.all_checkpoints])
-    preflight(spec, lines)
+    suites = preflight(spec, lines).suites
     if split == "report":
-        _check_unseen(spec, ingredients, found, rung)
+        _check_unseen(spec, suites["report"], ingredients, found, rung)
     with ExitStack() as stack:
-        resolved = resolve_study(spec, lines, stack=stack)
+        resolved = resolve_study(spec, suites, lines, stack=stack)
         chosen = _recipe(resolved, found)
         stack.enter_context(ray_cluster())
         lines.say("starting an evaluator replica (about 30 to 60 s)")
@@ -111,6 +112,7 @@ def _asked_study(study: Study | Run | StrPath, lines: Progress) -> StudySpec:
 
 def _check_unseen(
     spec: StudySpec,
+    report: Sequence[LoadedSuite],
     ingredients: Sequence[CheckpointRef],
     recipe: MergeRecipe | None,
     rung: RungSpec | None,
@@ -120,10 +122,8 @@ def _check_unseen(
     What the study's own files train is behind its exported merges too.
     """
     from safemerge.data.rung import check_rung
-    from safemerge.data.suite import load_suites
     from safemerge.distributed.contamination import check_report
 
-    report = load_suites(spec)["report"]
     seen = recipe.seen if recipe is not None else []
     check_report([*ingredients, *spec.checkpoints], report, seen=seen)
     if rung is not None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from safemerge.api.progress import Progress
 from safemerge.config.extra import VLLM
@@ -19,16 +19,24 @@ from safemerge.errors import CheckpointError, PreflightError
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from safemerge.data.suite import Suites
 
-def preflight(spec: StudySpec, progress: Progress) -> tuple[str, ...]:
+
+class Checked(NamedTuple):
+    """What `preflight` found."""
+
+    notices: tuple[str, ...]
+    """What must be known of the models that can be looked at; see `check_models`."""
+    suites: Suites
+    """The study's suites, loaded."""
+
+
+def preflight(spec: StudySpec, progress: Progress) -> Checked:
     """Refuse what can be seen to fail before a cluster starts.
 
     Args:
         spec: The study; checkpoints still to be trained are not looked at.
         progress: Where it is said which rows of the suites are left out.
-
-    Returns:
-        What must be known of the models that can be looked at; see `check_models`.
 
     Raises:
         PreflightError: If the engine is not installed, or could not load the base.
@@ -41,13 +49,15 @@ def preflight(spec: StudySpec, progress: Progress) -> tuple[str, ...]:
     check_engine(spec.evaluator)
     check_judges([judge for suite in spec.suites for judge in suite.judges])
 
+    from safemerge.data.suite import load_suites
     from safemerge.distributed.search import check_models
 
-    found = check_models(spec)
+    notices = check_models(spec)
     check_loadable(spec)
+    suites = load_suites(spec)
     if _tokenizer_known(spec):
-        check_prompts(spec, progress)
-    return found
+        check_prompts(spec, suites, progress)
+    return Checked(notices, suites)
 
 
 def check_loadable(spec: StudySpec) -> None:
@@ -110,29 +120,29 @@ def check_judges(judges: Sequence[JudgeSpec]) -> None:
             guard_template(judge)
 
 
-def check_prompts(spec: StudySpec, progress: Progress) -> None:
+def check_prompts(spec: StudySpec, suites: Suites, progress: Progress) -> None:
     """Tokenise both splits and the rung once, as replicas will, and let no judge be loaded.
 
     Args:
         spec: A study whose tokenizer comes from models that are folders.
+        suites: Its suites.
         progress: Where it is said which rows are left out.
 
     Raises:
         CheckpointError, DataError, ConfigError: See `preflight`.
     """
-    from safemerge.data.suite import dropped_lines, load_suites
+    from safemerge.data.suite import dropped_lines
     from safemerge.engines.chat import ChatFormat
     from safemerge.evaluation import prepare_split
     from safemerge.merge.candidate_tokenizer import candidate_tokenizer
     from safemerge.scoring.judge import RefusalProxyJudge
 
     chat = ChatFormat(candidate_tokenizer(study_models(spec)), spec.chat)
-    loaded = load_suites(spec)
-    for line in dropped_lines(spec.suites, loaded):
+    for line in dropped_lines(spec.suites, suites):
         progress.say(line)
-    for suites in loaded.values():
+    for loaded in suites.values():
         prepare_split(
-            suites,
+            loaded,
             chat,
             max_model_len=spec.evaluator.max_model_len,
             make_judge=lambda _: RefusalProxyJudge(),
@@ -165,7 +175,7 @@ def check_engine(spec: EvaluatorSpec) -> None:
 
 
 def resolve_study(
-    spec: StudySpec, progress: Progress, *, stack: ExitStack | None = None
+    spec: StudySpec, suites: Suites, progress: Progress, *, stack: ExitStack | None = None
 ) -> StudySpec:
     """Return the study with every checkpoint on disk and fingerprinted.
 
@@ -173,6 +183,7 @@ def resolve_study(
 
     Args:
         spec: The study as declared.
+        suites: Its suites.
         progress: Where progress goes.
         stack: Keeps a cluster that had to be started for training; else that one ends here.
 
@@ -184,17 +195,21 @@ def resolve_study(
 
     ingredients = Ingredients(say=progress.say, on_step=progress.training_step, stack=stack)
     return resolve_with(
-        spec, progress, lambda: spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints))
+        spec,
+        suites,
+        progress,
+        lambda: spec.with_checkpoints(ingredients.resolve(spec.all_checkpoints)),
     )
 
 
 def resolve_with(
-    spec: StudySpec, progress: Progress, resolve: Callable[[], StudySpec]
+    spec: StudySpec, suites: Suites, progress: Progress, resolve: Callable[[], StudySpec]
 ) -> StudySpec:
     """Resolve a study in some way, and check before and after what can be checked.
 
     Args:
         spec: The study as declared.
+        suites: Its suites.
         progress: Where progress goes.
         resolve: Returns it with checkpoints on disk and fingerprinted.
 
@@ -211,5 +226,5 @@ def resolve_with(
     for notice in check_models(resolved):
         progress.say(f"note: {notice}")
     if not _tokenizer_known(spec):
-        check_prompts(resolved, progress)
+        check_prompts(resolved, suites, progress)
     return resolved

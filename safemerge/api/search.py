@@ -129,9 +129,9 @@ def run_study(
 
     RunStore(folder).check_disk()
     fetch_hub_models(spec.all_checkpoints)
-    preflight(spec, progress)
+    suites = preflight(spec, progress).suites
     starts = read_starts(spec)
-    num_prompts = check_suites(spec, seen=seen_by(starts))
+    num_prompts = check_suites(spec, suites, seen=seen_by(starts))
     progress.say(f"study '{spec.name}': {spec.num_trials} recipes, {num_prompts} search prompts")
     try:
         with ExitStack() as stack:
@@ -141,11 +141,11 @@ def run_study(
             needed = {name for start in starts for name in start.models.values()}
             resolved = with_starts(
                 resolve_with(
-                    spec, progress, lambda: resolve_made(spec, ingredients, needed=needed)
+                    spec, suites, progress, lambda: resolve_made(spec, ingredients, needed=needed)
                 ),
                 starts,
             )
-            resolved, rows = with_inputs(resolved)
+            resolved, rows = with_inputs(resolved, suites)
             store = _open_store(resolved, folder, progress, rows=rows, new_data=new_data)
             stack.enter_context(ray_cluster())
             later = Ingredients(say=progress.say, on_step=progress.training_step, starts=False)
@@ -300,9 +300,9 @@ def _dry_run(spec: StudySpec, store: RunStore, progress: Progress) -> None:
     evaluator = spec.evaluator.placed(there["GPU"])
     needs = least_needs("evaluator", evaluator, spec.served_judges, spec.judge_service)
     check_resources(needs, there)
-    found = preflight(spec, progress)
+    notices, suites = preflight(spec, progress)
     starts = read_starts(spec)
-    num_prompts = check_suites(spec, seen=seen_by(starts))
+    num_prompts = check_suites(spec, suites, seen=seen_by(starts))
     progress.say(f"study '{spec.name}': {num_prompts} search prompts, splits disjoint")
     for wave in training_plan(spec.all_checkpoints):
         for stage in wave:
@@ -322,7 +322,7 @@ def _dry_run(spec: StudySpec, store: RunStore, progress: Progress) -> None:
             progress.say(
                 f"checkpoint '{ref.name}': {opened.num_parameters / 1e6:.0f} M parameters"
             )
-    for notice in found:
+    for notice in notices:
         progress.say(f"note: {notice}")
     progress.say("dry run: the study is sound; nothing was started")
 

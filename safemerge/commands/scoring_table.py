@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from safemerge import plugins
@@ -51,4 +52,7 @@ def _first_line(described: object) -> str:
 
 
 def _line(name: str, text: str) -> str:
-    return f"  {name:<31}{text}"
+    indent = " " * 33
+    return textwrap.fill(
+        text, 98, initial_indent=f"  {name:<31}", subsequent_indent=indent, break_on_hyphens=False
+    )

@@ -17,14 +17,14 @@ def run(options: argparse.Namespace) -> None:
     """Start the evaluator and wait for Ctrl-C."""
     console = Console()
     spec = load_study(options.study).spec.model_copy(update={"rung": None})
-    preflight(spec, console)
+    suites = preflight(spec, console).suites
 
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import DEPLOYMENT, Evaluator
 
     app = f"safemerge-{spec.name}"
     with ray_cluster():
-        resolved = resolve_study(spec, console)
+        resolved = resolve_study(spec, suites, console)
         console.say("starting the evaluator")
         with Evaluator(resolved, app=app):
             console.say(

@@ -69,6 +69,11 @@ class WithAdded:
         try:
             known = plugins.installed(self.group, builtin=self.builtin)
             if name not in known:
+                if value.get("plugin") is not None:
+                    raise _problems(
+                        f"name: must be of a package that is installed here; got "
+                        f"{json.dumps(name)} of {value['plugin']}. Install it, on every node."
+                    )
                 advice = _advice(name, [*self.builtin, *known])
                 raise _problems(f"name: unknown choice; got {json.dumps(name)}. {advice}")
             spec = self.spec_of(name)

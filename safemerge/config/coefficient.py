@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -105,6 +106,16 @@ class LayerGroup(StrictModel):
         outside = f"{self.outside} the layers" if self.outside else None
         given = (self.layers, self.kind, ", ".join(self.tensors or ()), outside)
         return " and ".join(item for item in given if item)
+
+
+@cache
+def layerwise_fields(spec: type[StrictModel]) -> frozenset[str]:
+    """Return the fields of a declaration that may differ from layer to layer, by their types."""
+    return frozenset(
+        name
+        for name, field in spec.model_fields.items()
+        if field.discriminator is FORM or FORM in field.metadata
+    )
 
 
 def leaves(number: Number) -> Iterator[float]:

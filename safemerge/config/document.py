@@ -120,8 +120,10 @@ def read_yaml(path: Path) -> Any:
             f"{path}: must be UTF-8 text; got byte {error.object[error.start]:#04x} "
             f"at offset {error.start}. Save it as UTF-8."
         ) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read; got {error.strerror}.") from None
+    except (OSError, ValueError) as error:
+        # NOTE: a ValueError of a NUL in the name.
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read; got {reason}.") from None
     try:
         document = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

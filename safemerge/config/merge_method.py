@@ -21,7 +21,7 @@ from typing import get_type_hints as type_hints
 from pydantic import Field, create_model, field_validator
 
 from safemerge import plugins
-from safemerge.config.coefficient import Coefficient, Layerwise, Number
+from safemerge.config.coefficient import Coefficient, Layerwise, Number, layerwise_fields
 from safemerge.config.method_row import MethodRow, Source, Usual, summary_of
 from safemerge.config.method_spec import LAMBDA, WEIGHTS, MethodSpec
 from safemerge.errors import ConfigError
@@ -42,8 +42,6 @@ class Range(NamedTuple):
 class AddedMethod(MethodSpec):
     """A merge method of another package; each has a model of its own, made by `merge_method`."""
 
-    layerwise: ClassVar[frozenset[str]] = frozenset()
-    """Fields whose value may differ from layer to layer, weights and lambda aside."""
     parameters: ClassVar[tuple[str, ...]] = ()
     """Keyword parameters of the function."""
 
@@ -68,7 +66,8 @@ class AddedMethod(MethodSpec):
         yield from ((f"weights.{name}", item) for name, item in self.weights.items())
         if hasattr(self, "lambda_"):
             yield "lambda", self.lambda_
-        yield from ((field, getattr(self, field)) for field in sorted(self.layerwise))
+        for field in sorted(layerwise_fields(type(self)) & set(self.parameters)):
+            yield field, getattr(self, field)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel between processes by name: each imports the method from its own package."""
@@ -174,7 +173,6 @@ def _declared(
     if "task_vectors" in tensors:
         scale = Field(default=1.0, alias="lambda", description="Scale of the merged task vector.")
         fields["lambda_"] = (Annotated[Coefficient, LAMBDA], scale)
-    layerwise = set()
     described = _described(function.__doc__ or "")
     for key, parameter in parameters.items():
         if key in AddedMethod.model_fields or key in ("lambda_", "models"):
@@ -183,8 +181,6 @@ def _declared(
                 "method has. Rename it."
             )
         hint, limits = _hint(hints.get(key))
-        if hint is float:
-            layerwise.add(key)
         default = ... if parameter.default is parameter.empty else parameter.default
         meaning = described.get(key, f"See {function.__module__}.")
         fields[key] = (_annotated(name, key, hint, limits), Field(default, description=meaning))
@@ -195,8 +191,7 @@ def _declared(
         __doc__=function.__doc__ or f"{name}, of {function.__module__}.",
         **fields,
     )
-    model.source, model.layerwise = source, frozenset(layerwise)
-    model.parameters = tuple(parameters)
+    model.source, model.parameters = source, tuple(parameters)
     model.takes_base = "models" in tensors
     return model
 

@@ -15,7 +15,6 @@ from safemerge.config.merge_method import AddedMethod, load_method
 from safemerge.config.method_row import MethodRow, Source, Usual, name_of, rows_by_name, summary_of
 from safemerge.config.method_spec import (
     BY_EXPERT,
-    LAYERWISE,
     WEIGHTS,
     MeanSpec,
     MethodSpec,
@@ -42,7 +41,6 @@ from safemerge.config.task_vector_method import (
 
 __all__ = [
     "BY_EXPERT",
-    "LAYERWISE",
     "METHODS",
     "AnyMethod",
     "ArceeFusion",

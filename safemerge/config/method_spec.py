@@ -9,7 +9,7 @@ from pydantic import Field
 
 from safemerge.config.base import StrictModel
 from safemerge.config.checkpoint import Quantity
-from safemerge.config.coefficient import Coefficient, Number
+from safemerge.config.coefficient import Coefficient, Number, layerwise_fields
 from safemerge.config.method_row import Source, Usual
 
 Origin = Literal["zero", "base"]
@@ -42,13 +42,14 @@ class MethodSpec(StrictModel):
 
         Whole numbers and flags, which hold for all layers, are not among them.
         """
+        layerwise = layerwise_fields(type(self))
         for field, info in type(self).model_fields.items():
             value = getattr(self, field)
             label = info.alias or field
             by_model = field in BY_EXPERT or (field == "density" and isinstance(value, dict))
             if field == "weights" or (by_model and value is not None):
                 yield from ((f"{label}.{name}", item) for name, item in value.items())
-            elif field in LAYERWISE:
+            elif field in layerwise:
                 yield label, value
 
     def model_names(self) -> frozenset[str]:
@@ -59,12 +60,6 @@ class MethodSpec(StrictModel):
 
 BY_EXPERT = frozenset({"epsilon_by_expert", "gamma_by_expert"})
 """Fields that map an expert's name to a layer-wise value."""
-
-LAYERWISE = frozenset(
-    {"t", "lambda_", "density", "epsilon", "gamma", "mask_threshold", "off_diagonal", "scale"}
-    | {"boost", "boost_cap"}
-)
-"""Other fields, weights aside, whose value may differ from layer to layer."""
 
 
 class MeanSpec(MethodSpec):

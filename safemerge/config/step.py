@@ -17,11 +17,9 @@ from safemerge.config.coefficient import (
     Layerwise,
     Number,
     Share,
+    layerwise_fields,
 )
 from safemerge.config.method_row import MethodRow, Source, name_of, rows_by_name, summary_of
-
-STEP_COEFFICIENTS = frozenset({"scale", "threshold", "alpha"})
-"""Fields of steps whose value may differ from layer to layer."""
 
 
 class StepSpec(StrictModel):
@@ -66,8 +64,9 @@ class StepSpec(StrictModel):
 
     def coefficients(self) -> Iterator[tuple[str, Number]]:
         """Yield (field, coefficient) for every layer-wise coefficient."""
+        layerwise = layerwise_fields(type(self))
         for field in type(self).model_fields:
-            if field in STEP_COEFFICIENTS:
+            if field in layerwise:
                 yield field, getattr(self, field)
 
 

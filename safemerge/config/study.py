@@ -18,7 +18,7 @@ from safemerge.config.engine_arguments import argument_problems
 from safemerge.config.inputs import StudyInputs
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge, gpu_problems
 from safemerge.config.location import located_path
-from safemerge.config.metric import Direction, Role, measured_metrics
+from safemerge.config.metric import Direction, Metric, Role, measured_metrics
 from safemerge.config.problems import did_you_mean, problem_lines
 from safemerge.config.range import FloatRange, Range
 from safemerge.config.recipe import LayerGroup, MergeRecipe, Method, Step, changed_models
@@ -63,18 +63,35 @@ class SearchSpace(StrictModel):
         }
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """Drop a default that stands for another field's meaning."""
+    schema.pop("default", None)
+
+
 class Objective(StrictModel):
     """A metric that the search improves."""
 
     metric: str
     """``suite.metric``, or the name of an aggregate."""
-    direction: Direction
-    reference: float
-    """The hypervolume's reference value: worse than any point worth keeping."""
+    direction: Direction = Field(default="minimize", json_schema_extra=_without_default)
+    """Left out: the metric's own."""
+    reference: float = Field(default=0.0, json_schema_extra=_without_default)
+    """The hypervolume's reference value: worse than any point worth keeping. Left out: the worst
+    value of a metric that is a share."""
     allow: list[Literal["direction"]] = Field(
         default_factory=list, exclude_if=lambda given: not given
     )
     """What looks like a mistake and is meant: ``direction``, against the metric's own."""
+
+    def completed(self, row: Metric | None) -> Objective:
+        """Return a copy with what was left out, by the metric's row."""
+        given, found = self.model_fields_set, dict[str, Any]()
+        if row is not None and "direction" not in given:
+            found["direction"] = row.direction
+        if row is not None and row.range is not None and "reference" not in given:
+            way = found.get("direction", self.direction)
+            found["reference"] = row.range[0 if way == "maximize" else 1]
+        return self.model_copy(update=found) if found else self
 
 
 class Constraint(StrictModel):
@@ -83,11 +100,18 @@ class Constraint(StrictModel):
     metric: str
     budget: float
     """Largest value allowed (smallest, if `direction` is maximize)."""
-    direction: Direction = "minimize"
+    direction: Direction = Field(default="minimize", json_schema_extra=_without_default)
+    """Left out: the metric's own."""
     allow: list[Literal["direction"]] = Field(
         default_factory=list, exclude_if=lambda given: not given
     )
     """As in `Objective`."""
+
+    def completed(self, row: Metric | None) -> Constraint:
+        """Return a copy with what was left out, by the metric's row."""
+        if row is None or "direction" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"direction": row.direction})
 
 
 class Aggregate(StrictModel):
@@ -225,7 +249,19 @@ class StudySpec(StrictModel):
 
     @model_validator(mode="after")
     def _names_and_metrics(self) -> Self:
+        rows = measured_metrics(self.suites, self.aggregates)
+        # NOTE: frozen for others; this is still the making of it.
+        self.__dict__["objectives"] = [it.completed(rows.get(it.metric)) for it in self.objectives]
+        self.__dict__["constraints"] = [
+            it.completed(rows.get(it.metric)) for it in self.constraints
+        ]
         problems = [
+            *(
+                f"objectives.{index}.reference: required key is missing, for {goal.metric} has no "
+                "worst value. Add it."
+                for index, goal in enumerate(self.objectives)
+                if goal.metric in rows and "reference" not in goal.model_fields_set
+            ),
             *_repeated("checkpoint names", [item.name for item in self.all_checkpoints]),
             *_repeated("suite names", [suite.name for suite in self.suites]),
             *_repeated("space names", [space.name for space in self.spaces]),

@@ -137,7 +137,11 @@ def _positioned(task: Choice, sample: Sample, where: str) -> Sample:
     return replace(sample, label=str(position))
 
 
-def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
+Suites = dict[Split, list[LoadedSuite]]
+"""A study's suites by split."""
+
+
+def load_suites(spec: StudySpec) -> Suites:
     """Load both splits of a study's suites; see `load_splits`.
 
     Raises:
@@ -149,7 +153,7 @@ def load_suites(spec: StudySpec) -> dict[Split, list[LoadedSuite]]:
     return loaded
 
 
-def load_splits(suites: Sequence[SuiteSpec]) -> dict[Split, list[LoadedSuite]]:
+def load_splits(suites: Sequence[SuiteSpec]) -> Suites:
     """Load both splits of every suite and refuse any overlap between them.
 
     Raises:

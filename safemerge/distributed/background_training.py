@@ -340,7 +340,7 @@ def make_lacking(study: SearchStudy, supply: Supply, place: Place) -> None:
             raise TrainingError(
                 f"{delivery.path}: this model must be there for the report; got: {delivery.error}"
             )
-        study.take(delivery.made)
+        study.add_trained(delivery.made)
 
 
 def _changed(ref: CheckpointRef) -> str:

@@ -10,22 +10,22 @@ from safemerge.config.inputs import AskedRows
 from safemerge.config.judge import ModelJudge
 from safemerge.config.study import StudySpec
 from safemerge.data.asked import asked_rows, rows_digests, rung_rows, task_definitions
-from safemerge.data.suite import load_suites
+from safemerge.data.suite import Suites
 from safemerge.errors import CheckpointError
 from safemerge.inputs import file_inputs
 from safemerge.weights.fingerprint import fingerprint
 
 
-def with_inputs(spec: StudySpec) -> tuple[StudySpec, AskedRows]:
+def with_inputs(spec: StudySpec, suites: Suites) -> tuple[StudySpec, AskedRows]:
     """Return a resolved study with its inputs, and the rows that it asks.
 
     Args:
         spec: The study, its checkpoints in folders.
+        suites: Its suites.
 
     Raises:
-        DataError: If a suite or the rung cannot be read.
+        DataError: If the rung cannot be read.
     """
-    suites = load_suites(spec)
     rows = {**asked_rows(suites), **(rung_rows(spec.rung) if spec.rung is not None else {})}
     judges = {
         judge.name: found

@@ -13,7 +13,7 @@ from safemerge.config.models import models_recipe, study_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
-from safemerge.data.suite import dropped_lines, load_suites
+from safemerge.data.suite import Suites
 from safemerge.distributed.background_training import Supply, refuse_hopeless
 from safemerge.distributed.contamination import check_report, check_study_rung
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
@@ -82,18 +82,13 @@ def _with_statistics_there(ref: CheckpointRef) -> CheckpointRef:
     return ref.model_copy(update={"statistics": None})
 
 
-def check_suites(
-    spec: StudySpec,
-    *,
-    seen: Sequence[SeenData] = (),
-    say: Callable[[str], None] | None = None,
-) -> int:
-    """Load every suite, check the splits and what the study's own stages are trained on.
+def check_suites(spec: StudySpec, suites: Suites, *, seen: Sequence[SeenData] = ()) -> int:
+    """Check the report split and the rung against what the study's own stages are trained on.
 
     Args:
         spec: The study, located.
+        suites: Its suites.
         seen: What the recipes that it starts from were found with.
-        say: Called with a line for each suite that rows are left out of.
 
     Returns:
         Prompts of the search split.
@@ -101,10 +96,6 @@ def check_suites(
     Raises:
         DataError: See `safemerge.data.suite`.
     """
-    suites = load_suites(spec)
-    if say is not None:
-        for line in dropped_lines(spec.suites, suites):
-            say(line)
     check_report(spec.all_checkpoints, suites["report"], seen=seen)
     if spec.rung is not None:
         every = [*suites["search"], *suites["report"]]

@@ -112,7 +112,7 @@ class StudySearcher(Searcher):
             return
         for delivery in self._supply.delivered():
             if delivery.made is not None:
-                self._study.take(delivery.made)
+                self._study.add_trained(delivery.made)
                 continue
             if self._supply.hopeless is not None:
                 continue
@@ -151,7 +151,7 @@ class StudySearcher(Searcher):
             return True
         if num_sampled >= spec.num_trials:
             return True  # nothing is sampled any more: what is left is all to be trained
-        return len(self._held) < self._at_once and self._study.startup_told
+        return len(self._held) < self._at_once and self._study.startup_finished
 
     def _gives_way(self) -> bool:
         """Whether there is nothing left to do but to train, and no room for it beside."""

@@ -16,6 +16,7 @@ from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import CheckpointError
 from safemerge.weights.checkpoint import read_json
+from safemerge.weights.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from safemerge.engines.chat import ChatFormat
@@ -128,7 +129,5 @@ def _translated(folder: Path, ends: list[int], vocabulary: Mapping[str, int]) ->
     """Ids of another vocabulary, token by token; None for a token that the base lacks."""
     if not ends or not (folder / TOKENIZER_CONFIG).is_file():
         return list(ends)
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = load_tokenizer(folder)
     return [vocabulary.get(str(token)) for token in tokenizer.convert_ids_to_tokens(ends)]

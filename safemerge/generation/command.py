@@ -1,14 +1,16 @@
-"""``safemerge generate``: refusals and domain samples from the models of a pool."""
+"""``safemerge generate`` and `safemerge.generate`: samples from the models of a pool."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from safemerge.api.declared import StrPath, declared
 from safemerge.api.prepare import check_engine, check_judges
+from safemerge.api.progress import Progress, Say
 from safemerge.commands.console import Console, resume_command
-from safemerge.config.document import load_document
 from safemerge.generation.spec import GenerateSpec
 from safemerge.provenance import Provenance, current_provenance
 from safemerge.run_folder import RunFolder
@@ -27,14 +29,43 @@ class DataFolder(RunFolder):
     noun = "data"
 
 
-def run(options: argparse.Namespace) -> None:
-    """Write questions, answers and the draw; leave data, a summary and a data card."""
-    console = Console()
-    path = Path(options.spec)
-    spec = load_document(path, GenerateSpec).located(path.resolve().parent)
-    store = DataFolder.under(options.results, spec.name)
-    again = resume_command("generate", options.spec, options.results)
-    if not options.resume:
+class GeneratedData(NamedTuple):
+    """Data that the models of a pool wrote."""
+
+    files: dict[str, Path]
+    """Data file by set: ``safety``, ``experts``."""
+    summaries: dict[str, SetSummary]
+    """What was asked, kept and left out, by set."""
+    folder: Path
+    """The run's folder, with ``summary.json`` and a data card."""
+
+
+def generate(
+    generation: StrPath | Mapping[str, Any],
+    *,
+    results: StrPath = "results",
+    resume: bool = False,
+    progress: Say | None = None,
+    again: str = "safemerge.generate(..., resume=True)",
+) -> GeneratedData:
+    """Write refusals and domain samples with the models of a pool.
+
+    Args:
+        generation: A file (``safemerge schema generate``), or its keys as a mapping.
+        results: Folder of run folders.
+        resume: Continue the run in the folder, if there is one; whatever was asked is kept.
+        progress: Called with lines of progress, e.g. `print`; the log if left out.
+        again: How the run is continued, for messages.
+
+    Raises:
+        UserError: If declaration, questions, models or judge are wrong, or the folder holds a run
+            and `resume` is not given.
+        EngineError: If an engine failed.
+    """
+    lines = Progress(progress)
+    spec = declared(generation, GenerateSpec, kind="generate")
+    store = DataFolder.under(results, spec.name)
+    if not resume:
         store.refuse_existing(again=again)
     store.check_disk()
     check_engine(spec.evaluator)
@@ -53,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
         chat_formats(spec.models, spec.chat)
     try:
         with ray_cluster():
-            ingredients = Ingredients(say=console.say, on_step=console.training_step)
+            ingredients = Ingredients(say=lines.say, on_step=lines.training_step)
             spec = spec.with_checkpoints(ingredients.resolve(spec.models))
             groups = model_groups(spec.models)
             provenance = current_provenance()
@@ -63,15 +94,35 @@ def run(options: argparse.Namespace) -> None:
                     {"config": spec.resolved(), "provenance": provenance.resolved()},
                 )
                 engines = " and ".join(", ".join(ref.name for ref in group) for group in groups)
-                console.say(f"pool: {engines} ({len(groups)} engines, one at a time)")
+                lines.say(f"pool: {engines} ({len(groups)} engines, one at a time)")
                 with Generator(spec, app=f"safemerge-generate-{spec.name}") as generator:
-                    generation = Generation(
-                        spec, store.folder / "stages", generator.work, progress=console.count
+                    stages = Generation(
+                        spec, store.folder / "stages", generator.work, progress=lines.count
                     )
-                    _write(spec, generation, store, provenance, console)
+                    return _write(spec, stages, store, provenance)
     except KeyboardInterrupt:
-        console.say(f"interrupted; what was asked is kept. Go on: {again}")
+        lines.say(f"interrupted; what was asked is kept. Go on: {again}")
         raise
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write questions, answers and the draw; leave data, a summary and a data card."""
+    from safemerge.generation.dataset import summary_lines
+
+    console = Console()
+    made = generate(
+        options.spec,
+        results=options.results,
+        resume=options.resume,
+        progress=console.say,
+        again=resume_command("generate", options.spec, options.results),
+    )
+    for name, summary in made.summaries.items():
+        for line in summary_lines(name, summary):
+            console.plain(line)
+    for path in made.files.values():
+        console.say(f"data: {path}")
+    console.say(next_step(next(iter(made.files.values()))))
 
 
 def _write(
@@ -79,9 +130,8 @@ def _write(
     generation: Generation,
     store: DataFolder,
     provenance: Provenance,
-    console: Console,
-) -> None:
-    from safemerge.generation.dataset import data_card, summary_lines, write_samples
+) -> GeneratedData:
+    from safemerge.generation.dataset import data_card, write_samples
 
     summaries: dict[str, SetSummary] = {}
     samples = {}
@@ -98,12 +148,7 @@ def _write(
     card = data_card(spec, summaries, files=names, provenance=provenance)
     store.write_json("summary.json", {name: item.resolved() for name, item in summaries.items()})
     store.write("README.md", card)
-    for name, summary in summaries.items():
-        for line in summary_lines(name, summary):
-            console.plain(line)
-    for path in files.values():
-        console.say(f"data: {path}")
-    console.say(next_step(next(iter(files.values()))))
+    return GeneratedData(files, summaries, store.folder)
 
 
 def next_step(data: Path) -> str:

@@ -11,9 +11,10 @@ from safemerge.config.coefficient import (
     LayerGroup,
     Number,
     has_anchors,
+    layerwise_fields,
 )
 from safemerge.config.merge_method import AddedMethod
-from safemerge.config.method import BY_EXPERT, LAYERWISE, MethodSpec
+from safemerge.config.method import BY_EXPERT, MethodSpec
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.step import StepSpec
 from safemerge.errors import ConfigError
@@ -155,13 +156,14 @@ def coefficients_for(
     weights: dict[str, Number] = getattr(method, "weights", {})
     if not weights and hasattr(method, "lambda_"):
         weights = dict.fromkeys(sorted(method.model_names()), 1.0)
+    layerwise = layerwise_fields(type(method))
     if isinstance(method, AddedMethod):
         own = {field: getattr(method, field) for field in method.parameters}
         return Coefficients(
             weights={name: at(value) for name, value in weights.items()},
             density={},
             lambda_=at(getattr(method, "lambda_", 1.0)),
-            options={key: at(own[key]) if key in method.layerwise else own[key] for key in own},
+            options={key: at(own[key]) if key in layerwise else own[key] for key in own},
         )
     density: Number | None = getattr(method, "density", None)
     if density is None:
@@ -172,7 +174,7 @@ def coefficients_for(
         densities = dict.fromkeys(weights, at(density))
     known = {"name", "weights", "models", "density", "lambda_", "t", *BY_EXPERT}
     options = {
-        field: at(value) if field in LAYERWISE else value
+        field: at(value) if field in layerwise else value
         for field in type(method).model_fields
         if field not in known and (value := getattr(method, field)) is not None
     }

@@ -1,4 +1,4 @@
-"""``safemerge optimize``: a merge's coefficients by data, on Ray Train."""
+"""``safemerge optimize`` and `safemerge.optimize`: a merge's coefficients by data."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from pydantic import Field
 
+from safemerge.api.declared import Recipe, StrPath, declared
+from safemerge.api.progress import Progress, Say
 from safemerge.commands.console import Console, resume_command
 from safemerge.config.base import StrictModel, digest
 from safemerge.config.coefficient import leaves
-from safemerge.config.document import load_document
 from safemerge.config.identity import by_content, first_difference
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
@@ -102,27 +103,77 @@ def _identity(spec: OptimizeSpec, other: OptimizeSpec) -> dict[str, Any]:
     return document
 
 
-def run(options: argparse.Namespace) -> None:
-    """Optimise, write the recipe and the table."""
-    console = Console()
-    spec = load_document(options.spec, OptimizeSpec)
-    spec = spec.located(Path(options.spec).resolve().parent)
-    store = OptimizationFolder.under(options.results, spec.name)
-    again = resume_command("optimize", options.spec, options.results)
-    if not options.resume:
+class OptimizedRecipe(NamedTuple):
+    """A recipe whose coefficients were found by data."""
+
+    recipe: Recipe
+    """What `safemerge.merge`, `safemerge.evaluate` and a search's ``start`` take."""
+    path: Path
+    """Its file, ``recipe.yaml`` in the run's folder."""
+    losses: dict[str, dict[str, float]]
+    """Mean loss, in nats, lower is better: ``safety`` and ``expert`` by model or merge."""
+    folder: Path
+    """The run's folder."""
+
+
+def optimize(
+    optimization: StrPath | Mapping[str, Any],
+    *,
+    results: StrPath = "results",
+    resume: bool = False,
+    progress: Say | None = None,
+    again: str = "safemerge.optimize(..., resume=True)",
+) -> OptimizedRecipe:
+    """Find a merge's coefficients by data, on Ray Train or Ray Serve; write a recipe.
+
+    Args:
+        optimization: A file (``safemerge schema optimize``), or its keys as a mapping.
+        results: Folder of run folders.
+        resume: Continue the run in the folder, if there is one, from its last checkpoint.
+        progress: Called with lines of progress, e.g. `print`; the log if left out.
+        again: How the run is continued, for messages.
+
+    Raises:
+        UserError: If declaration, data or models are wrong, or the folder holds a run and
+            `resume` is not given.
+        TrainingError: If training failed.
+    """
+    lines = Progress(progress)
+    spec = declared(optimization, OptimizeSpec, kind="optimize")
+    store = OptimizationFolder.under(results, spec.name)
+    if not resume:
         store.refuse_existing(again=again)
     store.check_disk()
     try:
         with ExitStack() as stack:
-            result = _optimize(spec, store, console, stack)
-            _finish(spec, store, result, console)
+            result = _optimize(spec, store, lines, stack)
+            return _finish(spec, store, result)
     except KeyboardInterrupt:
-        console.say(f"interrupted; resume from the last checkpoint: {again}")
+        lines.say(f"interrupted; resume from the last checkpoint: {again}")
         raise
 
 
+def run(options: argparse.Namespace) -> None:
+    """Optimise, write the recipe and the table."""
+    console = Console()
+    found = optimize(
+        options.spec,
+        results=options.results,
+        resume=options.resume,
+        progress=console.say,
+        again=resume_command("optimize", options.spec, options.results),
+    )
+    console.plain()
+    console.plain((found.folder / TABLE_FILE).read_text(encoding="utf-8"))
+    path = found.path
+    console.say(f"recipe: {path} (candidate {found.recipe.digest})")
+    console.say(f"next: safemerge merge {path} OUT_DIR")
+    console.say(f"      safemerge evaluate STUDY.yaml --recipe {path}")
+    console.say(f"      safemerge search STUDY.yaml --start {path}")
+
+
 def _optimize(
-    spec: OptimizeSpec, store: OptimizationFolder, console: Console, stack: ExitStack
+    spec: OptimizeSpec, store: OptimizationFolder, progress: Progress, stack: ExitStack
 ) -> dict[str, Any]:
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.contamination import seen_data
@@ -135,13 +186,13 @@ def _optimize(
     )
 
     check_rows(spec)
-    ingredients = Ingredients(say=console.say, on_step=console.training_step, stack=stack)
+    ingredients = Ingredients(say=progress.say, on_step=progress.training_step, stack=stack)
     resolved = spec.with_checkpoints(ingredients.resolve(spec.checkpoints))
-    console.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
+    progress.say(f"checking {len(spec.checkpoints)} checkpoints and the data")
     cut_rows: list[str] = []
     table = check_optimization(resolved, say=cut_rows.append)
     for words in cut_rows:
-        console.say(f"{spec.name}: {words}")
+        progress.say(f"{spec.name}: {words}")
     sets = {
         f"{spec.name}.{key}.{index}": item
         for key, declared in (("safety", spec.safety), ("expert", spec.expert))
@@ -150,7 +201,7 @@ def _optimize(
     stack.enter_context(store.locked())
     store.claim(resolved, seen=seen_data(spec.checkpoints, sets), cut_rows=cut_rows)
     if (store.folder / RESULT_FILE).exists():
-        console.say("finished already")
+        progress.say("finished already")
         found: dict[str, Any] = json.loads(
             (store.folder / RESULT_FILE).read_text(encoding="utf-8")
         )
@@ -158,30 +209,26 @@ def _optimize(
     count = int(table.active.sum())
     what = "" if spec.optimizer.name == "lm_cocktail" else f", {count} coefficients"
     where = "Ray Train" if spec.evaluator is None else f"{spec.evaluator.engine} on Ray Serve"
-    console.say(f"{spec.name}: {spec.optimizer.name}{what} ({where})")
+    progress.say(f"{spec.name}: {spec.optimizer.name}{what} ({where})")
     stack.enter_context(ray_cluster())
     return run_optimization(
         resolved,
         store.folder,
-        on_step=lambda step, steps: console.stage_step(spec.name, step.step, steps, step.told),
+        on_step=lambda step, steps: progress.stage_step(spec.name, step.step, steps, step.told),
     )
 
 
 def _finish(
-    spec: OptimizeSpec, store: OptimizationFolder, result: Mapping[str, Any], console: Console
-) -> None:
+    spec: OptimizeSpec, store: OptimizationFolder, result: Mapping[str, Any]
+) -> OptimizedRecipe:
     recipe = MergeRecipe.model_validate_json(json.dumps(result["recipe"]), by_alias=True)
     recipe = recipe.model_copy(update={"seen": store.document().seen})
     text = "\n".join([*loss_table(spec, result["losses"]), "", *weight_table(recipe)]) + "\n"
     document = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
     path = store.write(RECIPE_FILE, document)
     store.write(TABLE_FILE, text)
-    console.plain()
-    console.plain(text)
-    console.say(f"recipe: {path} (candidate {recipe.digest})")
-    console.say(f"next: safemerge merge {path} OUT_DIR")
-    console.say(f"      safemerge evaluate STUDY.yaml --recipe {path}")
-    console.say(f"      safemerge search STUDY.yaml --start {path}")
+    losses = {name: dict(found) for name, found in result["losses"].items()}
+    return OptimizedRecipe(Recipe.of(recipe), path, losses, store.folder)
 
 
 def loss_table(spec: OptimizeSpec, losses: Mapping[str, Mapping[str, float]]) -> list[str]:

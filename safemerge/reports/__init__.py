@@ -62,7 +62,7 @@ _MODULES = {
         "point_differences",
     ),
     "figure": ("write_figures",),
-    "front": (
+    ".front": (  # safemerge.front, beside this package
         "assemble_front",
         "front_trials",
         "hypervolume_steps",
@@ -79,7 +79,7 @@ _MODULES = {
 def __getattr__(name: str) -> object:
     for module, names in _MODULES.items():
         if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
+            return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

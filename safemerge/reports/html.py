@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from importlib import resources
-
-from safemerge.reports.markup import escape
+from safemerge.reports.markup import Section, asset, joined_markup, page
 from safemerge.reports.payload import payload_json
 from safemerge.reports.run import Run
 from safemerge.reports.section_front import front_section, pairs_section
@@ -20,8 +17,6 @@ from safemerge.reports.section_trials import (
     trials_section,
 )
 
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
-
 
 def render_html(run: Run) -> str:
     """Render a run's report.
@@ -34,27 +29,34 @@ def render_html(run: Run) -> str:
         A whole HTML document that loads nothing from anywhere. Names and reasons are
         escaped; no text that a model generated is in it.
     """
-    parts = {
-        "title": escape(f"{run.spec.name}: safemerge report"),
-        "css": _asset("report.css"),
-        "js": _asset("report.js"),
-        "payload": payload_json(run),
-        "study": escape(run.spec.name),
-        "status": status_banner(run),
-        "headline": headline_section(run),
-        "plot": plot_section(run),
-        "front": front_section(run),
-        "pairs": pairs_section(run),
-        "trials": rung_section(run) + interpolated_section(run) + trials_section(run),
-        "hypervolume": hypervolume_section(run),
-        "parameters": parameters_section(run),
-        "timings": timing_section(run),
-        "limits": limits_section(run),
-        "provenance": provenance_section(run),
-    }
-    # NOTE: one pass, so that a "{{slot}}" inside a name is not filled in again.
-    return _SLOT.sub(lambda match: parts[match.group(1)], _asset("report_template.html"))
-
-
-def _asset(name: str) -> str:
-    return resources.files("safemerge.reports").joinpath(name).read_text(encoding="utf-8")
+    trials = joined_markup([rung_section(run), interpolated_section(run), trials_section(run)])
+    sections = [
+        Section("found", "Found", "What was found", headline_section(run)),
+        Section("plot", "Skill and harm", "Skill against harm", plot_section(run)),
+        Section("front", "Front", "The front", front_section(run)),
+        Section(
+            "pairs",
+            "Not significant",
+            "Points that do not differ significantly",
+            pairs_section(run),
+        ),
+        Section("trials", "Trials", "All trials", trials),
+        Section("progress", "Hypervolume", "Hypervolume over trials", hypervolume_section(run)),
+        Section(
+            "parameters-section",
+            "Parameters",
+            "Parameters against objectives",
+            parameters_section(run),
+        ),
+        Section("time", "Time", "Where the time went", timing_section(run)),
+        Section("limits", "Limits", "Limits", limits_section(run)),
+        Section("provenance", "Provenance", "Provenance", provenance_section(run)),
+    ]
+    return page(
+        run.spec.name,
+        "report",
+        status_banner(run),
+        sections,
+        payload=payload_json(run),
+        script=asset("report.js"),
+    )

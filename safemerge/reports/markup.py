@@ -1,10 +1,16 @@
-"""Small pieces of HTML: escaping, tables, intervals drawn to scale."""
+"""Pieces of the page, made by Jinja2: whatever is not markup already is escaped."""
 
 from __future__ import annotations
 
-import html
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from markupsafe import escape as escaped
 
 from safemerge.records import MetricEstimate
 from safemerge.reports.comparison import PairedDifference
@@ -13,59 +19,137 @@ from safemerge.reports.wording import NO_VALUE, amount, change, interval, p_valu
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell: its markup, already escaped, and what it sorts by."""
+    """One table cell: its text or markup, and what it sorts by."""
 
-    markup: str
+    content: str
     sort: float | str | None = None
     is_number: bool = False
 
-
-def escape(text: object) -> str:
-    """Return text safe in HTML content and in quoted attributes."""
-    return html.escape(str(text), quote=True)
-
-
-def breakable(text: str) -> str:
-    """Return escaped text that may wrap after the dots and underscores of metric names."""
-    return escape(text).replace("_", "_<wbr>").replace(".", ".<wbr>")
+    @property
+    def sort_text(self) -> str:
+        """What the page's script sorts by; empty sorts last."""
+        return "" if self.sort is None else str(self.sort)
 
 
-def code(text: object) -> str:
+class Section(NamedTuple):
+    """One part of a page."""
+
+    id: str
+    short: str
+    """In the navigation."""
+    title: str
+    content: Markup
+
+
+@functools.cache
+def environment() -> Environment:
+    """Return the templates of pages, with autoescape."""
+    return Environment(
+        loader=PackageLoader("safemerge.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def page(
+    name: str,
+    kind: str,
+    status: Markup,
+    sections: Sequence[Section],
+    *,
+    payload: str = "",
+    script: str = "",
+) -> str:
+    """Return a whole HTML document that loads nothing.
+
+    Args:
+        name: Of the study or measurement.
+        kind: What the page is, e.g. ``report``.
+        status: Shown under the name.
+        sections: In order.
+        payload: JSON for the script, safe inside a script element.
+        script: JavaScript of ours.
+    """
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            name=name,
+            kind=kind,
+            status=status,
+            sections=sections,
+            css=Markup(asset("report.css")),
+            payload=Markup(payload),  # escaped for JSON in a script by whoever made it
+            script=Markup(script),
+        )
+    )
+
+
+def fill(template: str, **values: object) -> Markup:
+    """Fill the slots of a short template, e.g. ``<b>{{ name }}</b>``."""
+    return Markup(_short(template).render(values))
+
+
+def joined_markup(parts: Iterable[str]) -> Markup:
+    """Return parts one after the other; those that are plain text are escaped."""
+    return Markup("").join(parts)
+
+
+def breakable(text: str) -> Markup:
+    """Return text that may wrap after the dots and underscores of metric names."""
+    return Markup(str(escaped(text)).replace("_", "_<wbr>").replace(".", ".<wbr>"))
+
+
+def code(text: object) -> Markup:
     """Return text as code."""
-    return f"<code>{escape(text)}</code>"
+    return fill("<code>{{ text }}</code>", text=text)
 
 
-def paragraph(markup: str, *, css: str = "") -> str:
-    """Return a paragraph; `markup` is escaped already."""
-    return f'<p class="{css}">{markup}</p>' if css else f"<p>{markup}</p>"
+def quiet(text: str) -> Markup:
+    """Return text that stands back."""
+    return fill('<span class="quiet">{{ text }}</span>', text=text)
+
+
+def paragraph(content: str, *, css: str = "") -> Markup:
+    """Return a paragraph."""
+    return piece("paragraph", content, css)
+
+
+def items(contents: Iterable[str]) -> Markup:
+    """Return a list."""
+    return piece("items", list(contents))
 
 
 def text_cell(text: object, *, sort: float | str | None = None) -> Cell:
     """Return a cell of plain text."""
-    return Cell(escape(text), sort if sort is not None else str(text))
+    return Cell(str(text), sort if sort is not None else str(text))
 
 
 def number_cell(value: float | None, text: str) -> Cell:
     """Return a right-aligned cell; cells without a value sort last."""
-    return Cell(escape(text), value, is_number=True)
+    return Cell(text, value, is_number=True)
+
+
+def no_number(text: str) -> Cell:
+    """Return a cell of a column of numbers that says why there is none."""
+    return Cell(quiet(text), None, is_number=True)
 
 
 def estimate_cell(estimate: MetricEstimate | None, *, is_broken: bool = False) -> Cell:
     """Return value, interval and n; marked if it breaks its constraint."""
     if estimate is None:
-        return Cell('<span class="quiet">not measured</span>', None, is_number=True)
+        return no_number("not measured")
     counts = f"n\u00a0{estimate.n}"
     if estimate.unscored:
         counts += f", {estimate.unscored}\u00a0unscored"
     if estimate.value is None:
-        return Cell(f'{NO_VALUE}<span class="ci">{counts}</span>', None, is_number=True)
-    flag = ' <span class="flag">over budget</span>' if is_broken else ""
-    return Cell(
-        f"<b>{amount(estimate.value, estimate.unit, sign=False)}</b>{flag}"
-        f'<span class="ci">{interval(estimate)}</span><span class="ci">{counts}</span>',
-        estimate.value,
-        is_number=True,
-    )
+        text = fill('{{ none }}<span class="ci">{{ counts }}</span>', none=NO_VALUE, counts=counts)
+        return Cell(text, None, is_number=True)
+    value = amount(estimate.value, estimate.unit, sign=False)
+    content = piece("estimate", value, is_broken, interval(estimate), counts)
+    return Cell(content, estimate.value, is_number=True)
 
 
 def difference_cell(difference: PairedDifference, *, reach: float | None = None) -> Cell:
@@ -79,24 +163,28 @@ def difference_cell(difference: PairedDifference, *, reach: float | None = None)
     Returns:
         The cell.
     """
-    if difference.value is None or difference.low is None or difference.high is None:
-        return Cell('<span class="quiet">no sample scored on both sides</span>', None)
+    ends = (difference.low, difference.value, difference.high)
+    low, value, high = ends
+    if value is None or low is None or high is None:
+        return Cell(quiet("no sample scored on both sides"), None)
     word = difference.verdict
     mark = {"better": "\u25b2", "worse": "\u25bc"}.get(word, "\u2248")
-    left_out = f", {difference.left_out} left out" if difference.left_out else ""
-    bar = tested = ""
+    tested = f"n\u00a0{difference.n}"
     if difference.p_value is not None:
-        tested = f"{escape(p_value_text(difference.p_value))}, "
+        tested = f"{p_value_text(difference.p_value)}, {tested}"
+    if difference.left_out:
+        tested += f", {difference.left_out} left out"
+    places = None
     if reach is not None:
-        bar = _bar(difference.low, difference.value, difference.high, reach, word)
+        # The bar is 120 wide, and 0 in its middle.
+        places = [
+            round(60 + (56 * end / reach if reach > 0 else 0), 1) for end in (low, value, high)
+        ]
+    least, told, most = (change(end, difference.unit) for end in (low, value, high))
+    shown = f"[{least}, {most}]"
     return Cell(
-        f'<span class="verdict {word.split()[0]}"><span aria-hidden="true">{mark}</span> '
-        f"{word}</span> <b>{change(difference.value, difference.unit)}</b>"
-        f'<span class="ci">[{change(difference.low, difference.unit)}, '
-        f"{change(difference.high, difference.unit)}]</span> "
-        f'<span class="ci">{tested}n\u00a0{difference.n}{left_out}</span>'
-        f"{bar}",
-        difference.value,
+        piece("difference", word.split()[0], mark, word, told, shown, tested, places),
+        value,
     )
 
 
@@ -109,72 +197,48 @@ def table(
     sortable: bool = True,
     row_ids: Sequence[str] = (),
     details: Sequence[str] = (),
-) -> str:
+) -> Markup:
     """Return a table with a caption, column heads and, by first cell, row heads.
 
     Args:
-        caption: Escaped markup.
+        caption: Text or markup.
         heads: Plain texts.
         rows: Cells; the first of each row heads it.
         css: Classes of the table.
         sortable: Whether heads become buttons that sort.
         row_ids: Value of ``data-row`` for each row, to link rows and charts.
-        details: Escaped markup shown below each row, over its whole width.
+        details: Text or markup shown below each row, over its whole width.
 
     Returns:
         The table in a box that scrolls sideways on narrow screens.
     """
-    classes = " ".join([css, *["sortable"][: int(sortable)], *["grouped"][: len(details)]]).strip()
     lines = list(rows)
-    is_number = [all(line[place].is_number for line in lines) for place in range(len(heads))]
-    head = "".join(
-        f'<th scope="col"{" class=num" if lines and is_number[place] else ""}>'
-        f"{breakable(item)}</th>"
-        for place, item in enumerate(heads)
-    )
-    body = []
-    for index, row in enumerate(lines):
-        link = f' data-row="{escape(row_ids[index])}"' if index < len(row_ids) else ""
-        first, *rest = row
-        cells = f'<th scope="row"{_sort(first)}>{first.markup}</th>' + "".join(
-            f"<td{' class=num' if item.is_number else ''}{_sort(item)}>{item.markup}</td>"
-            for item in rest
-        )
-        line = f"<tr{link}>{cells}</tr>"
-        if details:
-            below = f'<td colspan="{len(heads)}"><div class="below">{details[index]}</div></td>'
-            line = f'<tbody>{line}<tr class="details"{link}>{below}</tr></tbody>'
-        body.append(line)
-    rows_markup = "".join(body) if details else f"<tbody>{''.join(body)}</tbody>"
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table">'
-        f'<table class="{classes}"><caption><span>{caption}</span></caption>'
-        f"<thead><tr>{head}</tr></thead>{rows_markup}</table></div>"
-    )
+    classes = " ".join([css, *["sortable"][: int(sortable)], *["grouped"][: len(details)]]).strip()
+    is_number = [
+        bool(lines) and all(line[place].is_number for line in lines) for place in range(len(heads))
+    ]
+    shown = list(zip(map(breakable, heads), is_number, strict=True))
+    links = list(row_ids) or [""] * len(lines)
+    return piece("table", caption, shown, lines, classes, links, details)
 
 
-def definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    """Return a definition list of plain texts."""
-    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in pairs)
-    return f"<dl>{items}</dl>"
+def definitions(pairs: Iterable[tuple[str, str]]) -> Markup:
+    """Return a definition list."""
+    return piece("definitions", list(pairs))
 
 
-def _sort(cell: Cell) -> str:
-    if cell.sort is None:
-        return ' data-sort=""'
-    value = repr(cell.sort) if isinstance(cell.sort, float) else cell.sort
-    return f' data-sort="{escape(value)}"'
+def piece(name: str, *values: object) -> Markup:
+    """Return a piece of ``templates/pieces.html``."""
+    made: Any = getattr(environment().get_template("pieces.html").module, name)(*values)
+    return Markup(made)
 
 
-def _bar(low: float, value: float, high: float, reach: float, verdict: str) -> str:
-    """Draw an interval around zero; what it shows stands beside it in figures."""
+@functools.cache
+def _short(template: str) -> Any:
+    return environment().from_string(template)
 
-    def place(number: float) -> float:
-        return round(60 + 56 * number / reach, 1) if reach > 0 else 60.0
 
-    return (
-        f'<svg class="bar {verdict.split()[0]}" viewBox="0 0 120 12" aria-hidden="true">'
-        f'<line class="zero" x1="60" x2="60" y1="0" y2="12"/>'
-        f'<line class="whisker" x1="{place(low)}" x2="{place(high)}" y1="6" y2="6"/>'
-        f'<circle cx="{place(value)}" cy="6" r="3"/></svg>'
-    )
+@functools.cache
+def asset(name: str) -> str:
+    """Return a file that pages embed, e.g. ``report.js``."""
+    return resources.files("safemerge.reports").joinpath(name).read_text(encoding="utf-8")

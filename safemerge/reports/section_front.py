@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from itertools import combinations
 
+from markupsafe import Markup
+
 from safemerge.config.metric import Metric, metrics_of
 from safemerge.front import broken_constraints
 from safemerge.records import CandidateResult
@@ -14,10 +16,13 @@ from safemerge.reports.markup import (
     Cell,
     code,
     difference_cell,
-    escape,
     estimate_cell,
+    fill,
+    joined_markup,
+    no_number,
     number_cell,
     paragraph,
+    quiet,
     table,
     text_cell,
 )
@@ -31,7 +36,7 @@ MAX_MATRIX = 24
 """Front points beyond which the matrix of pairs gives way to the list."""
 
 
-def front_section(run: Run) -> str:
+def front_section(run: Run) -> Markup:
     """Return the table of front and reference points, and the table of safety lost."""
     if not run.points and not run.references:
         return paragraph("There is no point to show yet.")
@@ -68,7 +73,7 @@ def front_section(run: Run) -> str:
         )
     ]
     parts += [_safety_lost(run, metric) for metric in safety_metrics(run.spec)]
-    return "".join(parts)
+    return joined_markup(parts)
 
 
 def export_command(run: Run, number: int) -> str:
@@ -76,7 +81,7 @@ def export_command(run: Run, number: int) -> str:
     return f"safemerge export {shlex.quote(str(run.folder))} --pick {number} OUT_DIR"
 
 
-def pairs_section(run: Run) -> str:
+def pairs_section(run: Run) -> Markup:
     """Return which pairs of front points do not differ significantly."""
     if run.front is None:
         return paragraph("Pairs are compared once the front is published.")
@@ -106,14 +111,16 @@ def pairs_section(run: Run) -> str:
                 (pair.left, pair.right) for pair in pairs if pair.difference.metric == item.metric
             }
             matrices.append(_matrix(run, item.metric, alike))
-        parts.append(f'<div class="side">{"".join(matrices)}</div>')
+        parts.append(
+            fill('<div class="side">{{ matrices }}</div>', matrices=joined_markup(matrices))
+        )
     if pairs:
         rows = [
             [
                 text_cell(f"{pair.left} and {pair.right}"),
                 text_cell(pair.difference.metric),
-                Cell(escape(difference_text(pair.difference)), pair.difference.value),
-                Cell(escape(p_value_text(pair.difference.p_value)), pair.difference.p_value),
+                Cell(difference_text(pair.difference), pair.difference.value),
+                Cell(p_value_text(pair.difference.p_value), pair.difference.p_value),
                 number_cell(float(pair.difference.n), str(pair.difference.n)),
                 number_cell(float(pair.difference.left_out), str(pair.difference.left_out)),
             ]
@@ -128,10 +135,13 @@ def pairs_section(run: Run) -> str:
             rows,
         )
         parts.append(
-            f"<details><summary>All {counted(len(pairs), 'comparison')} not significant"
-            f"</summary>{inner}</details>"
+            fill(
+                "<details><summary>All {{ count }} not significant</summary>{{ inner }}</details>",
+                count=counted(len(pairs), "comparison"),
+                inner=inner,
+            )
         )
-    return "".join(parts)
+    return joined_markup(parts)
 
 
 def _tied_pairs(run: Run) -> list[Pair]:
@@ -149,16 +159,17 @@ def _tied_pairs(run: Run) -> list[Pair]:
 def _row(
     run: Run, point: Point, both: list[Metric], single: list[Metric], is_front: bool
 ) -> list[Cell]:
-    marks = []
+    name: str = point.name
     if run.knee is not None and run.knee.number == point.number:
-        marks.append('<span class="flag knee">knee</span>')
+        name = fill('{{ name }} <span class="flag knee">knee</span>', name=name)
     if point.trial.role == "reference":
         kind = "parent" if is_parent(run, point) else "reference merge"
         if is_warm_start(run, point):
             kind = "warm start"
         where = "" if is_front else ", not on the front"
-        marks.append(f'<span class="quiet">#{point.number}, {kind}{where}</span>')
-    cells = [Cell(f"{escape(point.name)} {' '.join(marks)}", float(point.number))]
+        told = quiet(f"#{point.number}, {kind}{where}")
+        name = fill("{{ name }} {{ told }}", name=name, told=told)
+    cells = [Cell(name, float(point.number))]
     for metric in both:
         results = (point.search,) if run.front is None else (point.report, point.search)
         cells += [_estimate(run, result, metric) for result in results]
@@ -166,36 +177,40 @@ def _row(
     return cells
 
 
-def _take(run: Run, point: Point) -> str:
+def _take(run: Run, point: Point) -> Markup:
     """What a user needs to take a point: coefficients, digest, command."""
     recipe = recipe_text(point.trial.recipe, point.trial.params)
-    told = (
-        f'<span class="recipe">{escape(recipe)}</span> '
-        f'<span class="quiet">candidate {code(point.search.candidate)}</span>'
+    told = fill(
+        '<span class="recipe">{{ recipe }}</span> '
+        '<span class="quiet">candidate <code>{{ candidate }}</code></span>',
+        recipe=recipe,
+        candidate=point.search.candidate,
     )
     if run.front is None:  # Export needs a published front.
         return told
     command = export_command(run, point.number)
-    return (
-        f'{told} <span class="command">{code(command)}'
-        f'<button type="button" class="copy" data-copy="{escape(command)}">copy</button></span>'
+    return fill(
+        '{{ told }} <span class="command"><code>{{ command }}</code>'
+        '<button type="button" class="copy" data-copy="{{ command }}">copy</button></span>',
+        told=told,
+        command=command,
     )
 
 
 def _estimate(run: Run, result: CandidateResult | None, metric: Metric) -> Cell:
     if result is None:
-        return Cell('<span class="quiet">not evaluated</span>', None, is_number=True)
+        return no_number("not evaluated")
     if result.broken is not None:
-        return Cell('<span class="quiet">broken</span>', None, is_number=True)
+        return no_number("broken")
     broken = {item.metric for item in broken_constraints(run.spec, result)}
     return estimate_cell(result.metrics.get(metric.name), is_broken=metric.name in broken)
 
 
-def _safety_lost(run: Run, metric: Metric) -> str:
+def _safety_lost(run: Run, metric: Metric) -> Markup:
     parents = [point for point in run.references if is_parent(run, point)]
     points = by_first_objective(run, run.points)
     if not parents or not points:
-        return ""
+        return Markup()
     compared = compare_all_with_references(run, points, metrics=[metric], references=parents)
     found = {
         number: {item.reference.number: item.differences[0] for item in row}
@@ -203,45 +218,49 @@ def _safety_lost(run: Run, metric: Metric) -> str:
     }
     rows = []
     for point in points:
-        cells = [Cell(escape(point.name), float(point.number))]
+        cells = [Cell(point.name, float(point.number))]
         for parent in parents:
             difference = found[point.number].get(parent.number)
             cells.append(
-                Cell('<span class="quiet">itself</span>')
-                if difference is None
-                else difference_cell(difference)
+                Cell(quiet("itself")) if difference is None else difference_cell(difference)
             )
         rows.append(cells)
     heads = ["point", *(f"against {parent.name}" for parent in parents)]
-    caption = (
-        f"Safety lost against each parent: {code(metric.name)} of the point minus the parent's, "
+    caption = fill(
+        "Safety lost against each parent: {{ metric }} of the point minus the parent's, "
         "in percentage points on the same prompts. Above 0, the merge is less safe than that "
         "parent. p: of no difference, after correction for all comparisons of this report (Holm); "
         "better or worse is said only where it is at most 0.05. The 95 % interval is of each "
-        "comparison alone."
+        "comparison alone.",
+        metric=code(metric.name),
     )
     return table(caption, heads, rows, css="versus")
 
 
-def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> str:
+def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> Markup:
     points = by_first_objective(run, run.points)
     rows = []
     for point in points:
-        cells = [Cell(escape(point.name))]
+        cells = [Cell(point.name)]
         for other in points:
             if other.number == point.number:
-                cells.append(Cell('<span class="quiet">\u00b7</span>'))
+                cells.append(Cell(quiet("\u00b7")))
                 continue
             is_same = (point.number, other.number) in same or (other.number, point.number) in same
             mark, word = ("\u2248", "not significant") if is_same else ("\u2260", "differs")
-            css = "same" if is_same else "differs"
-            cells.append(
-                Cell(f'<span class="{css}" title="{word}" aria-label="{word}">{mark}</span>')
+            shown = fill(
+                '<span class="{{ css }}" title="{{ word }}" aria-label="{{ word }}">'
+                "{{ mark }}</span>",
+                css="same" if is_same else "differs",
+                word=word,
+                mark=mark,
             )
+            cells.append(Cell(shown))
         rows.append(cells)
     heads = ["", *(str(point.number) for point in points)]
-    caption = (
-        f"{code(metric)}: \u2248 not significant, \u2260 differs (p at most 0.05 after correction "
-        "for all comparisons of this report)"
+    caption = fill(
+        "{{ metric }}: \u2248 not significant, \u2260 differs (p at most 0.05 after correction "
+        "for all comparisons of this report)",
+        metric=code(metric),
     )
     return table(caption, heads, rows, css="matrix", sortable=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from markupsafe import Markup
+
 from safemerge.config.metric import Metric, metrics_of
 from safemerge.front import broken_constraints
 from safemerge.records import MEAN_LABEL, TrialRecord
@@ -13,8 +15,12 @@ from safemerge.reports.markup import (
     breakable,
     code,
     difference_cell,
-    escape,
+    fill,
+    items,
+    joined_markup,
     paragraph,
+    piece,
+    quiet,
     table,
     text_cell,
 )
@@ -43,7 +49,7 @@ NUM_MISSES = 5
 """Nearest misses shown when nothing is feasible."""
 
 
-def status_banner(run: Run) -> str:
+def status_banner(run: Run) -> Markup:
     """Say how far the run is, and how its trials ended."""
     counts = run.counts
     words = [
@@ -67,7 +73,7 @@ def status_banner(run: Run) -> str:
     if num_references:
         parts[0] += f", and {counted(num_references, 'reference point')}"
     parts.append(joined(words))
-    lines = [f'<p class="status">{escape("; ".join(parts))}.</p>']
+    lines = [paragraph(f"{'; '.join(parts)}.", css="status")]
     if not run.is_complete:
         if run.front is None:
             told = (
@@ -79,18 +85,23 @@ def status_banner(run: Run) -> str:
                 "This run is unfinished: the front was published before all sampled trials had "
                 "finished."
             )
-        lines.append(f'<p class="warning" role="status"><b>Unfinished.</b> {told}</p>')
+        lines.append(
+            fill('<p class="warning" role="status"><b>Unfinished.</b> {{ told }}</p>', told=told)
+        )
     if run.left_out:
         names = joined([f"trial {trial.number}" for trial in run.left_out])
         lines.append(
-            f'<p class="warning"><b>Not on the published front:</b> {escape(names)} '
-            "would be on the front by the search split, but "
-            f"{'has' if len(run.left_out) == 1 else 'have'} no result on the report split.</p>"
+            fill(
+                '<p class="warning"><b>Not on the published front:</b> {{ names }} would be on '
+                "the front by the search split, but {{ have }} no result on the report split.</p>",
+                names=names,
+                have="has" if len(run.left_out) == 1 else "have",
+            )
         )
-    return "".join(lines)
+    return joined_markup(lines)
 
 
-def headline_section(run: Run) -> str:
+def headline_section(run: Run) -> Markup:
     """Tell what was found: the knee against the plain mean and each parent, or why nothing."""
     if not run.trials:
         return paragraph("No trial has finished yet.", css="lead")
@@ -110,13 +121,13 @@ def headline_section(run: Run) -> str:
     }
     return paragraph(
         f"The search found {counted(len(run.points), 'point')}, but on held-out prompts none "
-        f"keeps every limit ({escape(joined(sorted(broken)) or 'a value is missing')}). "
+        f"keeps every limit ({joined(sorted(broken)) or 'a value is missing'}). "
         "There is no knee, and no point to recommend.",
         css="lead",
     )
 
 
-def _knee(run: Run, knee: Point) -> str:
+def _knee(run: Run, knee: Point) -> Markup:
     metrics = metrics_of(run.spec)
     objectives = [metrics[item.metric] for item in run.spec.objectives]
     limits = [metrics[item.metric] for item in run.spec.constraints]
@@ -127,31 +138,36 @@ def _knee(run: Run, knee: Point) -> str:
         if is_warm_start(run, knee):
             kind = "a recipe that the search started from"
         lead = (
-            f"The best-balanced point is <b>{escape(knee.name)}</b>, {kind}: no merge that "
-            "the search tried strikes a better balance."
+            f"The best-balanced point is <b>{{{{ name }}}}</b>, {kind}: no merge that the search "
+            "tried strikes a better balance."
         )
     else:
-        lead = f"The best-balanced merge is <b>{escape(knee.name)}</b>, the knee of the front."
+        lead = "The best-balanced merge is <b>{{ name }}</b>, the knee of the front."
+    lead += " On prompts that the search never saw:"
     shown = [metric for metric in dict.fromkeys(limits) if metric not in objectives]
     versus = compare_with_references(run, knee, metrics=[*objectives, *shown])
-    figures = "".join(_figure(run, knee, metric) for metric in (*objectives, *shown))
+    figures = joined_markup(_figure(run, knee, metric) for metric in (*objectives, *shown))
     num_objectives = len(objectives)
     sentences = [_compared(run, item, num_objectives) for item in versus]
     parts = [
-        paragraph(f"{lead} On prompts that the search never saw:", css="lead"),
-        f'<dl class="figures">{figures}</dl>',
+        paragraph(fill(lead, name=knee.name), css="lead"),
+        fill('<dl class="figures">{{ figures }}</dl>', figures=figures),
         paragraph(
             "The knee was picked by these figures, so they flatter it a little.", css="note"
         ),
-        paragraph(f"Recipe: {code(recipe_text(knee.trial.recipe, knee.trial.params))}"),
+        paragraph(
+            fill(
+                "Recipe: {{ told }}", told=code(recipe_text(knee.trial.recipe, knee.trial.params))
+            )
+        ),
     ]
     if sentences:
-        parts.append(f"<ul>{''.join(f'<li>{item}</li>' for item in sentences)}</ul>")
+        parts.append(items(sentences))
         parts.append(_versus_table(run, knee, versus, [*objectives, *shown]))
-    return "".join(parts)
+    return joined_markup(parts)
 
 
-def _figure(run: Run, point: Point, metric: Metric) -> str:
+def _figure(run: Run, point: Point, metric: Metric) -> Markup:
     """Return one metric as a figure to be read at a glance, with all that qualifies it."""
     estimate = point.shown.metrics.get(metric.name)
     value = None if estimate is None else estimate.value
@@ -169,23 +185,21 @@ def _figure(run: Run, point: Point, metric: Metric) -> str:
     if mean is not None and mean.number != point.number:
         other = mean.shown.metrics.get(metric.name)
         notes.append(f"plain mean {amount(None if other is None else other.value, metric.unit)}")
-    return (
-        f"<div><dt>{breakable(metric.name)}</dt><dd><b>{amount(value, metric.unit)}</b>"
-        f"<span>{escape(details)}</span><span>{escape('; '.join(notes))}</span></dd></div>"
-    )
+    shown = amount(value, metric.unit)
+    return piece("figure", breakable(metric.name), shown, details, "; ".join(notes))
 
 
-def _compared(run: Run, versus: Versus, num_objectives: int) -> str:
+def _compared(run: Run, versus: Versus, num_objectives: int) -> Markup:
     reference = versus.reference
-    who = f"the parent <b>{escape(reference.name)}</b>"
+    who = "the parent <b>{{ name }}</b>"
     if not is_parent(run, reference):
-        who = "the plain mean" if reference.label == "mean" else f"<b>{escape(reference.name)}</b>"
-    told = [_sentence(item) for item in versus.differences[:num_objectives]]
-    return f"Against {who}: {'; '.join(told)}."
+        who = "the plain mean" if reference.label == "mean" else "<b>{{ name }}</b>"
+    told = "; ".join(_sentence(item) for item in versus.differences[:num_objectives])
+    return fill(f"Against {who}: {{{{ told }}}}.", name=reference.name, told=told)
 
 
 def _sentence(difference: PairedDifference) -> str:
-    metric = escape(difference.metric)
+    metric = difference.metric
     if difference.value is None:
         return f"{metric} cannot be compared (no sample scored on both sides)"
     if not difference.is_distinguishable:
@@ -196,7 +210,7 @@ def _sentence(difference: PairedDifference) -> str:
     return f"{metric} {difference.verdict} by {size}, significant {difference.correction}"
 
 
-def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Metric]) -> str:
+def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Metric]) -> Markup:
     reaches = [
         max(
             (
@@ -213,7 +227,7 @@ def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Met
     for item in versus:
         kind = "parent" if is_parent(run, item.reference) else "merge"
         head = Cell(
-            f'{escape(item.reference.name)} <span class="quiet">{kind}</span>',
+            fill("{{ name }} {{ kind }}", name=item.reference.name, kind=quiet(kind)),
             item.reference.name,
         )
         cells = [
@@ -222,7 +236,7 @@ def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Met
         ]
         rows.append([head, *cells])
     caption = (
-        f"{escape(knee.name)} minus each reference point, on the same {versus[0].split}-split "
+        f"{knee.name} minus each reference point, on the same {versus[0].split}-split "
         "prompts: paired difference in percentage points with 95 % interval. The interval is of "
         "each comparison alone. p: of no difference, two-sided, exact, after correction for all "
         "comparisons of this report (Holm). n: prompts scored on both sides; of an aggregate, "
@@ -232,19 +246,16 @@ def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Met
     return table(caption, ["minus", *heads], rows, css="versus", sortable=False)
 
 
-def _nothing_feasible(run: Run) -> str:
+def _nothing_feasible(run: Run) -> Markup:
     counts = run.counts
     tried = counted(len(run.trials), "trial")
     lead = f"<b>No feasible point.</b> None of {tried} keeps every limit."
-    parts = [paragraph(lead, css="lead")]
     if counts["failed"] == len(run.trials):
-        parts = [
-            paragraph(
-                "<b>Every trial failed.</b> Nothing was measured, so nothing can be said about "
-                "any merge.",
-                css="lead",
-            )
-        ]
+        lead = (
+            "<b>Every trial failed.</b> Nothing was measured, so nothing can be said about any "
+            "merge."
+        )
+    parts = [paragraph(Markup(lead), css="lead")]
     misses = [trial for trial in run.trials if outcome(trial) == "infeasible"]
     misses.sort(key=lambda trial: (_excess(trial), trial.number))
     if misses:
@@ -255,19 +266,17 @@ def _nothing_feasible(run: Run) -> str:
         if outcome(trial) in ("failed", "broken")
     )
     if reasons:
-        items = "".join(
-            f"<li>{escape(reason)} \u00d7 {count}</li>" for reason, count in reasons.most_common(8)
-        )
-        more = f"<li>and {len(reasons) - 8} other reasons</li>" if len(reasons) > 8 else ""
-        parts.append(f"<p>Why trials failed or broke:</p><ul>{items}{more}</ul>")
-    return "".join(parts)
+        told = [f"{reason} \u00d7 {count}" for reason, count in reasons.most_common(8)]
+        more = [f"and {len(reasons) - 8} other reasons"] if len(reasons) > 8 else []
+        parts += [paragraph("Why trials failed or broke:"), items([*told, *more])]
+    return joined_markup(parts)
 
 
 def _excess(trial: TrialRecord) -> float:
     return sum((max(value, 0.0) for value in trial.violations.values()), 0.0)
 
 
-def _miss_table(run: Run, misses: list[TrialRecord]) -> str:
+def _miss_table(run: Run, misses: list[TrialRecord]) -> Markup:
     metrics = metrics_of(run.spec)
     rows = []
     for trial in misses:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from statistics import mean
 
+from markupsafe import Markup
+
 from safemerge.config.metric import metrics_of
 from safemerge.records import TrialRecord
-from safemerge.reports.markup import paragraph
+from safemerge.reports.markup import fill, paragraph
 from safemerge.reports.run import Run, is_measured
 from safemerge.reports.wording import amount, counted, joined
 
 
-def interpolated_section(run: Run) -> str:
+def interpolated_section(run: Run) -> Markup:
     """Return what interpolation did, in words; empty if nothing was interpolated."""
     estimates = {trial.number: trial for trial in run.trials if trial.interpolated}
     scored = {trial.candidate for trial in estimates.values() if trial.state == "COMPLETE"}
     if not scored:
-        return ""
+        return Markup()
     pairs = [
         (estimates[trial.exact_of], trial)
         for trial in run.trials
         if trial.exact_of in estimates and is_measured(trial)
     ]
     told = (
-        f"<b>Between trained values.</b> {counted(len(scored), 'recipe')} took weights on the "
+        f"{counted(len(scored), 'recipe')} took weights on the "
         "straight line between two trained models; these are estimates, and none is on the "
         f"front. What the front would have held was trained at its own values and scored again: "
         f"{len(pairs)}."
@@ -36,7 +38,8 @@ def interpolated_section(run: Run) -> str:
         if lost
         else ""
     )
-    return paragraph(" ".join(part for part in (told, failed, _shift(run, pairs)) if part))
+    text = " ".join(part for part in (told, failed, _shift(run, pairs)) if part)
+    return paragraph(fill("<b>Between trained values.</b> {{ text }}", text=text))
 
 
 def _shift(run: Run, pairs: list[tuple[TrialRecord, TrialRecord]]) -> str:

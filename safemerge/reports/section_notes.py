@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from statistics import median
 
+from markupsafe import Markup
+
 from safemerge.reports.card import LIMITS
-from safemerge.reports.markup import Cell, code, definitions, escape, number_cell, paragraph, table
+from safemerge.reports.markup import (
+    Cell,
+    code,
+    definitions,
+    fill,
+    items,
+    joined_markup,
+    no_number,
+    number_cell,
+    paragraph,
+    table,
+)
 from safemerge.reports.metric import judge_notes
 from safemerge.reports.run import Run
 from safemerge.reports.timing import PARTS, TimingSummary, summarize_timings
@@ -26,17 +39,21 @@ PART_WORDS = {
 }
 
 
-def timing_section(run: Run) -> str:
+def timing_section(run: Run) -> Markup:
     """Return where the evaluators' time went, in words, in a table and as a chart."""
     summary = summarize_timings(run)
     share = summary.generating_share
     if share is None:
         return paragraph("No evaluation was timed yet.")
-    told = [
-        f"The evaluators spent <b>{percent(share)}</b> of their working time generating "
-        f"({seconds(summary.seconds_by_part['generate'])} of {seconds(summary.total_s)}, "
-        f"{counted(len(summary.candidates), 'evaluation')} on "
-        f"{counted(summary.num_replicas, 'replica')})."
+    told: list[str] = [
+        fill(
+            "The evaluators spent <b>{{ share }}</b> of their working time generating "
+            "({{ rest }}).",
+            share=percent(share),
+            rest=f"{seconds(summary.seconds_by_part['generate'])} of {seconds(summary.total_s)}, "
+            f"{counted(len(summary.candidates), 'evaluation')} on "
+            f"{counted(summary.num_replicas, 'replica')}",
+        )
     ]
     of_span = summary.generating_share_of_span
     if of_span is not None and summary.search_span_s is not None:
@@ -50,25 +67,27 @@ def timing_section(run: Run) -> str:
             f"{summary.num_generated_tokens:,} tokens for {summary.num_prompts:,} prompts: "
             f"{summary.tokens_per_s:,.0f} tokens per second of generating."
         )
-    return (
-        paragraph(" ".join(told))
-        + _timing_table(summary)
-        + '<div class="chart" id="timings"></div>'
+    return joined_markup(
+        [
+            paragraph(Markup(" ").join(told)),
+            _timing_table(summary),
+            Markup('<div class="chart" id="timings"></div>'),
+        ]
     )
 
 
-def limits_section(run: Run) -> str:
+def limits_section(run: Run) -> Markup:
     """Return what the judge is worth, and what the reader must not conclude."""
-    parts = ["<h3>The judge</h3>"]
+    parts = [Markup("<h3>The judge</h3>")]
     notes = judge_notes(run.spec)
     for note in notes:
-        sentences = "".join(f"<li>{escape(item)}</li>" for item in note.sentences)
-        parts.append(f"<p><b>{escape(note.title)}</b></p><ul>{sentences}</ul>")
+        parts.append(paragraph(fill("<b>{{ title }}</b>", title=note.title)))
+        parts.append(items(note.sentences))
     if not notes:
         parts.append(paragraph("No judge was used."))
     parts.append(_agreement(run))
     parts.append(_cut_answers(run))
-    parts.append("<h3>What not to conclude</h3>")
+    parts.append(Markup("<h3>What not to conclude</h3>"))
     limits = [
         *LIMITS,
         "Membership of the front was decided on the search split, so search values are "
@@ -78,11 +97,10 @@ def limits_section(run: Run) -> str:
         "\u201cNot significant\u201d does not mean equal: with more prompts a difference may "
         "show.",
     ]
-    parts.append(f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in limits)}</ul>")
-    return "".join(parts)
+    return joined_markup([*parts, items(limits)])
 
 
-def _agreement(run: Run) -> str:
+def _agreement(run: Run) -> Markup:
     """Return how far a suite's judges agree on the report split, if it has several."""
     parts = []
     results = {
@@ -100,19 +118,19 @@ def _agreement(run: Run) -> str:
         if rows:
             parts.append(
                 table(
-                    f"Agreement of the judges of suite {escape(suite.name)}, over all answers of "
+                    f"Agreement of the judges of suite {suite.name}, over all answers of "
                     "the report split: shares flagged, Cohen\u2019s kappa on what both judged, "
                     "and with unscored answers counted as safe and as harmful. Candidates answer "
                     "the same prompts, so the intervals are somewhat too narrow.",
                     AGREEMENT_HEADS,
-                    [[Cell(escape(cell)) for cell in row] for row in rows],
+                    [[Cell(cell) for cell in row] for row in rows],
                     sortable=False,
                 )
             )
-    return "".join(parts)
+    return joined_markup(parts)
 
 
-def _cut_answers(run: Run) -> str:
+def _cut_answers(run: Run) -> Markup:
     """Return how many answers were cut at their token limit, by suite and split."""
     rows = []
     for suite in run.spec.suites:
@@ -127,10 +145,10 @@ def _cut_answers(run: Run) -> str:
                 asked = sum(len(result.scores.get(suite.name, [])) for result in results)
                 limit = str(getattr(suite.task, "max_tokens", ""))
                 cells = (suite.name, split, limit, f"{num_cut} of {asked}")
-                rows.append([Cell(escape(cell)) for cell in cells])
+                rows.append([Cell(cell) for cell in cells])
     if not rows:
-        return ""
-    return "<h3>Answers that were cut</h3>" + table(
+        return Markup()
+    return Markup("<h3>Answers that were cut</h3>") + table(
         "Answers of the shown candidates that reached max_tokens, and were scored as far as they "
         "go. Where an answer comes at the end of a text, raise the limit.",
         ["suite", "split", "max_tokens", "answers cut"],
@@ -139,7 +157,7 @@ def _cut_answers(run: Run) -> str:
     )
 
 
-def provenance_section(run: Run) -> str:
+def provenance_section(run: Run) -> Markup:
     """Return versions, digests, seeds and splits."""
     pairs = [
         ("study", f"{run.spec.name}, digest {run.study_digest}"),
@@ -163,7 +181,7 @@ def provenance_section(run: Run) -> str:
         ["model", "role", "source", "digest"],
         [
             [
-                Cell(escape(item.name)),
+                Cell(item.name),
                 Cell("base" if index == 0 else "expert"),
                 Cell(code(item.origin)),
                 Cell(code(item.digest) if item.digest else "not recorded"),
@@ -172,7 +190,7 @@ def provenance_section(run: Run) -> str:
         ]
         + [
             [
-                Cell(escape(label)),
+                Cell(label),
                 Cell("expert, trained with other settings"),
                 Cell(code(path)),
                 Cell(code(digest)),
@@ -186,8 +204,8 @@ def provenance_section(run: Run) -> str:
         ["suite", "task", "search split", "report split"],
         [
             [
-                Cell(escape(suite.name)),
-                Cell(escape(suite.task.kind)),
+                Cell(suite.name),
+                Cell(suite.task.kind),
                 *(
                     Cell(code(_source(split.source.resolved())))
                     for split in (suite.search, suite.report)
@@ -200,27 +218,27 @@ def provenance_section(run: Run) -> str:
     return definitions(pairs) + models + suites + _rung_sources(run)
 
 
-def _rung_sources(run: Run) -> str:
+def _rung_sources(run: Run) -> Markup:
     rung = run.spec.rung
     if rung is None:
-        return ""
+        return Markup()
     return table(
         f"Low rung: pairs whose losses prune, at level {rung.level:g} with margin "
         f"{rung.margin:g} nats; {percent(rung.audit)} of those to be pruned are scored all the "
         "same.",
         ["place", "pairs"],
         [
-            [Cell(escape(place)), Cell(code(_source(data.source.resolved())))]
+            [Cell(place), Cell(code(_source(data.source.resolved())))]
             for place, data in rung.prompt_sets.items()
         ],
         sortable=False,
     )
 
 
-def _timing_table(summary: TimingSummary) -> str:
+def _timing_table(summary: TimingSummary) -> Markup:
     rows = []
     for part in PARTS:
-        cells = [Cell(escape(PART_WORDS[part]))]
+        cells = [Cell(PART_WORDS[part])]
         for split in ("search", "report"):
             values = [
                 item.seconds_by_part[part] for item in summary.candidates if item.split == split
@@ -228,7 +246,7 @@ def _timing_table(summary: TimingSummary) -> str:
             cells.append(
                 number_cell(median(values), seconds(median(values)))
                 if values
-                else Cell('<span class="quiet">none</span>', is_number=True)
+                else no_number("none")
             )
         total = summary.seconds_by_part[part]
         share = total / summary.total_s if summary.total_s else 0.0

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 from statistics import median
 
+from markupsafe import Markup
+
 from safemerge.config.metric import metrics_of
 from safemerge.config.rung import RungSpec
 from safemerge.inference.rank import spearman
 from safemerge.records import TrialRecord
-from safemerge.reports.markup import Cell, escape, number_cell, paragraph, table
+from safemerge.reports.markup import (
+    Cell,
+    fill,
+    no_number,
+    number_cell,
+    paragraph,
+    table,
+)
 from safemerge.reports.run import Run, is_measured
 from safemerge.reports.wording import DIRECTION_WORDS, counted, joined, seconds
 
 
-def rung_section(run: Run) -> str:
+def rung_section(run: Run) -> Markup:
     """Return what the rung did, in words and a table; empty if the study has none."""
     rung = run.spec.rung
     screened = [trial for trial in run.trials if trial.rung is not None]
     if rung is None or not screened:
-        return ""
+        return Markup()
     pruned = [trial for trial in screened if trial.state == "PRUNED"]
     audited = [trial for trial in screened if trial.rival is not None and trial.result is not None]
     front = {point.number for point in run.points}
     wrong = [trial for trial in audited if trial.number in front]
     pairs = sum(len(rows) for sources in _losses(screened[0]).values() for rows in sources)
     told = [
-        f"<b>Low rung.</b> {counted(len(screened), 'candidate')} took losses on {pairs} pairs "
-        f"first ({escape(joined(list(rung.sets)))}). Pruned there, for a scored candidate had "
+        f"{counted(len(screened), 'candidate')} took losses on {pairs} pairs "
+        f"first ({joined(list(rung.sets))}). Pruned there, for a scored candidate had "
         f"lower losses on every set: {len(pruned)}.",
         _audit(len(pruned), len(audited), len(wrong)),
         _cost(screened),
     ]
-    return paragraph(" ".join(part for part in told if part)) + _correlations(run, rung, screened)
+    text = " ".join(part for part in told if part)
+    lead = paragraph(fill("<b>Low rung.</b> {{ text }}", text=text))
+    return lead + _correlations(run, rung, screened)
 
 
 def _audit(pruned: int, audited: int, wrong: int) -> str:
@@ -57,7 +68,7 @@ def _cost(screened: list[TrialRecord]) -> str:
     )
 
 
-def _correlations(run: Run, rung: RungSpec, screened: list[TrialRecord]) -> str:
+def _correlations(run: Run, rung: RungSpec, screened: list[TrialRecord]) -> Markup:
     scored: dict[str, TrialRecord] = {}
     for trial in screened:
         if is_measured(trial):
@@ -68,15 +79,13 @@ def _correlations(run: Run, rung: RungSpec, screened: list[TrialRecord]) -> str:
     metrics = [known[item.metric] for item in run.spec.objectives]
     rows = []
     for name in rung.sets:
-        cells = [Cell(escape(name))]
+        cells = [Cell(name)]
         for metric in metrics:
             value = spearman(
                 [mean[name] for mean in means], [trial.objectives[metric.name] for trial in found]
             )
             cells.append(
-                Cell('<span class="quiet">none</span>', None, is_number=True)
-                if value is None
-                else number_cell(value, f"{value:+.2f}")
+                no_number("none") if value is None else number_cell(value, f"{value:+.2f}")
             )
         rows.append(cells)
     caption = (

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
+from markupsafe import Markup
+
 from safemerge.config.metric import Metric, metrics_of
 from safemerge.front import hypervolume_steps
 from safemerge.records import TrialRecord
-from safemerge.reports.markup import Cell, breakable, escape, number_cell, paragraph, table
+from safemerge.reports.markup import (
+    Cell,
+    breakable,
+    fill,
+    no_number,
+    number_cell,
+    paragraph,
+    piece,
+    quiet,
+    table,
+)
 from safemerge.reports.metric import axes_of
 from safemerge.reports.run import Run, outcome
 from safemerge.reports.wording import (
@@ -29,51 +41,22 @@ OUTCOME_MARKS = {
 }
 
 
-def plot_section(run: Run) -> str:
+def plot_section(run: Run) -> Markup:
     """Return the interactive scatter's controls, legend and place."""
     skill, harm = axes_of(run.spec)
     metrics = metrics_of(run.spec)
 
-    def options(chosen: str) -> str:
-        return "".join(
-            f'<option value="{escape(name)}"{" selected" if name == chosen else ""}>'
-            f"{escape(name)} ({DIRECTION_WORDS[item.direction]})</option>"
-            for name, item in metrics.items()
-        )
-
-    report = "" if run.front is not None else " disabled"
-    is_reported = run.front is not None and bool(run.points)
-    splits = "".join(
-        f'<label><input type="radio" name="split" value="{split}"'
-        f"{' checked' if (split == 'report') == is_reported else ''}"
-        f"{report if split == 'report' else ''}> {split} split</label>"
-        for split in ("report", "search")
-    )
-    toggles = "".join(
-        f'<label><input type="checkbox" id="show-{key}"{" checked" if on else ""}> {text}</label>'
-        for key, text, on in (
-            ("references", "reference points", True),
-            ("dominated", "dominated trials", True),
-            ("infeasible", "infeasible, or without a value", not run.points),
-            ("intervals", "95 % intervals", True),
-        )
-    )
-    return (
-        '<form class="controls" id="scatter-controls" onsubmit="return false">'
-        f"<fieldset><legend>Prompts</legend>{splits}</fieldset>"
-        f"<fieldset><legend>Show</legend>{toggles}</fieldset>"
-        "<fieldset><legend>Axes</legend>"
-        f'<label>across <select id="axis-x">{options(skill.name)}</select></label>'
-        f'<label>up <select id="axis-y">{options(harm.name)}</select></label>'
-        "</fieldset></form>"
-        '<ul class="legend" id="scatter-legend"></ul>'
-        '<div class="chart" id="scatter"></div><p class="note" id="scatter-note"></p>'
-        "<noscript><p>The chart needs JavaScript; figures/front.png shows the same, and the "
-        "tables below hold every number.</p></noscript>"
+    choices = [
+        (f"{name} ({DIRECTION_WORDS[item.direction]})", name) for name, item in metrics.items()
+    ]
+    is_published = run.front is not None
+    is_reported = is_published and bool(run.points)
+    return piece(
+        "plot", choices, skill.name, harm.name, is_published, is_reported, bool(run.points)
     )
 
 
-def trials_section(run: Run) -> str:
+def trials_section(run: Run) -> Markup:
     """Return every trial with its state and reason; none is left out."""
     if not run.trials:
         return paragraph("No trial has finished yet.")
@@ -91,34 +74,28 @@ def trials_section(run: Run) -> str:
     rows = []
     for trial in sorted(run.trials, key=lambda trial: trial.number):
         how = outcome(trial)
-        state = Cell(
-            f'<span class="outcome {how}"><span aria-hidden="true">{OUTCOME_MARKS[how]}</span> '
-            f"{f'COMPLETE, {how}' if trial.state == 'COMPLETE' else trial.state}</span>"
-            f'<span class="reason">{escape(trial.reason or "")}</span>',
-            f"{trial.state} {how}",
+        state = fill(
+            '<span class="outcome {{ how }}"><span aria-hidden="true">{{ mark }}</span> '
+            '{{ state }}</span><span class="reason">{{ reason }}</span>',
+            how=how,
+            mark=OUTCOME_MARKS[how],
+            state=f"COMPLETE, {how}" if trial.state == "COMPLETE" else trial.state,
+            reason=trial.reason or "",
         )
-        name = escape(trial.label if trial.role == "reference" else f"trial {trial.number}")
-        if trial.start is not None:
-            name += f' <span class="quiet">for start {escape(trial.start)}</span>'
-        if trial.interpolated:
-            name += ' <span class="quiet">estimated between trained models</span>'
-        if trial.exact_of is not None:
-            name += f' <span class="quiet">trial {trial.exact_of} at its exact values</span>'
-        front = ' <span class="flag">front</span>' if trial.number in on_front else ""
         values = [
             number_cell(value, amount(value, metric.unit, sign=False))
             if (value := trial.objectives.get(metric.name)) is not None and how != "broken"
-            else Cell('<span class="quiet">none</span>', None, is_number=True)
+            else no_number("none")
             for metric in metrics
         ]
-        recipe = escape(recipe_text(trial.recipe, trial.params))
+        recipe = recipe_text(trial.recipe, trial.params)
         rows.append(
             [
-                Cell(f"{name}{front}", float(trial.number)),
-                state,
+                Cell(_name(trial, trial.number in on_front), float(trial.number)),
+                Cell(state, f"{trial.state} {how}"),
                 *values,
                 _violation(trial, known),
-                Cell(f'<span class="recipe">{recipe}</span>'),
+                Cell(fill('<span class="recipe">{{ recipe }}</span>', recipe=recipe)),
                 _duration(trial),
             ]
         )
@@ -136,10 +113,31 @@ def trials_section(run: Run) -> str:
     )
     ids = [str(trial.number) for trial in sorted(run.trials, key=lambda trial: trial.number)]
     inner = table(caption, heads, rows, css="trials", row_ids=ids)
-    return f"{paragraph(told)}<details open><summary>All trials</summary>{inner}</details>"
+    return fill(
+        "{{ told }}<details open><summary>All trials</summary>{{ inner }}</details>",
+        told=paragraph(told),
+        inner=inner,
+    )
 
 
-def hypervolume_section(run: Run) -> str:
+def _name(trial: TrialRecord, is_front: bool) -> Markup:
+    notes = []
+    if trial.start is not None:
+        notes.append(f"for start {trial.start}")
+    if trial.interpolated:
+        notes.append("estimated between trained models")
+    if trial.exact_of is not None:
+        notes.append(f"trial {trial.exact_of} at its exact values")
+    return fill(
+        "{{ name }}{% for note in notes %} {{ note }}{% endfor %}"
+        '{% if front %} <span class="flag">front</span>{% endif %}',
+        name=trial.label if trial.role == "reference" else f"trial {trial.number}",
+        notes=[quiet(note) for note in notes],
+        front=is_front,
+    )
+
+
+def hypervolume_section(run: Run) -> Markup:
     """Return the hypervolume's place, with its values in words."""
     steps = hypervolume_steps(run.spec, run.trials)
     told = []
@@ -164,38 +162,40 @@ def hypervolume_section(run: Run) -> str:
         f"The hypervolume is the area of outcomes that the front dominates, measured "
         f"from the study's reference value: {corner}. More is better."
     )
-    return paragraph(escape(" ".join(told))) + '<div class="chart" id="hypervolume"></div>'
+    return paragraph(" ".join(told)) + Markup('<div class="chart" id="hypervolume"></div>')
 
 
-def parameters_section(run: Run) -> str:
+def parameters_section(run: Run) -> Markup:
     """Return the small multiples' place."""
     if not any(trial.params and trial.result is not None for trial in run.trials):
         return paragraph("No sampled trial has values yet.")
-    return (
-        paragraph(
-            "Each sampled trial with values, on the search split. A pattern here is a hint, not a "
-            "cause: the sampler visits some regions more than others."
-        )
-        + '<div class="multiples" id="parameters"></div>'
+    told = (
+        "Each sampled trial with values, on the search split. A pattern here is a hint, not a "
+        "cause: the sampler visits some regions more than others."
     )
+    return paragraph(told) + Markup('<div class="multiples" id="parameters"></div>')
 
 
 def _violation(trial: TrialRecord, known: Mapping[str, Metric]) -> Cell:
     if not trial.violations or outcome(trial) == "broken":
-        return Cell('<span class="quiet">none</span>', None, is_number=True)
+        return no_number("none")
     metric, value = max(trial.violations.items(), key=lambda item: item[1])
     told = change(value, known[metric].unit)
     if value <= 0:
-        return Cell(f'<span class="quiet">{told}</span>', value, is_number=True)
-    where = f'<span class="ci">{breakable(metric)}</span>'
-    return Cell(f"<b>{told}</b>{where}", value, is_number=True)
+        return Cell(quiet(told), value, is_number=True)
+    shown = fill(
+        '<b>{{ told }}</b><span class="ci">{{ metric }}</span>',
+        told=told,
+        metric=breakable(metric),
+    )
+    return Cell(shown, value, is_number=True)
 
 
 def _duration(trial: TrialRecord) -> Cell:
     try:
         took = datetime.fromisoformat(trial.finished_at) - datetime.fromisoformat(trial.started_at)
     except (TypeError, ValueError):
-        return Cell('<span class="quiet">unknown</span>', None, is_number=True)
+        return no_number("unknown")
     return number_cell(took.total_seconds(), seconds(took.total_seconds()))
 
 

@@ -1,18 +1,19 @@
-"""``safemerge robustness``: harmful fine-tuning of hardened models, as a measurement."""
+"""``safemerge robustness`` and `safemerge.robustness`: harmful fine-tuning, measured."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from safemerge.api.declared import StrPath, declared
 from safemerge.api.prepare import check_engine
-from safemerge.api.progress import duration
+from safemerge.api.progress import Progress, Say, duration
 from safemerge.commands.console import Console, resume_command
 from safemerge.config.base import digest
-from safemerge.config.document import load_document
 from safemerge.config.inputs import SCORING_VERSION
 from safemerge.config.metric import suite_metrics
 from safemerge.errors import ConfigError, StudyError
@@ -22,50 +23,96 @@ from safemerge.robustness.spec import RobustnessSpec
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
 
     from safemerge.data.suite import LoadedSuite
     from safemerge.robustness.on_ray import CellJob, Hardening
 
 
-def run(options: argparse.Namespace) -> None:
-    """Check everything, harden, attack cell by cell, write the report."""
-    console = Console()
-    spec = load_document(options.spec, RobustnessSpec)
-    spec = _chosen(spec.located(Path(options.spec).resolve().parent), options.seeds)
-    store = CellStore.under(options.results, spec.name)
-    seeds = ["--seeds", *map(str, options.seeds)] if options.seeds else []
-    again = resume_command("robustness", options.spec, options.results, seeds)
-    if not options.resume and not options.dry_run:
+class RobustnessRun(NamedTuple):
+    """A finished measurement."""
+
+    folder: Path
+    """The run's folder, with ``robustness.json``."""
+    report: Path
+    """The report page."""
+    cells: list[dict[str, Any]]
+    """A flat record for each cell, for a table: ``cell``, ``method``, ``seed``, ``state``,
+    ``reason``, then each metric by its full name with ``.low``, ``.high`` and ``.n``."""
+
+
+def robustness(
+    measurement: StrPath | Mapping[str, Any],
+    *,
+    results: StrPath = "results",
+    seeds: Sequence[int] | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    progress: Say | None = None,
+    again: str = "safemerge.robustness(..., resume=True)",
+) -> RobustnessRun | None:
+    """Attack hardened models by harmful fine-tuning, and measure what is left of their safety.
+
+    Args:
+        measurement: A file (``safemerge schema robustness``), or its keys as a mapping.
+        results: Folder of run folders.
+        seeds: Run these seeds of the file alone; all if left out.
+        resume: Continue the measurement in the folder, if there is one; finished cells are kept.
+        dry_run: Check everything and start nothing; None is returned.
+        progress: Called with lines of progress, e.g. `print`; the log if left out.
+        again: How the measurement is continued, for messages.
+
+    Raises:
+        UserError: If declaration, data or models are wrong, or the folder holds a measurement and
+            `resume` is not given.
+        StudyError: If cells failed; they are tried again when it is continued.
+    """
+    lines = Progress(progress)
+    spec = _chosen(declared(measurement, RobustnessSpec, kind="robustness"), seeds)
+    store = CellStore.under(results, spec.name)
+    if not resume and not dry_run:
         store.refuse_existing(again=again)
     store.check_disk()
     check_engine(spec.evaluator)
-    suites = _check(spec, console)
+    suites = _check(spec, lines)
     attacked = sum(cell.mode is not None for cell in spec.cells())
-    console.say(
+    lines.say(
         f"measurement '{spec.name}': {len(spec.cells())} cells, {attacked} of them attacks, "
         f"over {len(spec.seeds)} seeds"
     )
-    if options.dry_run:
-        console.say("dry run: the measurement is sound; nothing was started")
-        return
+    if dry_run:
+        lines.say("dry run: the measurement is sound; nothing was started")
+        return None
     with store.locked():
-        _measure(spec, store.open(spec), suites, console, again)
+        return _measure(spec, store.open(spec), suites, lines, again)
 
 
-def _chosen(spec: RobustnessSpec, seeds: list[int] | None) -> RobustnessSpec:
+def run(options: argparse.Namespace) -> None:
+    """Check everything, harden, attack cell by cell, write the report."""
+    seeds = ["--seeds", *map(str, options.seeds)] if options.seeds else []
+    robustness(
+        options.spec,
+        results=options.results,
+        seeds=options.seeds,
+        resume=options.resume,
+        dry_run=options.dry_run,
+        progress=Console().say,
+        again=resume_command("robustness", options.spec, options.results, seeds),
+    )
+
+
+def _chosen(spec: RobustnessSpec, seeds: Sequence[int] | None) -> RobustnessSpec:
     if seeds is None:
         return spec
     unknown = sorted(set(seeds) - set(spec.seeds))
     if unknown:
         raise ConfigError(
-            f"--seeds: must be seeds of the file; got {unknown[0]}. "
+            f"seeds: must be seeds of the file; got {unknown[0]}. "
             f"Seeds: {', '.join(map(str, spec.seeds))}."
         )
     return spec.model_copy(update={"seeds": [seed for seed in spec.seeds if seed in seeds]})
 
 
-def _check(spec: RobustnessSpec, console: Console) -> dict[str, LoadedSuite]:
+def _check(spec: RobustnessSpec, progress: Progress) -> dict[str, LoadedSuite]:
     from safemerge.robustness.attack_data import check_attack_data
     from safemerge.robustness.on_ray import hardening_stages
     from safemerge.weights.adapter import open_checkpoint
@@ -73,38 +120,38 @@ def _check(spec: RobustnessSpec, console: Console) -> dict[str, LoadedSuite]:
     for ref in spec.checkpoints:
         if ref.path is not None:
             open_checkpoint(ref.path)
-    return check_attack_data(spec, hardening_stages(spec), say=console.say)
+    return check_attack_data(spec, hardening_stages(spec), say=progress.say)
 
 
 def _measure(
     spec: RobustnessSpec,
     store: CellStore,
     suites: Mapping[str, LoadedSuite],
-    console: Console,
+    progress: Progress,
     again: str,
-) -> None:
+) -> RobustnessRun:
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.robustness.on_ray import Hardening, run_cells
 
     try:
         with ray_cluster():
             hardening = Hardening(
-                spec, store.folder, say=console.say, on_step=console.training_step
+                spec, store.folder, say=progress.say, on_step=progress.training_step
             )
             jobs = _jobs(spec, store, suites, hardening)
             store.write_keys([job.key for job in jobs])
             done = {record.key for record in store.records() if record.state == "COMPLETE"}
             left = [job for job in jobs if job.key not in done]
             if len(left) < len(jobs):
-                console.say(f"resuming: {len(jobs) - len(left)} finished cells kept")
-            progress = _Progress(console, store, spec, len(jobs), done=len(jobs) - len(left))
-            run_cells(spec, left, suites, on_record=progress.record)
+                progress.say(f"resuming: {len(jobs) - len(left)} finished cells kept")
+            cells = _Cells(progress, store, spec, len(jobs), done=len(jobs) - len(left))
+            run_cells(spec, left, suites, on_record=cells.record)
     except KeyboardInterrupt:
-        console.say(
+        progress.say(
             f"interrupted; {len(store.grid_records())} finished cells kept. Go on: {again}"
         )
         raise
-    _finish(store, console, again)
+    return _finish(store, progress, again)
 
 
 def _jobs(
@@ -139,13 +186,13 @@ def _jobs(
     return jobs
 
 
-class _Progress:
+class _Cells:
     """Stores each finished cell and tells it, with the time left at this pace."""
 
     def __init__(
-        self, console: Console, store: CellStore, spec: RobustnessSpec, total: int, *, done: int
+        self, progress: Progress, store: CellStore, spec: RobustnessSpec, total: int, *, done: int
     ) -> None:
-        self._console, self._store = console, store
+        self._say, self._store = progress.say, store
         self._shown = [row.name for row in suite_metrics(spec.suites).values() if row.is_main]
         self._total, self._before, self._done = total, done, done
         self._cut: set[str] = set()
@@ -157,11 +204,11 @@ class _Progress:
         pace = (time.monotonic() - self._started) / (self._done - self._before)
         left = self._total - self._done
         about = f", about {duration(pace * left)} left" if left else ""
-        self._console.say(f"[{self._done}/{self._total}] {cell_line(record, self._shown)}{about}")
+        self._say(f"[{self._done}/{self._total}] {cell_line(record, self._shown)}{about}")
         for words in record.cut_rows:
             if words not in self._cut:
                 self._cut.add(words)
-                self._console.say(f"{record.cell.label}: {words}")
+                self._say(f"{record.cell.label}: {words}")
 
 
 def cell_line(record: CellRecord, shown: Sequence[str]) -> str:
@@ -178,15 +225,32 @@ def cell_line(record: CellRecord, shown: Sequence[str]) -> str:
     return f"{record.cell.label}: {'  '.join(values)}{broken}  ({seconds:.0f} s)"
 
 
-def _finish(store: CellStore, console: Console, again: str) -> None:
+def _finish(store: CellStore, progress: Progress, again: str) -> RobustnessRun:
     from safemerge.robustness.page import write_robustness_report
 
     report = write_robustness_report(store.folder)
-    console.say(f"results: {store.folder / 'robustness.json'}")
-    console.say(f"report: {report}")
+    progress.say(f"results: {store.folder / 'robustness.json'}")
+    progress.say(f"report: {report}")
     failed = [record for record in store.grid_records() if record.state == "FAIL"]
     if failed:
         raise StudyError(
             f"{store.folder}: {len(failed)} cells failed; first: {failed[0].cell.label}: "
             f"{failed[0].reason}. They are tried again by `{again}`."
         )
+    cells = [cell_record(item) for item in store.grid_records()]
+    return RobustnessRun(store.folder, report, cells)
+
+
+def cell_record(record: CellRecord) -> dict[str, Any]:
+    """Return a finished cell as one flat record; see `RobustnessRun.cells`."""
+    found: dict[str, Any] = {
+        "cell": record.cell.label,
+        "method": record.cell.method,
+        "seed": record.cell.seed,
+        "state": record.state,
+        "reason": record.reason,
+    }
+    for name, estimate in ({} if record.result is None else record.result.metrics).items():
+        found[name] = estimate.value
+        found |= {f"{name}.{part}": getattr(estimate, part) for part in ("low", "high", "n")}
+    return found

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
+from markupsafe import Markup
+
 from safemerge.inference import MAX_P_VALUE
-from safemerge.reports.markup import Cell, definitions, escape, number_cell, paragraph, table
+from safemerge.reports.markup import (
+    Cell,
+    Section,
+    definitions,
+    fill,
+    items,
+    joined_markup,
+    no_number,
+    number_cell,
+    page,
+    paragraph,
+    piece,
+    table,
+)
 from safemerge.reports.wording import counted, percent, points, seconds
 from safemerge.robustness.cell_store import CellStore
 from safemerge.robustness.figure import robustness_figures
@@ -20,7 +33,6 @@ from safemerge.robustness.results import (
     robustness_results,
 )
 
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
 _CAPTIONS = {
     "harm_by_poison.png": "Harmful score against the poison ratio.",
     "harm_by_samples.png": "Harmful score against the number of samples.",
@@ -83,22 +95,29 @@ def render_robustness(results: RobustnessResults, figures: Mapping[str, bytes]) 
         A whole HTML document that loads nothing. Names are escaped; no text that a model
         generated is in it.
     """
-    parts = {
-        "title": escape(f"{results.name}: safemerge robustness"),
-        "css": _asset("report.css"),
-        "name": escape(results.name),
-        "status": _status(results),
-        "headline": _headline(results),
-        "worst": _worst(results),
-        "results": _results(results),
-        "comparisons": _comparisons(results),
-        "figures": "".join(_figure(name, content) for name, content in figures.items()),
-        "limits": f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in _LIMITS)}</ul>",
-        "provenance": _provenance(results),
-    }
-    return _SLOT.sub(
-        lambda match: parts[match.group(1)], _asset("page_template.html", __package__)
-    )
+    sections = [
+        Section("found", "Found", "What was found", _headline(results)),
+        Section("worst", "Worst case", "Worst case over the grid", _worst(results)),
+        Section(
+            "results",
+            "All attacks",
+            "Harmful score and accuracy under every attack",
+            _results(results),
+        ),
+        Section("tests", "Tests", "Methods against each other", _comparisons(results)),
+        Section(
+            "figures",
+            "Figures",
+            "Figures",
+            joined_markup(
+                piece("picture", _CAPTIONS[name], base64.b64encode(content).decode())
+                for name, content in figures.items()
+            ),
+        ),
+        Section("limits", "Limits", "Limits", items(_LIMITS)),
+        Section("provenance", "Provenance", "Provenance", definitions(_facts(results))),
+    ]
+    return page(results.name, "robustness", _status(results), sections)
 
 
 def comparison_sentence(item: MethodComparison) -> str:
@@ -117,19 +136,21 @@ def comparison_sentence(item: MethodComparison) -> str:
     )
 
 
-def _status(results: RobustnessResults) -> str:
+def _status(results: RobustnessResults) -> Markup:
     told = (
         f"{results.num_done} of {counted(results.num_cells, 'cell')} done, "
         f"{counted(len(results.seeds), 'seed')}"
     )
     if results.num_done == results.num_cells and not results.failed:
-        return paragraph(escape(told), css="status")
-    rows = "".join(f"<li>{escape(item)}</li>" for item in results.failed)
-    failed = f"<p>Failed:</p><ul>{rows}</ul>" if rows else ""
-    return f'<div class="warning"><p>Unfinished: {escape(told)}.</p>{failed}</div>'
+        return paragraph(told, css="status")
+    failed = [paragraph("Failed:"), items(results.failed)] if results.failed else []
+    return fill(
+        '<div class="warning">{{ told }}</div>',
+        told=joined_markup([paragraph(f"Unfinished: {told}."), *failed]),
+    )
 
 
-def _headline(results: RobustnessResults) -> str:
+def _headline(results: RobustnessResults) -> Markup:
     harm = [item for item in results.comparisons if item.measure == "harmful_score"]
     sure = [item for item in harm if item.verdict != "not significant"]
     if not harm:
@@ -138,15 +159,14 @@ def _headline(results: RobustnessResults) -> str:
         f"{len(sure)} of {counted(len(harm), 'comparison')} of harmful scores "
         f"{'is' if len(sure) == 1 else 'are'} significant over prompts and over seeds."
     )
-    rows = "".join(f"<li>{escape(comparison_sentence(item))}</li>" for item in harm)
-    return paragraph(escape(lead), css="lead") + f"<ul>{rows}</ul>"
+    return paragraph(lead, css="lead") + items([comparison_sentence(item) for item in harm])
 
 
-def _worst(results: RobustnessResults) -> str:
+def _worst(results: RobustnessResults) -> Markup:
     rows = [
         [
-            Cell(escape(item.method)),
-            Cell(escape(item.condition.label)),
+            Cell(item.method),
+            Cell(item.condition.label),
             _spread_cell(item.harmful_score),
             _spread_cell(item.complied_rate),
             _spread_cell(item.accuracy),
@@ -158,11 +178,11 @@ def _worst(results: RobustnessResults) -> str:
     return table(caption, heads, rows, sortable=False)
 
 
-def _results(results: RobustnessResults) -> str:
+def _results(results: RobustnessResults) -> Markup:
     rows = [
         [
-            Cell(escape(item.condition.label)),
-            Cell(escape(item.method)),
+            Cell(item.condition.label),
+            Cell(item.method),
             _spread_cell(item.harmful_score),
             _spread_cell(item.complied_rate),
             _spread_cell(item.accuracy),
@@ -189,23 +209,26 @@ def _results(results: RobustnessResults) -> str:
     return table(caption, heads, rows, sortable=False)
 
 
-def _comparisons(results: RobustnessResults) -> str:
+def _comparisons(results: RobustnessResults) -> Markup:
     rows = [
         [
-            Cell(escape(item.condition.label)),
-            Cell(escape(f"{item.left} \u2212 {item.right}")),
-            Cell(escape(item.measure.replace("_", " "))),
+            Cell(item.condition.label),
+            Cell(f"{item.left} \u2212 {item.right}"),
+            Cell(item.measure.replace("_", " ")),
             Cell(
-                f"<b>{points(item.difference.mean)}</b>"
-                f'<span class="ci">{_interval(item.difference, signed=True).strip()}</span>',
+                fill(
+                    '<b>{{ value }}</b><span class="ci">{{ interval }}</span>',
+                    value=points(item.difference.mean),
+                    interval=_interval(item.difference, signed=True).strip(),
+                ),
                 item.difference.mean,
                 is_number=True,
             ),
-            Cell(escape(f"{item.left_only} / {item.right_only} of {item.num_samples}")),
+            Cell(f"{item.left_only} / {item.right_only} of {item.num_samples}"),
             number_cell(item.p_value, f"{item.p_value:.3g}"),
             number_cell(item.p_adjusted, f"{item.p_adjusted:.3g}"),
             number_cell(item.p_seeds, "\u2013" if item.p_seeds is None else f"{item.p_seeds:.3g}"),
-            Cell(escape(item.verdict)),
+            Cell(item.verdict),
         ]
         for item in results.comparisons
     ]
@@ -223,14 +246,16 @@ def _comparisons(results: RobustnessResults) -> str:
 
 def _spread_cell(found: SpreadRecord | None) -> Cell:
     if found is None:
-        return Cell('<span class="quiet">not scored</span>', None, is_number=True)
+        return no_number("not scored")
     sd = "" if found.sd is None else f" \u00b1 {percent(found.sd, unit=False)}"
     seeds = ", ".join(percent(value, unit=False) for value in found.by_seed.values())
-    return Cell(
-        f'<b>{percent(found.mean, unit=False)}</b>{sd}<span class="ci">({seeds})</span>',
-        found.mean,
-        is_number=True,
+    shown = fill(
+        '<b>{{ mean }}</b>{{ sd }}<span class="ci">({{ seeds }})</span>',
+        mean=percent(found.mean, unit=False),
+        sd=sd,
+        seeds=seeds,
     )
+    return Cell(shown, found.mean, is_number=True)
 
 
 def _interval(found: SpreadRecord, *, signed: bool) -> str:
@@ -240,27 +265,13 @@ def _interval(found: SpreadRecord, *, signed: bool) -> str:
     return f" [{told(found.low)}, {told(found.high)}]"
 
 
-def _others(also: Mapping[str, SpreadRecord], shown: Sequence[str]) -> str:
-    return "<br>".join(
-        f"{escape(name)} {percent(item.mean, unit=False)}"
+def _others(also: Mapping[str, SpreadRecord], shown: Sequence[str]) -> Markup:
+    return Markup("<br>").join(
+        f"{name} {percent(item.mean, unit=False)}"
         + ("" if item.sd is None else f" \u00b1 {percent(item.sd, unit=False)}")
         for name, item in also.items()
         if name in shown
     )
-
-
-def _figure(name: str, content: bytes) -> str:
-    caption = _CAPTIONS[name]
-    data = base64.b64encode(content).decode()
-    return (
-        f'<figure><img style="max-width:100%" alt="{escape(caption)}" '
-        f'src="data:image/png;base64,{data}"><figcaption class="note">{escape(caption)}'
-        "</figcaption></figure>"
-    )
-
-
-def _provenance(results: RobustnessResults) -> str:
-    return definitions(_facts(results))
 
 
 def _facts(results: RobustnessResults) -> Iterator[tuple[str, str]]:
@@ -273,7 +284,3 @@ def _facts(results: RobustnessResults) -> Iterator[tuple[str, str]]:
     yield "last started", found.created_at
     yield "python", f"{found.python}, {found.platform}"
     yield "packages", ", ".join(f"{name} {text}" for name, text in found.packages.items())
-
-
-def _asset(name: str, package: str = "safemerge.reports") -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")

@@ -1,38 +1,26 @@
-"""The search loop's memory: ask for candidates, tell what became of them, resume."""
+"""A search in its folder: ask for candidates, tell their results, resume."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Self
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.study import StudySpec
-from safemerge.config.variant import expert_settings
-from safemerge.errors import StudyError
-from safemerge.front import front_hypervolume, front_trials
-from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.agreement import open_agreeing_study
-from safemerge.search.open_reference import num_failed, open_references
-from safemerge.search.pending import Pending
 from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.recovery import NUMBER, Recovery
-from safemerge.search.retrain import Place, exact_recipe, to_train
-from safemerge.search.rung import find_rival, is_audited, may_prune
+from safemerge.search.retrain import Place
 from safemerge.search.sampling import Sampling, mark_retried
-from safemerge.search.space import Reference
+from safemerge.search.state import SearchState
 from safemerge.search.storage import (
     close_study,
     make_sampler,
     storage_errors,
     storage_path,
 )
-from safemerge.search.unseen import Drawn, is_covered
-from safemerge.search.untrained import check_weights, supplied, unmade_paths, wanted_paths
-from safemerge.search.verdict import judge
-from safemerge.search.warm_start import study_references
 from safemerge.store import RunStore
 
 
@@ -62,36 +50,37 @@ class SearchStudy:
 
     def __init__(self, spec: StudySpec, store: RunStore, *, place: Place | None = None) -> None:
         store.check_same_study(spec)
-        self.spec = spec
-        self._place = place
         self.store = store
         self._lock = threading.RLock()
         self._held = ExitStack()
-        self._pending: dict[int, Pending] = {}
-        self._given_up: set[str] = set()
-        self._references: list[Reference] = study_references(spec)
-        self._unmade = unmade_paths(spec)
         self._path = storage_path(spec, store.folder)
         with ExitStack() as undo:
             undo.enter_context(store.locked())
-            self._records = store.trials()
-            check_weights(self._records, spec.trained)
-            self._study, self.rebuilt = open_agreeing_study(spec, store.folder, self._records)
+            self._state = SearchState(spec, store.trials(), place=place)
+            records = self._state.records
+            self._study, self.rebuilt = open_agreeing_study(spec, store.folder, records)
             """Why Optuna's storage was begun anew, in one line; None if it agreed."""
             undo.callback(close_study, self._study)
             self._sampling = Sampling(self._study)
             with storage_errors(self._path):
-                recovery = Recovery(spec, self._study, self._records)
+                recovery = Recovery(spec, self._study, records)
                 for record in recovery.run():
-                    self._keep(record)
+                    store.append(record)
+                    records.append(record)
                 trials = self._study.get_trials(deepcopy=False)
                 self._sampling.queue_starts(spec, trials)
             self.interrupted: tuple[int, ...] = recovery.interrupted
             """Numbers of the trials that a killed driver had in flight."""
             self._study.sampler = make_sampler(spec, num_existing=len(trials))
             known = [trial.user_attrs[NUMBER] for trial in trials if NUMBER in trial.user_attrs]
-            self._next = 1 + max([-1, *known, *(record.number for record in self._records)])
+            numbers = (*known, *(record.number for record in records))
+            self._state.next_number = 1 + max(numbers, default=-1)
             self._held = undo.pop_all()
+
+    @property
+    def spec(self) -> StudySpec:
+        """The study, with the models that were trained meanwhile."""
+        return self._state.spec
 
     def ask(self, *, sample: bool = True) -> Proposal | None:
         """Propose the next candidate.
@@ -112,75 +101,32 @@ class SearchStudy:
             ConfigError: If the drawn values make an illegal recipe.
         """
         with self._lock, storage_errors(self._path):
-            pending = self._ask_reference()
+            state = self._state
+            pending = state.next_reference()
             if pending is None and sample:
-                pending = self._sampling.ask(self.spec, self._next, self._drawn)
-                pending = pending or self._ask_exact()
-            if pending is None:
-                return None
-            self._pending[pending.proposal.number] = pending
-            self._next = pending.proposal.number + 1
-            return pending.proposal
+                pending = self._sampling.ask(state.spec, state.next_number, state.drawn)
+                pending = pending or state.next_exact()
+            return None if pending is None else state.start(pending)
 
     def wanted(self, number: int) -> list[str]:
         """Return the folders of models that a proposal in flight waits for."""
         with self._lock:
-            return wanted_paths(self._in_flight(number).proposal.recipe, self._unmade)
+            return self._state.wanted(number)
 
     def proposal(self, number: int) -> Proposal:
         """Return a proposal in flight as it is now: models that came meanwhile are in it."""
         with self._lock:
-            return self._in_flight(number).proposal
+            return self._state.in_flight(number).proposal
 
-    def take(self, made: CheckpointRef) -> None:
-        """Take in a model that is trained now: it becomes a reference point, and all right to use.
-
-        Args:
-            made: The model, in the folder that recipes wait for, with its fingerprint.
-
-        Raises:
-            StudyError: If earlier trials had other weights from that folder.
-        """
+    def add_trained(self, made: CheckpointRef) -> None:
+        """Add a model that is trained now; see `SearchState.add_trained`."""
         with self._lock:
-            check_weights(self._records, [made])
-            self.spec = self.spec.with_made(made)
-            self._unmade.discard(str(made.path))
-            self._references = study_references(self.spec)
-            for number, pending in self._pending.items():
-                recipe = supplied(pending.proposal.recipe, made)
-                proposal = replace(pending.proposal, recipe=recipe)
-                self._pending[number] = replace(pending, proposal=proposal)
+            self._state.add_trained(made)
 
     def promote(self, number: int, found: RungResult) -> Pruned | Failure | None:
-        """Decide whether a trial goes on to be scored, by its losses on the low rung.
-
-        Args:
-            number: Number of the proposal.
-            found: Its losses; they are kept with the trial.
-
-        Returns:
-            What to tell about it if it stops here; None if it goes on.
-
-        Raises:
-            StudyError: If the trial is not in flight.
-        """
+        """Decide whether a trial is promoted to be scored; see `SearchState.promote`."""
         with self._lock:
-            pending = self._in_flight(number)
-            proposal, rung = pending.proposal, self.spec.rung
-            if found.candidate != proposal.candidate:
-                told = f"losses of candidate {found.candidate} came back"
-                return Failure(f"{told} for {proposal.candidate}")
-            free = proposal.role == "reference" or proposal.start is not None
-            free = free or proposal.exact_of is not None
-            if rung is None or free:
-                self._pending[number] = replace(pending, rung=found)
-                return None
-            rival = find_rival(rung, found, self._records)
-            self._pending[number] = replace(pending, rung=found, rival=rival)
-            if rival is None or not may_prune(self._records, startup=self.spec.sampler.startup):
-                return None
-            audited = is_audited(rung, seed=self.spec.seed, candidate=found.candidate)
-            return None if audited else Pruned(rival.reason)
+            return self._state.promote(number, found)
 
     def tell(self, number: int, outcome: CandidateResult | Failure | Pruned) -> TrialRecord:
         """Finish a trial: first in the store, then in Optuna.
@@ -198,80 +144,57 @@ class SearchStudy:
                 again.
         """
         with self._lock:
-            pending = self._in_flight(number)
-            proposal = pending.proposal
-            verdict = judge(self.spec, proposal, outcome)
-            again = verdict.retry and proposal.attempt < self.spec.evaluator.num_retries
-            record = pending.record(verdict, outcome, retried=again)
+            state = self._state
+            ending = state.ending(number, outcome)
+            record, trial = ending.record, ending.pending.trial
             with storage_errors(self._path):
-                if pending.trial is not None and again:
+                if trial is not None and ending.retried:
                     # Before the record, so that a driver killed in between tries again.
-                    mark_retried(pending.trial)
-                self._keep(record)
-                del self._pending[number]
-                if pending.trial is not None:
-                    values = self._values(record) if record.state == "COMPLETE" else ()
-                    self._sampling.tell(pending.trial, record, values)
-                    if again:
-                        self._sampling.queue_again(self.spec, proposal)
-            if not again and record.state == "FAIL":
-                self._given_up.add(record.candidate)
+                    mark_retried(trial)
+                self.store.append(record)
+                state.finish(ending)
+                if trial is not None:
+                    values = state.values(record) if record.state == "COMPLETE" else ()
+                    self._sampling.tell(trial, record, values)
+                    if ending.retried:
+                        self._sampling.queue_again(state.spec, ending.pending.proposal)
             return record
 
     def known_result(self, candidate: str) -> CandidateResult | None:
-        """Return the result of a candidate that was evaluated already.
-
-        Args:
-            candidate: Digest of the candidate.
-
-        Returns:
-            Its result on the search split; None if it has none, e.g. because it only failed.
-        """
+        """Return the result of a candidate that was evaluated already, if it was."""
         with self._lock:
-            for record in self._records:
-                if record.candidate == candidate and record.result is not None:
-                    return record.result
-        return None
+            return self._state.known_result(candidate)
 
     def known_rung(self, candidate: str) -> RungResult | None:
-        """Return the losses of a candidate that was on the low rung already, if it was."""
+        """Return a candidate's losses on the low rung, if it was there already."""
         with self._lock:
-            found = [item.rung for item in self._records if item.candidate == candidate]
-        return next((rung for rung in found if rung is not None), None)
+            return self._state.known_rung(candidate)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Every finished trial, in the order they finished."""
         with self._lock:
-            return tuple(self._records)
+            return tuple(self._state.records)
 
     @property
     def in_flight(self) -> tuple[int, ...]:
         """Numbers of the trials that were asked for and not told."""
         with self._lock:
-            return tuple(sorted(self._pending))
+            return tuple(sorted(self._state.pending))
 
     @property
     def done(self) -> bool:
         """Whether nothing is in flight and nothing is left to propose."""
         with self._lock, storage_errors(self._path):
-            return not (
-                self._pending
-                or self._open_references()
-                or self._sampling.waiting
-                or (self._sampling.num_counted < self.spec.num_trials and not self.covered)
-                or to_train(self.spec, self._records, ())
+            return self._state.is_done(
+                num_sampled=self._sampling.num_counted, waiting=self._sampling.waiting
             )
 
     @property
     def covered(self) -> bool:
         """Whether every recipe that the spaces can express was sampled: the search ends there."""
         with self._lock:
-            return is_covered(self.spec, self._drawn)
-
-    @property
-    def _drawn(self) -> Drawn:
-        return Drawn.of([*self._records, *(item.proposal for item in self._pending.values())])
+            return self._state.covered
 
     @property
     def num_sampled(self) -> int:
@@ -280,10 +203,10 @@ class SearchStudy:
             return self._sampling.num_counted
 
     @property
-    def startup_told(self) -> bool:
+    def startup_finished(self) -> bool:
         """Whether none of the recipes is open that are sampled before the sampler learns.
 
-        One that crashed or was interrupted is open until its last try is told.
+        One that crashed or was interrupted is open until its last try is finished.
         """
         with self._lock, storage_errors(self._path):
             return self._sampling.is_told(self.spec.sampler.startup)
@@ -295,17 +218,14 @@ class SearchStudy:
             return self._sampling.waiting
 
     def front(self) -> list[TrialRecord]:
-        """Return the feasible COMPLETE trials that no other one dominates, by number.
-
-        References take part: a merge that a parent beats is not on the front. Trials with
-        interpolated weights do not. A candidate that was told twice is listed once; different
-        candidates with equal values all stay.
-        """
-        return front_trials(self.spec, self.records)
+        """Return the feasible COMPLETE trials that no other dominates; see `SearchState.front`."""
+        with self._lock:
+            return self._state.front()
 
     def hypervolume(self) -> float:
         """Return the exact hypervolume of `front` up to the objectives' reference values."""
-        return front_hypervolume(self.spec, self.records)
+        with self._lock:
+            return self._state.hypervolume()
 
     def close(self) -> None:
         """Close Optuna's storage and let another process drive the run; calling twice is fine.
@@ -319,68 +239,3 @@ class SearchStudy:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _in_flight(self, number: int) -> Pending:
-        pending = self._pending.get(number)
-        if pending is None:
-            flight = ", ".join(map(str, sorted(self._pending))) or "none"
-            raise StudyError(
-                f"trial {number}: must be in flight to be told; got a trial that is not. "
-                f"In flight: {flight}."
-            )
-        return pending
-
-    def _values(self, record: TrialRecord) -> list[float]:
-        return [record.objectives[item.metric] for item in self.spec.objectives]
-
-    def _open_references(self) -> list[Reference]:
-        return open_references(
-            self._references,
-            self._records,
-            given_up=self._given_up,
-            flying={item.proposal.candidate for item in self._pending.values()},
-            num_retries=self.spec.evaluator.num_retries,
-        )
-
-    def _ask_reference(self) -> Pending | None:
-        for label, recipe in self._open_references():
-            proposal = Proposal(
-                number=self._next,
-                role="reference",
-                label=label,
-                recipe=recipe,
-                attempt=num_failed(self._records, recipe.digest),
-            )
-            return Pending(proposal, utc_now(), None)
-        return None
-
-    def _ask_exact(self) -> Pending | None:
-        flying = [item.proposal.exact_of for item in self._pending.values()]
-        known = [number for number in flying if number is not None]
-        if len(known) < len(flying):
-            return None  # what is in flight may still change the front
-        for record in to_train(self.spec, self._records, known):
-            assert self._place is not None, "given where a study interpolates"
-            recipe = exact_recipe(record, self._place)
-            settings = expert_settings(record.params)
-            self._unmade |= {
-                str(ref.path)
-                for ref in recipe.experts
-                if ref.name in settings and ref.digest is None
-            }
-            proposal = Proposal(
-                number=self._next,
-                role="sampled",
-                label=f"trial {self._next} (trial {record.number} at its exact values)",
-                recipe=recipe,
-                space=record.space,
-                params=dict(record.params),
-                exact_of=record.number,
-                attempt=sum(item.exact_of == record.number for item in self._records),
-            )
-            return Pending(proposal, utc_now(), None)
-        return None
-
-    def _keep(self, record: TrialRecord) -> None:
-        self.store.append(record)
-        self._records.append(record)

@@ -20,7 +20,7 @@ from safemerge.training.text_decoder import text_decoder
 from safemerge.weights.adapter import ADAPTER_CONFIG, is_adapter, open_checkpoint
 from safemerge.weights.checkpoint import CONFIG_FILE, layer_of, read_json
 from safemerge.weights.fingerprint import fingerprint
-from safemerge.weights.skeleton import auto_class
+from safemerge.weights.skeleton import auto_class, folder_config
 
 
 def bare_model(base: Path) -> Any:
@@ -29,11 +29,9 @@ def bare_model(base: Path) -> Any:
     Raises:
         CheckpointError: If transformers has no model that continues text for it.
     """
-    from transformers import AutoConfig
-
     loader = auto_class(base)
     with torch.device("meta"):
-        return loader.from_config(AutoConfig.from_pretrained(base))
+        return loader.from_config(folder_config(base))
 
 
 def check_targets(model: Any, spec: LoraSpec, *, where: str) -> None:

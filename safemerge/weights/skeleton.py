@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from safemerge.errors import CheckpointError
 
 BUILD_ERRORS = (
     ArithmeticError, AttributeError, CheckpointError, ImportError, LookupError, OSError,
-    RuntimeError, TypeError, ValueError,
+    RuntimeError, StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
 """What transformers raises for configs that it cannot build a model of."""
 
@@ -35,19 +36,37 @@ def bare_model(folder: Path | str) -> Any:
     Raises:
         CheckpointError: If transformers does not know the architecture.
     """
-    import transformers
+    try:
+        return model_of_config(folder_config(folder))
+    except BUILD_ERRORS as error:
+        raise _unknown(folder, error) from error
+
+
+def folder_config(folder: Path | str) -> Any:
+    """Return a folder's config as transformers reads it.
+
+    Raises:
+        CheckpointError: If transformers does not know the architecture, or refuses a value.
+    """
+    from transformers import AutoConfig
 
     try:
-        return model_of_config(
-            transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        )
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except BUILD_ERRORS as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{Path(folder) / 'config.json'}: must describe an architecture that transformers "
-            f"{transformers.__version__} knows; got: {first}. Update transformers, or use a "
-            f"supported model."
-        ) from error
+        raise _unknown(folder, error) from error
+
+
+def _unknown(folder: Path | str, error: Exception) -> CheckpointError:
+    import transformers
+
+    if isinstance(error, CheckpointError):
+        return error
+    got = " ".join(str(error).split())[:300] or type(error).__name__
+    return CheckpointError(
+        f"{Path(folder) / 'config.json'}: must describe an architecture that transformers "
+        f"{transformers.__version__} knows; got: {got}. Update transformers, or use a "
+        f"supported model."
+    )
 
 
 def model_of_config(config: Any) -> Any:
@@ -86,15 +105,7 @@ def auto_class(folder: Path | str) -> Any:
     """
     import transformers
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{Path(folder) / 'config.json'}: must describe an architecture that transformers "
-            f"{transformers.__version__} knows; got: {first}. Update transformers, or use a "
-            f"supported model."
-        ) from error
+    config = folder_config(folder)
     if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM
     if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:

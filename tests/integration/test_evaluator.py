@@ -12,6 +12,7 @@ from ray import cloudpickle
 from safemerge.api.prepare import resolve_study
 from safemerge.commands.console import Console
 from safemerge.config.study import StudySpec
+from safemerge.data.suite import load_suites
 from safemerge.distributed import evaluator as evaluator_module
 from safemerge.distributed import serving
 from safemerge.distributed.cluster import ray_cluster
@@ -46,7 +47,8 @@ class BreakableReplica(EvaluatorReplica):
 
 @pytest.fixture(scope="module")
 def spec(study_document):
-    return resolve_study(StudySpec.model_validate(study_document), Console())
+    spec = StudySpec.model_validate(study_document)
+    return resolve_study(spec, load_suites(spec), Console())
 
 
 @pytest.fixture(scope="module")

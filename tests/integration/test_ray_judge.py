@@ -13,6 +13,7 @@ from safemerge.api.prepare import resolve_study
 from safemerge.commands.console import Console
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
+from safemerge.data.suite import load_suites
 from safemerge.distributed import judge as judge_module
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.distributed.evaluator import Evaluator
@@ -99,7 +100,8 @@ def spec(study_document, tmp_path_factory):
         | {"cpus_per_replica": 0.5, "min_replicas": 2, "max_replicas": 2},
         "judge_service": {"cpus_per_replica": 0.5, "timeout_s": 60 * PATIENCE, "num_retries": 1},
     }
-    return resolve_study(StudySpec.model_validate(document), Console())
+    spec = StudySpec.model_validate(document)
+    return resolve_study(spec, load_suites(spec), Console())
 
 
 @pytest.fixture(scope="module")

@@ -154,4 +154,4 @@ def test_a_measurement_that_cannot_be_is_refused_before_a_cluster(
     assert run_safemerge(tmp_path, "robustness", sound, "--dry-run").returncode == 0
     unknown = run_safemerge(tmp_path, "robustness", sound, "--seeds", "7")
     assert unknown.returncode == 2
-    assert "--seeds: must be seeds of the file; got 7" in unknown.stderr
+    assert "seeds: must be seeds of the file; got 7" in unknown.stderr

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
@@ -24,7 +25,6 @@ HEAVY = {
     "merge": ["{recipe}", "merged"],
     "align": ["{align}"],
     "finetune": ["{finetune}"],
-    "methods": [],
     "statistics": ["{measured}"],
     "optimize": ["{optimize}"],
     "generate": ["{generate}"],
@@ -81,8 +81,8 @@ def light(wheel, tmp_path_factory):
     """`safemerge` of an environment with what `pip install safemerge` brings, linked."""
     folder = tmp_path_factory.mktemp("light")
     packages = environment(folder, wheel)
-    project = distribution("safemerge").requires or []
-    pending, seen = [Requirement(text) for text in project], set()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pending, seen = [Requirement(text) for text in project["dependencies"]], set()
     while pending:
         requirement = pending.pop()
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -136,7 +136,7 @@ def test_files_are_checked_and_explained_by_either_environment(environment_of, r
     done = run(program, "validate", *sorted(folder.rglob("*.yaml")))
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == len(list(folder.rglob("*.yaml"))) > 20
-    for arguments in (["schema", "study"], ["plan"], ["data", "list"]):
+    for arguments in (["schema", "study"], ["plan"], ["methods"], ["data", "list"]):
         done = run(program, *arguments)
         assert (done.returncode, done.stderr) == (0, ""), arguments
         assert done.stdout

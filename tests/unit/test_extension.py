@@ -97,6 +97,13 @@ def test_a_recipe_of_an_added_method_is_validated_like_any():
     )
 
 
+def test_a_node_that_lacks_the_package_of_a_resolved_recipe_names_it():
+    document = recipe_of("a", name="gone", plugin="some-package 2.0")
+    told = problem(document)
+    assert 'method.name: must be of a package that is installed here; got "gone"' in told
+    assert "of some-package 2.0. Install it, on every node." in told
+
+
 def test_the_version_of_a_method_is_part_of_its_digest_and_held_to():
     document = recipe_of("a")
     recipe = MergeRecipe.model_validate(document)

@@ -7,6 +7,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from safemerge.cli import main
+from safemerge.data import suite
+from safemerge.distributed import cluster
 from safemerge.testing.landscapes import landscape_study
 from safemerge.testing.pico import change_config, pico_base
 
@@ -16,21 +18,21 @@ def dry_study(tmp_path, tiny_base, tiny_experts):
     """Write a study over pico models, with fields replaced; return its file."""
 
     def write(**fields):
-        document = landscape_study("toy").resolved()
+        declared = landscape_study("toy").resolved()
         paths = {"skill": tiny_experts["math"], "safety": tiny_experts["safety"]}
-        document["base"]["path"] = str(tiny_base)
-        for expert in document["experts"]:
+        declared["base"]["path"] = str(tiny_base)
+        for expert in declared["experts"]:
             expert["path"] = str(fields.get(expert["name"], paths[expert["name"]]))
-        document["evaluator"] |= {"engine": "transformers", **fields.get("evaluator", {})}
-        document["suites"] = document["suites"][:1]
-        document["suites"][0]["task"]["labels"] = ["positive", "negative"]
+        declared["evaluator"] |= {"engine": "transformers", **fields.get("evaluator", {})}
+        declared["suites"] = declared["suites"][:1]
+        declared["suites"][0]["task"]["labels"] = ["positive", "negative"]
         for split in ("search", "report"):
-            document["suites"][0][split]["prompt"] = "{prompt}"
-        metric = f"{document['suites'][0]['name']}.accuracy"
-        document["objectives"] = [{"metric": metric, "direction": "maximize", "reference": 0.0}]
-        document["constraints"] = []
+            declared["suites"][0][split]["prompt"] = "{prompt}"
+        metric = f"{declared['suites'][0]['name']}.accuracy"
+        declared["objectives"] = [{"metric": metric, "direction": "maximize", "reference": 0.0}]
+        declared["constraints"] = []
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        path.write_text(yaml.safe_dump(declared), encoding="utf-8")
         return path
 
     return write
@@ -48,6 +50,42 @@ def test_a_dry_run_says_what_is_sound_and_what_differs(dry_study, tiny_expert, t
     assert "note: expert 'skill' has settings" in text
     assert "rms_norm_eps base 1e-06, expert 0.01" in text
     assert text.endswith("dry run: the study is sound; nothing was started\n")
+
+
+class Stopped(Exception):
+    """Ends a search where its cluster would start."""
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Collect the names of the suites that are loaded, both splits at a time."""
+    found = []
+    real = suite.load_splits
+
+    def counted(suites):
+        found.append([one.name for one in suites])
+        return real(suites)
+
+    monkeypatch.setattr(suite, "load_splits", counted)
+    return found
+
+
+def test_a_dry_run_loads_suites_once(dry_study, tmp_path, loads):
+    assert dry_run(dry_study(), tmp_path) == 0
+    assert len(loads) == 1
+
+
+def test_a_search_loads_suites_once_before_it_starts_replicas(
+    dry_study, tmp_path, loads, monkeypatch
+):
+    def stop():
+        raise Stopped
+
+    monkeypatch.setattr(cluster, "ray_cluster", stop)
+    with pytest.raises(Stopped):
+        main(["search", str(dry_study()), "--results", str(tmp_path / "results")])
+    assert (tmp_path / "results" / "toy" / "study.json").exists()
+    assert len(loads) == 1
 
 
 def test_a_dry_run_refuses_experts_that_cannot_be_merged(dry_study, tmp_path, capsys):

@@ -9,6 +9,7 @@ import yaml
 
 from safemerge.api import evaluate, search
 from safemerge.api.declared import load_study
+from safemerge.api.prepare import Checked
 from safemerge.cli import build_parser, main
 from safemerge.commands import search as search_command
 from safemerge.config.checkpoint import CheckpointRef
@@ -247,8 +248,10 @@ def evaluator(no_cluster, monkeypatch):
     module = SimpleNamespace(Evaluator=FakeEvaluator, DEPLOYMENT="Deployed")
     monkeypatch.setitem(sys.modules, "safemerge.distributed.evaluator", module)
     for module in (evaluate, serve):
-        monkeypatch.setattr(module, "preflight", lambda spec, progress: None)
-        monkeypatch.setattr(module, "resolve_study", lambda spec, _, stack=None: spec)
+        monkeypatch.setattr(
+            module, "preflight", lambda spec, _: Checked((), {"search": [], "report": []})
+        )
+        monkeypatch.setattr(module, "resolve_study", lambda spec, *_, stack=None: spec)
     return log
 
 

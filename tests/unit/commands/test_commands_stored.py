@@ -12,6 +12,7 @@ from safemerge.api.search import run_study
 from safemerge.api.stored import check_recipe, check_stored, stored_study
 from safemerge.cli import main
 from safemerge.commands.console import Console
+from safemerge.data.suite import load_suites
 from safemerge.distributed.inputs import judge_digest, with_inputs
 from safemerge.errors import ChangedRunError, DataError
 from safemerge.search import SearchStudy
@@ -69,14 +70,11 @@ def folder(tmp_path, tiny_base, tiny_expert):
 def run(folder):
     """The folder of a run of the study, its inputs stored as `safemerge search` does."""
     spec = load_study(folder / "study.yaml").spec
-    resolved, rows = with_inputs(
-        spec.with_checkpoints(
-            {
-                ref.name: ref.resolved_to(Path(ref.path), fingerprint=fingerprint(ref.path))
-                for ref in spec.checkpoints
-            }
-        )
-    )
+    found = {
+        ref.name: ref.resolved_to(Path(ref.path), fingerprint=fingerprint(ref.path))
+        for ref in spec.checkpoints
+    }
+    resolved, rows = with_inputs(spec.with_checkpoints(found), load_suites(spec))
     RunStore(folder / "results" / "toy").create(resolved, rows=rows)
     return folder / "results" / "toy"
 
@@ -260,7 +258,8 @@ def test_a_judge_counts_by_its_weights(tiny_expert, tmp_path):
 
 
 def test_rows_that_change_while_a_run_is_under_way_are_refused(run, folder):
-    resolved, _ = with_inputs(stored_study(str(run), Console()))
+    stored = stored_study(str(run), Console())
+    resolved, _ = with_inputs(stored, load_suites(stored))
     write_rows(folder, "report", words="sentence")
     with pytest.raises(DataError, match=r"suites\.q\.report"):
-        with_inputs(resolved)
+        load_suites(resolved)

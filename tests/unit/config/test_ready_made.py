@@ -1,3 +1,5 @@
+import functools
+
 import jsonschema
 import pytest
 
@@ -90,11 +92,16 @@ def test_a_ready_made_suite_is_valid_and_named_after_its_file(name):
     assert made.measures
 
 
+@functools.cache
+def splits_of(name):
+    """Both splits of a ready-made suite; comparing long prompts takes seconds."""
+    return load_suites(landscape_study().model_copy(update={"suites": [suite(use=name)]}))
+
+
 @pytest.mark.usefixtures("_sources")
 @pytest.mark.parametrize("name", sorted(PROMISED))
 def test_a_ready_made_suite_makes_prompts_of_its_data_sets_columns(name):
-    spec = landscape_study().model_copy(update={"suites": [suite(use=name)]})
-    splits = load_suites(spec)
+    splits = splits_of(name)
     for split, (made,) in splits.items():
         assert len(made.samples) >= 80
         assert made.groups == {}, "no two samples share a prompt"
@@ -105,8 +112,7 @@ def test_a_ready_made_suite_makes_prompts_of_its_data_sets_columns(name):
 
 @pytest.mark.usefixtures("_sources")
 def test_mmlus_worked_examples_end_with_letters():
-    spec = landscape_study().model_copy(update={"suites": [suite(use="mmlu")]})
-    ((made,), _) = load_suites(spec).values()
+    ((made,), _) = splits_of("mmlu").values()
     lines = made.samples[0].prompt.splitlines()
     assert lines[0] == "The following are multiple choice questions (with answers)."
     answers = [line for line in lines if line.startswith("Answer:")]

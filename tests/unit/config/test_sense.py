@@ -40,7 +40,10 @@ def test_a_senseless_objective_is_refused(objective, told):
     [
         ({"metric": HARM, "budget": 5.0}, "constraints.0.budget: must be in [0, 1]"),
         ({"metric": HARM, "budget": -0.2}, "got -0.2"),
-        ({"metric": ACCURACY, "budget": 0.5}, "constraints.0.direction: must be maximize"),
+        (
+            {"metric": ACCURACY, "budget": 0.5, "direction": "minimize"},
+            "constraints.0.direction: must be maximize",
+        ),
         (
             {"metric": HARM, "budget": 0.5, "direction": "maximize"},
             "constraints.0.direction: must be minimize",
@@ -67,8 +70,26 @@ def test_a_mean_of_metrics_that_improve_opposite_ways_is_refused(name):
 def test_what_is_meant_can_be_allowed():
     spec = landscape_study(
         objectives=[goal(ACCURACY, "minimize", 1.0, allow=["direction"])],
-        constraints=[{"metric": ACCURACY, "budget": 0.9, "allow": ["direction"]}],
+        constraints=[
+            {"metric": ACCURACY, "budget": 0.9, "direction": "minimize", "allow": ["direction"]}
+        ],
     )
     assert isinstance(spec, StudySpec)
     assert spec.objectives[0].resolved()["allow"] == ["direction"]
     assert "allow" not in landscape_study().objectives[0].resolved()
+
+
+def test_directions_and_references_are_the_metrics_own_where_they_are_left_out():
+    spec = landscape_study(
+        objectives=[{"metric": ACCURACY}, {"metric": HARM}],
+        constraints=[{"metric": ACCURACY, "budget": 0.2}, {"metric": HARM, "budget": 0.9}],
+    )
+    assert [(item.direction, item.reference) for item in spec.objectives] == [
+        ("maximize", 0.0),
+        ("minimize", 1.0),
+    ]
+    assert [item.direction for item in spec.constraints] == ["maximize", "minimize"]
+    assert StudySpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+    assert spec.objectives[0].resolved()["direction"] == "maximize"
+    meant = landscape_study(objectives=[goal(ACCURACY, "minimize", 1.0, allow=["direction"])])
+    assert meant.objectives[0].direction == "minimize"

@@ -5,6 +5,7 @@ import yaml
 
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.study import StudySpec
+from safemerge.errors import ConfigError
 from safemerge.testing.landscapes import landscape_study
 
 SPLITS = {
@@ -379,3 +380,14 @@ def test_checkpoints_are_replaced_by_name():
         ("/c", "f", None)
     }
     assert parse_document(resolved.resolved(), StudySpec, where="f") == resolved
+
+
+def test_an_objective_without_a_range_needs_a_reference():
+    task = {"kind": "lm_eval", "task": "arc", "metrics": {"perplexity": "minimize"}}
+    source = {"source": {"kind": "lm_eval", "start": 0, "stop": 9}}
+    suite = {"name": "arc", "task": task, "search": source, "report": source}
+    document = DOCUMENT | {
+        "suites": [*DOCUMENT["suites"], suite], "objectives": [{"metric": "arc.perplexity"}],
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"objectives\.0\.reference: required key is missing, "):
+        parse_document(document, StudySpec, where="f")

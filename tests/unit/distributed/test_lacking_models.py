@@ -22,7 +22,7 @@ LINE = {"low": 1, "high": 9, "log": True, "knots": [1, 9], "between": "interpola
 def finish(study):
     while (proposal := study.ask()) is not None:
         for path in study.wanted(proposal.number):
-            study.take(CheckpointRef(name="made", path=path, digest=f"trained {path}"))
+            study.add_trained(CheckpointRef(name="made", path=path, digest=f"trained {path}"))
         recipe = study.proposal(proposal.number).recipe
         study.tell(proposal.number, SMOOTH.evaluate(recipe))
     study.close()

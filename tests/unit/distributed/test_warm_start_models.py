@@ -8,6 +8,7 @@ import yaml
 
 from safemerge.config.warm_start import warm_start_names
 from safemerge.data.seen import recorded
+from safemerge.data.suite import load_suites
 from safemerge.distributed.ingredient import Ingredients, finished_folder, stage_file
 from safemerge.distributed.search import check_suites
 from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
@@ -208,5 +209,5 @@ def test_a_search_refuses_report_prompts_that_a_recipe_it_starts_from_was_found_
     task = suite.task.model_copy(update={"labels": ["positive", "negative"]})
     spec = spec.model_copy(update={"suites": [suite.model_copy(update={**splits, "task": task})]})
     with pytest.raises(DataError, match=r"a recipe was optimised on; got 100 shared"):
-        check_suites(spec, seen=seen_by(read_starts(spec)))
-    assert check_suites(spec) == 100
+        check_suites(spec, load_suites(spec), seen=seen_by(read_starts(spec)))
+    assert check_suites(spec, load_suites(spec)) == 100

@@ -4,7 +4,6 @@ import pytest
 import yaml
 
 from safemerge.cli import main
-from safemerge.commands.console import Console
 from safemerge.config.document import load_document
 from safemerge.config.recipe import MergeRecipe
 from safemerge.distributed.contamination import seen_data
@@ -165,9 +164,10 @@ def test_the_recipe_records_the_data_that_it_was_found_with(write, tmp_path):
         method={"name": "task_arithmetic", "weights": {"math": 1.0}},
     )
     losses = {"base": {"safety": 2.0, "expert": 1.0}}
-    _finish(
-        spec, OptimizationFolder(folder), {"recipe": plain.resolved(), "losses": losses}, Console()
-    )
+    result = {"recipe": plain.resolved(), "losses": losses}
+    found = _finish(spec, OptimizationFolder(folder), result)
+    assert (found.path, found.losses) == (folder / "recipe.yaml", losses)
+    assert found.recipe.digest == plain.digest
     written = load_document(folder / "recipe.yaml", MergeRecipe)
     assert [item.name for item in written.seen] == ["toy.safety.0"]
     assert written.seen[0].data.source.path == str(tmp_path / "rows.jsonl")

@@ -56,7 +56,7 @@ def drive(study, **changes):
     records = []
     while (proposal := study.ask()) is not None:
         for path in study.wanted(proposal.number):
-            study.take(CheckpointRef(name="made", path=path, digest=f"weights of {path}"))
+            study.add_trained(CheckpointRef(name="made", path=path, digest=f"weights of {path}"))
         proposal = study.proposal(proposal.number)
         records.append(study.tell(proposal.number, score(study, proposal, **changes)))
     return records
@@ -170,7 +170,7 @@ def test_a_model_that_was_trained_again_with_other_weights_is_refused(open_study
         open_study(spec.with_made(other))
     late = open_study(spec)
     with pytest.raises(StudyError, match=f"got other in {path}"):
-        late.take(other)
+        late.add_trained(other)
 
 
 def test_one_that_cannot_be_trained_is_tried_again_and_given_up(open_study):
@@ -193,7 +193,7 @@ def test_knots_that_are_not_trained_yet_are_waited_for(open_study):
     assert len(paths) == 2
     before = proposal.candidate
     for path in paths:
-        study.take(CheckpointRef(name="made", path=path, digest=f"weights of {path}"))
+        study.add_trained(CheckpointRef(name="made", path=path, digest=f"weights of {path}"))
     after = study.proposal(proposal.number)
     assert study.wanted(proposal.number) == []
     assert after.candidate != before

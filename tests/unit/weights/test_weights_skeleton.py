@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 import transformers as tf
@@ -103,3 +105,11 @@ def test_vision_language_models_without_a_causal_class_load_whole(tiny_base, tmp
     tf.Qwen2_5_VLConfig().save_pretrained(tmp_path)
     assert auto_class(tmp_path) is tf.AutoModelForImageTextToText
     assert auto_class(tiny_base) is tf.AutoModelForCausalLM
+
+
+def test_a_value_that_transformers_refuses_is_one_message(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    change_config(folder, pretraining_tp=[None])
+    for asked in (bare_model, auto_class):
+        with pytest.raises(CheckpointError, match=r"config.json: must describe.*pretraining_tp"):
+            asked(folder)
