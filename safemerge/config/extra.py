@@ -14,8 +14,8 @@ _LM_EVAL = "Install safemerge[lm-eval]."
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "runtime": (
-        "datasets", "gguf", "huggingface_hub", "jaxtyping", "optuna", "peft", "psutil", "ray",
-        "safetensors", "tokenizers", "torch", "transformers",
+        "botorch", "datasets", "gguf", "huggingface_hub", "jaxtyping", "optuna", "peft", "psutil",
+        "ray", "safetensors", "scipy", "tokenizers", "torch", "transformers",
     ),
     "gpu": ("vllm",),
     "lm-eval": ("lm_eval", "more_itertools"),

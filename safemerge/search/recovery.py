@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from safemerge.config.study import SearchSpace, StudySpec
 from safemerge.provenance import utc_now
 from safemerge.records import TrialRecord
+from safemerge.search.noise import VARIANCES, variances
 from safemerge.search.space import (
     SPACE_PARAMETER,
     optuna_distributions,
@@ -94,6 +95,7 @@ class Recovery:
                         live.set_constraint(metric, violation)
                 if record.reason is not None:
                     live.set_user_attr(REASON, record.reason)
+                live.set_user_attr(VARIANCES, variances(record))
                 state = TrialState[record.state]
                 self._study.tell(trial.number, self._values(record), state=state)
 
@@ -159,6 +161,7 @@ class Recovery:
         attributes: dict[str, Any] = {
             NUMBER: record.number,
             ATTEMPT: sum(item.reason != INTERRUPTED for item in earlier),
+            VARIANCES: variances(record),
         }
         if record.reason is not None:
             attributes[REASON] = record.reason

@@ -9,6 +9,7 @@ import optuna
 from safemerge.config.study import StudySpec
 from safemerge.provenance import utc_now
 from safemerge.records import TrialRecord
+from safemerge.search.noise import VARIANCES, variances
 from safemerge.search.pending import Pending
 from safemerge.search.records import Proposal
 from safemerge.search.recovery import ATTEMPT, NUMBER, REASON, RETRIED, RETRY_OF, START
@@ -127,6 +128,7 @@ class Sampling:
         # NOTE: samplers read constraints from the finished trial, so they come before tell.
         for metric, violation in record.violations.items():
             trial.set_constraint(metric, violation)
+        trial.set_user_attr(VARIANCES, variances(record))
         self._study.tell(trial, values)
 
     def queue_again(self, spec: StudySpec, proposal: Proposal) -> None:

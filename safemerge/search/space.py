@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from safemerge.config.checkpoint import CheckpointRef, Neighbours, interpolated
+from safemerge.config.coefficient import DEFAULT_GROUP
 from safemerge.config.document import parse_document
 from safemerge.config.dotted_path import set_path
 from safemerge.config.range import FloatRange
@@ -22,6 +23,7 @@ from safemerge.config.variant import (
 )
 from safemerge.errors import ConfigError
 from safemerge.records import MEAN_LABEL
+from safemerge.search.encoding import Encoding
 
 Value = float | int | bool | str
 
@@ -206,6 +208,29 @@ def optuna_distributions(spec: StudySpec, space: SearchSpace) -> dict[str, BaseD
         return named
     names = [item.name for item in spec.spaces]
     return {SPACE_PARAMETER: CategoricalDistribution(names), **named}
+
+
+def encoding(spec: StudySpec) -> Encoding:
+    """Return the study's spaces as one unit cube; see `Encoding`."""
+    paths = {parameter_name(space, path): path for space in spec.spaces for path in space.vary}
+    grouped = {path for space in spec.spaces for path in space.vary if _is_layered(space, path)}
+    return Encoding(
+        {
+            space.name: {
+                parameter_name(space, path): item for path, item in _distributions(space).items()
+            }
+            for space in spec.spaces
+        },
+        chooser=SPACE_PARAMETER if len(spec.spaces) > 1 else None,
+        paths=paths,
+        groups={path: path.rpartition(".")[0] for path in grouped},
+    )
+
+
+def _is_layered(space: SearchSpace, path: str) -> bool:
+    """Whether a path is a coefficient at one anchor, or of one layer group."""
+    last = path.rpartition(".")[2]
+    return last.isdigit() or last in {DEFAULT_GROUP, *(group.name for group in space.layer_groups)}
 
 
 def parameter_name(space: SearchSpace, path: str) -> str:

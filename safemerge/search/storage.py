@@ -20,6 +20,8 @@ from safemerge.config.sampler import GIVEN, SamplerSpec
 from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, PreflightError, StudyError
 from safemerge.files import disk_errors, free_name, restore_last_line
+from safemerge.search.bayesian_sampler import BayesianSampler
+from safemerge.search.space import encoding
 
 _FILE = {"sqlite": "study.db", "journal": "study.journal"}
 _LOCK_TIMEOUT_S = 60
@@ -98,7 +100,8 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
 
     Returns:
         TPE (multivariate, grouped by space, with a constant liar for parallel asks), NSGA-II
-        (populations of ``startup``, at least 2), random sampling, or what the study names.
+        (populations of ``startup``, at least 2), random sampling, Bayesian optimisation, or what
+        the study names.
 
     Raises:
         ConfigError: If the sampler that the study names cannot be made, or is none.
@@ -110,6 +113,9 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
         return _added_sampler(spec.sampler, seed=seed)
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
+    if spec.sampler.name == "bayesian":
+        objectives = {item.metric: item.reference for item in spec.objectives}
+        return BayesianSampler(encoding(spec), objectives, startup=startup, seed=seed)
     if spec.sampler.name == "nsga2":
         return NSGAIISampler(seed=seed, population_size=max(2, startup))
     with warnings.catch_warnings():
