@@ -12,6 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
+import safemerge
+
 ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -148,7 +150,7 @@ def test_job_workers_are_gpu_pods_that_scale_from_zero(job: dict[str, Any]) -> N
 def test_job_pods_share_one_image_of_this_version(job: dict[str, Any]) -> None:
     containers = [container for pod in pod_specs(job) for container in pod["containers"]]
     assert {container["image"] for container in containers} == {
-        f"safemerge:{PROJECT['version']}-gpu"
+        f"safemerge:{safemerge.__version__}-gpu"
     }
     assert len({container["workingDir"] for container in containers}) == 1
 

@@ -219,7 +219,7 @@ def test_part_of_the_layers_is_refused(tmp_path, tiny_base, tiny_expert, no_clus
 
 def test_a_mergekit_file_with_something_unsupported_is_refused(tmp_path, capsys):
     path = tmp_path / "mergekit.yml"
-    path.write_text("merge_method: ram\nmodels: [{model: a}]\n", encoding="utf-8")
+    path.write_text("merge_method: mesh\nmodels: [{model: a}]\n", encoding="utf-8")
     assert main(["merge", str(path), str(tmp_path / "merged")]) == 2
     assert "mergekit's merge_method: must be one of linear" in capsys.readouterr().err
 

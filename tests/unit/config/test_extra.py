@@ -24,8 +24,8 @@ def test_the_packages_of_an_extra_are_those_that_pyproject_names(extra):
     known = packages_distributions()
     brought = {canonicalize_name(name) for module in EXTRAS[extra] for name in known[module]}
     assert wanted(extra) <= brought
-    # transformers brings it
-    assert brought - wanted(extra) <= {"tokenizers"}
+    # transformers and BoTorch bring them
+    assert brought - wanted(extra) <= {"tokenizers", "scipy"}
 
 
 @pytest.mark.parametrize(
