@@ -2,6 +2,7 @@
 
 memory: GB/s of each method, inputs mapped and outputs reused, against a copy of as many bytes by
         the same threads (the limit);
+watch:  seconds of a merge in memory whose files are watched, against one whose are not;
 warm:   seconds of a merge in memory, against mergekit's on the same tensors;
 disk:   wall time and peak memory of the whole commands on the same recipe file;
 gpu:    GB/s of an 8B-shaped three-way merge on the device, where there is one.
@@ -29,7 +30,7 @@ from machine import machine, save, spread
 from merge_documents import merge_document, merge_recipe
 from shaped_checkpoints import SHAPES, checkpoints, tensor_shapes
 
-PARTS = ("memory", "warm", "disk", "gpu")
+PARTS = ("memory", "watch", "warm", "disk", "gpu")
 ELEMENT_WISE = (
     "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "della_linear", "della",
     "breadcrumbs", "breadcrumbs_ties", "consensus_ta",
@@ -184,6 +185,28 @@ def _memory(folders, options):
             f"{method:<18}{rates['merge']['median']:>8.1f} of {rates['copy']['median']:5.1f}"
             f"{100 * share:>6.0f} %{met}"
         )
+    return rows
+
+
+def _watch(folders, options):
+    from unittest.mock import patch
+
+    from safemerge.weights.tensor_file import TensorFile
+
+    print("\nin memory, seconds a merge, files watched and not")
+    rows = {}
+    for method in _chosen(("linear", "ties"), options):
+        merge = _InMemory(merge_document(method, folders))
+
+        def unwatched(merge=merge):
+            with patch.object(TensorFile, "check_unchanged", lambda _: None):
+                return merge.run()
+
+        found = _take_turns({"watched": merge.run, "unwatched": unwatched}, options.rounds)
+        rows[method] = {way: spread(times) for way, times in found.items()}
+        watched, plain = (rows[method][way]["median"] for way in found)
+        rows[method]["ratio"] = watched / plain
+        print(f"{method:<18}{watched:>8.3f} and {plain:5.3f}{watched / plain:>8.3f} times")
     return rows
 
 
