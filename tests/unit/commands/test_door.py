@@ -8,6 +8,7 @@ import random
 import shutil
 
 import pytest
+
 from safemerge.cli import main
 from tests.unit.commands.door import spoil, write_door
 
