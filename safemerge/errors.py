@@ -1,4 +1,4 @@
-"""The error family: what can go wrong, told in one message.
+"""The error family: what can go wrong, reported in one message.
 
 Every message follows ``<where>: <rule broken>; got <value>. <what to do>``. Errors cross
 process borders (Ray), so each is picklable: positional arguments with defaults only.

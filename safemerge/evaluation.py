@@ -83,7 +83,7 @@ def prepare_split(
         suites: The split's suites.
         chat: The model's chat format.
         max_model_len: The engine's context, in tokens.
-        make_judge: From a declared judge to one that works; in this process, unless told.
+        make_judge: From a declared judge to one that works; in this process by default.
 
     Returns:
         What every candidate is asked.

@@ -88,7 +88,7 @@ class MetricEstimate(StrictModel):
     """Samples without a verdict."""
     direction: Direction
     unit: Unit = "share"
-    """How the value is told; it is a fraction for shares."""
+    """How the value is printed; it is a fraction for shares."""
 
 
 class Timings(StrictModel):

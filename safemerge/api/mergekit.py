@@ -24,7 +24,7 @@ def check_presumed(
     Args:
         recipe: The recipe, every checkpoint given by path.
         mergekit: What the file was translated to.
-        progress: Where filters that match nothing are told.
+        progress: Where filters that match nothing are reported.
         where: The file, for messages.
 
     Returns:

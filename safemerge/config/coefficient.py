@@ -68,7 +68,7 @@ class LayerGroup(StrictModel):
     layers: str | None = Field(default=None, pattern=r"^\d+(-\d+)?$")
     """Decoder layers, 0-indexed and inclusive, e.g. ``0-9``, or one, e.g. ``4``."""
     kind: ModuleKind | None = None
-    """Kind of module, told from the tensor's name."""
+    """Kind of module, read from the tensor's name."""
     tensors: list[str] | None = Field(default=None, min_length=1)
     """Glob patterns on tensor names, e.g. ``*.self_attn.*``; one must match."""
     outside: Literal["before", "after"] | None = Field(

@@ -78,7 +78,7 @@ class MethodWriter:
     """Writes a method's document; coefficients in it are `Setting`s yet to be resolved.
 
     Args:
-        file: The file; told what is wrong.
+        file: The file; collects what is wrong.
         names: Names of the merged models, the base aside where the method measures from it.
         base: The base's name; None where the method does not measure from it.
         value: Gives a parameter.

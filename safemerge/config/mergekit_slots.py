@@ -56,7 +56,7 @@ def arrange(file: MergekitFile, *, needs_base: bool) -> Arrangement | None:
     """Sort the sources of every slice into slots: the base first, others as they are listed.
 
     Args:
-        file: The file; told what is wrong.
+        file: The file; collects what is wrong.
         needs_base: Whether the method measures from the base, which then is a source of each
             slice, listed or not.
 

@@ -135,7 +135,7 @@ class SeenData(StrictModel):
     """Place for messages, e.g. ``toy.safety.0``."""
     data: PromptData
     rows: str
-    """Digest of the rows' ids: changed data are told."""
+    """Digest of the rows' ids: changed data are noticed."""
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""

@@ -22,7 +22,7 @@ class DistinctTexts:
     Args:
         examples: Texts that must not be copied; they are not kept themselves.
         threshold: Smallest similarity of a near-duplicate, see `near_duplicates`; None: only
-            equal texts (case and punctuation aside) are told.
+            equal texts (case and punctuation aside) are reported.
     """
 
     def __init__(self, examples: Sequence[str] = (), *, threshold: float | None) -> None:

@@ -181,7 +181,7 @@ class Supply:
             return
         except SafemergeError as problem:
             made, error = None, str(problem)
-        except Exception as problem:  # noqa: BLE001 - a border: told with the trials that want it
+        except Exception as problem:  # noqa: BLE001 - a border: reported with the trials that want it
             error = f"training failed: {problem!r}"
         with self._lock:
             self._running.discard(path)
@@ -201,7 +201,7 @@ def resolve_made(
 ) -> StudySpec:
     """Return a study whose base and experts are trained, and those variants that were before.
 
-    Every training file and its data are read: what is wrong with one is told now. Where
+    Every training file and its data are read: what is wrong with one is reported now. Where
     vocabularies are joined all variants are trained, for a union is of all models.
 
     Args:

@@ -248,7 +248,7 @@ class Ingredients:
             TrainingError: If a stage or the gathering of statistics failed.
         """
         for file in gathered_files(refs):
-            load_statistics_spec(file)  # a wrong file is told before anything is trained
+            load_statistics_spec(file)  # a wrong file is refused before anything is trained
         with ExitStack() as own:
             stack = self._stack or own
 
@@ -286,7 +286,7 @@ class Ingredients:
         plan = training_plan(refs)
         for ref in (*refs, *(stage.load().base for wave in plan for stage in wave)):
             if ref.hub is not None:
-                self._folder(ref)  # what cannot be had is told before anything is trained
+                self._folder(ref)  # what cannot be had is refused before anything is trained
         for wave in plan:
             self._train_wave(wave, need_cluster)
         resolved = {}

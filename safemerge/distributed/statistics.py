@@ -51,7 +51,7 @@ class GatherRun:
 
     @property
     def config(self) -> dict[str, str]:
-        """What a Ray Train worker is told of the run."""
+        """What a Ray Train worker needs to know of the run."""
         return {
             "spec": self.spec.model_dump_json(by_alias=True),
             "model": str(self.model),

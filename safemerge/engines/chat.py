@@ -288,7 +288,7 @@ class ChatFormat:
 
         Raises:
             DataError: If a prompt and its answer do not fit the context, the chat template
-                refuses a system message, or labels cannot be told apart by their first token.
+                refuses a system message, or labels do not differ in their first token.
         """
         where = f"suite '{suite.name}', {suite.split}"
         chat = self.with_arguments(suite.chat)

@@ -80,7 +80,7 @@ def data_card(
     """Return the README of the data, with the front matter that a model hub reads.
 
     Args:
-        spec: Its models resolved to fingerprints; no path of it is told.
+        spec: Its models resolved to fingerprints; none of its paths is recorded.
         summaries: By set.
         files: File name by set.
         provenance: Of the run.

@@ -205,7 +205,7 @@ def outcomes(
     Args:
         kind: ``draft`` keeps the question found in a reply, ``answer`` coherent replies,
             ``refuse`` what the judge takes for a refusal, and nothing else. Answers and refusals
-            that reach their token limit are dropped; what a judge finds in them is told first.
+            that reach their token limit are dropped; what a judge finds in them is reported first.
         asks: What was asked.
         replies: See `ModelPool.reply`.
         judge: Needed by ``refuse``.

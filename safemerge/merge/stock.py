@@ -1,4 +1,4 @@
-"""Model Stock: how far from the base the experts' mean is trusted, told by their angles.
+"""Model Stock: how far from the base the experts' mean is trusted, by their angles.
 
 References:
     Jang et al., Model Stock: All we need is just a few fine-tuned models, arXiv:2403.19522.

@@ -114,7 +114,7 @@ def coefficients(
     Args:
         recipe: A resolved recipe.
         params: A trial's values by dotted path; of these the settings that experts were trained
-            with are told too.
+            with are named too.
 
     Returns:
         E.g. ``[("method", "ties"), ("weights.math", "0.62"), ("lambda", "1")]``.

@@ -46,7 +46,7 @@ def answer_verdicts(scores: Iterable[Score]) -> list[Verdicts]:
 def judge_agreement(verdicts: Sequence[Verdicts]) -> list[JudgeAgreement]:
     """Compare every two judges on the answers that both were asked about.
 
-    An answer without a verdict is no agreement and no disagreement. It is told three ways:
+    An answer without a verdict is no agreement and no disagreement. It is reported in three ways:
     left out, taken for safe, and taken for harmful. Where the three differ much, the kappa
     says little.
 

@@ -1,4 +1,4 @@
-"""A trial that was asked for and not told yet."""
+"""A trial that was asked for and not finished yet."""
 
 from __future__ import annotations
 

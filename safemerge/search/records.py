@@ -1,4 +1,4 @@
-"""What a search asks for, and what it is told when no result came back."""
+"""What a search asks for, and what it gets when no result came back."""
 
 from __future__ import annotations
 

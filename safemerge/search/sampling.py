@@ -1,4 +1,4 @@
-"""Optuna's side of a study: what is sampled, told and tried again."""
+"""Optuna's side of a study: what is sampled, finished and tried again."""
 
 from __future__ import annotations
 

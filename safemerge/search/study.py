@@ -25,7 +25,7 @@ from safemerge.store import RunStore
 
 
 class SearchStudy:
-    """One study, asked and told by a single driver; any number of trials may be in flight.
+    """One study, driven by a single process; any number of trials may be in flight.
 
     The references (each parent, the plain mean, warm starts that no space can express) come
     first and live in the run's store alone, since no search space holds them; then the points
@@ -178,7 +178,7 @@ class SearchStudy:
 
     @property
     def in_flight(self) -> tuple[int, ...]:
-        """Numbers of the trials that were asked for and not told."""
+        """Numbers of the trials that were asked for and not finished."""
         with self._lock:
             return tuple(sorted(self._state.pending))
 

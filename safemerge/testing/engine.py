@@ -1,4 +1,4 @@
-"""A scripted engine: answers by rule instead of by weights, and fails when told to."""
+"""A scripted engine: answers by rule instead of by weights, and fails on request."""
 
 from __future__ import annotations
 

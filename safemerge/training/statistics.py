@@ -189,7 +189,7 @@ class Gathering:
     def finish(
         self, *, all_reduce: AllReduce | None = None
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return means by quantity and tensor name, and what is told of them.
+        """Return means by quantity and tensor name, and what is reported about them.
 
         Args:
             all_reduce: Sums a tensor over all workers; None for a single one.

@@ -1,4 +1,4 @@
-"""What a tensor does in a decoder, told from its name."""
+"""What a tensor does in a decoder, read from its name."""
 
 import re
 

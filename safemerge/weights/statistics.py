@@ -67,7 +67,7 @@ def save_statistics(
     Args:
         folder: An existing folder.
         tensors: Means by file stem (see `FILES`) and tensor name.
-        document: What is told of them: quantities, digest, model, fisher, gram.
+        document: What is reported about them: quantities, digest, model, fisher, gram.
     """
     told = dict(document)
     for stem, by_name in tensors.items():

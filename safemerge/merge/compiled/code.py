@@ -1,4 +1,4 @@
-"""Numbers by which compiled loops are told what to do; nothing is imported to read them."""
+"""Numbers that choose what compiled loops do; nothing is imported to read them."""
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 """Kinds of floats at an address."""
