@@ -318,6 +318,9 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write all figures here")
     asked = parser.parse_args()
+    missing = [name for name in ("cma", "pymoo") if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"needs {' and '.join(missing)}, the peers; pip install them beside.")
     marks = [mark for mark in MARKS if mark <= asked.evaluations] or [asked.evaluations]
     rows = []
     for path in asked.landscape or sorted(HERE.glob("*.py")):
