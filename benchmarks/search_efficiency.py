@@ -28,11 +28,12 @@ import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from safemerge.inference.share import wilson_interval
 from safemerge.pareto import hypervolume, non_dominated_mask
 from safemerge.search.bayesian_sampler import BayesianSampler
 from safemerge.search.encoding import Encoding
-from safemerge.search.noise import VARIANCES
-from safemerge.search.surrogate import Surrogate, binomial_variance
+from safemerge.search.noise import VARIANCES, interval_variance
+from safemerge.search.surrogate import Surrogate
 
 HERE = Path(__file__).parent / "landscapes"
 MARKS = (30, 50, 100, 200)
@@ -169,15 +170,15 @@ def with_optuna(sampler: Callable[[Landscape, int], Any]) -> Callable[..., None]
 
 
 def variances(landscape: Landscape, measured: np.ndarray) -> list[float]:
-    """Return the known binomial variance of each measured share."""
+    """Return the variance of each measured share, as safemerge has it: by Wilson's interval."""
     return [
-        binomial_variance(float(value), count)
+        interval_variance(*wilson_interval(float(value), count))
         for value, count in zip(measured, landscape.counts, strict=True)
     ]
 
 
 def bayesian(landscape: Landscape, seed: int) -> Any:
-    """Return safemerge's default sampler."""
+    """Return safemerge's Bayesian sampler."""
     width = landscape.encoding().width
     objectives = dict(zip(landscape.metrics, landscape.references, strict=True))
     return BayesianSampler(landscape.encoding(), objectives, startup=min(8, 2 * width), seed=seed)
@@ -276,7 +277,7 @@ def published(landscape: Landscape, done: Run, count: int, *, posterior: bool) -
         points = np.array([encoding.point(params) for params in done.params[:count]])
         noise = np.array([variances(landscape, row) for row in measured])
         surrogate = Surrogate(points, measured * landscape.signs, noise, groups=encoding.groups)
-        values = surrogate.believe(points, draws=2).mean * landscape.signs
+        values = surrogate.believe(points).mean * landscape.signs
     mask = non_dominated_mask(values, landscape.directions)
     return {
         "true": landscape.volume(truth[mask]),

@@ -186,7 +186,7 @@ def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place
         progress.say(f"resuming: {len(finished)} finished trials kept")
     else:
         for plan in start_plans(spec):
-            progress.say(plan.told)
+            progress.say(plan.summary)
     if spec.unmade and not study.done:
         where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"
         progress.say(
@@ -343,13 +343,13 @@ class _Trials:
     def record(self, record: TrialRecord, study: object) -> None:
         place, left = self._pace.step()
         if record.result is None:
-            told = f"{record.state}: {record.reason}"
+            outcome = f"{record.state}: {record.reason}"
         else:
-            told = _objectives(self._spec, record.result)
+            outcome = _objectives(self._spec, record.result)
             if not record.feasible:
-                told += f"  infeasible: {record.reason}"
-            told += f"  ({record.result.timings.total_s:.1f} s)"
-        self._say(f"{place} {record.label}: {told}{left}")
+                outcome += f"  infeasible: {record.reason}"
+            outcome += f"  ({record.result.timings.total_s:.1f} s)"
+        self._say(f"{place} {record.label}: {outcome}{left}")
 
 
 def _objectives(spec: StudySpec, result: CandidateResult) -> str:

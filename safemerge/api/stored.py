@@ -47,8 +47,8 @@ def check_stored(folder: Path, progress: Progress, *, as_stored: bool = False) -
     if not as_stored:
         advice = "Put back what changed, or take the stored numbers as they are with --as-stored"
         raise changed_inputs(document.study, changes, advice)
-    told = ", ".join(map(str, changes))
-    progress.say(f"note: since the run was made there is {told}; numbers are as stored")
+    changed = ", ".join(map(str, changes))
+    progress.say(f"note: since the run was made there is {changed}; numbers are as stored")
 
 
 def stored_changes(

@@ -35,7 +35,6 @@ class Evaluations(NamedTuple):
     points: Array
     values: Array
     variances: Array
-    feasible: npt.NDArray[np.bool_]
 
 
 class BayesianSampler(BaseSampler):
@@ -127,7 +126,7 @@ class BayesianSampler(BaseSampler):
             found.points, found.values, found.variances, groups=self._encoding.groups
         )
         count = len(signs)
-        belief = surrogate.believe(found.points, draws=2, seed=seed)
+        belief = surrogate.believe(found.points)
         objectives = belief.mean[:, :count]
         holds = np.all(belief.mean[:, count:] <= 0, axis=1)
         near = found.points[holds] if holds.any() else found.points
@@ -177,16 +176,12 @@ class BayesianSampler(BaseSampler):
             np.array(points).reshape(len(points), self._encoding.width),
             values_at,
             np.maximum(np.array(noise, dtype=np.float64).reshape(shape), _LEAST_VARIANCE),
-            np.all(values_at[:, len(signs) :] <= 0, axis=1),
         )
         if len(points) <= MAX_POINTS:
             return evaluations
         kept = _best_and_even(evaluations, len(signs))
         return Evaluations(
-            evaluations.points[kept],
-            evaluations.values[kept],
-            evaluations.variances[kept],
-            evaluations.feasible[kept],
+            evaluations.points[kept], evaluations.values[kept], evaluations.variances[kept]
         )
 
     def _points(self, trials: Sequence[FrozenTrial]) -> Array:
@@ -201,7 +196,7 @@ def _signs(study: optuna.Study) -> Array:
 
 def _best_and_even(found: Evaluations, count: int) -> npt.NDArray[np.intp]:
     """Choose `MAX_POINTS` evaluations: half by layers of fronts, half evenly over time."""
-    rest = np.flatnonzero(found.feasible)
+    rest = np.flatnonzero(np.all(found.values[:, count:] <= 0, axis=1))
     kept: list[int] = []
     while len(rest) and len(kept) < MAX_POINTS // 2:
         mask = non_dominated_mask(found.values[rest, :count], ["maximize"] * count)

@@ -182,7 +182,7 @@ def source_of(ref: CheckpointRef) -> tuple[object, ...]:
     return ref.path, ref.hub, ref.revision, ref.package, ref.align, ref.finetune, settings
 
 
-def told_point(spec: StudySpec, point: NearestPoint) -> str:
+def point_text(spec: StudySpec, point: NearestPoint) -> str:
     """Return a point as text, e.g. ``space 'ties': weights.math 0.31, density 0.5``."""
     space = space_by_name(spec, point.space)
     values = (

@@ -36,5 +36,10 @@ def variances(record: TrialRecord) -> dict[str, float]:
         if record.result.broken is not None:
             found[metric] = _BROKEN_VARIANCE
         elif estimate is not None and estimate.low is not None and estimate.high is not None:
-            found[metric] = ((estimate.high - estimate.low) / _WIDTH) ** 2
+            found[metric] = interval_variance(estimate.low, estimate.high)
     return found
+
+
+def interval_variance(low: float, high: float) -> float:
+    """Return the variance of the normal distribution whose 95 % interval is as wide."""
+    return ((high - low) / _WIDTH) ** 2

@@ -47,8 +47,6 @@ class Belief(NamedTuple):
     """Shape (points, metrics)."""
     deviation: Array
     """Standard deviation, shape (points, metrics)."""
-    draws: Array
-    """Joint draws, shape (draws, points, metrics)."""
 
 
 class Surrogate:
@@ -80,19 +78,13 @@ class Surrogate:
             )
         )
 
-    def believe(self, points: Array, *, draws: int = 256, seed: int = 0) -> Belief:
+    def believe(self, points: Array) -> Belief:
         """Return the posterior of some points, shape (points, width)."""
         import torch
-        from botorch.sampling.normal import SobolQMCNormalSampler
 
         with torch.no_grad(), _quiet():
             posterior = self._model.posterior(torch.tensor(points, dtype=torch.float64))
-            sampler = SobolQMCNormalSampler(torch.Size([draws]), seed=seed)
-            return Belief(
-                posterior.mean.numpy(),
-                posterior.variance.sqrt().numpy(),
-                sampler(posterior).numpy(),
-            )
+            return Belief(posterior.mean.numpy(), posterior.variance.sqrt().numpy())
 
     def propose(
         self,
@@ -171,12 +163,6 @@ class Surrogate:
                 found.append((gain, pattern, point.clamp(0, 1).numpy()))
         found.sort(key=lambda item: -item[0])
         return [(pattern, point) for _, pattern, point in found]
-
-
-def binomial_variance(value: float, count: int) -> float:
-    """Return the variance of a share of `count` prompts, with one success and failure added."""
-    share = (value * count + 1.0) / (count + 2.0)
-    return share * (1.0 - share) / count
 
 
 class _Limit:

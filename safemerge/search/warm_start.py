@@ -11,7 +11,7 @@ from safemerge.config.problems import did_you_mean
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.config.warm_start import WarmStart
-from safemerge.search.nearest import NearestPoint, nearest_point, told_point
+from safemerge.search.nearest import NearestPoint, nearest_point, point_text
 from safemerge.search.space import Reference, reference_recipes
 
 _DRAW_MASKS = ("dare_linear", "dare_ties", "della_linear", "della")
@@ -28,7 +28,7 @@ class StartPlan(NamedTuple):
     point: NearestPoint | None
     """What is sampled for it, first; None if no space comes near, or an earlier warm start has
     the same point."""
-    told: str
+    summary: str
     """The two in a line for the terminal."""
 
 
@@ -124,25 +124,25 @@ def start_plans(spec: StudySpec) -> list[StartPlan]:
     plans = []
     for start in spec.started:
         point = nearest_point(spec, start)
-        reference, told = None, ""
+        reference, summary = None, ""
         if point is not None and point.exact:
-            told = f"sampled first, in {told_point(spec, point)}"
+            summary = f"sampled first, in {point_text(spec, point)}"
         else:
             same = known.setdefault(start.recipe.digest, start.label)
             if same == start.label:
                 reference = Reference(start.label, start.recipe)
-                told = "no space expresses it, so it is a reference point as it is"
+                summary = "no space expresses it, so it is a reference point as it is"
             else:
-                told = f"the same candidate as reference point '{same}'"
+                summary = f"the same candidate as reference point '{same}'"
             if point is not None:
-                told += f"; its nearest is sampled first, in {told_point(spec, point)}"
+                summary += f"; its nearest is sampled first, in {point_text(spec, point)}"
         if point is not None:
             key = (point.space, *sorted(point.params.items()))
             earlier = sampled.setdefault(key, start.name)
             if earlier != start.name:
-                told += f" (as for start '{earlier}', once)"
+                summary += f" (as for start '{earlier}', once)"
                 point = None
-        plans.append(StartPlan(start, reference, point, f"start '{start.name}': {told}"))
+        plans.append(StartPlan(start, reference, point, f"start '{start.name}': {summary}"))
     return plans
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import optuna
 import pytest
 
+from safemerge.inference.share import wilson_interval
 from safemerge.pareto import hypervolume, non_dominated_mask
 from safemerge.search.bayesian_sampler import MAX_POINTS, BayesianSampler
 from safemerge.search.encoding import Encoding
-from safemerge.search.noise import VARIANCES
-from safemerge.search.surrogate import Surrogate, binomial_variance
+from safemerge.search.noise import VARIANCES, interval_variance
+from safemerge.search.surrogate import Surrogate
 from safemerge.testing.landscapes import landscape_values
 
 pytest.importorskip("botorch")
@@ -24,6 +25,10 @@ REFERENCES = {"accuracy": 0.0, "harm": 1.0}
 COUNT = 100
 
 
+def variance_of(share: float) -> float:
+    return interval_variance(*wilson_interval(share, COUNT))
+
+
 def search(
     sampler: optuna.samplers.BaseSampler, *, budget: int, seed: int, limit: float | None = None
 ) -> optuna.Study:
@@ -34,7 +39,7 @@ def search(
         trial = study.ask()
         point = [trial.suggest_float(name, 0.0, 1.0) for name in SPACE]
         values = [rng.binomial(COUNT, share) / COUNT for share in landscape_values(*point)]
-        variances = [binomial_variance(value, COUNT) for value in values]
+        variances = [variance_of(value) for value in values]
         if limit is not None:
             trial.set_constraint("harm", values[1] - limit)
         trial.set_user_attr(VARIANCES, dict(zip(REFERENCES, variances, strict=True)))
@@ -78,11 +83,11 @@ def test_what_is_in_flight_is_not_proposed_again() -> None:
 
 
 def test_constraints_keep_it_where_they_hold() -> None:
-    study = search(bayesian(2), budget=14, seed=2, limit=0.3)
+    study = search(bayesian(2), budget=20, seed=2, limit=0.3)
 
     late = [landscape_values(**trial.params)[1] for trial in study.trials[-6:]]
 
-    assert np.median(late) < 0.35
+    assert np.median(late) < 0.3
 
 
 def test_a_posterior_is_nearer_to_the_truth_than_what_was_observed() -> None:
@@ -90,14 +95,13 @@ def test_a_posterior_is_nearer_to_the_truth_than_what_was_observed() -> None:
     points = rng.random((60, 2))
     truth = np.array([landscape_values(*point) for point in points])
     observed = rng.binomial(COUNT, truth) / COUNT
-    noise = np.vectorize(lambda share: binomial_variance(share, COUNT))(observed)
+    noise = np.vectorize(variance_of)(observed)
 
     belief = Surrogate(points, observed, noise).believe(points)
 
     assert np.abs(belief.mean - truth).mean() < 0.7 * np.abs(observed - truth).mean()
     inside = np.abs(belief.mean - truth) < 1.96 * belief.deviation
     assert inside.mean() > 0.85
-    assert belief.draws.shape == (256, 60, 2)
 
 
 def test_a_posterior_front_is_less_optimistic() -> None:
@@ -105,7 +109,7 @@ def test_a_posterior_front_is_less_optimistic() -> None:
     points = rng.random((80, 2))
     truth = np.array([landscape_values(*point) for point in points])
     observed = rng.binomial(COUNT, truth) / COUNT
-    noise = np.vectorize(lambda share: binomial_variance(share, COUNT))(observed)
+    noise = np.vectorize(variance_of)(observed)
 
     mean = Surrogate(points, observed, noise).believe(points).mean
 

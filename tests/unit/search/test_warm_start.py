@@ -28,7 +28,7 @@ def test_a_recipe_inside_the_ranges_is_sampled_and_no_reference():
     plan = plan_of(recipe())
     assert plan.point.params == {"method.weights.skill": 0.25, "method.weights.safety": 0.75}
     assert plan.reference is None
-    assert plan.told == (
+    assert plan.summary == (
         "start 'a': sampled first, in space 'sum': weights.skill 0.25, weights.safety 0.75"
     )
 
@@ -55,7 +55,7 @@ def test_a_value_is_cut_to_the_range_or_moved_to_the_grid(varied, given, taken, 
     if not is_exact:
         assert plan.reference.label == "start a"
         assert plan.reference.recipe.method.weights["skill"] == given
-        assert "no space expresses it, so it is a reference point as it is" in plan.told
+        assert "no space expresses it, so it is a reference point as it is" in plan.summary
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_recipe_by_layer_is_a_reference_and_its_mean_over_layers_is_sampled():
         "method.weights.safety": 1.0,  # the 0 of the embeddings does not count
     }
     assert plan.reference.recipe.layer_groups[0].name == "layer-0"
-    assert plan.told == (
+    assert plan.summary == (
         "start 'a': no space expresses it, so it is a reference point as it is; its nearest is "
         "sampled first, in space 'sum': weights.skill 0.3, weights.safety 1"
     )
@@ -150,10 +150,10 @@ def test_a_start_that_is_a_reference_already_is_told_and_not_doubled():
     spec = landscape_study(**starting(mean, mean, spaces=[linear]))
     assert [item.label for item in study_references(spec)] == ["base", "skill", "safety", "mean"]
     first, second = start_plans(spec)
-    assert "'a': the same candidate as reference point 'mean'; its nearest" in first.told
+    assert "'a': the same candidate as reference point 'mean'; its nearest" in first.summary
     assert first.point is not None
     assert second.point is None
-    assert second.told.endswith("(as for start 'a', once)")
+    assert second.summary.endswith("(as for start 'a', once)")
 
 
 def test_what_is_no_coefficient_may_vary_too_and_must_be_among_the_choices():
