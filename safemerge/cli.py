@@ -45,6 +45,10 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, or end with 2 and the option that a wrong one is nearest to."""
         options, rest = self.parse_known_args(args, namespace)
+        if rest and rest[0][:1] != "-" and getattr(options, "out", "") is None:
+            options.out = rest.pop(
+                0
+            )  # argparse looks for it before options only
         if rest:
             known = self._options_of(getattr(options, "command", None))
             near = [did_you_mean(item.partition("=")[0], known) for item in rest if item[0] == "-"]
@@ -199,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--as-stored", action="store_true", help=as_stored)
     report.add_argument("--accept-trials", action="store_true", help=accept)
 
-    export = add("export", "write a point of a run's front as a checkpoint")
+    export = add("export", "write a point of a run's front as a checkpoint or a recipe")
     export.add_argument("run", metavar="RUN_DIR", help=run)
     export.add_argument(
         "--pick",
@@ -208,7 +212,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="knee of the front, lowest harm, or best of a metric, all among the points that "
         "keep every limit on the report split; or any trial of the front by its number",
     )
-    export.add_argument("out", metavar="OUT_DIR", help=out)
+    export.add_argument(
+        "out", nargs="?", metavar="OUT_DIR", help=f"{out}; left out, no weights are written"
+    )
+    export.add_argument(
+        "--recipe", metavar="FILE", help="write the point's recipe, by hub ids or relative paths"
+    )
+    export.add_argument("--mergekit", metavar="FILE", help="the same as a mergekit file")
+    export.add_argument(
+        "--push",
+        metavar="ORG/NAME",
+        help="upload the checkpoint to the Hugging Face Hub, once you confirmed it",
+    )
+    export.add_argument("--yes", action="store_true", help="upload without asking")
     export.add_argument("--as-stored", action="store_true", help=as_stored)
 
     serve = add("serve", "keep a study's evaluator up until interrupted")

@@ -28,7 +28,9 @@ OPTIONS = {
     "optimize": ["spec", "--results", "--resume"],
     "robustness": ["spec", "--results", "--resume", "--seeds", "--dry-run"],
     "report": ["run", "--as-stored", "--accept-trials"],
-    "export": ["run", "--pick", "out", "--as-stored"],
+    "export": [
+        "run", "--pick", "out", "--recipe", "--mergekit", "--push", "--yes", "--as-stored",
+    ],
     "serve": ["study"],
     "validate": ["files"],
     "schema": ["name"],
