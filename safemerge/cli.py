@@ -46,9 +46,7 @@ class _Parser(argparse.ArgumentParser):
         """Parse, or end with 2 and the option that a wrong one is nearest to."""
         options, rest = self.parse_known_args(args, namespace)
         if rest and rest[0][:1] != "-" and getattr(options, "out", "") is None:
-            options.out = rest.pop(
-                0
-            )  # argparse looks for it before options only
+            options.out = rest.pop(0)  # argparse looks for it before options only
         if rest:
             known = self._options_of(getattr(options, "command", None))
             near = [did_you_mean(item.partition("=")[0], known) for item in rest if item[0] == "-"]
@@ -89,8 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
+    _add_loudness(parser, False)
+
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        about = text[0].upper() + text[1:] + "."
+        command = commands.add_parser(name, help=text, description=about)
+        _add_loudness(command, argparse.SUPPRESS)
+        return command
 
     results = "folder for run folders (default: results)"
     run = "folder of a run, e.g. results/demo"
@@ -227,6 +230,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--yes", action="store_true", help="upload without asking")
     export.add_argument("--as-stored", action="store_true", help=as_stored)
 
+    status = add("status", "say how far a search is: trials, front, time left")
+    status.add_argument(
+        "run", nargs="?", metavar="RUN_DIR", help=f"{run}; every run of --results if left out"
+    )
+    status.add_argument("--results", default="results", metavar="DIR", help=results)
+    status.add_argument("--json", action="store_true", help="as JSON")
+
     serve = add("serve", "keep a study's evaluator up until interrupted")
     serve.add_argument("study", metavar="STUDY.yaml", help="whose models and suites are served")
 
@@ -348,6 +358,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_loudness(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add what is taken before and after a command's name."""
+    group = parser.add_mutually_exclusive_group()
+    for name, text in (("quiet", "print results and errors alone"), ("verbose", "log more")):
+        group.add_argument(
+            f"-{name[0]}", f"--{name}", action="store_true", default=default, help=text
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -360,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"safemerge: {wrong}", file=sys.stderr)
         return EXIT_USER
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    level = "ERROR" if options.quiet else "INFO" if options.verbose else "WARNING"
+    logging.getLogger("safemerge").setLevel(level)
     # Imported on demand, so that help and validation answer at once.
     program = PROGRAMS.get(options.command)
     run = program.run if program else f"safemerge.commands.{options.command}:run"

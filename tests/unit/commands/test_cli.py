@@ -31,6 +31,7 @@ OPTIONS = {
     "export": [
         "run", "--pick", "out", "--recipe", "--mergekit", "--push", "--yes", "--as-stored",
     ],
+    "status": ["run", "--results", "--json"],
     "serve": ["study"],
     "validate": ["files"],
     "schema": ["name"],
@@ -49,6 +50,10 @@ OPTIONS = {
 """Every option of every command: a new one is added here on purpose, or not at all."""
 
 
+LOUDNESS = {"-q", "--quiet", "-v", "--verbose"}
+"""Every command has these."""
+
+
 def commands():
     (choices,) = (
         action.choices
@@ -64,6 +69,7 @@ def options(parser):
         for action in parser._actions
         if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
         for name in (action.option_strings or [action.dest])
+        if name not in LOUDNESS
     ]
 
 

@@ -11,15 +11,15 @@ COMMIT = "0" * 40
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("/work/models/base", "../models/base"),
-        ("/work/out/base", "base"),
-        ("/work/out", "."),
+        ("/srv/models/base", "../models/base"),
+        ("/srv/out/base", "base"),
+        ("/srv/out", "."),
         ("/data/models/base", "base"),
         ("org/base", "org/base"),
     ],
 )
 def test_a_path_names_nothing_above_the_common_folder(path, told):
-    assert portable_path(path, Path("/work/out")) == told
+    assert portable_path(path, Path("/srv/out")) == told
 
 
 def test_homes_of_others_are_not_named():
