@@ -17,7 +17,8 @@ from safemerge.data.suite import Suites
 from safemerge.distributed.background_training import Supply, refuse_hopeless
 from safemerge.distributed.contamination import check_report, check_study_rung
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
-from safemerge.distributed.searcher import RungScheduler, StudySearcher
+from safemerge.distributed.scheduler import StudyScheduler
+from safemerge.distributed.searcher import StudySearcher
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
 from safemerge.merge.candidate_tokenizer import tokenizer_models
@@ -171,7 +172,7 @@ def _tune(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=None if spec.rung is None else RungScheduler(searcher.promote),
+                scheduler=StudyScheduler(clients=at_once, promote=searcher.promote),
                 num_samples=-1,  # the searcher says when it is done
                 max_concurrent_trials=at_once,
                 reuse_actors=True,

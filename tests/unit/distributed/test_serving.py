@@ -53,6 +53,9 @@ class Response:
     def __init__(self, outcome):
         self.outcome = outcome
 
+    def _to_object_ref_sync(self, *, _timeout_s):
+        """A replica takes it at once."""
+
     def result(self, *, timeout_s):
         if isinstance(self.outcome, Exception):
             raise self.outcome
