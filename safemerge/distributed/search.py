@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 
 from ray import tune
@@ -25,6 +24,7 @@ from safemerge.merge.candidate_tokenizer import tokenizer_models
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.records import CandidateResult, TrialRecord
+from safemerge.scratch import scratch_folder
 from safemerge.search.study import SearchStudy
 from safemerge.weights.adapter import is_adapter, open_checkpoint
 from safemerge.weights.agreement import check_agreement
@@ -167,7 +167,7 @@ def _tune(
         at_once=at_once,
     )
     resources = tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY_BYTES}])
-    with tempfile.TemporaryDirectory(prefix="safemerge-tune-") as scratch:
+    with scratch_folder("tune") as scratch:
         tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
@@ -179,7 +179,7 @@ def _tune(
             ),
             run_config=tune.RunConfig(
                 name="search",
-                storage_path=scratch,  # the run's folder is the state, not Tune's
+                storage_path=str(scratch),  # the run's folder is the state, not Tune's
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),

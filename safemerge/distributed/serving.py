@@ -25,6 +25,7 @@ from safemerge.config.study import EvaluatorSpec
 from safemerge.distributed.request import Request, reason
 from safemerge.engines.core_claim import CoreClaim
 from safemerge.errors import ConfigError, EngineError, NoReplicaError, PreflightError, UserError
+from safemerge.interrupt import Terminated
 
 _Declared = TypeVar("_Declared")
 
@@ -197,8 +198,11 @@ class Application:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, Terminated):
+            _delete_soon(self._app)
+        else:
+            self.close()
 
 
 def least_needs(
@@ -248,9 +252,21 @@ def run_application(application: Any, *, app: str, what: str) -> Any:
         told = _deployment_reason(app) or reason(error)
         serve.delete(app)
         raise EngineError(f"{what}: no replica came up; got: {told}") from error
+    except Terminated:
+        _delete_soon(app)
+        raise
     except KeyboardInterrupt:
         serve.delete(app)
         raise
+
+
+def _delete_soon(app: str) -> None:
+    """Have an application shut down, without waiting for it: SIGTERM leaves seconds.
+
+    A local cluster ends with the command, and takes its replicas along.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        serve.delete(app, _blocking=False)
 
 
 def placed(evaluator: EvaluatorSpec) -> EvaluatorSpec:
