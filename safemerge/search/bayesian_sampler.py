@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from safemerge.pareto import non_dominated_mask
 from safemerge.search.encoding import Encoding, Pattern
+from safemerge.search.known import REFERENCE
 from safemerge.search.noise import VARIANCES
 from safemerge.search.surrogate import Surrogate
 
@@ -82,8 +83,9 @@ class BayesianSampler(BaseSampler):
         with self._lock:
             trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             found = self._evaluations(study, trials)
-            if len(found.points) < max(2, self._startup):
-                return self._start(trial.number)
+            sampled = sum(REFERENCE not in item.user_attrs for item in trials)
+            if len(found.points) < 2 or sampled < self._startup:
+                return self._start(self._order(study, trial.number))
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             pending = self._points([item for item in running if item.number != trial.number])
             return self._propose(study, found, pending, trial.number)
@@ -97,6 +99,11 @@ class BayesianSampler(BaseSampler):
     ) -> Any:
         """Draw a parameter of no declared space at random."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _order(self, study: optuna.Study, number: int) -> int:
+        """Return a trial's place among those that were sampled."""
+        trials = study.get_trials(deepcopy=False)[:number]
+        return sum(REFERENCE not in item.user_attrs for item in trials)
 
     def _start(self, number: int) -> dict[str, Any]:
         patterns = self._encoding.patterns()

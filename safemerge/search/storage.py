@@ -21,6 +21,7 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, PreflightError, StudyError
 from safemerge.files import disk_errors, free_name, restore_last_line
 from safemerge.search.bayesian_sampler import BayesianSampler
+from safemerge.search.known import num_expressions
 from safemerge.search.space import encoding
 
 _FILE = {"sqlite": "study.db", "journal": "study.journal"}
@@ -109,8 +110,10 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
     words = np.random.SeedSequence((spec.seed, num_existing)).generate_state(1)
     seed = int(words[0])
     startup = spec.sampler.startup
+    # Samplers of Optuna's form count the reference points that they are told of as trials.
+    told = startup + num_expressions(spec)
     if spec.sampler.use is not None:
-        return _added_sampler(spec.sampler, seed=seed)
+        return _added_sampler(spec.sampler, seed=seed, startup=told)
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
     if spec.sampler.name == "bayesian":
@@ -122,7 +125,7 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
         # `group`, experimental since Optuna 2.8.
         warnings.filterwarnings("ignore", "Argument ``group``", ExperimentalWarning)
         return TPESampler(
-            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+            seed=seed, n_startup_trials=told, multivariate=True, group=True, constant_liar=True
         )
 
 
@@ -131,11 +134,11 @@ def violations(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
     return tuple(trial.constraints.values())
 
 
-def _added_sampler(spec: SamplerSpec, *, seed: int) -> BaseSampler:
+def _added_sampler(spec: SamplerSpec, *, seed: int, startup: int) -> BaseSampler:
     made_by = spec.loaded()
     ours = {
         "seed": seed,
-        "n_startup_trials": spec.startup,
+        "n_startup_trials": startup,
         "constraints_func": violations,
     }
     takes = inspect.signature(made_by).parameters
