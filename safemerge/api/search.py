@@ -245,6 +245,7 @@ def publish(
     from safemerge.distributed.search import evaluate_report_split
     from safemerge.reports import assemble_front, front_trials
     from safemerge.search import Drawn, is_covered
+    from safemerge.search.posterior import believed_front
 
     complete = [record for record in records if record.state == "COMPLETE"]
     if not complete:
@@ -252,7 +253,18 @@ def publish(
         raise StudyError(
             f"{store.folder}: no trial finished; first reason: {reasons[0] if reasons else '?'}"
         )
-    front = front_trials(spec, complete)
+    found = believed_front(spec, records)
+    belief = None if isinstance(found, str) else found
+    if belief is None:
+        front, told = front_trials(spec, complete), f"by observed values: {found}"
+    else:
+        front = [item for item in complete if item.number in belief.points]
+        told = (
+            f"by the posterior of {belief.front.evaluations} recipes; "
+            f"{len(front)} have a fair chance of it"
+        )
+    progress.say(f"front: {told}")
+    store.log(f"front: {told}")
     references = [record for record in complete if record.role == "reference"]
     wanted = list({record.number: record for record in [*front, *references]}.values())
     progress.say(
@@ -265,7 +277,8 @@ def publish(
         progress.say(f"{place} {trial.label}: {_objectives(spec, result)}{left}")
 
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
-    published = assemble_front(spec, records, results, study_digest=store.study().digest)
+    digest = store.study().digest
+    published = assemble_front(spec, records, results, study_digest=digest, belief=belief)
     published = published.model_copy(update={"covered": is_covered(spec, Drawn.of(records))})
     if spec.rung is not None:
         published = _found_with(spec.rung, published)

@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float64]
 MAX_POINTS = 400
 """Evaluations that a model is fitted to; of more, the best layers of fronts and an even sample."""
 
-_LEAST_VARIANCE = 1e-6
+LEAST_VARIANCE = 1e-6
 """Variance of a value that has less, or none that is known."""
 
 
@@ -182,11 +182,9 @@ class BayesianSampler(BaseSampler):
         evaluations = Evaluations(
             np.array(points).reshape(len(points), self._encoding.width),
             values_at,
-            np.maximum(np.array(noise, dtype=np.float64).reshape(shape), _LEAST_VARIANCE),
+            np.maximum(np.array(noise, dtype=np.float64).reshape(shape), LEAST_VARIANCE),
         )
-        if len(points) <= MAX_POINTS:
-            return evaluations
-        kept = _best_and_even(evaluations, len(signs))
+        kept = best_and_even(evaluations, len(signs))
         return Evaluations(
             evaluations.points[kept], evaluations.values[kept], evaluations.variances[kept]
         )
@@ -201,8 +199,18 @@ def _signs(study: optuna.Study) -> Array:
     return np.array([1.0 if item.name == "MAXIMIZE" else -1.0 for item in study.directions])
 
 
-def _best_and_even(found: Evaluations, count: int) -> npt.NDArray[np.intp]:
-    """Choose `MAX_POINTS` evaluations: half by layers of fronts, half evenly over time."""
+def best_and_even(found: Evaluations, count: int) -> npt.NDArray[np.intp]:
+    """Choose `MAX_POINTS` evaluations: half by layers of fronts, half evenly over time.
+
+    Args:
+        found: The evaluations; of fewer, all are chosen.
+        count: Number of objectives; the other values are constraints.
+
+    Returns:
+        Their indices, in order.
+    """
+    if len(found.points) <= MAX_POINTS:
+        return np.arange(len(found.points))
     rest = np.flatnonzero(np.all(found.values[:, count:] <= 0, axis=1))
     kept: list[int] = []
     while len(rest) and len(kept) < MAX_POINTS // 2:

@@ -1,17 +1,16 @@
 """Reference points in a study's spaces: what a sampler knows before it samples.
 
-Parents, the plain mean and warm starts are linear merges; a space of another method may express the
-same weights by other numbers. A parent is one expert with weight 1, the base is any task vector with
-lambda 0.
+Parents, the plain mean and warm starts are linear merges; a space of another method may express
+the same weights by other numbers. A parent is one expert with weight 1, the base is any task
+vector with lambda 0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from safemerge.config.document import parse_document
@@ -26,9 +25,12 @@ from safemerge.search.noise import VARIANCES, variances
 from safemerge.search.space import optuna_distributions, optuna_params, space_by_name
 from safemerge.search.warm_start import study_references
 
+if TYPE_CHECKING:
+    import optuna
+
 REFERENCE = "reference"
-"""User attribute of Optuna's trials that stand for a reference point: its number in the study. They
-are finished when they are added, cost no budget and are never evaluated."""
+"""User attribute of Optuna's trials that stand for a reference point: its number in the study.
+They are finished when they are added, cost no budget and are never evaluated."""
 
 
 def expressions(spec: StudySpec, recipe: MergeRecipe) -> list[NearestPoint]:
@@ -111,7 +113,7 @@ def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _shares(spec: StudySpec, recipe: MergeRecipe) -> dict[str, float] | None:
-    """The share of each model in the weights, base included, without zeros; None if none has one."""
+    """The share of each model in the weights, base included, without zeros; None if by layers."""
     method = recipe.method
     if recipe.steps or not isinstance(method, Linear | TaskArithmetic):
         return None
@@ -146,7 +148,11 @@ def _methods(
             yield {**like, "weights": dict(recipe.method.weights)}
         yield {**like, "weights": dict(shares)}
     elif isinstance(space.method, TaskArithmetic) and not space.method.normalize:
-        yield {**like, "weights": {**dict.fromkeys(like["weights"], 0.0), **experts}, "lambda": 1.0}
+        yield {
+            **like,
+            "weights": {**dict.fromkeys(like["weights"], 0.0), **experts},
+            "lambda": 1.0,
+        }
     if not experts and "lambda" in like:
         yield {**like, "lambda": 0.0}
 

@@ -163,7 +163,7 @@ class Sampling:
 
 
 def _is_free(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a trial costs no budget: a reference, tried again by another, or without a record."""
+    """Whether a trial costs no budget: a reference, one without a record or that is retried."""
     if REFERENCE in trial.user_attrs:
         return True
     failed = trial.state == optuna.trial.TrialState.FAIL
