@@ -146,6 +146,7 @@ def run_study(
                 starts,
             )
             resolved, rows = with_inputs(resolved, suites)
+            resolved = _with_sampler(resolved, folder, progress, new_data=new_data)
             store = _open_store(resolved, folder, progress, rows=rows, new_data=new_data)
             stack.enter_context(ray_cluster())
             later = Ingredients(say=progress.say, on_step=progress.training_step, starts=False)
@@ -158,6 +159,19 @@ def run_study(
         progress.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
         raise
     write_report(folder)
+
+
+def _with_sampler(
+    spec: StudySpec, folder: Path, progress: Progress, *, new_data: bool
+) -> StudySpec:
+    from safemerge.search.storage import with_sampler
+
+    store = RunStore(folder)
+    stored = store.study().config if store.exists and not new_data else None
+    settled, told = with_sampler(spec, stored)
+    if told is not None:
+        progress.say(told)
+    return settled
 
 
 def _open_store(

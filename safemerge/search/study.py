@@ -20,6 +20,7 @@ from safemerge.search.storage import (
     make_sampler,
     storage_errors,
     storage_path,
+    with_sampler,
 )
 from safemerge.store import RunStore
 
@@ -51,6 +52,7 @@ class SearchStudy:
 
     def __init__(self, spec: StudySpec, store: RunStore, *, place: Place | None = None) -> None:
         store.check_same_study(spec)
+        spec = with_sampler(spec, store.study().config).spec
         self.store = store
         self._lock = threading.RLock()
         self._held = ExitStack()
