@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
         print("\n".join(_table(found, options.by)))
 
 
-def _labelled(rows: Sequence[Columns], label: str, file: str) -> tuple[Sequence[Columns], int]:
+def _labelled(rows: list[Columns], label: str, file: str) -> tuple[list[Columns], int]:
     """Leave out rows whose label is null, as where annotators did not agree; count them."""
     if label not in rows[0]:
         return rows, 0

@@ -141,7 +141,7 @@ def test_rows_without_a_label_are_left_out_and_counted(labelled, capsys):
     [
         # HarmBench's validation set after its `jq`, and BeaverTails: labels are JSON's booleans
         (
-            {"test_case": "How?", "generation": "Here is how to do it in steps.", "majority": True},
+            {"test_case": "How?", "generation": "Here is how, in three steps.", "majority": True},
             "--text generation --prompt test_case --label majority --positive true --claim harm",
         ),
         (
