@@ -25,10 +25,10 @@ _PACKAGED = {
 """Models of pip packages: where they come from, by their name and the start of their folder's."""
 
 _RESTRICTIONS = (
-    (r"cc-by-nc|non-?commercial|nvidia-open|research", 0),
+    (r"cc-by-n.|no-?deriv|non-?commercial|nvidia-open|research", 0),
     (r"other|llama|gemma|openrail|bigscience|deepfloyd|qwen|falcon|apple|tii|grok|health-ai", 1),
     (r"agpl", 2),
-    (r"^gpl|^osl|cc-by-sa|cc-by-nd|eupl", 3),
+    (r"^gpl|^osl|cc-by-sa|eupl", 3),
     (r"lgpl|mpl|epl|cddl|ms-pl", 4),
     (r"cc-by-|odc-by|apache|mit|bsd|isc|zlib|artistic|ncsa|afl|ecl|postgresql|wtfpl", 5),
     (r"cc0|unlicense|pddl|odc-pddl", 6),
