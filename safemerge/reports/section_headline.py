@@ -52,12 +52,14 @@ NUM_MISSES = 5
 def status_banner(run: Run) -> Markup:
     """Say how far the run is, and how its trials ended."""
     counts = run.counts
+    num_again = sum(trial.is_tried_again for trial in run.trials)
     words = [
         counted(counts["feasible"], "feasible trial"),
         f"{counts['infeasible']} infeasible",
         f"{counts['broken']} broken",
         *([f"{counts['pruned']} pruned"] if run.spec.rung is not None else []),
-        f"{counts['failed']} failed",
+        f"{counts['failed'] - num_again} failed",
+        *([f"{num_again} tried again"] if num_again else []),
     ]
     parts = [f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"]
     if run.front is not None and run.front.covered:
@@ -65,8 +67,10 @@ def status_banner(run: Run) -> Markup:
             f"{counted(run.num_sampled, 'sampled trial')} finished: every recipe of the search "
             f"spaces, within a budget of {run.spec.num_trials}"
         ]
-    num_exact = sum(trial.exact_of is not None for trial in run.trials)
-    num_references = len(run.trials) - run.num_sampled - num_exact
+    num_exact = sum(
+        trial.exact_of is not None and not trial.is_tried_again for trial in run.trials
+    )
+    num_references = len(run.trials) - run.num_sampled - num_exact - num_again
     exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}
     if exact:
         parts[0] += f", {len(exact)} of them again at exact values"
@@ -152,9 +156,7 @@ def _knee(run: Run, knee: Point) -> Markup:
     parts = [
         paragraph(fill(lead, name=knee.name), css="lead"),
         fill('<dl class="figures">{{ figures }}</dl>', figures=figures),
-        paragraph(
-            "The knee was picked by these figures, so they flatter it a little.", css="note"
-        ),
+        paragraph(_picked(run), css="note"),
         paragraph(
             fill(
                 "Recipe: {{ told }}", told=code(recipe_text(knee.trial.recipe, knee.trial.params))
@@ -208,6 +210,12 @@ def _sentence(difference: PairedDifference) -> str:
     size = change(abs(difference.value), difference.unit).lstrip("+")
     size += change_word(difference.unit)
     return f"{metric} {difference.verdict} by {size}, significant {difference.correction}"
+
+
+def _picked(run: Run) -> str:
+    if run.front is None or run.front.belief is None:
+        return "The knee was picked by these figures, so they flatter it a little."
+    return "The knee was picked on the search split, by posterior means, not by these figures."
 
 
 def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Metric]) -> Markup:
