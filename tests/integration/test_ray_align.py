@@ -116,4 +116,6 @@ def test_a_stage_measures_lambda_and_tells_how_it_ended(safemerge, write_stage, 
     kept = json.loads((checkpoint / "safemerge_training.json").read_text())["measured"]
     assert (kept["lambda"], kept["steps"]) == (pytest.approx(strengths[-1]), 8)
     assert f"hardened: booster.lambda set to {strengths[-1]:.4g}: " in done.stdout
-    assert f"hardened: warning: {kept['refusal']:.1%} of 1 held-out requests refused" in done.stdout
+    assert (
+        f"hardened: warning: {kept['refusal']:.1%} of 1 held-out requests refused" in done.stdout
+    )
