@@ -60,12 +60,18 @@ def open_study(spec: StudySpec, folder: Path) -> optuna.Study:
     # NOTE: the journal's lock is a link to this path, which must hold from any folder.
     path = storage_path(spec, folder.resolve())
     with storage_errors(path):
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=_storage(spec, path),
             study_name=spec.name,
             directions=[objective.direction for objective in spec.objectives],
             load_if_exists=True,
         )
+        names = [objective.metric for objective in spec.objectives]
+        if study.metric_names != names:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*set_metric_names", ExperimentalWarning)
+                study.set_metric_names(names)
+        return study
 
 
 def count_running(spec: StudySpec, folder: Path) -> int | None:

@@ -1,5 +1,6 @@
 """A search that starts from recipes: they are sampled first, each once."""
 
+import optuna
 import pytest
 from search_driving import FAST, finish, stored
 from warm_start_driving import BOTH, UNIT, recipe, space, starting
@@ -103,3 +104,16 @@ def test_a_start_whose_asking_was_killed_is_sampled_anew(begin):
     first.close()
     second = begin(**changes)
     assert second.ask().start == "a"
+
+
+def test_optunas_storage_names_the_metrics(begin):
+    study = begin(storage="sqlite", num_trials=1)
+    finish(study)
+    metrics = [item.metric for item in study.spec.objectives]
+    study.close()
+    url = f"sqlite:///{study.store.folder.resolve() / 'study.db'}"
+    storage = optuna.storages.RDBStorage(url)
+    found = optuna.load_study(study_name=study.spec.name, storage=storage)
+    assert found.metric_names == metrics
+    storage.remove_session()
+    storage.engine.dispose()
