@@ -23,7 +23,8 @@ def payload(run: Run) -> dict[str, Any]:
 
     Returns:
         A JSON-ready document: metrics, trials with estimates as
-        [value, low, high, n, unscored], hypervolume steps and timings.
+        [value, low, high, n, unscored], what is believed of published points (means, intervals,
+        chance of the front; null without a posterior), hypervolume steps and timings.
     """
     metrics = metrics_of(run.spec)
     skill, harm = axes_of(run.spec)
@@ -33,6 +34,9 @@ def payload(run: Run) -> dict[str, Any]:
         if point.report is not None
     }
     front = {point.number for point in run.points}
+    beliefs = {
+        point.number: point.belief.resolved() for point in run.points if point.belief is not None
+    }
     references = {point.number for point in run.references}
     steps = hypervolume_steps(run.spec, run.trials)
     alone = hypervolume_steps(
@@ -63,6 +67,7 @@ def payload(run: Run) -> dict[str, Any]:
                 "front": trial.number in front,
                 "reference": trial.number in references,
                 "knee": run.knee is not None and run.knee.number == trial.number,
+                "belief": beliefs.get(trial.number),
                 "params": trial.params,
                 "coefficients": coefficients(trial.recipe, trial.params),
                 "search": _estimates(trial.result, trial),
@@ -76,6 +81,9 @@ def payload(run: Run) -> dict[str, Any]:
         ],
         "comparisons": [] if run.front is None else family_of(run).document(),
         "hypervolume": [[step.finished, step.number, step.value] for step in steps],
+        "belief": None
+        if run.front is None or run.front.belief is None
+        else run.front.belief.resolved(),
         "hypervolume_references": alone[-1].value if alone else None,
         "timings": {
             "parts": list(PARTS),

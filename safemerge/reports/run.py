@@ -11,7 +11,7 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
 from safemerge.front import front_trials, reference_trials
 from safemerge.provenance import Provenance
-from safemerge.records import CandidateResult, Front, TrialRecord
+from safemerge.records import CandidateResult, Front, PointBelief, TrialRecord
 from safemerge.store import RunStore
 
 
@@ -24,6 +24,8 @@ class Point:
     trial: TrialRecord
     search: CandidateResult
     report: CandidateResult | None
+    belief: PointBelief | None = None
+    """Of published points whose front a posterior chose."""
 
     @property
     def shown(self) -> CandidateResult:
@@ -73,10 +75,13 @@ class Run:
 
     @cached_property
     def left_out(self) -> tuple[TrialRecord, ...]:
-        """Trials non-dominated on the search split that the published front lacks."""
+        """Trials chosen for the published front that it lacks, for want of a report result."""
         if self.front is None:
             return ()
         published = {point.number for point in self.front.points}
+        if self.front.belief is not None:
+            lacking = set(self.front.belief.members) - published
+            return tuple(trial for trial in self.trials if trial.number in lacking)
         return tuple(
             trial
             for trial in front_trials(self.spec, self.trials)
@@ -138,7 +143,9 @@ class Run:
                     "lacks. Restore the folder from a copy."
                 )
             trial = by_number[item.number]
-            found.append(Point(item.number, item.label, trial, item.search, item.report))
+            found.append(
+                Point(item.number, item.label, trial, item.search, item.report, item.belief)
+            )
         return tuple(found)
 
 

@@ -152,9 +152,7 @@ def _knee(run: Run, knee: Point) -> Markup:
     parts = [
         paragraph(fill(lead, name=knee.name), css="lead"),
         fill('<dl class="figures">{{ figures }}</dl>', figures=figures),
-        paragraph(
-            "The knee was picked by these figures, so they flatter it a little.", css="note"
-        ),
+        paragraph(_picked(run), css="note"),
         paragraph(
             fill(
                 "Recipe: {{ told }}", told=code(recipe_text(knee.trial.recipe, knee.trial.params))
@@ -208,6 +206,12 @@ def _sentence(difference: PairedDifference) -> str:
     size = change(abs(difference.value), difference.unit).lstrip("+")
     size += change_word(difference.unit)
     return f"{metric} {difference.verdict} by {size}, significant {difference.correction}"
+
+
+def _picked(run: Run) -> str:
+    if run.front is None or run.front.belief is None:
+        return "The knee was picked by these figures, so they flatter it a little."
+    return "The knee was picked on the search split, by posterior means, not by these figures."
 
 
 def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Metric]) -> Markup:
