@@ -187,7 +187,15 @@ def _loaded(
                 peft_model = PeftModel(model, config, adapter_name=_NAME)
             peft_model.load_state_dict = lambda state, **_: found.update(state)
             set_peft_model_state_dict(peft_model, dict(tensors), adapter_name=_NAME)
-        except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            # NOTE: of a null where peft reads a table, such as rank_pattern.
+            AttributeError,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             first = str(error).strip().splitlines()[0][:300] if str(error) else repr(error)
             raise CheckpointError(
                 f"{folder}: peft must be able to put the adapter into the base, "

@@ -179,6 +179,7 @@ def test_an_adapter_without_base_is_refused(tiny_adapter):
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens must be unset"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights must leave.*got 'pissa'"),
         ({"target_modules": ["gone"]}, "peft must be able to put the adapter into the base"),
+        ({"rank_pattern": None}, "peft must be able to put the adapter into the base"),
         ({"target_modules": ["q_proj"]}, "must belong to a module that adapter_config.json names"),
         ({"r": 8}, r"shape that the base and adapter_config.json ask for, \(8, \d+\); got \(4"),
     ],
