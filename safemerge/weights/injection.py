@@ -183,6 +183,7 @@ def _loaded(
             config.inference_mode = True
             config.lora_dropout = 0.0  # no part of a merge, and refused for fused experts
             config.init_lora_weights = True  # of no consequence, the tensors follow
+            config.megatron_config = None  # peft would import the module that the file names
             with torch.device("meta"):
                 peft_model = PeftModel(model, config, adapter_name=_NAME)
             peft_model.load_state_dict = lambda state, **_: found.update(state)

@@ -264,3 +264,10 @@ def test_a_base_of_other_shapes_than_its_config_says_is_refused(adapter, tmp_pat
     save_file(packed, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"'{name}': must have the shape .*\(64, 64\)"):
         open_checkpoint(adapter, open_checkpoint(base))
+
+
+def test_an_adapters_config_names_no_module_that_is_imported(adapter, tiny_base):
+    plain = open_checkpoint(adapter, open_checkpoint(tiny_base))
+    configure(adapter, megatron_config={}, megatron_core="no_module_of_this_name")
+    again = open_checkpoint(adapter, open_checkpoint(tiny_base))
+    assert all(torch.equal(plain.tensor(name), again.tensor(name)) for name in plain.names)
