@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from safemerge.config.base import StrictModel
 from safemerge.config.metric import Direction, Unit
 
+INTERRUPTED = "interrupted: the driver stopped before the result came back"
+"""Reason of a trial that was in flight then; another one asks its recipe again."""
+
 Split = Literal["search", "report"]
 """Which prompts: those of the search, or the held-out ones that the front is published on."""
 
@@ -200,6 +203,11 @@ class TrialRecord(StrictModel):
             between = expert.get("between")
             for end in [expert] if between is None else [between["low"], between["high"]]:
                 yield expert["name"], end
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether another trial asks its recipe again, so that the two count once."""
+        return self.retried or self.reason == INTERRUPTED
 
     @property
     def interpolated(self) -> bool:

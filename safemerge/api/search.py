@@ -17,6 +17,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
+from safemerge.interrupt import Terminated
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
@@ -242,8 +243,11 @@ def _round(
                     f"the budget of {spec.num_trials}; the search ends here"
                 )
             publish(study.spec, study.store, evaluator, list(study.records), progress)
-        except KeyboardInterrupt:
-            progress.say("interrupted: shutting the evaluator down (Ctrl-C again: at once)")
+        except KeyboardInterrupt as interrupt:
+            by_signal = isinstance(interrupt, Terminated)
+            told = "ended by SIGTERM" if by_signal else "interrupted"
+            hint = "" if by_signal else " (Ctrl-C again: at once)"
+            progress.say(f"{told}: shutting the evaluator down{hint}")
             raise
     return True
 

@@ -97,8 +97,11 @@ class Run:
 
     @property
     def num_sampled(self) -> int:
-        """Finished trials that the sampler proposed."""
-        return sum(trial.role == "sampled" and trial.exact_of is None for trial in self.trials)
+        """Finished recipes that the sampler proposed; one that was tried again counts once."""
+        return sum(
+            trial.role == "sampled" and trial.exact_of is None and not trial.is_tried_again
+            for trial in self.trials
+        )
 
     @property
     def is_complete(self) -> bool:

@@ -52,12 +52,14 @@ NUM_MISSES = 5
 def status_banner(run: Run) -> Markup:
     """Say how far the run is, and how its trials ended."""
     counts = run.counts
+    num_again = sum(trial.is_tried_again for trial in run.trials)
     words = [
         counted(counts["feasible"], "feasible trial"),
         f"{counts['infeasible']} infeasible",
         f"{counts['broken']} broken",
         *([f"{counts['pruned']} pruned"] if run.spec.rung is not None else []),
-        f"{counts['failed']} failed",
+        f"{counts['failed'] - num_again} failed",
+        *([f"{num_again} tried again"] if num_again else []),
     ]
     parts = [f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"]
     if run.front is not None and run.front.covered:
@@ -65,8 +67,10 @@ def status_banner(run: Run) -> Markup:
             f"{counted(run.num_sampled, 'sampled trial')} finished: every recipe of the search "
             f"spaces, within a budget of {run.spec.num_trials}"
         ]
-    num_exact = sum(trial.exact_of is not None for trial in run.trials)
-    num_references = len(run.trials) - run.num_sampled - num_exact
+    num_exact = sum(
+        trial.exact_of is not None and not trial.is_tried_again for trial in run.trials
+    )
+    num_references = len(run.trials) - run.num_sampled - num_exact - num_again
     exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}
     if exact:
         parts[0] += f", {len(exact)} of them again at exact values"
