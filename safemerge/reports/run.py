@@ -9,7 +9,12 @@ from pathlib import Path
 
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
-from safemerge.front import front_trials, reference_trials
+from safemerge.front import (
+    HypervolumeStep,
+    front_trials,
+    hypervolume_steps,
+    reference_trials,
+)
 from safemerge.provenance import Provenance
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
@@ -90,10 +95,18 @@ class Run:
         names = ("feasible", "infeasible", "broken", "pruned", "failed")
         return {key: found[key] for key in names}
 
+    @cached_property
+    def hypervolume_steps(self) -> list[HypervolumeStep]:
+        """The hypervolume of the search split after each trial."""
+        return hypervolume_steps(self.spec, self.trials)
+
     @property
     def num_sampled(self) -> int:
-        """Finished trials that the sampler proposed."""
-        return sum(trial.role == "sampled" and trial.exact_of is None for trial in self.trials)
+        """Recipes that the sampler proposed and that are finished; tries again count once."""
+        return sum(
+            trial.role == "sampled" and trial.exact_of is None and not is_tried_again(trial)
+            for trial in self.trials
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -180,6 +193,11 @@ def outcome(trial: TrialRecord) -> str:
     if trial.result is not None and trial.result.broken is not None:
         return "broken"
     return "feasible" if trial.feasible else "infeasible"
+
+
+def is_tried_again(trial: TrialRecord) -> bool:
+    """Whether another trial stands for this one: it crashed, or the driver stopped under it."""
+    return trial.retried or (trial.reason or "").startswith("interrupted: ")
 
 
 def is_measured(trial: TrialRecord) -> bool:

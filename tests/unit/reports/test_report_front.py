@@ -241,8 +241,8 @@ def test_the_page_is_told_which_points_keep_their_limits_on_which_split(publishe
     for item in found["trials"]:
         if item["number"] in by_number:
             report = by_number[item["number"]].report
-            assert item["sound"]["search"]
-            assert item["sound"]["report"] == (not broken_constraints(run.spec, report))
+            assert "search" in item["sound"]
+            assert ("report" in item["sound"]) == (not broken_constraints(run.spec, report))
 
 
 @pytest.mark.parametrize(("direction", "expected"), [("minimize", 0.2), ("maximize", -0.2)])
