@@ -57,9 +57,11 @@ def tensor_shapes(shape):
     return found
 
 
-def checkpoints(folder, name, experts):
-    """Folders of a base and some experts, made where they are missing."""
+def checkpoints(folder, name, experts, layers=None):
+    """Folders of a base and some experts, made where they are missing; fewer layers if given."""
     shape = SHAPES[name]
+    if layers is not None:
+        shape, name = shape._replace(layers=layers), f"{name}-{layers}"
     models = ["base", *(f"expert{at}" for at in range(1, experts + 1))]
     folders = {model: Path(folder) / name / model for model in models}
     for seed, path in enumerate(folders.values()):

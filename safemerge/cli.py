@@ -14,8 +14,9 @@ from safemerge.config.extra import advice
 from safemerge.config.problems import did_you_mean
 from safemerge.config.program import PROGRAMS, load_attribute
 from safemerge.errors import SafemergeError, UserError
+from safemerge.interrupt import Terminated, terminable
 
-EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 _DESCRIPTION = """\
 Find merges of fine-tuned language models that are both skilled and safe.
@@ -27,7 +28,7 @@ Find merges of fine-tuned language models that are both skilled and safe.
 
 _EPILOG = """\
 `safemerge COMMAND --help` explains a command. Exit codes: 0 done, 1 the work failed, 2 the input
-or the environment is wrong, 130 interrupted.
+or the environment is wrong, 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
 
@@ -183,7 +184,10 @@ def build_parser() -> argparse.ArgumentParser:
         stage.add_argument(
             "--resume",
             action="store_true",
-            help="continue from the last checkpoint (without it, unfinished work is dropped)",
+            help="continue from the last checkpoint (the default, if there is one)",
+        )
+        stage.add_argument(
+            "--restart", action="store_true", help="drop unfinished training and begin anew"
         )
 
     statistics = add("statistics", "gather what data-aware merges read of models, on Ray Train")
@@ -336,7 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 done; 1 the work failed; 2 the user's input or environment is wrong; 130 interrupted.
+        0 done; 1 the work failed; 2 the user's input or environment is wrong; 130 interrupted by
+        Ctrl-C; 143 by SIGTERM.
     """
     options = build_parser().parse_args(arguments)
     wrong = _unusable(options)
@@ -348,10 +353,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program = PROGRAMS.get(options.command)
     run = program.run if program else f"safemerge.commands.{options.command}:run"
     try:
-        load_attribute(run)(options)
-    except KeyboardInterrupt:
-        print("\nsafemerge: interrupted; what was finished is kept.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        with terminable():
+            load_attribute(run)(options)
+    except KeyboardInterrupt as interrupt:
+        by_signal = isinstance(interrupt, Terminated)
+        told = "ended by SIGTERM" if by_signal else "interrupted"
+        print(f"\nsafemerge: {told}; what was finished is kept.", file=sys.stderr)
+        return EXIT_TERMINATED if by_signal else EXIT_INTERRUPTED
     except UserError as error:
         if options.debug:
             raise

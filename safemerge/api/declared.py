@@ -13,7 +13,7 @@ import yaml
 from safemerge.config.base import StrictModel, digest
 from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import MergekitRecipe, is_mergekit, recipe_of_mergekit
-from safemerge.config.mergekit_folders import locate_models
+from safemerge.config.mergekit_file import locate_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.files import disk_errors, replace_file

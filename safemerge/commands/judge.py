@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     rows = file_rows(options.file, where=WHERE)
     if not rows:
         raise DataError(f"{WHERE}: {options.file} must hold a row; got none.")
+    rows, unlabelled = _labelled(rows, options.label, options.file)
     labels = _column(rows, options.label, options.file)
     positive = set(options.positive)
     missing = sorted(positive - set(labels))
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
             "file": str(options.file),
             "claim": claim,
             "label": options.label,
+            "unlabelled": unlabelled,
             "positive": sorted(positive),
             "by": options.by,
             "judges": [spec.resolved() for spec in judges],
@@ -87,7 +89,19 @@ def run(options: argparse.Namespace) -> None:
         }
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
+        if unlabelled:
+            print(f"rows without a label, left out: {unlabelled}")
         print("\n".join(_table(found, options.by)))
+
+
+def _labelled(rows: list[Columns], label: str, file: str) -> tuple[list[Columns], int]:
+    """Leave out rows whose label is null, as where annotators did not agree; count them."""
+    if label not in rows[0]:
+        return rows, 0
+    found = [row for row in rows if row[label] is not None]
+    if not found:
+        raise DataError(f"{WHERE}: {file} must have a row with a label in {label!r}; got none.")
+    return found, len(rows) - len(found)
 
 
 def _column(rows: Sequence[Columns], name: str, file: str) -> list[str]:

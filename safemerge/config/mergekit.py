@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from safemerge.config.mergekit_coefficient import Groups, Setting
-from safemerge.config.mergekit_file import MergekitFile
+from safemerge.config.mergekit_file import (
+    Level,
+    Malformed,
+    MergekitFile,
+    MergekitModel,
+    read_setting,
+)
 from safemerge.config.mergekit_method import (
     NEEDS_BASE,
     READ,
     SUPPORTED,
     TAKES_BASE,
-    MethodWriter,
-)
-from safemerge.config.mergekit_model import MergekitModel
-from safemerge.config.mergekit_setting import Level, Malformed, read_setting
-from safemerge.config.mergekit_slots import (
     Arrangement,
+    Groups,
     Layers,
+    MethodWriter,
+    Setting,
     Slot,
     arrange,
     model_names,
     reference,
 )
-from safemerge.config.mergekit_template import TEMPLATES, is_jinja
 from safemerge.config.problems import did_you_mean
 from safemerge.errors import ConfigError
+
+TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {
+        "chatml": (
+            "{%- for message in messages -%}"
+            "{{ '<|im_start|>' ~ message['role'] ~ '\n' ~ message['content'] ~ '<|im_end|>\n' }}"
+            "{%- endfor -%}"
+            "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+        ),
+        "llama3": (
+            "{{- bos_token -}}"
+            "{%- for message in messages -%}"
+            "{{ '<|start_header_id|>' ~ message['role'] ~ '<|end_header_id|>\n\n' "
+            "~ (message['content'] | trim) ~ '<|eot_id|>' }}"
+            "{%- endfor -%}"
+            "{%- if add_generation_prompt -%}"
+            "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+            "{%- endif -%}"
+        ),
+    }
+)
+"""Jinja by the name that mergekit has for it; written from the formats' descriptions."""
+
+_SHORTEST = 20
+
+
+def is_jinja(text: str) -> bool:
+    """Tell whether a chat template is written out, by mergekit's measure."""
+    return len(text) >= _SHORTEST and "{" in text
+
 
 AUTO = "auto"
 """A chat template that is the one most models have."""

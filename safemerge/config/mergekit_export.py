@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from safemerge.config.coefficient import Number, leaves
-from safemerge.config.mergekit_model import MergekitModel
+from safemerge.config.mergekit_file import MergekitModel
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.tokenizer import TemplateText
 from safemerge.errors import ConfigError

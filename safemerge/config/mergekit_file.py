@@ -2,11 +2,319 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from posixpath import normpath
+from typing import Any, NamedTuple, Self, TypeGuard
 
-from safemerge.config.mergekit_model import MergekitModel
-from safemerge.config.mergekit_setting import Level
+from safemerge.errors import ConfigError
+
+Plain = float | list[float]
+"""One number, or a gradient's."""
+
+_CONDITION = frozenset({"filter", "value"})
+
+
+class Entry(NamedTuple):
+    """A value, and the part of a tensor's name that it is for."""
+
+    filter: str | None
+    """None for every tensor."""
+    value: Plain
+
+
+class Level(NamedTuple):
+    """Parameters of one place of the file: of a model, of a slice or of the whole file."""
+
+    place: str
+    parameters: Mapping[str, Any]
+
+
+class Malformed(NamedTuple):
+    """What is wrong with a setting."""
+
+    place: str
+    rule: str
+    got: object
+
+
+def read_setting(
+    key: str, levels: Iterable[Level], *, default: float | None = None
+) -> tuple[Entry, ...] | Malformed:
+    """Return a parameter's entries, in the order in which mergekit tries them.
+
+    A setting whose filters all fail falls through to the next level, and from the last one to
+    the method's default.
+
+    Args:
+        key: The parameter's name.
+        levels: The model's own parameters first, the whole file's last.
+        default: mergekit's; None where a value is needed.
+
+    Returns:
+        Entries of which the last is for every tensor, or what is wrong.
+    """
+    found: list[Entry] = []
+    place = "parameters"
+    for level in levels:
+        place = level.place
+        if level.parameters.get(key) is None:
+            continue
+        entries = _entries(f"{place}.{key}", level.parameters[key])
+        if isinstance(entries, Malformed):
+            return entries
+        found += entries
+        if found[-1].filter is None:
+            return tuple(found)
+    if default is None:
+        if found:
+            return Malformed(f"{place}.{key}", "must end with a value for the rest", None)
+        return Malformed(f"{place}.{key}", "is needed", None)
+    return (*found, Entry(None, default))
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a number that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def in_slice(value: Plain, *, first: int, last: int, num_layers: int) -> Plain:
+    """Return a slice's gradient as anchors over all layers of the result, one for each layer.
+
+    Args:
+        value: A number, or a gradient over the slice's layers.
+        first: The slice's first layer in the result.
+        last: Its last.
+        num_layers: Layers of the result.
+
+    Returns:
+        The number, or a value for each layer; outside the slice that of its nearest layer.
+    """
+    if not isinstance(value, list):
+        return value
+    if num_layers == 1:
+        return value[-1]
+    return [
+        _at(
+            value, (min(max(layer, first), last) - first) / (last - first) if last > first else 1.0
+        )
+        for layer in range(num_layers)
+    ]
+
+
+def at_start(value: Plain) -> float:
+    """Return what mergekit reads of a gradient outside the layers: the first number."""
+    return value[0] if isinstance(value, list) else value
+
+
+def _at(gradient: Sequence[float], depth: float) -> float:
+    place = depth * (len(gradient) - 1)
+    before = min(int(place), len(gradient) - 2)
+    share = place - before
+    return gradient[before] * (1.0 - share) + gradient[before + 1] * share
+
+
+def _entries(place: str, given: object) -> list[Entry] | Malformed:
+    plain = _plain(given)
+    if plain is not None:
+        return [Entry(None, plain)]
+    items: list[Any] = given if isinstance(given, list) else [given]
+    if not items or not all(isinstance(item, dict) for item in items):
+        return Malformed(place, "must be a number or a list", given)
+    found: list[Entry] = []
+    for item in items:
+        text, number = item.get("filter"), _plain(item.get("value"))
+        if number is None or not isinstance(text, str | None) or set(item) - _CONDITION:
+            rule = "must have a value, and at most a filter, in each item"
+            return Malformed(place, rule, item)
+        found.append(Entry(None if text in (None, "", "*") else text, number))
+        if found[-1].filter is None:
+            break
+    return found
+
+
+def _plain(given: object) -> Plain | None:
+    """Return a number, or the numbers of a gradient; None for anything else."""
+    number = _number(given)
+    if number is not None:
+        return number
+    if not isinstance(given, list) or not given:
+        return None
+    numbers = [_number(item) for item in given]
+    found = [item for item in numbers if item is not None]
+    if len(found) < len(given):
+        return None
+    return found if len(found) > 1 else found[0]
+
+
+def _number(given: object) -> float | None:
+    """Return a number, also of a text such as ``1e-5``, which YAML 1.1 does not take for one."""
+    if isinstance(given, str):
+        try:
+            given = float(given)
+        except ValueError:
+            return None
+    return float(given) if is_number(given) else None
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""What a hub repository's name looks like."""
+
+
+class MergekitModel(NamedTuple):
+    """A model's folder or hub id, or an adapter's and its model's."""
+
+    path: str
+    """Folder or hub id of the weights: the adapter's, if there is one."""
+    host: str | None = None
+    """The model that the adapter is added to; None for a whole model."""
+    revision: str | None = None
+    """Branch, tag or commit of `path` on the hub."""
+    host_revision: str | None = None
+    """The same of `host`."""
+
+    @classmethod
+    def parse(cls, given: object) -> Self:
+        """Read a model's name as mergekit has it, where ``+`` and ``@`` have a meaning in text.
+
+        Raises:
+            ValueError: With a rule and advice, if it is malformed, has a revision of a folder, or
+                names an architecture.
+        """
+        if isinstance(given, str):
+            parts = [_place(part) for part in given.split("+")]
+            if len(parts) > 2:
+                raise ValueError("must be a folder, or folder+adapter", "Change")
+        else:
+            if not isinstance(given, dict) or given.get("model") is None:
+                raise ValueError("must be a model's folder", "Change")
+            for key in sorted(map(str, set(given) - {"model", "lora"})):
+                if given.get(key) is not None:
+                    raise ValueError(f"{key} is not supported", f"Drop {key} from")
+            named = [given.get(key) for key in ("model", "lora")]
+            parts = [_place(item) for item in named if item is not None]
+        (path, revision), *host = reversed(parts)
+        if not host:
+            return cls(path, revision=revision)
+        return cls(path, host[0][0], revision, host[0][1])
+
+    @property
+    def under(self) -> MergekitModel | None:
+        """The model that an adapter is added to; None for a whole model."""
+        return None if self.host is None else MergekitModel(self.host, revision=self.host_revision)
+
+    @property
+    def text(self) -> str:
+        """The name in one line, for messages."""
+        own = self.path if self.revision is None else f"{self.path}@{self.revision}"
+        return own if self.under is None else f"{self.under.text}+{own}"
+
+    def source(self) -> dict[str, str]:
+        """Return where it is, as a recipe's reference says it: ``path``, or ``hub``."""
+        if self.revision is None:
+            return {"path": self.path}
+        return {"hub": self.path, "revision": self.revision}
+
+    def written(self) -> str | dict[str, Any]:
+        """Return the name for a mergekit file: text, unless a folder has a sign of mergekit's."""
+        parts = [self.path] if self.host is None else [self.host, self.path]
+        if not any(sign in part for part in parts for sign in "+@"):
+            return self.text
+        return dict(zip(("model", "lora"), ({"path": part} for part in parts), strict=False))
+
+
+def _place(given: object) -> tuple[str, str | None]:
+    """Return folder or hub id, and revision."""
+    revision: object = None
+    if isinstance(given, dict):
+        if set(given) - {"path", "revision"}:
+            raise ValueError("must be a model's folder", "Change")
+        revision = given.get("revision")
+        given = given.get("path")
+    elif isinstance(given, str) and "@" in given:
+        given, _, revision = given.partition("@")
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError("must be a model's folder", "Change")
+    if revision is None:
+        return normpath(given), None
+    if not isinstance(revision, str) or not revision.strip() or not HUB_ID.fullmatch(given):
+        raise ValueError(
+            "a revision (after @) is one of a hub repository, ORG/NAME",
+            "For a folder with @ in its name write 'model: {model: {path: FOLDER}}', else change",
+        )
+    return given, revision
+
+
+def locate_models(document: dict[str, Any], file: Path, current: Path) -> Iterator[str]:
+    """Replace the paths of a translated mergekit file by folders that exist, or hub repositories.
+
+    A relative path is looked up from the file's folder, then from the current one, from where
+    mergekit takes it. What is in neither and looks like a hub id is one, as for mergekit.
+
+    Args:
+        document: A recipe as `recipe_of_mergekit` made it; changed in place.
+        file: The mergekit file.
+        current: Folder that the command runs in.
+
+    Yields:
+        A line for each path that both folders hold, saying which was taken, and for each that is
+        taken from the hub.
+
+    Raises:
+        ConfigError: If folders are in neither place; names all of them.
+    """
+    missing: dict[str, None] = {}
+    told: set[str] = set()
+    for ref in _references(document["base"], *document["experts"]):
+        if "path" not in ref:
+            continue
+        text = ref["path"]
+        found = _found(text, file.parent, current)
+        if found:
+            ref["path"] = str(found[0])
+        elif HUB_ID.fullmatch(text):
+            del ref["path"]
+            ref["hub"] = text
+        else:
+            missing[
+                f"{file}: mergekit's model {text!r}: must be a folder, absolute or from the "
+                f"file's folder or the current one, or a hub id; got none. Check the path."
+            ] = None
+        if text in told:
+            continue
+        told.add(text)
+        if len(found) > 1:
+            yield (
+                f"model {text!r} is beside {file.name} and in the current folder too; "
+                f"taking {found[0]}"
+            )
+        if "hub" in ref:
+            yield f"model {text!r} is no folder here; taking it from the hub"
+    if missing:
+        raise ConfigError("\n".join(missing))
+
+
+def _references(*refs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for ref in refs:
+        yield from _references(*(item["model"] for item in ref.get("stack", ())))
+        if "on" in ref:
+            yield from _references(ref["on"])
+        yield ref
+
+
+def _found(text: str, *folders: Path) -> list[Path]:
+    try:
+        given = Path(text).expanduser()
+        places = dict.fromkeys((folder / given).resolve() for folder in folders)
+        return [place for place in places if place.exists()]
+    except (OSError, RuntimeError, ValueError):
+        # NOTE: an unknown user after ~, a NUL, a name too long: no folder has such a name.
+        return []
+
 
 _TOP = frozenset(
     {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "name"}

@@ -2,14 +2,251 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
-from safemerge.config.coefficient import leaves
-from safemerge.config.mergekit_coefficient import Setting
-from safemerge.config.mergekit_file import MergekitFile
-from safemerge.config.mergekit_setting import is_number
+from safemerge.config.coefficient import DEFAULT_GROUP, leaves
+from safemerge.config.mergekit_file import (
+    Entry,
+    Level,
+    MergekitFile,
+    MergekitModel,
+    Plain,
+    Slice,
+    Source,
+    at_start,
+    in_slice,
+    is_number,
+)
+
+
+class Setting(NamedTuple):
+    """A parameter's entries in every slice, to be turned into a coefficient."""
+
+    slices: tuple[tuple[Entry, ...], ...]
+
+
+class _Region(NamedTuple):
+    """Tensors for which the entries of one slice hold."""
+
+    name: str
+    rule: dict[str, str]
+    slice_at: int
+
+
+class Groups:
+    """Layer groups that tell apart whatever some settings tell apart.
+
+    Args:
+        settings: Every setting of the file.
+        lengths: Number of layers of each slice; of a file with models alone, any one number.
+    """
+
+    def __init__(self, settings: Sequence[Setting], lengths: Sequence[int]) -> None:
+        self._lengths = lengths
+        every = [entry for setting in settings for item in setting.slices for entry in item]
+        self._filters = _in_order(entry.filter for entry in every if entry.filter)
+        alike = all(len(set(map(repr, setting.slices))) == 1 for setting in settings)
+        gradients = any(isinstance(entry.value, list) for entry in every)
+        self.has_gradients = gradients
+        self.apart: dict[tuple[str, str], None] = {}
+        """Pairs of filters that must not match one tensor for the coefficients to hold."""
+        self._regions = [] if alike and (len(lengths) == 1 or not gradients) else self._all()
+
+    def layer_groups(self) -> list[dict[str, Any]]:
+        """Return the groups as a recipe declares them."""
+        if not self._regions:
+            return [
+                {"name": f"filter-{at + 1}", "tensors": [_pattern(text)], "optional": True}
+                for at, text in enumerate(self._filters)
+            ]
+        groups = []
+        for region in self._regions:
+            for at, text in enumerate(self._filters):
+                name = f"{region.name}-filter-{at + 1}"
+                rule = {**region.rule, "tensors": [_pattern(text)]}
+                groups.append({"name": name, **rule, "optional": True})
+            groups.append({"name": region.name, **region.rule, "optional": True})
+        return groups
+
+    def coefficient(self, setting: Setting) -> Any:
+        """Return a setting as a coefficient: a number, anchors, or either by layer group."""
+        if not self._regions:
+            entries = setting.slices[0]
+            if len(entries) == 1:
+                return entries[0].value
+            by_group: dict[str, Any] = {
+                f"filter-{at + 1}": self._of_filter(entries, text)
+                for at, text in enumerate(self._filters)
+            }
+            return {**by_group, DEFAULT_GROUP: entries[-1].value}
+        found: dict[str, Any] = {}
+        for region in self._regions:
+            entries = setting.slices[region.slice_at]
+            for at, text in enumerate(self._filters):
+                value = self._of_filter(entries, text)
+                found[f"{region.name}-filter-{at + 1}"] = self._within(region, value)
+            found[region.name] = self._within(region, entries[-1].value)
+        values = list(found.values())
+        if all(value == values[0] for value in values):
+            return values[0]
+        return {**found, DEFAULT_GROUP: found["before"]}
+
+    def _all(self) -> list[_Region]:
+        regions, first = [_Region("before", {"outside": "before"}, 0)], 0
+        for at, length in enumerate(self._lengths):
+            rule = {"layers": f"{first}-{first + length - 1}"}
+            regions.append(_Region(f"slice-{at + 1}", rule, at))
+            first += length
+        return [*regions, _Region("after", {"outside": "after"}, len(self._lengths) - 1)]
+
+    def _within(self, region: _Region, value: Plain) -> Plain:
+        if "outside" in region.rule:
+            return at_start(value)
+        first, last = map(int, region.rule["layers"].split("-"))
+        return in_slice(value, first=first, last=last, num_layers=sum(self._lengths))
+
+    def _of_filter(self, entries: Sequence[Entry], text: str) -> Plain:
+        """Return what holds for the tensors that match a filter and none before it."""
+        for entry in entries:
+            if entry.filter is None or entry.filter in text:
+                return entry.value
+            if self._filters.index(entry.filter) > self._filters.index(text):
+                self.apart[text, entry.filter] = None
+        raise AssertionError("the last entry is for every tensor")
+
+
+def _in_order(filters: Iterable[str]) -> list[str]:
+    """Return filters as they come, each once, but before those that hold wherever it does."""
+    found: list[str] = []
+    for text in dict.fromkeys(filters):
+        wider = (at for at, other in enumerate(found) if other in text)
+        found.insert(next(wider, len(found)), text)
+    return found
+
+
+def _pattern(text: str) -> str:
+    """Return the glob for names that hold a text."""
+    escaped = "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text)
+    return f"*{escaped}*"
+
+
+Layers = tuple[tuple[MergekitModel, int, int], ...]
+"""Models one above the other, each with its first layer and the one to stop before."""
+
+
+class Slot(NamedTuple):
+    """What one place among the merged models holds, from slice to slice."""
+
+    sources: tuple[Source, ...]
+    """One for each slice."""
+
+    @property
+    def model(self) -> MergekitModel | Layers:
+        """The one model whose layers stand in their own order, or what is stacked."""
+        first = self.sources[0].model
+        layers = [item.layers for item in self.sources]
+        in_order = all(
+            later is not None and earlier is not None and earlier[1] == later[0]
+            for earlier, later in pairwise(layers)
+        )
+        whole = in_order and (layers[0] is None or layers[0][0] == 0)
+        if whole and all(item.model == first for item in self.sources):
+            return first
+        return tuple((item.model, *(item.layers or (0, 0))) for item in self.sources)
+
+
+class Arrangement(NamedTuple):
+    """The slots of a file."""
+
+    slices: tuple[Slice, ...]
+    slots: tuple[Slot, ...]
+    """The base's first, where the file has one among its models."""
+    has_base: bool
+    """Whether the first slot is the base model's."""
+
+    @property
+    def num_layers(self) -> int | None:
+        """Layers of the result; None where the file does not say."""
+        layers = [item.layers for item in self.slots[0].sources]
+        return sum(stop - start for start, stop in filter(None, layers)) or None
+
+
+def arrange(file: MergekitFile, *, needs_base: bool) -> Arrangement | None:
+    """Sort the sources of every slice into slots: the base first, others as they are listed.
+
+    Args:
+        file: The file; collects what is wrong.
+        needs_base: Whether the method measures from the base, which then is a source of each
+            slice, listed or not.
+
+    Returns:
+        The slots; None if they do not fit together.
+    """
+    rows: list[list[Source]] = []
+    num_problems = len(file.problems)
+    listed_models = len(file.slices) == 1 and file.slices[0].sources[0].layers is None
+    for item in file.slices:
+        sources = list(item.sources)
+        # NOTE: sorted is stable.
+        row = sorted(sources, key=lambda source: source.model != item.base)
+        has_base = item.base is not None and row[0].model == item.base
+        if item.base is not None and not has_base and (needs_base or listed_models):
+            row.insert(0, Source(item.base, Level("base_model", {}), row[0].layers))
+        rows.append(row)
+    if len({len(row) for row in rows}) > 1:
+        counts = [len(row) for row in rows]
+        rule = "every slice must merge as many models as the first"
+        file.problem("slices", rule, counts, "Change sources in")
+    if len(file.problems) > num_problems or not rows:
+        return None
+    slots = tuple(Slot(sources) for sources in zip(*rows, strict=True))
+    has_base = all(
+        item.base == source.model
+        for item, source in zip(file.slices, slots[0].sources, strict=True)
+    )
+    return Arrangement(file.slices, slots, has_base)
+
+
+def reference(model: MergekitModel | Layers, name: str, base: object) -> dict[str, Any]:
+    """Return a model as a recipe refers to it.
+
+    Args:
+        model: A model, or a stack.
+        name: Its name in the recipe.
+        base: The recipe's base: an adapter on it needs no word of it.
+    """
+    if not isinstance(model, MergekitModel):
+        parts = [
+            {"model": reference(part, _stem(part), None), "layers": f"{start}-{stop - 1}"}
+            for part, start, stop in model
+        ]
+        return {"name": name, "stack": parts}
+    ref: dict[str, Any] = {"name": name, **model.source()}
+    if model.under is not None and model.under != base:
+        ref["on"] = reference(model.under, _stem(model.under), None)
+    return ref
+
+
+def model_names(models: Iterable[MergekitModel | Layers]) -> dict[MergekitModel | Layers, str]:
+    """Name models by the last part of their path, made unique and fit for dotted paths."""
+    names: dict[MergekitModel | Layers, str] = {}
+    for model in dict.fromkeys(models):
+        stem = _stem(model) if isinstance(model, MergekitModel) else f"{_stem(model[0][0])}-stack"
+        name, number = stem, 2
+        while name in names.values():
+            name, number = f"{stem}-{number}", number + 1
+        names[model] = name
+    return names
+
+
+def _stem(model: MergekitModel) -> str:
+    last = re.sub(r"[^A-Za-z0-9_-]+", "-", model.path.rstrip("/").rsplit("/", 1)[-1])
+    return (last.strip("-_") or "model")[:56]
+
 
 Value = Callable[[str, int | None, float | None], Setting | None]
 """A parameter by name, place among the merged models (None for the whole merge) and default."""

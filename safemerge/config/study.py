@@ -125,6 +125,10 @@ class Aggregate(StrictModel):
     several roles has none, unless it is named here: ``--pick safest``, say, cannot mean it."""
 
 
+ModelPlace = Literal["mapped", "pinned", "device"]
+"""Where base and experts wait between candidates of a GPU; see `EvaluatorSpec.models`."""
+
+
 class EvaluatorSpec(StrictModel):
     """The Ray Serve evaluator: its replicas and their engines."""
 
@@ -149,6 +153,11 @@ class EvaluatorSpec(StrictModel):
     kv_cache_gib: Annotated[float, FREE] = Field(default=1.0, gt=0)
     """KV cache on CPUs, GiB a replica."""
     gpu_memory_utilization: Annotated[float, FREE] = Field(default=0.85, gt=0, le=1)
+    models: Annotated[ModelPlace, FREE] = "mapped"
+    """Where base and experts wait between candidates of an engine on a GPU: ``mapped`` files,
+    ``pinned`` host memory (copied to the GPU faster; takes their size of host memory a replica)
+    or on the ``device`` (not copied at all; takes their size beside the engine: lower
+    `gpu_memory_utilization`). On CPUs they are always mapped."""
     timeout_s: Annotated[float, FREE] = Field(default=1800.0, gt=0)
     """Longest time for one candidate before the replica counts as stuck; on the low rung as
     long again."""
@@ -219,6 +228,10 @@ class StudySpec(StrictModel):
     warm starts that no space expresses) come on top."""
     references: bool = True
     """Evaluate every parent and the plain mean first."""
+    front: Annotated[Literal["posterior", "observed"], FREE] = "posterior"
+    """What the published front is chosen by: the ``posterior`` of a Gaussian process over all
+    scored recipes (needs BoTorch and a dozen of them, else as ``observed``), or the values as
+    observed, of which the luckiest are published."""
     rung: RungSpec | None = Field(default=None, exclude_if=lambda given: given is None)
     """Losses on pairs that sampled recipes are scored on first, in one forward pass; hopeless ones
     are pruned there."""

@@ -212,7 +212,7 @@ class Ingredients:
     Args:
         say: Called with one line of progress.
         on_step: Called with a stage's name, a step's metrics and the number of steps.
-        resume: Continue unfinished training from its last checkpoint; else start it anew.
+        restart: Drop unfinished training; else it is continued from its last checkpoint.
         stack: Keeps a cluster that had to be started; ended with `resolve` if None.
         starts: Whether a cluster may be started at all; if not, one must be connected.
     """
@@ -222,7 +222,7 @@ class Ingredients:
         *,
         say: Callable[[str], None],
         on_step: Callable[[str, Any, int], None],
-        resume: bool = True,
+        restart: bool = False,
         stack: ExitStack | None = None,
         starts: bool = True,
     ) -> None:
@@ -230,7 +230,7 @@ class Ingredients:
         self._say = say
         self._stack = stack
         self._on_step = on_step
-        self._resume = resume
+        self._restart = restart
         self._folders: dict[Stage, Path] = {}
         self._snapshots: dict[tuple[str, str | None], Path] = {}
 
@@ -346,7 +346,7 @@ class Ingredients:
             self._say(f"{label}: training {spec.steps} steps on {rows} samples (Ray Train)")
             provenance = {"digest": key, "base_fingerprint": base_fingerprint, "cut_rows": cut}
             runs[folder] = StageRun(spec, base, folder, provenance, label)
-            if not self._resume:
+            if self._restart:
                 shutil.rmtree(runs[folder].work, ignore_errors=True)
         if runs:
             need_cluster()

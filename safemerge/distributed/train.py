@@ -110,8 +110,8 @@ def _run_stages(
                 failures.append(f"{stage.label}: {cause_of(error)}")
     if failures:
         raise TrainingError(
-            f"training failed: {'; '.join(failures)}. Checkpoints are kept: the same command "
-            "continues from the last one."
+            f"training failed: {'; '.join(failures)}. Checkpoints are kept: go on from the last "
+            "one with --resume."
         )
 
 

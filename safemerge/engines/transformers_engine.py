@@ -11,14 +11,56 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec
 from safemerge.engines.answer_end import answer_ends
 from safemerge.engines.chat import ChatFormat
-from safemerge.engines.drawing import DrawnTokens
-from safemerge.engines.engine import Continuation, Likelihood, TokenizedPrompt, until_stop
+from safemerge.engines.engine import (
+    Continuation,
+    Likelihood,
+    Sampling,
+    TokenizedPrompt,
+    until_stop,
+)
 from safemerge.engines.precision import compute_dtype
 from safemerge.errors import EngineError
 from safemerge.merge.candidate_tokenizer import candidate_tokenizer
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.records import Response
 from safemerge.weights.skeleton import auto_class, conversions
+
+
+class DrawnTokens:
+    """Logits processor: rows that are sampled become noisy log-probabilities; others stay.
+
+    Args:
+        samplings: How each row is drawn; None for a greedy row.
+    """
+
+    def __init__(self, samplings: Sequence[Sampling | None]) -> None:
+        self._samplings = samplings
+        # NOTE: on the CPU, so that devices draw alike.
+        self._generators = [
+            None if item is None else torch.Generator().manual_seed(item.seed)
+            for item in samplings
+        ]
+
+    def __call__(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the next tokens' scores, shape (rows, vocabulary); changed in place."""
+        for row, (sampling, generator) in enumerate(
+            zip(self._samplings, self._generators, strict=True)
+        ):
+            if sampling is not None and generator is not None:
+                scores[row] = _noisy(scores[row], sampling, generator).to(scores.dtype)
+        return scores
+
+
+def _noisy(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+    logprobs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
+    ordered, tokens = logprobs.sort(descending=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    # NOTE: the first token stays whatever its share: nothing lies before it.
+    logprobs[tokens[before >= sampling.top_p]] = -torch.inf
+    uniform = torch.rand(logits.shape[-1], generator=generator, dtype=torch.float64)
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
+    return logprobs + gumbel.to(logprobs)
+
 
 LOGITS_BYTES = 2**28
 """Largest tensor of logits that scoring makes, unless a single text needs more."""

@@ -24,9 +24,11 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.study import ModelPlace
 from safemerge.engines.vllm_plugin import CHECKPOINT_ERROR_MARK, MERGE_ERROR_MARK
 from safemerge.errors import CheckpointError, CheckpointMismatchError, MergeError
 from safemerge.merge.resident import ResidentCheckpoints
+from safemerge.merge.transfer import DeviceInputs
 
 
 @dataclass
@@ -35,6 +37,8 @@ class RecipeInitInfo(WeightTransferInitInfo):
 
     models: str
     """JSON of a resolved `MergeRecipe` that names every model an update may use."""
+    place: ModelPlace = "mapped"
+    """Where they wait between updates, if the worker is on a GPU."""
 
 
 @dataclass
@@ -55,6 +59,7 @@ class RecipeWeightTransferEngine(WeightTransferEngine[RecipeInitInfo, RecipeUpda
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._resident: ResidentCheckpoints | None = None
+        self._inputs: DeviceInputs | None = None
 
     def init_transfer_engine(self, init_info: RecipeInitInfo) -> None:
         """Open base and experts; they stay open for the worker's life.
@@ -74,6 +79,8 @@ class RecipeWeightTransferEngine(WeightTransferEngine[RecipeInitInfo, RecipeUpda
             )
         except (CheckpointError, CheckpointMismatchError) as error:
             raise CheckpointError(f"{CHECKPOINT_ERROR_MARK} {error}") from error
+        if self.device.type != "cpu":
+            self._inputs = DeviceInputs(self.device, keep=init_info.place)
 
     def start_weight_update(self) -> None:
         """Prepare layer-wise reloading."""
@@ -98,7 +105,9 @@ class RecipeWeightTransferEngine(WeightTransferEngine[RecipeInitInfo, RecipeUpda
             raise RuntimeError("init_weight_transfer_engine must come before update_weights.")
         recipe = MergeRecipe.model_validate_json(update_info.recipe)
         try:
-            self.model.load_weights(self._resident.merged(recipe, device=self.device))
+            self.model.load_weights(
+                self._resident.merged(recipe, device=self.device, inputs=self._inputs)
+            )
         except (MergeError, CheckpointError) as error:
             # Ends the reload so that the next one starts clean; the half-filled weights are
             # never used: no weight version is set for them.
@@ -138,4 +147,4 @@ class RecipeWeightTransferEngine(WeightTransferEngine[RecipeInitInfo, RecipeUpda
 
     def shutdown(self) -> None:
         """Let go of the resident checkpoints."""
-        self._resident = None
+        self._resident = self._inputs = None

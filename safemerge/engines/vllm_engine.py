@@ -125,7 +125,10 @@ class VllmEngine:
         try:
             self._rpc(
                 "init_weight_transfer_engine",
-                init_info={"models": models.model_dump_json(by_alias=True)},
+                init_info={
+                    "models": models.model_dump_json(by_alias=True),
+                    "place": spec.models,
+                },
             )
         except BaseException:
             self.close()

@@ -26,6 +26,7 @@ from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.stream import Destination, in_one_vocabulary, merged_tensors
 from safemerge.merge.threshold import ThresholdCache
 from safemerge.merge.tokenizer_notice import tokenizer_notices
+from safemerge.merge.transfer import DeviceInputs
 from safemerge.weights.adapter import open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.checkpoint import OUTPUT_HEAD, Checkpoint
@@ -171,6 +172,7 @@ class ResidentCheckpoints:
         recipe: MergeRecipe,
         *,
         device: torch.device | str = "cpu",
+        inputs: DeviceInputs | None = None,
         destination: Destination | None = None,
     ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
         """Yield every tensor of a candidate; see `merged_tensors`.
@@ -181,6 +183,7 @@ class ResidentCheckpoints:
         Args:
             recipe: A recipe over the models held here, or some of them.
             device: Where tensors are merged and given.
+            inputs: Where that device gets them from; None for a new one.
             destination: Gives memory for merged tensors; None for new memory.
 
         Returns:
@@ -224,6 +227,7 @@ class ResidentCheckpoints:
                 name: self.statistics[own] for name, own in held.items() if own in self.statistics
             },
             device=device,
+            inputs=inputs,
             destination=destination,
         )
 

@@ -4,20 +4,91 @@ Each takes and gives one named tensor in float32. They are means to be searched 
 none is a guarantee (safety directions are not linearly distinct, arXiv:2505.14185).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from safemerge.config.step import Step
-from safemerge.merge.importance import most_important
 from safemerge.merge.measured import measured_tensor
-from safemerge.merge.projection import alignment_projection
 from safemerge.weights.kind import module_kind
 from safemerge.weights.statistics import TensorStatistics
+
+
+def most_important(scores: Float[Tensor, "*shape"], *, density: float) -> Bool[Tensor, "*shape"]:
+    """Mark the entries of a tensor that score highest.
+
+    Entries that tie with the last one taken are taken too; entries of score 0 never are.
+
+    Args:
+        scores: At least 0, any shape.
+        density: Fraction marked, in (0, 1]; one entry at least.
+
+    Returns:
+        True where an entry is important.
+
+    References:
+        arXiv:2502.16770, location: the top share of a tensor's scores. Departure: entries
+        without gradient, such as tokens that the data lack, are not important.
+    """
+    if scores.numel() == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    kept = max(1, math.floor(density * scores.numel()))
+    limit = scores.flatten().kthvalue(scores.numel() - kept + 1).values
+    return (scores >= limit) & (scores > 0.0)
+
+
+class Projection(NamedTuple):
+    """An update's image under the alignment's projection, and how near the two are."""
+
+    update: Float32[Tensor, "..."]
+    """C Delta, of the update's shape."""
+    cosine: float
+    """Cosine between C Delta and Delta, in [0, 1]."""
+
+
+def alignment_projection(
+    update: Float32[Tensor, "*shape"], alignment: Float32[Tensor, "*shape"]
+) -> Projection | None:
+    """Project an update with C = V V^T / norm(V), where V is what alignment changed.
+
+    Tensors of one dimension count as one column, those of more than two as matrices of their
+    first dimension. Norms and inner products are Frobenius ones.
+
+    Args:
+        update: Delta, a model minus the base.
+        alignment: V, the aligned minus the unaligned model.
+
+    Returns:
+        C Delta and its cosine with Delta; None if either tensor is zero or empty, which tells
+        nothing about safety.
+
+    References:
+        arXiv:2405.16833, section 3.2, its fast form: C is not idempotent, and scales with
+        norm(V).
+    """
+    rows = update.shape[0] if update.ndim > 1 else max(1, update.numel())
+    if update.numel() == 0:
+        return None
+    delta, change = update.reshape(rows, -1), alignment.reshape(rows, -1)
+    norm, length = _norm(change), _norm(delta)
+    if norm == 0.0 or length == 0.0:
+        return None
+    image = (change @ (change.T @ delta)).div_(norm)
+    image_length = _norm(image)
+    if image_length == 0.0:
+        return Projection(image.reshape(update.shape), 0.0)
+    inner = float((image * delta).sum(dtype=torch.float64))
+    return Projection(image.reshape(update.shape), inner / (image_length * length))
+
+
+def _norm(tensor: Tensor) -> float:
+    return math.sqrt(float(tensor.square().sum(dtype=torch.float64)))
 
 
 @dataclass(frozen=True)

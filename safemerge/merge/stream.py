@@ -4,7 +4,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.spectrum import SpectrumCache
 from safemerge.merge.table import is_element_wise
 from safemerge.merge.threshold import ThresholdCache
+from safemerge.merge.transfer import DeviceInputs, InputsAhead
 from safemerge.weights.checkpoint import Checkpoint, layer_of
 from safemerge.weights.shared_vocabulary import VocabularyView, share_vocabulary, whole_checkpoint
 from safemerge.weights.statistics import ModelStatistics
@@ -119,6 +119,7 @@ def merged_tensors(
     spectra: SpectrumCache | None = None,
     statistics: Mapping[str, ModelStatistics] | None = None,
     device: torch.device | str = "cpu",
+    inputs: DeviceInputs | None = None,
     destination: Destination | None = None,
     keep_pages: bool = True,
 ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
@@ -138,6 +139,8 @@ def merged_tensors(
         statistics: Open statistics by model name, for recipes that read them; of each, one
             tensor at a time is in memory.
         device: Where tensors are merged and given.
+        inputs: Where that device gets them from, see `DeviceInputs`; None for a new one, unless
+            it is the CPU.
         destination: Asked for each tensor, by name, dtype and shape, before it is merged; what
             it gives is written to and yielded. None for new memory.
         keep_pages: Whether inputs stay in this process's memory for the next candidate. If
@@ -170,12 +173,18 @@ def merged_tensors(
         name: (recipe.base.name, *models_read(recipe.method, **place))
         for name, place in places.items()
     }
-    pages = nullcontext() if keep_pages else _Pages(checkpoints, reads)
     there = torch.device(device)
+    if inputs is None and there.type != "cpu":
+        inputs = DeviceInputs(there)
+    given: _Mapped | InputsAhead
+    if inputs is not None:
+        given = inputs.ahead(checkpoints, reads)
+    else:
+        given = (_Mapped if keep_pages else _Pages)(checkpoints, reads)
 
     def merged(name: str, out: Tensor | None) -> Tensor:
         dtype = merged_dtype(recipe, base, name)
-        tensors = {model: checkpoints[model].tensor(name).to(there) for model in reads[name]}
+        tensors = given.tensors(name)
         wanted = statistics_read(recipe.method, **places[name])
         return merge_tensor(
             recipe.method,
@@ -199,11 +208,11 @@ def merged_tensors(
         return destination(name, merged_dtype(recipe, base, name), base.shape(name))
 
     element_wise = is_element_wise(recipe.method.name) and not recipe.steps
-    if keep_pages and there.type == "cpu" and element_wise:
+    if keep_pages and inputs is None and element_wise:
         small = {name for name in names if math.prod(base.shape(name)) <= _SMALL}
         stream = _side_by_side(names, merged, place, small)
     else:
-        stream = _stream(names, merged, place, pages)
+        stream = _stream(names, merged, place, given)
     merged_from = [checkpoints[ref.name] for ref in recipe.checkpoints]
     return _unchanged(stream, merged_from, measured.values())
 
@@ -246,15 +255,13 @@ def _stream(
     names: Sequence[str],
     merged: Callable[[str, Tensor | None], Tensor],
     place: Callable[[str], Tensor | None],
-    pages: "_Pages | nullcontext[None]",
+    given: "_Mapped | InputsAhead",
 ) -> Iterator[tuple[str, Tensor]]:
-    with pages as held:
+    with given:
         for at, name in enumerate(names):
-            if held is not None:
-                held.fetch(names[at : at + 2])
+            given.fetch(names[at : at + 2])
             yield name, merged(name, place(name))
-            if held is not None:
-                held.let_go(name)
+            given.let_go(name)
 
 
 def _side_by_side(
@@ -291,19 +298,41 @@ def _side_by_side(
         wait([found for _, found in ahead])
 
 
-class _Pages:
-    """Fetches inputs in the background, one tensor ahead, and lets them go after use."""
+class _Mapped:
+    """Inputs where they are, mapped; they stay in this process's memory."""
 
     def __init__(
         self, checkpoints: Mapping[str, Checkpoint], reads: Mapping[str, Sequence[str]]
     ) -> None:
         self._checkpoints = checkpoints
         self._reads = reads
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return a tensor's inputs by model name."""
+        return {model: self._checkpoints[model].tensor(name) for model in self._reads[name]}
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Begin to fetch some tensors."""
+
+    def let_go(self, name: str) -> None:
+        """Let a tensor's inputs go."""
+
+
+class _Pages(_Mapped):
+    """Fetches inputs in the background, one tensor ahead, and lets them go after use."""
+
+    def __init__(
+        self, checkpoints: Mapping[str, Checkpoint], reads: Mapping[str, Sequence[str]]
+    ) -> None:
+        super().__init__(checkpoints, reads)
         self._fetched: dict[str, Future[None]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="safemerge-fetch")
-
-    def __enter__(self) -> "_Pages":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)

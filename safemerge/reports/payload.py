@@ -34,7 +34,9 @@ def payload(run: Run) -> dict[str, Any]:
 
     Returns:
         A JSON-ready document: metrics, trials by number, with [value, low, high, n, unscored] for
-        each metric, what it takes to export a point, comparisons, hypervolume steps and timings.
+        each metric and what is believed of published points (means, intervals, chance of the
+        front; left out without a posterior), what it takes to export a point, comparisons,
+        hypervolume steps and timings.
     """
     metrics = metrics_of(run.spec)
     skill, harm = axes_of(run.spec)
@@ -69,6 +71,9 @@ def payload(run: Run) -> dict[str, Any]:
             "rows": [list(item.values()) for item in comparisons],
         },
         "hypervolume": [[step.finished, step.number, step.value] for step in steps],
+        "belief": None
+        if run.front is None or run.front.belief is None
+        else run.front.belief.resolved(),
         "hypervolume_references": alone[-1].value if alone else None,
         "timings": {
             "parts": list(PARTS),
@@ -107,6 +112,7 @@ def _trial(
         "reference": point is not None and trial.role == "reference",
         "knee": run.knee is not None and run.knee.number == number,
         "tied": number in tied,
+        "belief": None if point is None or point.belief is None else point.belief.resolved(),
         "params": trial.params,
         "coefficients": coefficients(trial.recipe, trial.params),
         "candidate": trial.candidate,

@@ -16,7 +16,7 @@ from safemerge.front import (
     reference_trials,
 )
 from safemerge.provenance import Provenance
-from safemerge.records import CandidateResult, Front, TrialRecord
+from safemerge.records import CandidateResult, Front, PointBelief, TrialRecord
 from safemerge.store import RunStore
 
 
@@ -29,6 +29,8 @@ class Point:
     trial: TrialRecord
     search: CandidateResult
     report: CandidateResult | None
+    belief: PointBelief | None = None
+    """Of published points whose front a posterior chose."""
 
     @property
     def shown(self) -> CandidateResult:
@@ -78,10 +80,13 @@ class Run:
 
     @cached_property
     def left_out(self) -> tuple[TrialRecord, ...]:
-        """Trials non-dominated on the search split that the published front lacks."""
+        """Trials chosen for the published front that it lacks, for want of a report result."""
         if self.front is None:
             return ()
         published = {point.number for point in self.front.points}
+        if self.front.belief is not None:
+            lacking = set(self.front.belief.members) - published
+            return tuple(trial for trial in self.trials if trial.number in lacking)
         return tuple(
             trial
             for trial in front_trials(self.spec, self.trials)
@@ -102,9 +107,9 @@ class Run:
 
     @property
     def num_sampled(self) -> int:
-        """Recipes that the sampler proposed and that are finished; tries again count once."""
+        """Finished recipes that the sampler proposed; one that was tried again counts once."""
         return sum(
-            trial.role == "sampled" and trial.exact_of is None and not is_tried_again(trial)
+            trial.role == "sampled" and trial.exact_of is None and not trial.is_tried_again
             for trial in self.trials
         )
 
@@ -151,7 +156,9 @@ class Run:
                     "lacks. Restore the folder from a copy."
                 )
             trial = by_number[item.number]
-            found.append(Point(item.number, item.label, trial, item.search, item.report))
+            found.append(
+                Point(item.number, item.label, trial, item.search, item.report, item.belief)
+            )
         return tuple(found)
 
 
@@ -193,11 +200,6 @@ def outcome(trial: TrialRecord) -> str:
     if trial.result is not None and trial.result.broken is not None:
         return "broken"
     return "feasible" if trial.feasible else "infeasible"
-
-
-def is_tried_again(trial: TrialRecord) -> bool:
-    """Whether another trial stands for this one: it crashed, or the driver stopped under it."""
-    return trial.retried or (trial.reason or "").startswith("interrupted: ")
 
 
 def is_measured(trial: TrialRecord) -> bool:

@@ -31,7 +31,13 @@ from safemerge.reports.metric import safety_metrics, side_metrics
 from safemerge.reports.run import Point, Run
 from safemerge.reports.table import by_first_objective
 from safemerge.reports.versus import compare_all_with_references, is_parent, is_warm_start
-from safemerge.reports.wording import counted, difference_text, p_value_text, recipe_text
+from safemerge.reports.wording import (
+    amount,
+    counted,
+    difference_text,
+    p_value_text,
+    recipe_text,
+)
 
 MAX_MATRIX = 24
 """Front points beyond which the matrix of pairs gives way to the list."""
@@ -67,7 +73,7 @@ def front_section(run: Run) -> Markup:
         "Front points, best first objective first, then the reference points off the front. "
         "Mean (shares in percent), 95 % interval, n scored samples. Press a head to sort."
     )
-    return table(
+    shown = table(
         caption,
         heads,
         rows,
@@ -75,6 +81,7 @@ def front_section(run: Run) -> Markup:
         row_ids=[str(p.number) for p in points],
         details=[_take(run, p) for p in points],
     )
+    return shown + _believed(run)
 
 
 def safety_lost_section(run: Run) -> Markup:
@@ -220,6 +227,43 @@ def _estimate(run: Run, result: CandidateResult | None, metric: Metric) -> Cell:
         return no_number("broken")
     broken = {item.metric for item in broken_constraints(run.spec, result)}
     return estimate_cell(result.metrics.get(metric.name), is_broken=metric.name in broken)
+
+
+def _believed(run: Run) -> Markup:
+    """What the posterior that chose the front believes of its points, beside what was measured."""
+    if run.front is None or run.front.belief is None:
+        return Markup()
+    belief, metrics = run.front.belief, metrics_of(run.spec)
+    goals = [metrics[item.metric] for item in run.spec.objectives]
+    rows = []
+    for point in by_first_objective(run, run.points):
+        if point.belief is None:
+            continue
+        chance = point.belief.chance
+        cells = [Cell(point.name, float(point.number)), number_cell(chance, f"{chance:.0%}")]
+        for goal in goals:
+            found = point.belief.values[goal.name]
+            ends = (found.low, found.high)
+            told = fill(
+                '{{ value }}<span class="ci">{{ ends }}</span>',
+                value=amount(found.mean, goal.unit, sign=False),
+                ends=f"[{', '.join(amount(it, goal.unit, sign=False) for it in ends)}]",
+            )
+            cells.append(Cell(told, found.mean, is_number=True))
+            cells.append(_estimate(run, point.search, goal))
+        rows.append(cells)
+    heads = ["point", "chance of the front"]
+    for goal in goals:
+        heads += [f"{goal.name}{goal.sign}, believed", f"{goal.name}{goal.sign}, measured"]
+    volume = belief.hypervolume
+    caption = (
+        f"What is believed after {counted(belief.evaluations, 'scored recipe')}, each with its "
+        "own noise: posterior mean and 95 % interval, and the probability that no other recipe is "
+        f"better. Points with a chance of at least {belief.chance:.0%} are published. "
+        f"Their hypervolume is believed to be {volume.mean:.4f} "
+        f"[{volume.low:.4f}, {volume.high:.4f}]."
+    )
+    return table(caption, heads, rows, css="belief")
 
 
 def _safety_lost(run: Run, metric: Metric) -> Markup:

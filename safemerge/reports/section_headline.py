@@ -143,9 +143,16 @@ def _recommended(run: Run, knee: Point) -> Markup:
         "recommended",
         knee.name,
         joined_markup(_figure(run, knee, metric) for metric in metrics),
+        _picked(run),
         recipe_text(knee.trial.recipe, knee.trial.params),
         export_command(run, knee.number),
     )
+
+
+def _picked(run: Run) -> str:
+    if run.front is None or run.front.belief is None:
+        return "The knee was picked by these figures, so they flatter it a little."
+    return "The knee was picked on the search split, by posterior means, not by these figures."
 
 
 def versus_section(run: Run, metrics: list[Metric]) -> Markup:

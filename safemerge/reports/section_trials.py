@@ -15,7 +15,7 @@ from safemerge.reports.markup import (
     table,
 )
 from safemerge.reports.metric import axes_of
-from safemerge.reports.run import Run, is_tried_again, outcome
+from safemerge.reports.run import Run, outcome
 from safemerge.reports.section_importance import importance_table
 from safemerge.reports.wording import DIRECTION_WORDS, amount, counted, joined
 
@@ -48,12 +48,14 @@ def trials_section(run: Run) -> Markup:
 def counts_text(run: Run) -> str:
     """Say how far the run is, and how its trials ended."""
     counts = run.counts
+    num_again = sum(trial.is_tried_again for trial in run.trials)
     words = [
         counted(counts["feasible"], "feasible trial"),
         f"{counts['infeasible']} infeasible",
         f"{counts['broken']} broken",
         *([f"{counts['pruned']} pruned"] if run.spec.rung is not None else []),
-        f"{counts['failed']} failed",
+        f"{counts['failed'] - num_again} failed",
+        *([f"{num_again} tried again"] if num_again else []),
     ]
     told = f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"
     if run.front is not None and run.front.covered:
@@ -64,12 +66,12 @@ def counts_text(run: Run) -> str:
     exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}
     if exact:
         told += f", {len(exact)} of them again at exact values"
-    num_references = sum(trial.role == "reference" for trial in run.trials)
+    num_references = sum(
+        trial.role == "reference" and not trial.is_tried_again for trial in run.trials
+    )
     if num_references:
         told += f", and {counted(num_references, 'reference point')}"
-    again = sum(map(is_tried_again, run.trials))
-    tried = f"; {again} of the failed were tried again, and count once" if again else ""
-    return f"{told}; {joined(words)}{tried}."
+    return f"{told}; {joined(words)}."
 
 
 def _failures(run: Run) -> Markup:
@@ -115,7 +117,7 @@ def trial_notes(trial: TrialRecord) -> list[str]:
         notes.append("estimated between trained models")
     if trial.exact_of is not None:
         notes.append(f"trial {trial.exact_of} at its exact values")
-    if is_tried_again(trial):
+    if trial.is_tried_again:
         notes.append("tried again")
     return notes
 

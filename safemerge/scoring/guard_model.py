@@ -7,8 +7,7 @@ from typing import Any
 
 from safemerge.config.judge import GuardJudge
 from safemerge.errors import CheckpointError
-from safemerge.scoring.guard import GuardAsk, GuardReply
-from safemerge.scoring.guard_template import LEFT_OUT, GuardTemplate
+from safemerge.scoring.guard import LEFT_OUT, GuardAsk, GuardReply, GuardTemplate
 from safemerge.scoring.judge_model import load_judge
 
 NUM_LIKELIEST = 20

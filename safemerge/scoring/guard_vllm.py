@@ -9,9 +9,8 @@ from safemerge.config.judge import GuardJudge, JudgeServiceSpec
 from safemerge.engines.core_claim import CoreClaim
 from safemerge.engines.vllm_reply import VllmReplies
 from safemerge.errors import SafemergeError, ScoringError
-from safemerge.scoring.guard import GuardAsk, GuardReply
+from safemerge.scoring.guard import LEFT_OUT, GuardAsk, GuardReply, GuardTemplate
 from safemerge.scoring.guard_model import NUM_LIKELIEST, guard_tokenizer
-from safemerge.scoring.guard_template import LEFT_OUT, GuardTemplate
 
 REPLY_ROOM = 64
 """Tokens of the context that are left for a reply."""

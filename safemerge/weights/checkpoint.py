@@ -16,11 +16,10 @@ from safemerge.weights.header import TensorEntry
 from safemerge.weights.hub import on_this_node
 from safemerge.weights.index import INDEX_FILE as INDEX_FILE
 from safemerge.weights.index import SINGLE_FILE as SINGLE_FILE
-from safemerge.weights.index import check_index, shard_files
+from safemerge.weights.index import check_index, check_no_pointers, shard_files
 from safemerge.weights.index import refuse_pickle as refuse_pickle
 from safemerge.weights.kind import tower_of
 from safemerge.weights.model_class import is_buffer_name, unread_tensors
-from safemerge.weights.pointer import check_no_pointers
 from safemerge.weights.quantized import check_not_quantized
 from safemerge.weights.settings import ties_embeddings
 from safemerge.weights.tensor_file import TensorFile

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import is_mergekit, recipe_of_mergekit
-from safemerge.config.mergekit_folders import locate_models
+from safemerge.config.mergekit_file import locate_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import ConfigError
 

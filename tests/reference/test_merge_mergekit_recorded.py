@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from safemerge.cli import main
 from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import recipe_of_mergekit
-from safemerge.config.mergekit_folders import locate_models
+from safemerge.config.mergekit_file import locate_models
 from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.resident import ResidentCheckpoints
 

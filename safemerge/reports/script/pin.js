@@ -160,6 +160,10 @@
       if (trial.reason) box.append(make("p", trial.reason, "note"));
       box.append(...takeParts(trial), ...againstReferences(trial));
     }
+    for (const trial of found.filter((item) => item.belief)) {
+      const told = Object.entries(trial.belief.values).map(([name, { mean, low, high }]) => `${name} ${amount(mean, name)} [${amount(low, name)}, ${amount(high, name)}]`);
+      box.append(make("p", `${trial.name}, posterior: ${told.join("; ")}; chance of the front ${(100 * trial.belief.chance).toFixed(0)} %`, "note"));
+    }
     const others = Object.keys(run.metrics).filter((name) => !mainMetrics.includes(name));
     if (others.length && found.some((trial) => trial[split])) {
       const part = make("details");

@@ -1,5 +1,6 @@
 import argparse
 import re
+import signal
 from importlib import metadata
 
 import pytest
@@ -22,8 +23,8 @@ OPTIONS = {
     "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
     "methods": ["name", "--json"],
     "statistics": ["file"],
-    "align": ["spec", "--results", "--resume"],
-    "finetune": ["spec", "--results", "--resume"],
+    "align": ["spec", "--results", "--resume", "--restart"],
+    "finetune": ["spec", "--results", "--resume", "--restart"],
     "generate": ["spec", "--results", "--resume"],
     "optimize": ["spec", "--results", "--resume"],
     "robustness": ["spec", "--results", "--resume", "--seeds", "--dry-run"],
@@ -174,6 +175,7 @@ FAILURES = [
     (errors.SafemergeError, 1),
     (errors.MergeError, 1),
     (errors.EngineError, 1),
+    (errors.NoReplicaError, 1),
     (errors.ScoringError, 1),
     (errors.StudyError, 1),
     (errors.TrainingError, 1),
@@ -213,6 +215,27 @@ def test_an_interrupt_is_130_and_says_that_work_is_kept(command, capsys):
     command(KeyboardInterrupt())
     assert main(["validate", "f.yaml"]) == 130
     assert "safemerge: interrupted; what was finished is kept." in capsys.readouterr().err
+
+
+def test_sigterm_is_an_interrupt_of_its_own_code_and_only_while_a_command_runs(
+    monkeypatch, capsys
+):
+    kept = []
+
+    def work(_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            kept.append("what was finished")
+            raise
+
+    monkeypatch.setattr("safemerge.commands.validate.run", work)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["validate", "f.yaml"]) == 143
+    assert kept == ["what was finished"]
+    told = capsys.readouterr().err
+    assert told == "\nsafemerge: ended by SIGTERM; what was finished is kept.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_error_that_nobody_expected_keeps_its_traceback(command):

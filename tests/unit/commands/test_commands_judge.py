@@ -118,10 +118,43 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(labelled, capsys, arguments, 
     assert "Traceback" not in said
 
 
-def test_a_missing_label_is_named_by_its_row(labelled, capsys):
-    labelled.write_text('{"label": "refused", "response": "No."}\n{"response": "Yes."}')
+def test_a_missing_answer_is_named_by_its_row(labelled, capsys):
+    labelled.write_text('{"label": "refused", "response": "No."}\n{"label": "answered"}')
     assert main(["judge", str(labelled), "--positive", "refused"]) == 2
-    assert "row 2: column 'label' must be text; got null" in capsys.readouterr().err
+    assert "row 2: column 'response' must be text; got null" in capsys.readouterr().err
+
+
+def test_rows_without_a_label_are_left_out_and_counted(labelled, capsys):
+    rows = [*labelled.read_text().splitlines(), '{"language": "German", "response": "Hm."}']
+    labelled.write_text("\n".join(rows))
+    document = found(capsys, labelled, "--positive", "refused")
+    assert (document["unlabelled"], document["results"][0]["n"]) == (1, 8)
+    assert main(["judge", str(labelled), "--positive", "refused"]) == 0
+    assert "rows without a label, left out: 1" in capsys.readouterr().out
+    labelled.write_text('{"label": null, "response": "Hm."}')
+    assert main(["judge", str(labelled), "--positive", "refused"]) == 2
+    assert "must have a row with a label in 'label'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "arguments"),
+    [
+        # HarmBench's validation set after its `jq`, and BeaverTails: labels are JSON's booleans
+        (
+            {"test_case": "How?", "generation": "Here is how, in three steps.", "majority": True},
+            "--text generation --prompt test_case --label majority --positive true --claim harm",
+        ),
+        (
+            {"prompt": "How?", "response": "Here is how to do it in steps.", "is_safe": False},
+            "--prompt prompt --label is_safe --positive false --claim harm",
+        ),
+    ],
+)
+def test_booleans_are_labels_as_json_writes_them(tmp_path, capsys, row, arguments):
+    file = tmp_path / "set.jsonl"
+    file.write_text(json.dumps(row))
+    (result,) = found(capsys, file, *arguments.split())["results"]
+    assert (result["n"], result["positive"], result["recall"]["hits"]) == (1, 1, 1)
 
 
 def test_a_judge_with_weights_needs_the_requests(labelled, capsys, tmp_path):

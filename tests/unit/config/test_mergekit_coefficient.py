@@ -1,5 +1,5 @@
-from safemerge.config.mergekit_coefficient import Groups, Setting
-from safemerge.config.mergekit_setting import Entry
+from safemerge.config.mergekit_file import Entry
+from safemerge.config.mergekit_method import Groups, Setting
 
 
 def test_the_first_filter_that_holds_gives_a_groups_value():

@@ -1,6 +1,6 @@
 import pytest
 
-from safemerge.config.mergekit_folders import locate_models
+from safemerge.config.mergekit_file import locate_models
 from safemerge.errors import ConfigError
 
 

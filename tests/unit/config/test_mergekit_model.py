@@ -1,6 +1,6 @@
 import pytest
 
-from safemerge.config.mergekit_model import MergekitModel
+from safemerge.config.mergekit_file import MergekitModel
 
 
 @pytest.mark.parametrize(

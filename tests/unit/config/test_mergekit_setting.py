@@ -1,6 +1,6 @@
 import pytest
 
-from safemerge.config.mergekit_setting import Entry, Level, Malformed, in_slice, read_setting
+from safemerge.config.mergekit_file import Entry, Level, Malformed, in_slice, read_setting
 
 
 def read(*levels, default=None):

@@ -1,5 +1,5 @@
-from safemerge.config.mergekit_model import MergekitModel
-from safemerge.config.mergekit_slots import model_names, reference
+from safemerge.config.mergekit_file import MergekitModel
+from safemerge.config.mergekit_method import model_names, reference
 
 BASE, LORA = MergekitModel("org/base"), MergekitModel("l", "org/base")
 

@@ -1,6 +1,6 @@
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from safemerge.config.mergekit_template import TEMPLATES, is_jinja
+from safemerge.config.mergekit import TEMPLATES, is_jinja
 
 TURNS = [{"role": "user", "content": "hi"}]
 

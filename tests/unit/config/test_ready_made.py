@@ -11,6 +11,8 @@ from safemerge.config.suite import SuiteSpec
 from safemerge.data import rows
 from safemerge.data.suite import load_suites
 from safemerge.errors import ConfigError
+from safemerge.records import Response
+from safemerge.scoring.task import score_responses
 from safemerge.testing.landscapes import landscape_study
 
 PROMISED = {
@@ -33,7 +35,10 @@ def text(index):
 COLUMNS = {
     "stanfordnlp/sst2": lambda i: {"sentence": text(i), "label": i % 2},
     "fancyzhx/ag_news": lambda i: {"text": text(i), "label": i % 4},
-    "openai/gsm8k": lambda i: {"question": text(i), "answer": f"1 + {i}\n#### {i}"},
+    "openai/gsm8k": lambda i: {
+        "question": text(i),
+        "answer": f"He has 2*{i} = <<2*{i}={2 * i}>>{2 * i} pens and 7 pencils.\n#### {7 * i:,}",
+    },
     "cais/mmlu": lambda i: {"question": text(i), "choices": list("wxyz"), "answer": i % 4},
     "allenai/ai2_arc": lambda i: {
         "question": text(i),
@@ -108,6 +113,36 @@ def test_a_ready_made_suite_makes_prompts_of_its_data_sets_columns(name):
         if made.task.kind in ("classification", "numeric", "choice"):
             assert all(sample.label for sample in made.samples)
         assert made.split == split
+
+
+@pytest.mark.usefixtures("_sources")
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("{answer}", 1.0),
+        ("So they cost **${number}.00** in all.", 1.0),
+        ("\\[ 3 + x = \\boxed{{{number}}} \\]", 1.0),
+        ("He has 2 pens.\n#### {number} pens", 1.0),
+        ("There are {number} of them, not 3.", 0.0),
+        ("#### 1{number}", 0.0),
+    ],
+)
+def test_gsm8ks_own_answers_are_right(reply, right):
+    for (made,) in splits_of("gsm8k").values():
+        numbers = [sample.label.rpartition("#### ")[2] for sample in made.samples]
+        assert any("," in number for number in numbers)
+        responses = [
+            Response(
+                sample_id=sample.sample_id,
+                text=reply.format(answer=sample.label, number=number),
+                num_tokens=1,
+                finished=True,
+                candidate="c",
+            )
+            for sample, number in zip(made.samples, numbers, strict=True)
+        ]
+        scores = score_responses(made.task, made.samples, responses)
+        assert {score.values["accuracy"] for score in scores} == {right}
 
 
 @pytest.mark.usefixtures("_sources")

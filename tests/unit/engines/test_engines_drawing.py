@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from safemerge.engines.drawing import DrawnTokens
 from safemerge.engines.engine import Sampling
+from safemerge.engines.transformers_engine import DrawnTokens
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 

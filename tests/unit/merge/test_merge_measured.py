@@ -5,9 +5,9 @@ from pydantic import TypeAdapter
 from safemerge.config.recipe import MergeRecipe, Method, Step
 from safemerge.errors import MergeError
 from safemerge.merge import merge_tensor, statistics_read
-from safemerge.merge.importance import most_important
 from safemerge.merge.measured import check_statistics
 from safemerge.merge.regmean import least_squares_mean
+from safemerge.merge.step import most_important
 from safemerge.testing.statistics import random_statistics, write_statistics
 from safemerge.weights import ModelStatistics, TensorStatistics
 

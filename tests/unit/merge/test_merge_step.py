@@ -10,7 +10,7 @@ from safemerge.config.recipe import MergeRecipe, Method, Step
 from safemerge.config.step import STEPS
 from safemerge.errors import MergeError
 from safemerge.merge import SpectrumCache, ThresholdCache, merge_tensor, models_read
-from safemerge.merge.projection import alignment_projection
+from safemerge.merge.step import alignment_projection
 from safemerge.merge.stream import merged_tensors
 from safemerge.weights import open_checkpoint
 

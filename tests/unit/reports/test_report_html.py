@@ -10,7 +10,7 @@ import pytest
 import synthetic_run as synthetic
 
 from safemerge.errors import StudyError, UserError
-from safemerge.records import FrontPoint
+from safemerge.records import INTERRUPTED, FrontPoint
 from safemerge.reports import load_run, render_html, write_report
 from safemerge.reports.payload import payload
 from safemerge.reports.wording import percent
@@ -177,6 +177,25 @@ def test_an_unfinished_run_says_so_and_shows_the_search_split():
     assert "safemerge search STUDY.yaml --resume" in page.text
     assert "skill %, search" in page.text
     assert "skill %, report" not in page.text
+
+
+def test_a_recipe_that_was_tried_again_is_counted_once():
+    small = synthetic.Synthetic(counts={"search": 20, "report": 20})
+    trials, _ = synthetic.make_trials(40, synthetic=small)
+    lost, crashed = (
+        trials[at].model_copy(
+            update={"number": number, "state": "FAIL", "result": None, "objectives": {}} | why
+        )
+        for at, number, why in (
+            (-1, 100, {"reason": "the replica was lost", "retried": True}),
+            (-2, 101, {"reason": INTERRUPTED}),
+        )
+    )
+    page = Page(render_html(synthetic.make_run([*trials, lost, crashed])))
+    assert "40 of 40 sampled trials finished" in page.text
+    assert f"and {len(synthetic.REFERENCES)} reference points" in page.text
+    failed = sum(trial.state == "FAIL" for trial in trials)
+    assert f"{failed} failed and 2 tried again" in page.text
 
 
 def test_a_run_without_a_feasible_point_shows_the_nearest_misses():

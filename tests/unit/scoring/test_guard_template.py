@@ -7,9 +7,8 @@ import pytest
 from safemerge.api.prepare import check_judges
 from safemerge.config.judge import GuardJudge
 from safemerge.errors import CheckpointError
-from safemerge.scoring.guard import FAMILIES, GenerativeGuard, GuardAsk
+from safemerge.scoring.guard import FAMILIES, LEFT_OUT, GenerativeGuard, GuardAsk, GuardTemplate
 from safemerge.scoring.guard_model import TransformersGuardModel, guard_template
-from safemerge.scoring.guard_template import LEFT_OUT, GuardTemplate
 from safemerge.scoring.judge import Exchange
 from safemerge.testing.pico import pico_tokenizer
 

@@ -5,7 +5,7 @@ import pytest
 
 from safemerge.testing.pico import pico_adapter, pico_base
 from safemerge.weights import open_checkpoint
-from safemerge.weights.adapter_notice import adapter_notices
+from safemerge.weights.notice import adapter_notices
 
 
 def opened(base, adapter, named):

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safemerge.weights import check_agreement, open_checkpoint
-from safemerge.weights.renamed import RenamedCheckpoint, under_names_of
+from safemerge.weights.adapter import RenamedCheckpoint, under_names_of
 
 UP_PROJ = "layers.1.mlp.up_proj.weight"
 
