@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
 
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.evaluator import Evaluator
-    from safemerge.distributed.trainable import DEPLOYMENT
+    from safemerge.distributed.request import DEPLOYMENT
 
     app = f"safemerge-{spec.name}"
     with ray_cluster():

@@ -18,7 +18,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.data.suite import load_suites
 from safemerge.distributed.judge import bound_judges, judge_maker, judges_until
-from safemerge.distributed.request import Request
+from safemerge.distributed.request import DEPLOYMENT, Request
 from safemerge.distributed.rung import RungPairs
 from safemerge.distributed.serving import (
     Application,
@@ -26,7 +26,6 @@ from safemerge.distributed.serving import (
     placed,
     received,
 )
-from safemerge.distributed.trainable import DEPLOYMENT
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Engine, TokenizedPrompt
 from safemerge.engines.launch import start_engine

@@ -24,9 +24,17 @@ from safemerge.distributed.statistics import (
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import CheckpointError, ConfigError, TrainingError
 from safemerge.training.batch import load_mixture
-from safemerge.training.ingredient import ingredient_digest, ingredient_folder, is_finished
+from safemerge.training.ingredient import (
+    MARKER,
+    MEASURED,
+    ingredient_digest,
+    ingredient_folder,
+    is_finished,
+)
 from safemerge.training.lora import bare_model, check_targets
+from safemerge.training.measured import told_measures
 from safemerge.training.packaged_model import packaged_model
+from safemerge.weights.checkpoint import read_json
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.hub import hub_snapshot
 
@@ -335,6 +343,7 @@ class Ingredients:
                     self._say(f"{label}: {words}")
             if is_finished(folder):
                 self._say(f"{label}: cached ({folder.name})")
+                self._tell_measures(label, folder)
                 continue
             if folder in runs:
                 self._say(f"{label}: the same as {runs[folder].label}")
@@ -351,6 +360,12 @@ class Ingredients:
         if runs:
             need_cluster()
             run_stages(list(runs.values()), on_progress=self._on_step)
+            for folder, run in runs.items():
+                self._tell_measures(run.label, folder)
+
+    def _tell_measures(self, label: str, folder: Path) -> None:
+        for line in told_measures(read_json(folder / MARKER).get(MEASURED, {})):
+            self._say(f"{label}: {line}")
 
 
 def _plain(refs: Sequence[CheckpointRef]) -> Iterator[CheckpointRef]:

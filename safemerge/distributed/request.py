@@ -12,6 +12,9 @@ from ray.serve.exceptions import RayServeException
 
 from safemerge.errors import EngineError, NoReplicaError, SafemergeError
 
+DEPLOYMENT = "CandidateEvaluator"
+"""Name of the evaluator's deployment."""
+
 LOOK_EVERY_S = 30.0
 """How long a client waits before it says that it still does."""
 

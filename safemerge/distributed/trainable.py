@@ -10,12 +10,9 @@ from typing import Any
 
 from ray import serve, tune
 
-from safemerge.distributed.request import LOOK_EVERY_S, Request
+from safemerge.distributed.request import DEPLOYMENT, LOOK_EVERY_S, Request
 from safemerge.errors import EngineError, NoReplicaError, UserError
 from safemerge.records import RungResult
-
-DEPLOYMENT = "CandidateEvaluator"
-"""Name of the evaluator's deployment."""
 
 RESULT, FAILURE, RETRY = "safemerge_result", "safemerge_failure", "safemerge_retry"
 """Keys of a trial's last report: a result, or why there is none and whether to try again."""

@@ -1,13 +1,15 @@
 """The front by what is believed after all evaluations, not by what was lucky.
 
 One Gaussian process a metric, as in the Bayesian sampler, is fitted to every scored trial with the
-known variance of its values. Candidates are then compared in joint draws from the posterior.
+known variance of its values. Candidates answer the same prompts: how hard these happen to be moves
+all alike and says nothing of which is better, so it widens the intervals and not the comparisons.
+Candidates are then compared in joint draws from the posterior.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +24,7 @@ from safemerge.records import Believed, FrontBelief, PointBelief, TrialRecord
 from safemerge.search.bayesian_sampler import LEAST_VARIANCE, Evaluations, best_and_even
 from safemerge.search.encoding import Encoding
 from safemerge.search.known import expressions
-from safemerge.search.noise import variances
+from safemerge.search.noise import shared_noise, variances
 from safemerge.search.space import encoding, optuna_params, space_by_name
 from safemerge.search.surrogate import Surrogate
 
@@ -96,14 +98,15 @@ def _believe(
     points: Mapping[int, Array],
 ) -> _Candidates:
     values = np.array([_row(spec, item) for item in scored])
-    noise = np.array([_noise(spec, item) for item in scored])
-    found = Evaluations(np.array([points[item.number] for item in scored]), values, noise)
+    noise = _noise(spec, {item.number: item for item in (*scored, *eligible)}.values())
+    own = np.array([noise.own[item.number] for item in scored])
+    found = Evaluations(np.array([points[item.number] for item in scored]), values, own)
     kept = best_and_even(found, len(spec.objectives))
     surrogate = Surrogate(
         found.points[kept], found.values[kept], found.variances[kept], groups=cube.groups
     )
     mean = np.array([_row(spec, item) for item in eligible])
-    deviation = np.sqrt([_noise(spec, item) for item in eligible])
+    deviation = np.sqrt([noise.own[item.number] for item in eligible])
     modelled = np.array([item.number in points for item in eligible])
     if modelled.any():
         known = [points[item.number] for item in eligible if item.number in points]
@@ -117,7 +120,8 @@ def _believe(
     if modelled.any():
         known = [points[item.number] for item in trials if item.number in points]
         draws[:, modelled] = surrogate.draw(np.array(known), count=_DRAWS, seed=spec.seed)
-    return _Candidates(trials, mean, deviation, draws)
+    draws += np.sqrt(noise.shared) * rng.standard_normal((_DRAWS, 1, mean.shape[1]))
+    return _Candidates(trials, mean, np.sqrt(deviation**2 + noise.shared), draws)
 
 
 def _chosen(spec: StudySpec, found: _Candidates, evaluations: int) -> BelievedFront | str:
@@ -209,10 +213,30 @@ def _row(spec: StudySpec, record: TrialRecord) -> list[float] | None:
     return row if np.all(np.isfinite(row)) else None
 
 
-def _noise(spec: StudySpec, record: TrialRecord) -> list[float]:
-    known = variances(record)
+class _Noise(NamedTuple):
+    own: dict[int, Array]
+    """Variance of each value of `_row`, by trial number."""
+    shared: Array
+    """Variance of what moves all trials alike, shape (metrics,)."""
+
+
+def _noise(spec: StudySpec, records: Iterable[TrialRecord]) -> _Noise:
+    """Variances by prompts that all answered, where they did; else by each value's interval."""
+    records = list(records)
     metrics = [*(item.metric for item in spec.objectives), *_limits(spec)]
-    return [max(known.get(metric, 0.0), LEAST_VARIANCE) for metric in metrics]
+    own = {item.number: np.empty(len(metrics)) for item in records}
+    shared = np.zeros(len(metrics))
+    for column, metric in enumerate(metrics):
+        aggregate = spec.aggregates.get(metric)
+        paired = shared_noise(
+            records, metric, mean_of=() if aggregate is None else aggregate.mean_of
+        )
+        for item in records:
+            known = variances(item) if paired is None else {metric: paired.own[item.number]}
+            own[item.number][column] = max(known.get(metric, 0.0), LEAST_VARIANCE)
+        if paired is not None:
+            shared[column] = paired.shared
+    return _Noise(own, shared)
 
 
 def _limits(spec: StudySpec) -> list[str]:

@@ -112,10 +112,19 @@ def test_a_driver_that_was_stopped_itself_ends_no_client(controller, clock, ende
     assert ended == ["client of t1"]
 
 
-def test_the_clients_process_imports_neither_torch_nor_the_search():
-    heavy = ("torch", "transformers", "optuna", "safemerge.search", "safemerge.engines")
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        (
+            "trainable",
+            ("torch", "transformers", "optuna", "safemerge.search", "safemerge.engines"),
+        ),
+        ("evaluator", ("ray.tune", "optuna", "safemerge.search")),
+    ],
+)
+def test_processes_of_a_search_import_nothing_that_only_others_need(module, heavy):
     code = (
-        "import sys, safemerge.distributed.trainable\n"
+        f"import sys, safemerge.distributed.{module}\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
