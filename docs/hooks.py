@@ -93,7 +93,7 @@ def _commands() -> str:
     parser = build_parser()
     (choices,) = (item.choices for item in parser._actions if isinstance(item.choices, dict))
     lines = ["# Commands", "", "Exit codes: 0 done, 1 the work failed, 2 the input or the"]
-    lines += ["environment is wrong, 130 interrupted."]
+    lines += ["environment is wrong, 130 interrupted by Ctrl-C, 143 by SIGTERM."]
     for name, command in choices.items():
         lines += ["", f"## {name}", "", command.description or "", ""]
         lines += ["```text", command.format_help().strip(), "```"]

@@ -56,6 +56,10 @@ class EngineError(SafemergeError, RuntimeError):
     """An inference engine failed, or answered for another candidate."""
 
 
+class NoReplicaError(EngineError):
+    """No replica takes requests, and none has come up for long: what waits was never tried."""
+
+
 class ScoringError(SafemergeError, RuntimeError):
     """Scores cannot be turned into a metric, e.g. too many responses are unscored."""
 

@@ -14,7 +14,23 @@ from safemerge.config.metric import Direction
 from safemerge.config.study import Constraint, StudySpec
 from safemerge.errors import StudyError
 from safemerge.pareto import hypervolume, knee_index, non_dominated_mask
-from safemerge.records import CandidateResult, Front, FrontPoint, Split, TrialRecord
+from safemerge.records import (
+    CandidateResult,
+    Front,
+    FrontBelief,
+    FrontPoint,
+    PointBelief,
+    Split,
+    TrialRecord,
+)
+
+
+class BelievedFront(NamedTuple):
+    """A front that a posterior chose."""
+
+    front: FrontBelief
+    points: Mapping[int, PointBelief]
+    """What is believed of each published trial, by number."""
 
 
 class HypervolumeStep(NamedTuple):
@@ -58,13 +74,15 @@ def non_dominated(spec: StudySpec, trials: Iterable[TrialRecord]) -> list[TrialR
     Raises:
         StudyError: If a trial lacks an objective.
     """
-    first: dict[str, TrialRecord] = {}
-    for trial in sorted(trials, key=lambda trial: (trial.role != "reference", trial.number)):
-        first.setdefault(trial.candidate, trial)
-    found = list(first.values())
+    found = _once(trials)
     mask = non_dominated_mask([_objective_row(spec, trial) for trial in found], _directions(spec))
     kept = [trial for trial, is_kept in zip(found, mask, strict=True) if is_kept]
     return sorted(kept, key=lambda trial: trial.number)
+
+
+def eligible_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the feasible trials with exact weights, each candidate once, by number."""
+    return sorted(_once(filter(_is_eligible, trials)), key=lambda trial: trial.number)
 
 
 def front_hypervolume(spec: StudySpec, trials: Sequence[TrialRecord]) -> float:
@@ -96,12 +114,14 @@ def assemble_front(
     report_results: Mapping[str, CandidateResult],
     *,
     study_digest: str,
+    belief: BelievedFront | None = None,
 ) -> Front:
     """Put the published front together.
 
-    Membership is decided on the search split alone. Knee and report hypervolume use the
-    report split, and only points that keep every constraint there; so the report split
-    chooses the knee and nothing else. A member without a report result is left out of
+    Membership is decided on the search split alone. With a belief the knee is the one of the
+    members' posterior means, without one that of the report split; in either case only points that
+    keep every constraint on the report split count. So the report split chooses nothing with a
+    belief, and nothing but the knee without. A member without a report result is left out of
     `Front.points`, not out of the search hypervolume; the report names such trials.
 
     Args:
@@ -110,9 +130,11 @@ def assemble_front(
         report_results: Report-split result by candidate digest, for front and reference
             trials; others are ignored.
         study_digest: Digest of the study, as the store has it.
+        belief: What chose the points; None for the observed front.
 
     Returns:
-        The front; `knee` is None if no point has every objective and constraint on the
+        The front; `hypervolume_report` is of the members alone where a belief publishes more
+        points; `knee` is None if no point has every objective and constraint on the
         report split.
 
     Raises:
@@ -124,8 +146,11 @@ def assemble_front(
                 f"front of '{spec.name}', candidate {key}: needs its report-split result; "
                 f"got split '{result.split}' of candidate {result.candidate}."
             )
-    members = front_trials(spec, trials)
-    points = [_point(trial, report_results) for trial in members]
+    observed = front_trials(spec, trials)
+    chosen = observed
+    if belief is not None:
+        chosen = [item for item in eligible_trials(trials) if item.number in belief.points]
+    points = [_point(trial, report_results, belief) for trial in chosen]
     references = [_point(trial, report_results) for trial in reference_trials(trials)]
     front = Front(
         study=spec.name,
@@ -133,25 +158,29 @@ def assemble_front(
         objectives=objective_documents(spec),
         points=[point for point in points if point is not None],
         references=[point for point in references if point is not None],
-        hypervolume_search=front_hypervolume(spec, members),
+        hypervolume_search=front_hypervolume(spec, observed),
+        belief=None if belief is None else belief.front,
     )
-    valued = [row for point in front.points if (row := sound_row(spec, point.report)) is not None]
+    counted = [
+        point for point in front.points if belief is None or point.number in belief.front.members
+    ]
+    valued = [row for point in counted if (row := sound_row(spec, point.report)) is not None]
     return front.model_copy(
         update={
-            "knee": knee_number(spec, front.points, split="report"),
+            "knee": knee_number(spec, counted, split="report"),
             "hypervolume_report": _hypervolume(spec, valued),
         }
     )
 
 
 def knee_number(spec: StudySpec, points: Sequence[FrontPoint], *, split: Split) -> int | None:
-    """Return the trial number of the knee among points, on one split.
+    """Return the trial number of the knee among points.
 
     Args:
         spec: The study.
-        points: Points of the front.
-        split: Whose values to use; points that break a constraint there, or lack a value,
-            cannot be the knee.
+        points: Points of the front; those with a belief count by its means.
+        split: Whose values to use of the others. Points that break a constraint there, or lack a
+            value, cannot be the knee.
 
     Returns:
         The trial number, or None if no point qualifies.
@@ -160,6 +189,8 @@ def knee_number(spec: StudySpec, points: Sequence[FrontPoint], *, split: Split) 
     numbers: list[int] = []
     for point in points:
         row = sound_row(spec, point.search if split == "search" else point.report)
+        if row is not None and point.belief is not None:
+            row = [point.belief.values[item.metric].mean for item in spec.objectives]
         if row is not None:
             rows.append(row)
             numbers.append(point.number)
@@ -241,7 +272,11 @@ def objective_documents(spec: StudySpec) -> list[dict[str, Any]]:
     return documents
 
 
-def _point(trial: TrialRecord, report_results: Mapping[str, CandidateResult]) -> FrontPoint | None:
+def _point(
+    trial: TrialRecord,
+    report_results: Mapping[str, CandidateResult],
+    belief: BelievedFront | None = None,
+) -> FrontPoint | None:
     report = report_results.get(trial.candidate)
     if report is None or trial.result is None:
         return None
@@ -253,7 +288,15 @@ def _point(trial: TrialRecord, report_results: Mapping[str, CandidateResult]) ->
         search=trial.result,
         report=report,
         recipe=trial.recipe,
+        belief=None if belief is None else belief.points[trial.number],
     )
+
+
+def _once(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    first: dict[str, TrialRecord] = {}
+    for trial in sorted(trials, key=lambda trial: (trial.role != "reference", trial.number)):
+        first.setdefault(trial.candidate, trial)
+    return list(first.values())
 
 
 def _is_eligible(trial: TrialRecord) -> bool:

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from safemerge.config.base import StrictModel
 from safemerge.config.metric import Direction, Unit
 
+INTERRUPTED = "interrupted: the driver stopped before the result came back"
+"""Reason of a trial that was in flight then; another one asks its recipe again."""
+
 Split = Literal["search", "report"]
 """Which prompts: those of the search, or the held-out ones that the front is published on."""
 
@@ -202,9 +205,44 @@ class TrialRecord(StrictModel):
                 yield expert["name"], end
 
     @property
+    def is_tried_again(self) -> bool:
+        """Whether another trial asks its recipe again, so that the two count once."""
+        return self.retried or self.reason == INTERRUPTED
+
+    @property
     def interpolated(self) -> bool:
         """Whether weights between two trained models were scored: an estimate, not for a front."""
         return any(expert.get("between") is not None for expert in self.recipe.get("experts", ()))
+
+
+class Believed(StrictModel):
+    """What is believed of a value after all evaluations: posterior mean and 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class PointBelief(StrictModel):
+    """What is believed of one candidate on the search split's kind of prompts."""
+
+    values: dict[str, Believed]
+    """By metric, of the objectives."""
+    chance: float = Field(ge=0, le=1)
+    """Probability that no other candidate dominates it and that it keeps every limit."""
+
+
+class FrontBelief(StrictModel):
+    """How a front was chosen by a posterior."""
+
+    evaluations: int = Field(ge=0)
+    """Scored trials that the model was fitted to."""
+    members: list[int]
+    """Trials whose posterior means no other's dominate, by number."""
+    chance: float
+    """Points from this probability on are published, the members in any case."""
+    hypervolume: Believed
+    """Of the published points."""
 
 
 class FrontPoint(StrictModel):
@@ -217,6 +255,8 @@ class FrontPoint(StrictModel):
     search: CandidateResult
     report: CandidateResult
     recipe: dict[str, Any]
+    belief: PointBelief | None = Field(default=None, exclude_if=lambda given: given is None)
+    """None where the front is the observed one."""
 
 
 class Front(StrictModel):
@@ -227,11 +267,15 @@ class Front(StrictModel):
     objectives: list[dict[str, Any]]
     """Metric, direction and reference of each objective."""
     points: list[FrontPoint]
-    """Non-dominated feasible trials on the search split, all reported on the report split."""
+    """Non-dominated feasible trials on the search split, as observed or as believed, all reported
+    on the report split."""
     references: list[FrontPoint] = Field(default_factory=list)
     """Parents, the plain mean and warm starts, on both splits, for comparison."""
     knee: int | None = None
-    """Trial number of the knee point on the report split."""
+    """Trial number of the knee point: by posterior means where there is a belief, else on the
+    report split."""
+    belief: FrontBelief | None = Field(default=None, exclude_if=lambda given: given is None)
+    """How the points were chosen by a posterior; None where they are the observed front."""
     covered: bool = Field(default=False, exclude_if=lambda given: not given)
     """Whether the search ended because every recipe of its spaces was sampled."""
     hypervolume_search: float | None = None

@@ -17,6 +17,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
+from safemerge.interrupt import Terminated
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
@@ -146,7 +147,9 @@ def run_study(
                 starts,
             )
             resolved, rows = with_inputs(resolved, suites)
+            resolved = _with_sampler(resolved, folder, progress, new_data=new_data)
             store = _open_store(resolved, folder, progress, rows=rows, new_data=new_data)
+            stack.enter_context(progress.also(store.log))
             stack.enter_context(ray_cluster())
             later = Ingredients(say=progress.say, on_step=progress.training_step, starts=False)
             supply = stack.enter_context(make_supply(spec, resolved, later))
@@ -158,6 +161,19 @@ def run_study(
         progress.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
         raise
     write_report(folder)
+
+
+def _with_sampler(
+    spec: StudySpec, folder: Path, progress: Progress, *, new_data: bool
+) -> StudySpec:
+    from safemerge.search.storage import with_sampler
+
+    store = RunStore(folder)
+    stored = store.study().config if store.exists and not new_data else None
+    settled, told = with_sampler(spec, stored)
+    if told is not None:
+        progress.say(told)
+    return settled
 
 
 def _open_store(
@@ -180,7 +196,6 @@ def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place
 
     spec, finished = study.spec, finished_trials(study.records)
     if study.rebuilt is not None:
-        study.store.log(study.rebuilt)
         progress.say(study.rebuilt)
     if finished:
         progress.say(f"resuming: {len(finished)} finished trials kept")
@@ -215,7 +230,9 @@ def _round(
     spec = study.spec
     app = f"safemerge-{spec.name}"
     progress.say(f"starting {spec.evaluator.min_replicas} evaluator replicas (about 30 to 60 s)")
-    with Evaluator(spec, app=app) as evaluator:
+    with ExitStack() as up:
+        with trials.paused():
+            evaluator = up.enter_context(Evaluator(spec, app=app))
         progress.say("evaluator is up: searching")
         try:
             if not search_round(study, app=app, on_record=trials.record, supply=supply):
@@ -228,8 +245,11 @@ def _round(
                     f"the budget of {spec.num_trials}; the search ends here"
                 )
             publish(study.spec, study.store, evaluator, list(study.records), progress)
-        except KeyboardInterrupt:
-            progress.say("interrupted: shutting the evaluator down (Ctrl-C again: at once)")
+        except KeyboardInterrupt as interrupt:
+            by_signal = isinstance(interrupt, Terminated)
+            told = "ended by SIGTERM" if by_signal else "interrupted"
+            hint = "" if by_signal else " (Ctrl-C again: at once)"
+            progress.say(f"{told}: shutting the evaluator down{hint}")
             raise
     return True
 
@@ -245,6 +265,7 @@ def publish(
     from safemerge.distributed.search import evaluate_report_split
     from safemerge.reports import assemble_front, front_trials
     from safemerge.search import Drawn, is_covered
+    from safemerge.search.posterior import believed_front
 
     complete = [record for record in records if record.state == "COMPLETE"]
     if not complete:
@@ -252,7 +273,18 @@ def publish(
         raise StudyError(
             f"{store.folder}: no trial finished; first reason: {reasons[0] if reasons else '?'}"
         )
-    front = front_trials(spec, complete)
+    found = believed_front(spec, records)
+    belief = None if isinstance(found, str) else found
+    if belief is None:
+        front, told = front_trials(spec, complete), f"by observed values: {found}"
+    else:
+        front = [item for item in complete if item.number in belief.points]
+        told = (
+            f"by the posterior of {belief.front.evaluations} recipes; "
+            f"{len(front)} have a fair chance of it"
+        )
+    progress.say(f"front: {told}")
+    store.log(f"front: {told}")
     references = [record for record in complete if record.role == "reference"]
     wanted = list({record.number: record for record in [*front, *references]}.values())
     progress.say(
@@ -265,7 +297,8 @@ def publish(
         progress.say(f"{place} {trial.label}: {_objectives(spec, result)}{left}")
 
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
-    published = assemble_front(spec, records, results, study_digest=store.study().digest)
+    digest = store.study().digest
+    published = assemble_front(spec, records, results, study_digest=digest, belief=belief)
     published = published.model_copy(update={"covered": is_covered(spec, Drawn.of(records))})
     if spec.rung is not None:
         published = _found_with(spec.rung, published)

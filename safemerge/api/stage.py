@@ -11,6 +11,7 @@ from safemerge.api.declared import StrPath, declared, save_yaml
 from safemerge.api.progress import Progress, Say
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.schema import model_of
+from safemerge.errors import UserError
 from safemerge.files import disk_errors
 from safemerge.run_folder import RunFolder
 
@@ -38,21 +39,26 @@ def align(
     *,
     results: StrPath = "results",
     resume: bool = False,
+    restart: bool = False,
     progress: Say | None = None,
+    again: str = "safemerge.align(...)",
 ) -> TrainedCheckpoint:
     """Train an alignment stage on Ray Train, or find it in the cache.
 
     Args:
         stage: A file (``safemerge schema align``), or its keys as a mapping.
         results: Folder of run folders.
-        resume: Continue unfinished training from its last checkpoint, else begin it anew.
+        resume: As if left out: unfinished training is continued from its last checkpoint.
+        restart: Drop unfinished training and begin anew.
         progress: Called with lines of progress, e.g. `print`; the log if left out.
+        again: How the stage is continued, for messages.
 
     Raises:
         UserError: If the stage, its data or its base is wrong.
         TrainingError: If training failed.
     """
-    return _train(stage, "align", results=results, resume=resume, progress=progress)
+    _refuse_both(resume, restart)
+    return _train(stage, "align", results=results, restart=restart, progress=progress, again=again)
 
 
 def finetune(
@@ -60,21 +66,36 @@ def finetune(
     *,
     results: StrPath = "results",
     resume: bool = False,
+    restart: bool = False,
     progress: Say | None = None,
+    again: str = "safemerge.finetune(...)",
 ) -> TrainedCheckpoint:
     """Fine-tune an expert on Ray Train, or find it in the cache.
 
     Args:
         stage: A file (``safemerge schema finetune``), or its keys as a mapping.
         results: Folder of run folders.
-        resume: Continue unfinished training from its last checkpoint, else begin it anew.
+        resume: As if left out: unfinished training is continued from its last checkpoint.
+        restart: Drop unfinished training and begin anew.
         progress: Called with lines of progress, e.g. `print`; the log if left out.
+        again: How the stage is continued, for messages.
 
     Raises:
         UserError: If the stage, its data or its base is wrong.
         TrainingError: If training failed.
     """
-    return _train(stage, "finetune", results=results, resume=resume, progress=progress)
+    _refuse_both(resume, restart)
+    return _train(
+        stage, "finetune", results=results, restart=restart, progress=progress, again=again
+    )
+
+
+def _refuse_both(resume: bool, restart: bool) -> None:
+    if resume and restart:
+        raise UserError(
+            "training: resume (--resume) continues from the last checkpoint, restart (--restart) "
+            "drops it; got both. Drop either."
+        )
 
 
 def _train(
@@ -82,8 +103,9 @@ def _train(
     kind: Literal["align", "finetune"],
     *,
     results: StrPath,
-    resume: bool,
+    restart: bool,
     progress: Say | None,
+    again: str,
 ) -> TrainedCheckpoint:
     model: Any = model_of(kind)
     spec: AlignSpec | FinetuneSpec = declared(stage, model, kind=kind)
@@ -102,8 +124,12 @@ def _train(
         file = Path(stage)
     reference = CheckpointRef.model_validate({"name": spec.name, kind: str(file.resolve())})
     lines = Progress(progress)
-    ingredients = Ingredients(say=lines.say, on_step=lines.training_step, resume=resume)
-    resolved = ingredients.resolve([reference])[spec.name]
+    ingredients = Ingredients(say=lines.say, on_step=lines.training_step, restart=restart)
+    try:
+        resolved = ingredients.resolve([reference])[spec.name]
+    except KeyboardInterrupt:
+        lines.say(f"interrupted; checkpoints are kept. Go on: {again}")
+        raise
     checkpoint = Path(str(resolved.path))
     work = checkpoint.with_name(checkpoint.name + ".work")
     if (work / LOG_FILE).exists():

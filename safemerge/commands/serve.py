@@ -20,7 +20,8 @@ def run(options: argparse.Namespace) -> None:
     suites = preflight(spec, console).suites
 
     from safemerge.distributed.cluster import ray_cluster
-    from safemerge.distributed.evaluator import DEPLOYMENT, Evaluator
+    from safemerge.distributed.evaluator import Evaluator
+    from safemerge.distributed.request import DEPLOYMENT
 
     app = f"safemerge-{spec.name}"
     with ray_cluster():

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from safemerge.config.base import CONTENT, FREE, StrictModel
-from safemerge.config.source import TrainingData
+from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
+from safemerge.config.source import PromptData, TrainingData
 
 
 class HarmfulSpec(StrictModel):
@@ -69,10 +69,48 @@ class BoosterPhase(StrictModel):
     """Alpha in this phase; Booster's if left out."""
 
 
+class CalibrateSpec(StrictModel):
+    """Lambda by the size of the penalty that it makes, measured on the model at hand.
+
+    The stage begins with steps of plain alignment, which measure by how much the simulated harmful
+    step lowers the harmful loss, h(w) - h(w'). Lambda is then `penalty_nats` over the mean of
+    the last 10 of them. A penalty that dwarfs the alignment loss teaches no refusals.
+    """
+
+    penalty_nats: float = Field(gt=0)
+    """The penalty lambda (h(w) - h(w')) at the model that is measured, in nats."""
+    plain_steps: int = Field(default=10, ge=1)
+    """Optimiser steps with lambda 0 before. Few are enough where the base is aligned already;
+    else as many as it takes to learn to refuse."""
+
+
+class UntilSpec(StrictModel):
+    """A stage's end by what it taught: it stops at the first measurement that is good enough."""
+
+    refusal: float = Field(gt=0, le=1)
+    """Share of `prompts` that must be refused, by the wording of the answers."""
+    prompts: Annotated[list[PromptData], CONTENT] = Field(min_length=1)
+    """Held-out unsafe requests; none may be among the stage's rows."""
+    every: int = Field(default=20, ge=1)
+    """Steps between measurements. The stage's `steps` are the most that are taken."""
+    min_steps: int = Field(default=0, ge=0)
+    """Steps that are taken in any case, so that hardening goes on behind the first refusals."""
+    max_tokens: int = Field(default=16, ge=1)
+    """Tokens of each greedy answer that are read."""
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        return self.model_copy(update={"prompts": [p.located(folder) for p in self.prompts]})
+
+
+LAMBDA = 5.0
+"""Booster's default, the paper's."""
+
+
 class BoosterSpec(StrictModel):
     """Attenuation of harmful perturbation (Booster, ICLR 2025)."""
 
-    regularizer_strength: float = Field(default=5.0, ge=0, alias="lambda")
+    regularizer_strength: float = Field(default=LAMBDA, ge=0, alias="lambda")
     """Lambda, the weight of the harmful gradients' difference; 0 is plain alignment."""
     perturbation_step: float = Field(default=0.1, ge=0, alias="alpha")
     """Alpha, the length of the simulated harmful step in weight space."""
@@ -84,6 +122,25 @@ class BoosterSpec(StrictModel):
     """Lambda driven by the harmful gradients; constant if left out."""
     phases: list[BoosterPhase] = Field(default_factory=list)
     """Multi-stage schedule of lambda and alpha; one phase if empty."""
+    calibrate: Annotated[CalibrateSpec | None, LATER] = None
+    """Measures lambda for this alpha, instead of `lambda`."""
+
+    @model_validator(mode="after")
+    def _one_lambda(self) -> Self:
+        if self.calibrate is None:
+            return self
+        for key, given in (
+            ("lambda", self.regularizer_strength != LAMBDA),
+            ("adaptive", self.adaptive is not None),
+            ("phases", bool(self.phases)),
+        ):
+            if given:
+                raise ValueError(f"calibrate sets lambda; got it beside {key}. Remove one.")
+        if self.perturbation_step == 0:
+            raise ValueError(
+                "calibrate needs a simulated step; got alpha 0. Give alpha a length, e.g. 0.01."
+            )
+        return self
 
 
 class VaccineSpec(StrictModel):

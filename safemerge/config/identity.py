@@ -28,10 +28,13 @@ def study_identity(spec: StudySpec, *, other: StudySpec | None = None) -> dict[s
             both have one, else by its reference; without `other`, if `spec` has one.
 
     Returns:
-        What counts of it (see `Identity`), warm starts by their recipes. What it reads is
-        compared by `safemerge.config.inputs.input_changes`.
+        What counts of it (see `Identity`), warm starts by their recipes. With `other`, a sampler
+        that is left open (``auto``) is the other's. What the study reads is compared by
+        `safemerge.config.inputs.input_changes`.
     """
     document = spec.counted()
+    if other is not None and spec.sampler.name == "auto":
+        document["sampler"]["name"] = other.sampler.name
     if spec.started:
         document["start"] = {start.name: start.recipe.digest for start in spec.started}
     items = [document["base"], *document["experts"], *document.get("trained", ())]

@@ -18,9 +18,11 @@ GIVEN = ("seed", "n_startup_trials", "constraints_func")
 class SamplerSpec(StrictModel):
     """How the next recipe is chosen (Optuna)."""
 
-    name: Literal["tpe", "bayesian", "nsga2", "random"] = "tpe"
+    name: Literal["auto", "tpe", "bayesian", "nsga2", "random"] = "auto"
     """``bayesian``: the largest expected gain of hypervolume (qLogNEHVI, BoTorch) by Gaussian
-    processes that know each evaluation's noise; about a CPU second a recipe."""
+    processes that know each evaluation's noise; about a CPU second a recipe. ``auto``: what the
+    run began with; a new one takes ``bayesian``, or ``tpe`` without BoTorch or with more than
+    a hundred combinations of choices. The run stores which."""
     startup: int = Field(default=8, ge=1)
     """Recipes drawn over the whole space before the sampler learns."""
     use: str | None = Field(default=None, exclude_if=lambda given: given is None)
@@ -61,7 +63,7 @@ class SamplerSpec(StrictModel):
                     "without. Add use, or drop them."
                 )
             return self
-        if self.name != "tpe":
+        if self.name not in ("auto", "tpe"):
             raise ValueError(f"name and use exclude each other; got {self.name!r}. Drop one.")
         ours = sorted(set(self.arguments) & set(GIVEN))
         if ours:

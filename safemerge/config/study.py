@@ -228,6 +228,10 @@ class StudySpec(StrictModel):
     warm starts that no space expresses) come on top."""
     references: bool = True
     """Evaluate every parent and the plain mean first."""
+    front: Annotated[Literal["posterior", "observed"], FREE] = "posterior"
+    """What the published front is chosen by: the ``posterior`` of a Gaussian process over all
+    scored recipes (needs BoTorch and a dozen of them, else as ``observed``), or the values as
+    observed, of which the luckiest are published."""
     rung: RungSpec | None = Field(default=None, exclude_if=lambda given: given is None)
     """Losses on pairs that sampled recipes are scored on first, in one forward pass; hopeless ones
     are pruned there."""

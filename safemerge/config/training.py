@@ -12,13 +12,14 @@ from safemerge.config.alignment import (
     HarmfulSpec,
     LisaSpec,
     RepnoiseSpec,
+    UntilSpec,
     VaccineSpec,
 )
 from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.location import located_path
-from safemerge.config.source import TrainingData
+from safemerge.config.source import PromptData, TrainingData
 
 
 class LoraSpec(StrictModel):
@@ -148,7 +149,7 @@ class _Training(StrictModel):
         return self
 
     @property
-    def training_sets(self) -> dict[str, TrainingData]:
+    def training_sets(self) -> dict[str, PromptData]:
         """Every set whose rows the stage sees, by its place in the file."""
         return {f"data.{index}": item for index, item in enumerate(self.data)}
 
@@ -239,7 +240,7 @@ class FinetuneSpec(_Training):
         return self
 
     @property
-    def training_sets(self) -> dict[str, TrainingData]:
+    def training_sets(self) -> dict[str, PromptData]:
         """See `AlignSpec.training_sets`; poison and alignment data of Lisa among them."""
         sets = super().training_sets
         if self.poison is not None:
@@ -289,6 +290,8 @@ class AlignSpec(_Training):
     """Settings of ``vaccine``."""
     repnoise: Annotated[RepnoiseSpec | None, LATER] = None
     """Settings of ``repnoise``."""
+    until: Annotated[UntilSpec | None, LATER] = None
+    """Ends the stage once held-out requests are refused; all `steps` are taken if left out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -333,9 +336,31 @@ class AlignSpec(_Training):
         return self
 
     @model_validator(mode="after")
+    def _until_is_measured(self) -> Self:
+        if self.until is None:
+            return self
+        if self.until.min_steps >= self.steps:
+            raise ValueError(
+                f"until.min_steps must be fewer than the stage's {self.steps} steps; got "
+                f"{self.until.min_steps}. Lower it, or raise steps."
+            )
+        if self.workers.num_workers > 1:
+            raise ValueError(
+                "until generates answers on one worker; got it with "
+                f"{self.workers.num_workers} workers. Take one, or remove it."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _booster_fits(self) -> Self:
         if self.booster is None:
             return self
+        calibrate = self.booster.calibrate
+        if calibrate is not None and calibrate.plain_steps >= self.steps:
+            raise ValueError(
+                f"booster.calibrate.plain_steps must be fewer than the stage's {self.steps} "
+                f"steps; got {calibrate.plain_steps}. Lower it."
+            )
         total = sum(phase.steps for phase in self.booster.phases)
         if self.booster.phases and total != self.steps:
             raise ValueError(
@@ -354,24 +379,28 @@ class AlignSpec(_Training):
         return self
 
     @property
-    def training_sets(self) -> dict[str, TrainingData]:
+    def training_sets(self) -> dict[str, PromptData]:
         """Every set whose rows the stage sees, by its place in the file.
 
-        The held-out harmful rows are among them: they are measured and not trained on, but who
-        tunes a stage by their loss has seen them.
+        Held-out rows are among them: they are measured and not trained on, but who tunes a stage
+        by their loss, or ends it by their answers, has seen them.
         """
         sets = super().training_sets
         for key in ("data", "test"):
             found = getattr(self.harmful, key) if self.harmful is not None else []
             sets |= {f"harmful.{key}.{index}": item for index, item in enumerate(found)}
+        if self.until is not None:
+            sets |= {f"until.prompts.{i}": item for i, item in enumerate(self.until.prompts)}
         return sets
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
         spec = super().located(folder)
-        if self.harmful is None:
-            return spec
-        return spec.model_copy(update={"harmful": self.harmful.located(folder)})
+        update: dict[str, object] = {}
+        for key in ("harmful", "until"):
+            if (section := getattr(self, key)) is not None:
+                update[key] = section.located(folder)
+        return spec.model_copy(update=update)
 
 
 TrainingSpec = FinetuneSpec | AlignSpec

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 
 from safemerge.config.extra import RUNTIME
 from safemerge.errors import PreflightError
+from safemerge.interrupt import kept_sigterm, uninterrupted
+from safemerge.scratch import owned, remove_abandoned, remove_marked
 
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Object store of a local cluster: only recipes and results travel, never weights."""
@@ -46,13 +47,14 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            _check_answers(address)
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            # No machine of a local cluster is ever drained: one process less for each stage.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            _start_local(num_cpus)
+        with kept_sigterm():
+            if address:
+                _check_answers(address)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                # No machine of a local cluster is ever drained: one process less for each stage.
+                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+                _start_local(num_cpus)
     except Exception as error:  # noqa: BLE001
         # A border: Ray raises a bare Exception where its processes start too slowly.
         where = f"RAY_ADDRESS={address}" if address else "local Ray"
@@ -61,14 +63,43 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
             advice = "Try again when fewer programs hold the machine's cores and memory."
         told = (str(error) or repr(error)).splitlines()[0].rstrip(".")
         raise PreflightError(f"cluster: {where} must answer; got: {told}. {advice}") from None
-    try:
+    with nullcontext() if address else _own_session():
+        try:
+            yield
+        finally:
+            # Serve's handles go on reporting from a thread, and would complain of the lost
+            # cluster.
+            # NOTE: no serve.shutdown(): it ends the controller under those handles, which
+            # complain.
+            logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+            with uninterrupted():
+                ray.shutdown()
+
+
+@contextmanager
+def _own_session() -> Iterator[None]:
+    """Remove the folder of a local cluster's session after the cluster has ended.
+
+    Ray keeps every one. After an error it stays, for Ray's logs, until another one starts.
+    """
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is None:
         yield
-    finally:
-        # Serve's handles go on reporting from a thread, and would complain of the lost cluster.
-        # NOTE: no serve.shutdown(): it ends the controller under those handles, which complain.
-        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
-        with _uninterrupted():
-            ray.shutdown()
+        return
+    folder = Path(node.get_session_dir_path())
+    remove_abandoned(folder.parent, "session_")
+    failed = False
+    with owned(folder):
+        try:
+            yield
+        except Exception:
+            failed = True
+            raise
+        finally:
+            if not failed:
+                remove_marked(folder)
 
 
 def _start_local(num_cpus: int | None) -> None:
@@ -122,16 +153,3 @@ def _check_answers(address: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
         except grpc.FutureTimeoutError:
             raise ConnectionError(f"no Ray cluster there within {ANSWER_S:g} s") from None
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C for the seconds in which Ray ends its processes: none may be left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)

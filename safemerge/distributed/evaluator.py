@@ -18,13 +18,13 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import EvaluatorSpec, StudySpec
 from safemerge.data.suite import load_suites
 from safemerge.distributed.judge import bound_judges, judge_maker, judges_until
+from safemerge.distributed.request import DEPLOYMENT, Request
 from safemerge.distributed.rung import RungPairs
 from safemerge.distributed.serving import (
     Application,
     EngineReplica,
     placed,
     received,
-    unwrapped,
 )
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import Engine, TokenizedPrompt
@@ -43,7 +43,6 @@ from safemerge.weights.hub import refs_on_this_node
 
 _Answer = TypeVar("_Answer")
 
-DEPLOYMENT = "CandidateEvaluator"
 CANARY_PROMPT = "Say hello."
 CANARY_EVERY_S = 30.0
 """An idle engine is asked this often whether it still answers."""
@@ -247,7 +246,10 @@ class Evaluator(Application):
 
     def score(self, recipe: MergeRecipe, split: Split) -> CandidateResult:
         """Score one recipe on one split; blocks until a replica has done it."""
-        return score_through(self._handle, recipe, split, timeout_s=self._placed.timeout_s)
+        response = self._handle.score.remote(recipe.model_dump_json(by_alias=True), split)
+        request = Request(response, timeout_s=self._placed.timeout_s, what="evaluator")
+        result: CandidateResult = request.result()
+        return result
 
     def score_all(self, recipes: list[MergeRecipe], split: Split) -> Iterator[CandidateResult]:
         """Score recipes side by side over the replicas; yield each, in the given order.
@@ -259,41 +261,8 @@ class Evaluator(Application):
             for recipe in recipes
         ]
         responses = [ask() for ask in asks]
-        limit = self._placed.timeout_s * len(recipes)
         for ask, response in zip(asks, responses, strict=True):
-            yield self.retried(ask, response, timeout_s=limit)
-
-
-def score_through(
-    handle: Any, recipe: MergeRecipe, split: Split, *, timeout_s: float
-) -> CandidateResult:
-    """Score a recipe through a deployment handle.
-
-    Raises:
-        EngineError, ScoringError: What the replica raised, without Ray's wrapping.
-    """
-    response = handle.score.remote(recipe.model_dump_json(by_alias=True), split)
-    return _result(response, timeout_s=timeout_s)
-
-
-def screen_through(
-    handle: Any, recipe: MergeRecipe, *, timeout_s: float
-) -> RungResult | CandidateResult:
-    """Take a recipe's losses on the low rung through a deployment handle.
-
-    Raises:
-        EngineError: What the replica raised, without Ray's wrapping.
-    """
-    response = handle.screen.remote(recipe.model_dump_json(by_alias=True))
-    found: RungResult | CandidateResult = unwrapped(
-        response, timeout_s=timeout_s, what="evaluator"
-    )
-    return found
-
-
-def _result(response: Any, *, timeout_s: float) -> CandidateResult:
-    result: CandidateResult = unwrapped(response, timeout_s=timeout_s, what="evaluator")
-    return result
+            yield self.retried(ask, response, timeout_s=self._placed.timeout_s)
 
 
 def candidates_at_once(spec: StudySpec) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -9,10 +10,16 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 
 from safemerge.config.training import WorkersSpec
 from safemerge.errors import SafemergeError
+
+logger = logging.getLogger(__name__)
+
+WORKER_LOSSES = 2
+"""How often a run goes on after its workers' processes died: killed, or out of memory."""
 
 
 def start_fit(
@@ -27,7 +34,9 @@ def start_fit(
     """Start a Ray Train run and return at once.
 
     The run's controller is an actor beside this process; a task around ``fit()`` would only
-    be one more process that imports torch.
+    be one more process that imports torch. After a worker's process died, the run goes on from
+    its newest checkpoint, `WORKER_LOSSES` times at most. What a worker raises ends it: another
+    try would raise the same.
 
     Args:
         worker: What every worker runs.
@@ -44,33 +53,50 @@ def start_fit(
     resources = {"CPU": workers.cpus_per_worker}
     if workers.gpus_per_worker:
         resources["GPU"] = workers.gpus_per_worker
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config=dict(config),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
-            use_gpu=workers.gpus_per_worker > 0,
-            resources_per_worker=resources,
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=num_to_keep),
-        ),
-    )
     found: Future[None] = Future()
 
+    def new_trainer() -> TorchTrainer:
+        return TorchTrainer(
+            worker,
+            train_loop_config=dict(config),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers.num_workers,
+                use_gpu=workers.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=str(storage),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=num_to_keep),
+            ),
+        )
+
     def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            found.set_exception(error)
-        else:
-            found.set_result(None)
+        for losses_left in reversed(range(WORKER_LOSSES + 1)):
+            try:
+                trainer.fit() if losses_left == WORKER_LOSSES else new_trainer().fit()
+            except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+                if losses_left and _lost_worker(error):
+                    logger.warning("%s: a worker was lost; training goes on", storage)
+                    continue
+                found.set_exception(error)
+            else:
+                found.set_result(None)
+            return
+
+    trainer = new_trainer()  # what is wrong with it is raised here
 
     # A daemon, so that an interrupted command ends though its run is still blocked in Ray.
     threading.Thread(target=fit, name=f"fit-{name}", daemon=True).start()
     return found
+
+
+def _lost_worker(error: BaseException) -> bool:
+    """Whether a worker's process died, whatever the others then raised."""
+    failures = getattr(error, "worker_failures", {})
+    # Ray Train hears of it when it next asks the worker how far it is.
+    causes = [getattr(found, "health_check_failure", found) for found in failures.values()]
+    return any(isinstance(cause, RayActorError) for cause in causes)
 
 
 def cause_of(error: BaseException) -> str:
@@ -80,6 +106,8 @@ def cause_of(error: BaseException) -> str:
         if isinstance(seen, SafemergeError) and not isinstance(seen, ray.exceptions.RayError):
             return str(seen)
         seen = getattr(seen, "cause", None) or seen.__cause__
+    if _lost_worker(error):
+        return "a worker's process died again and again: killed, or out of memory"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in reversed(lines) if "Error" in line), lines[-1])
     return re.sub(r"^safemerge\.errors\.\w+: ", "", told)

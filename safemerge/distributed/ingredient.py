@@ -24,9 +24,17 @@ from safemerge.distributed.statistics import (
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import CheckpointError, ConfigError, TrainingError
 from safemerge.training.batch import load_mixture
-from safemerge.training.ingredient import ingredient_digest, ingredient_folder, is_finished
+from safemerge.training.ingredient import (
+    MARKER,
+    MEASURED,
+    ingredient_digest,
+    ingredient_folder,
+    is_finished,
+)
 from safemerge.training.lora import bare_model, check_targets
+from safemerge.training.measured import told_measures
 from safemerge.training.packaged_model import packaged_model
+from safemerge.weights.checkpoint import read_json
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.hub import hub_snapshot
 
@@ -212,7 +220,7 @@ class Ingredients:
     Args:
         say: Called with one line of progress.
         on_step: Called with a stage's name, a step's metrics and the number of steps.
-        resume: Continue unfinished training from its last checkpoint; else start it anew.
+        restart: Drop unfinished training; else it is continued from its last checkpoint.
         stack: Keeps a cluster that had to be started; ended with `resolve` if None.
         starts: Whether a cluster may be started at all; if not, one must be connected.
     """
@@ -222,7 +230,7 @@ class Ingredients:
         *,
         say: Callable[[str], None],
         on_step: Callable[[str, Any, int], None],
-        resume: bool = True,
+        restart: bool = False,
         stack: ExitStack | None = None,
         starts: bool = True,
     ) -> None:
@@ -230,7 +238,7 @@ class Ingredients:
         self._say = say
         self._stack = stack
         self._on_step = on_step
-        self._resume = resume
+        self._restart = restart
         self._folders: dict[Stage, Path] = {}
         self._snapshots: dict[tuple[str, str | None], Path] = {}
 
@@ -335,6 +343,7 @@ class Ingredients:
                     self._say(f"{label}: {words}")
             if is_finished(folder):
                 self._say(f"{label}: cached ({folder.name})")
+                self._tell_measures(label, folder)
                 continue
             if folder in runs:
                 self._say(f"{label}: the same as {runs[folder].label}")
@@ -346,11 +355,17 @@ class Ingredients:
             self._say(f"{label}: training {spec.steps} steps on {rows} samples (Ray Train)")
             provenance = {"digest": key, "base_fingerprint": base_fingerprint, "cut_rows": cut}
             runs[folder] = StageRun(spec, base, folder, provenance, label)
-            if not self._resume:
+            if self._restart:
                 shutil.rmtree(runs[folder].work, ignore_errors=True)
         if runs:
             need_cluster()
             run_stages(list(runs.values()), on_progress=self._on_step)
+            for folder, run in runs.items():
+                self._tell_measures(run.label, folder)
+
+    def _tell_measures(self, label: str, folder: Path) -> None:
+        for line in told_measures(read_json(folder / MARKER).get(MEASURED, {})):
+            self._say(f"{label}: {line}")
 
 
 def _plain(refs: Sequence[CheckpointRef]) -> Iterator[CheckpointRef]:

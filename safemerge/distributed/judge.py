@@ -14,7 +14,8 @@ from ray import serve
 
 from safemerge.config.base import digest
 from safemerge.config.judge import JudgeServiceSpec, JudgeSpec, ModelJudge
-from safemerge.distributed.serving import HEALTH_CHECK_EVERY_S, received, unwrapped
+from safemerge.distributed.request import unwrapped
+from safemerge.distributed.serving import HEALTH_CHECK_EVERY_S, received
 from safemerge.errors import EngineError, SafemergeError, ScoringError
 from safemerge.scoring.judge import Exchange, Judge, Judgement, unscored
 from safemerge.scoring.local_judge import local_judge

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 
 from ray import tune
@@ -17,13 +16,15 @@ from safemerge.data.suite import Suites
 from safemerge.distributed.background_training import Supply, refuse_hopeless
 from safemerge.distributed.contamination import check_report, check_study_rung
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
-from safemerge.distributed.searcher import RungScheduler, StudySearcher
+from safemerge.distributed.scheduler import StudyScheduler
+from safemerge.distributed.searcher import StudySearcher
 from safemerge.distributed.trainable import CandidateTrainable
 from safemerge.errors import StudyError
 from safemerge.merge.candidate_tokenizer import tokenizer_models
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.tokenizer_notice import tokenizer_notices
 from safemerge.records import CandidateResult, TrialRecord
+from safemerge.scratch import scratch_folder
 from safemerge.search.study import SearchStudy
 from safemerge.weights.adapter import is_adapter, open_checkpoint
 from safemerge.weights.agreement import check_agreement
@@ -166,19 +167,19 @@ def _tune(
         at_once=at_once,
     )
     resources = tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY_BYTES}])
-    with tempfile.TemporaryDirectory(prefix="safemerge-tune-") as scratch:
+    with scratch_folder("tune") as scratch:
         tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=None if spec.rung is None else RungScheduler(searcher.promote),
+                scheduler=StudyScheduler(clients=at_once, promote=searcher.promote),
                 num_samples=-1,  # the searcher says when it is done
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="search",
-                storage_path=scratch,  # the run's folder is the state, not Tune's
+                storage_path=str(scratch),  # the run's folder is the state, not Tune's
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),

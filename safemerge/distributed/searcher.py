@@ -6,30 +6,25 @@ RUNNING for ever, and it has no hook for constraints.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from safemerge.distributed.background_training import Supply
-from safemerge.errors import StudyError, UserError
+from safemerge.distributed.trainable import (
+    FAILURE,
+    NO_REPLICA,
+    RESULT,
+    RETRY,
+    SCREENED,
+    WRONG,
+)
+from safemerge.errors import NoReplicaError, SafemergeError, StudyError, UserError
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.study import SearchStudy
-
-logger = logging.getLogger(__name__)
-
-RESULT, FAILURE, RETRY = "safemerge_result", "safemerge_failure", "safemerge_retry"
-"""Keys of a trial's last report: a result, or why there is none and whether to try again."""
-WRONG = "safemerge_wrong_input"
-"""Key beside them: whether the user's files are at fault, so that no other trial can do better."""
-SCREENED = "screened"
-"""Key of a trial's configuration: whether its losses on the low rung are known."""
-RUNG = "safemerge_rung"
-"""Key of a trial's report before, if the study has a low rung: its losses there."""
 
 
 class StudySearcher(Searcher):
@@ -63,13 +58,13 @@ class StudySearcher(Searcher):
         self._held: list[int] = list(study.in_flight)
         self._numbers: dict[str, int] = {}
         self._stopped: dict[str, Pruned | Failure] = {}
-        self._wrong: UserError | None = None
+        self._end: SafemergeError | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's configuration, or that there is none left.
 
         Raises:
-            UserError: See `refuse_wrong`, and `Supply.delivered`.
+            UserError, NoReplicaError: See `refuse_wrong`, and `Supply.delivered`.
         """
         self.refuse_wrong()
         while True:
@@ -92,15 +87,16 @@ class StudySearcher(Searcher):
         return _config(proposal, screened=losses is not None)
 
     def refuse_wrong(self) -> None:
-        """End the search if a trial met files of the user's that are wrong by now.
+        """End the search if a trial met what no other one can do better with.
 
         That trial stays in flight: it is asked again when the search is resumed.
 
         Raises:
-            UserError: What the trial met.
+            UserError: If files of the user's are wrong by now.
+            NoReplicaError: If no replica takes recipes any more.
         """
-        if self._wrong is not None:
-            raise self._wrong
+        if self._end is not None:
+            raise self._end
 
     def _take_deliveries(self) -> None:
         """Take in what was trained; end the proposals that wait for what could not be.
@@ -174,8 +170,13 @@ class StudySearcher(Searcher):
         if number is None:
             return
         outcome: CandidateResult | Failure | Pruned | None = self._stopped.pop(trial_id, None)
-        if outcome is None and result is not None and result.get(WRONG):
-            self._wrong = self._wrong or UserError(str(result[FAILURE]))
+        if (
+            outcome is None
+            and result is not None
+            and (result.get(WRONG) or result.get(NO_REPLICA))
+        ):
+            kind = UserError if result.get(WRONG) else NoReplicaError
+            self._end = self._end or kind(str(result[FAILURE]))
             return
         if outcome is not None:
             pass
@@ -207,33 +208,6 @@ class StudySearcher(Searcher):
             f"{checkpoint_path}: a study resumes from its run folder; got a Tune checkpoint. "
             "Use `safemerge search … --resume`."
         )
-
-
-class RungScheduler(FIFOScheduler):
-    """Asks the search, after a trial's report from the rung, whether it goes on.
-
-    Args:
-        promote: From a trial's id and its losses to whether it goes on.
-    """
-
-    # NOTE: buffered, a trial would answer the prompts before anybody has looked at its losses.
-    _supports_buffered_results = False
-
-    def __init__(self, promote: Callable[[str, RungResult], bool]) -> None:
-        super().__init__()
-        self._promote = promote
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Stop a trial that the rung prunes; let every other one go on."""
-        if RUNG not in result:
-            return str(self.CONTINUE)
-        found = RungResult.model_validate_json(result[RUNG])
-        goes_on = self._promote(trial.trial_id, found)
-        return str(self.CONTINUE if goes_on else self.STOP)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its set-up for its own way to resume, which is not ours.
-        return {}
 
 
 def _config(proposal: Proposal, *, screened: bool) -> dict[str, Any]:

@@ -12,19 +12,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 import ray
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
-from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge
 from safemerge.config.study import EvaluatorSpec
+from safemerge.distributed.request import Request, reason
 from safemerge.engines.core_claim import CoreClaim
-from safemerge.errors import ConfigError, EngineError, PreflightError, SafemergeError, UserError
+from safemerge.errors import ConfigError, EngineError, NoReplicaError, PreflightError, UserError
+from safemerge.interrupt import Terminated
 
 _Declared = TypeVar("_Declared")
 
@@ -174,18 +175,21 @@ class Application:
         Args:
             ask: Sends the request again and returns its response.
             response: Of the first request, which was sent already.
-            timeout_s: For each try.
+            timeout_s: For each try, from when a replica took it.
 
         Raises:
-            EngineError: If there is no answer after `num_retries` more tries.
+            EngineError: If there is no answer after `num_retries` more tries; a
+                `NoReplicaError` if no replica took it for very long.
             SafemergeError: What the replica raised, without Ray's wrapping.
         """
         for _ in range(self._placed.num_retries):
             try:
-                return unwrapped(response, timeout_s=timeout_s, what=self._what)
+                return Request(response, timeout_s=timeout_s, what=self._what).result()
+            except NoReplicaError:
+                raise
             except EngineError:
                 response = ask()
-        return unwrapped(response, timeout_s=timeout_s, what=self._what)
+        return Request(response, timeout_s=timeout_s, what=self._what).result()
 
     def close(self) -> None:
         """Shut the application down and wait until its replicas are gone."""
@@ -194,8 +198,11 @@ class Application:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, Terminated):
+            _delete_soon(self._app)
+        else:
+            self.close()
 
 
 def least_needs(
@@ -245,9 +252,21 @@ def run_application(application: Any, *, app: str, what: str) -> Any:
         told = _deployment_reason(app) or reason(error)
         serve.delete(app)
         raise EngineError(f"{what}: no replica came up; got: {told}") from error
+    except Terminated:
+        _delete_soon(app)
+        raise
     except KeyboardInterrupt:
         serve.delete(app)
         raise
+
+
+def _delete_soon(app: str) -> None:
+    """Have an application shut down, without waiting for it: SIGTERM leaves seconds.
+
+    A local cluster ends with the command, and takes its replicas along.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        serve.delete(app, _blocking=False)
 
 
 def placed(evaluator: EvaluatorSpec) -> EvaluatorSpec:
@@ -296,26 +315,6 @@ def check_resources(
             )
 
 
-def unwrapped(response: Any, *, timeout_s: float, what: str) -> Any:
-    """Wait for a deployment's answer.
-
-    Raises:
-        EngineError: If there is none in time, or the replica was lost.
-        SafemergeError: What the replica raised, without Ray's wrapping.
-    """
-    try:
-        return response.result(timeout_s=timeout_s)
-    except TimeoutError:
-        with suppress(RayServeException):
-            response.cancel()
-        raise EngineError(f"{what}: no answer within {timeout_s:g} s.") from None
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, SafemergeError) else None
-        raise cause or EngineError(f"{what}: {reason(error)}") from error
-    except (ray.exceptions.RayError, RayServeException) as error:
-        raise EngineError(f"{what}: the replica was lost; got: {reason(error)}") from error
-
-
 def received(text: str, declaration: TypeAdapter[_Declared], *, what: str) -> _Declared:
     """Read what the driver sent; a package that only this node lacks is one clear message.
 
@@ -332,12 +331,6 @@ def received(text: str, declaration: TypeAdapter[_Declared], *, what: str) -> _D
     except ValidationError as error:
         told = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
         raise ConfigError(f"{what}, as read on node {platform.node()}: {told}") from None
-
-
-def reason(error: BaseException) -> str:
-    """Return the line of a long error that says most."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "?")
 
 
 def _deployment_reason(app: str) -> str:

@@ -32,12 +32,14 @@ from safemerge.training.full import (
     whole_weights,
 )
 from safemerge.training.gradient import Loss
-from safemerge.training.ingredient import FINGERPRINT, MARKER
+from safemerge.training.ingredient import FINGERPRINT, MARKER, MEASURED
 from safemerge.training.log import FollowedLog, MetricsLog
 from safemerge.training.lora import attach_lora, load_lora, save_trained
+from safemerge.training.measured import StageMeasures
 from safemerge.training.method import Method, held_out_loss, make_method, method_batches
 from safemerge.training.sft import StepMetrics, make_optimizer, stage_loss, train
 from safemerge.training.state import load_state, save_state
+from safemerge.training.until import RefusalGate
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.hub import on_this_node
 from safemerge.weights.skeleton import auto_class
@@ -110,8 +112,8 @@ def _run_stages(
                 failures.append(f"{stage.label}: {cause_of(error)}")
     if failures:
         raise TrainingError(
-            f"training failed: {'; '.join(failures)}. Checkpoints are kept: the same command "
-            "continues from the last one."
+            f"training failed: {'; '.join(failures)}. Checkpoints are kept: go on from the last "
+            "one with --resume."
         )
 
 
@@ -141,7 +143,8 @@ def _train_worker(config: dict[str, str]) -> None:
     device = claim_device(spec.workers)
     torch.manual_seed(spec.seed)  # noqa: TID251 - seeds the adapter's initial weights
     base = on_this_node(config["base"])
-    mixture = load_mixture(spec, ChatFormat(base, spec.chat))
+    chat = ChatFormat(base, spec.chat)
+    mixture = load_mixture(spec, chat)
     several = world_size > 1
     model, loss = _load_model(spec, base, device=device, several=several)
     _check_base(spec, base, json.loads(config["provenance"])["base_fingerprint"])
@@ -158,19 +161,25 @@ def _train_worker(config: dict[str, str]) -> None:
     )
     first_step = _restore(model, optimizer, method)
     log = MetricsLog(Path(config["work"]), done=first_step) if rank == 0 else None
+    until, measures = spec.until if isinstance(spec, AlignSpec) else None, StageMeasures(spec)
+    gate = None
+    if until is not None:
+        gate = RefusalGate(until, model, mixture.asked, chat=chat, base=base, device=device)
 
     def measure(step: int) -> dict[str, float]:
         """Loss on held-out harmful rows, which the first worker computes, all if it is sharded."""
+        known = {} if gate is None else gate.at(step)
         harmful = spec.harmful if isinstance(spec, AlignSpec) else None
         if harmful is None or not mixture.test or step % harmful.test_every:
-            return {}
+            return known
         if rank > 0 and not sharded:
-            return {}
+            return known
         size = harmful.batch_size
         found = held_out_loss(model, mixture, batch_size=size, device=device, loss=loss)
-        return {"harmful_test_loss": found}
+        return {**known, "harmful_test_loss": found}
 
     def on_step(metrics: StepMetrics) -> None:
+        measures.add(metrics)
         if log is not None:
             log.write(metrics)
         # Ray Train takes one report in a polling interval and lets the worker wait for it: only
@@ -178,7 +187,7 @@ def _train_worker(config: dict[str, str]) -> None:
         if metrics.step % spec.checkpoint_every == 0 and metrics.step < spec.steps:
             _report(model, optimizer, method, metrics, save=sharded or rank == 0)
 
-    train(
+    steps = train(
         model,
         optimizer,
         method_batches(mixture, spec, rank=rank, world_size=world_size),
@@ -187,12 +196,15 @@ def _train_worker(config: dict[str, str]) -> None:
         method=method,
         measure=measure,
         on_step=on_step,
+        stop=None if gate is None else gate.is_passed,
     )
     if log is not None:
         log.close()
+    refusal = None if gate is None else gate.refusal(steps)
+    measured = measures.record(steps=steps, refusal=refusal, num_asked=len(mixture.asked))
     weights = whole_weights(model) if spec.parameters == "full" else {}
     if rank == 0:
-        _publish(model, weights, spec, config)
+        _publish(model, weights, spec, config, measured)
 
 
 def _check_base(spec: FinetuneSpec | AlignSpec, base: Path, wanted: str) -> None:
@@ -265,6 +277,7 @@ def _publish(
     weights: dict[str, torch.Tensor],
     spec: FinetuneSpec | AlignSpec,
     config: dict[str, str],
+    measured: dict[str, Any],
 ) -> None:
     """Write the result beside its place, then rename: a folder is whole or absent."""
     folder, base = Path(config["folder"]), on_this_node(config["base"])
@@ -275,6 +288,7 @@ def _publish(
     else:
         save_trained(model, base, scratch, output=spec.output)
     marker = {"spec": spec.resolved(), **json.loads(config["provenance"])}
+    marker |= {MEASURED: measured} if measured else {}
     marker[FINGERPRINT] = fingerprint(scratch)
     (scratch / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     if folder.exists():

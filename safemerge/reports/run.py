@@ -9,9 +9,14 @@ from pathlib import Path
 
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
-from safemerge.front import front_trials, reference_trials
+from safemerge.front import (
+    HypervolumeStep,
+    front_trials,
+    hypervolume_steps,
+    reference_trials,
+)
 from safemerge.provenance import Provenance
-from safemerge.records import CandidateResult, Front, TrialRecord
+from safemerge.records import CandidateResult, Front, PointBelief, TrialRecord
 from safemerge.store import RunStore
 
 
@@ -24,6 +29,8 @@ class Point:
     trial: TrialRecord
     search: CandidateResult
     report: CandidateResult | None
+    belief: PointBelief | None = None
+    """Of published points whose front a posterior chose."""
 
     @property
     def shown(self) -> CandidateResult:
@@ -73,10 +80,13 @@ class Run:
 
     @cached_property
     def left_out(self) -> tuple[TrialRecord, ...]:
-        """Trials non-dominated on the search split that the published front lacks."""
+        """Trials chosen for the published front that it lacks, for want of a report result."""
         if self.front is None:
             return ()
         published = {point.number for point in self.front.points}
+        if self.front.belief is not None:
+            lacking = set(self.front.belief.members) - published
+            return tuple(trial for trial in self.trials if trial.number in lacking)
         return tuple(
             trial
             for trial in front_trials(self.spec, self.trials)
@@ -90,10 +100,18 @@ class Run:
         names = ("feasible", "infeasible", "broken", "pruned", "failed")
         return {key: found[key] for key in names}
 
+    @cached_property
+    def hypervolume_steps(self) -> list[HypervolumeStep]:
+        """The hypervolume of the search split after each trial."""
+        return hypervolume_steps(self.spec, self.trials)
+
     @property
     def num_sampled(self) -> int:
-        """Finished trials that the sampler proposed."""
-        return sum(trial.role == "sampled" and trial.exact_of is None for trial in self.trials)
+        """Finished recipes that the sampler proposed; one that was tried again counts once."""
+        return sum(
+            trial.role == "sampled" and trial.exact_of is None and not trial.is_tried_again
+            for trial in self.trials
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -138,7 +156,9 @@ class Run:
                     "lacks. Restore the folder from a copy."
                 )
             trial = by_number[item.number]
-            found.append(Point(item.number, item.label, trial, item.search, item.report))
+            found.append(
+                Point(item.number, item.label, trial, item.search, item.report, item.belief)
+            )
         return tuple(found)
 
 

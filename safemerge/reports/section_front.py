@@ -22,6 +22,7 @@ from safemerge.reports.markup import (
     no_number,
     number_cell,
     paragraph,
+    piece,
     quiet,
     table,
     text_cell,
@@ -30,14 +31,24 @@ from safemerge.reports.metric import safety_metrics, side_metrics
 from safemerge.reports.run import Point, Run
 from safemerge.reports.table import by_first_objective
 from safemerge.reports.versus import compare_all_with_references, is_parent, is_warm_start
-from safemerge.reports.wording import counted, difference_text, p_value_text, recipe_text
+from safemerge.reports.wording import (
+    amount,
+    counted,
+    difference_text,
+    p_value_text,
+    recipe_text,
+)
 
 MAX_MATRIX = 24
 """Front points beyond which the matrix of pairs gives way to the list."""
 
 
+MAX_LISTED = 300
+"""Comparisons beyond which they are not listed."""
+
+
 def front_section(run: Run) -> Markup:
-    """Return the table of front and reference points, and the table of safety lost."""
+    """Return the table of front and reference points."""
     if not run.points and not run.references:
         return paragraph("There is no point to show yet.")
     on_front = {point.number for point in run.points}
@@ -62,18 +73,27 @@ def front_section(run: Run) -> Markup:
         "Front points, best first objective first, then the reference points off the front. "
         "Mean (shares in percent), 95 % interval, n scored samples. Press a head to sort."
     )
-    parts = [
-        table(
-            caption,
-            heads,
-            rows,
-            css="front",
-            row_ids=[str(p.number) for p in points],
-            details=[_take(run, p) for p in points],
-        )
-    ]
-    parts += [_safety_lost(run, metric) for metric in safety_metrics(run.spec)]
-    return joined_markup(parts)
+    shown = table(
+        caption,
+        heads,
+        rows,
+        css="front",
+        row_ids=[str(p.number) for p in points],
+        details=[_take(run, p) for p in points],
+    )
+    return shown + _believed(run)
+
+
+def safety_lost_section(run: Run) -> Markup:
+    """Return the table of safety lost by every front point against every parent."""
+    found = joined_markup(_safety_lost(run, metric) for metric in safety_metrics(run.spec))
+    if not found:
+        return found
+    return fill(
+        '<details class="more"><summary>Safety lost by every front point</summary>{{ found }}'
+        "</details>",
+        found=found,
+    )
 
 
 def export_command(run: Run, number: int) -> str:
@@ -114,7 +134,14 @@ def pairs_section(run: Run) -> Markup:
         parts.append(
             fill('<div class="side">{{ matrices }}</div>', matrices=joined_markup(matrices))
         )
-    if pairs:
+    if len(pairs) > MAX_LISTED:
+        parts.append(
+            paragraph(
+                f"The {len(pairs)} comparisons that are not significant are too many to list: pin "
+                "two points in the chart, or take the JSON below the trials."
+            )
+        )
+    elif pairs:
         rows = [
             [
                 text_cell(f"{pair.left} and {pair.right}"),
@@ -136,7 +163,8 @@ def pairs_section(run: Run) -> Markup:
         )
         parts.append(
             fill(
-                "<details><summary>All {{ count }} not significant</summary>{{ inner }}</details>",
+                '<details class="more"><summary>All {{ count }} not significant</summary>'
+                "{{ inner }}</details>",
                 count=counted(len(pairs), "comparison"),
                 inner=inner,
             )
@@ -189,12 +217,7 @@ def _take(run: Run, point: Point) -> Markup:
     if run.front is None:  # Export needs a published front.
         return told
     command = export_command(run, point.number)
-    return fill(
-        '{{ told }} <span class="command"><code>{{ command }}</code>'
-        '<button type="button" class="copy" data-copy="{{ command }}">copy</button></span>',
-        told=told,
-        command=command,
-    )
+    return told + Markup(" ") + piece("command", command)
 
 
 def _estimate(run: Run, result: CandidateResult | None, metric: Metric) -> Cell:
@@ -204,6 +227,43 @@ def _estimate(run: Run, result: CandidateResult | None, metric: Metric) -> Cell:
         return no_number("broken")
     broken = {item.metric for item in broken_constraints(run.spec, result)}
     return estimate_cell(result.metrics.get(metric.name), is_broken=metric.name in broken)
+
+
+def _believed(run: Run) -> Markup:
+    """What the posterior that chose the front believes of its points, beside what was measured."""
+    if run.front is None or run.front.belief is None:
+        return Markup()
+    belief, metrics = run.front.belief, metrics_of(run.spec)
+    goals = [metrics[item.metric] for item in run.spec.objectives]
+    rows = []
+    for point in by_first_objective(run, run.points):
+        if point.belief is None:
+            continue
+        chance = point.belief.chance
+        cells = [Cell(point.name, float(point.number)), number_cell(chance, f"{chance:.0%}")]
+        for goal in goals:
+            found = point.belief.values[goal.name]
+            ends = (found.low, found.high)
+            told = fill(
+                '{{ value }}<span class="ci">{{ ends }}</span>',
+                value=amount(found.mean, goal.unit, sign=False),
+                ends=f"[{', '.join(amount(it, goal.unit, sign=False) for it in ends)}]",
+            )
+            cells.append(Cell(told, found.mean, is_number=True))
+            cells.append(_estimate(run, point.search, goal))
+        rows.append(cells)
+    heads = ["point", "chance of the front"]
+    for goal in goals:
+        heads += [f"{goal.name}{goal.sign}, believed", f"{goal.name}{goal.sign}, measured"]
+    volume = belief.hypervolume
+    caption = (
+        f"What is believed after {counted(belief.evaluations, 'scored recipe')}, each with its "
+        "own noise: posterior mean and 95 % interval, and the probability that no other recipe is "
+        f"better. Points with a chance of at least {belief.chance:.0%} are published. "
+        f"Their hypervolume is believed to be {volume.mean:.4f} "
+        f"[{volume.low:.4f}, {volume.high:.4f}]."
+    )
+    return table(caption, heads, rows, css="belief")
 
 
 def _safety_lost(run: Run, metric: Metric) -> Markup:
@@ -257,7 +317,7 @@ def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> Markup:
             )
             cells.append(Cell(shown))
         rows.append(cells)
-    heads = ["", *(str(point.number) for point in points)]
+    heads = ["trial", *(str(point.number) for point in points)]
     caption = fill(
         "{{ metric }}: \u2248 not significant, \u2260 differs (p at most 0.05 after correction "
         "for all comparisons of this report)",

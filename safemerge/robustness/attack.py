@@ -31,6 +31,8 @@ class AttackTrace:
     """(steps done, loss on held-out harmful rows in nats), the start and the end included."""
     cut: tuple[CutRows, ...] = ()
     """Sets of the attack with rows that were cut at `max_tokens`."""
+    kept: tuple[tuple[int, Path], ...] = ()
+    """(steps done, folder) of the weights that were kept along the way."""
 
 
 def run_attack(
@@ -39,6 +41,7 @@ def run_attack(
     *,
     curve: TrainingData | None = None,
     curve_every: int = 10,
+    keep_every: int | None = None,
     device: str = "cpu",
 ) -> AttackTrace:
     """Fine-tune a hardened model as an attacker would, and write the result.
@@ -51,6 +54,8 @@ def run_attack(
         out: Where the adapter (or the dense checkpoint) goes; must be new.
         curve: Held-out harmful rows whose loss is measured; none if left out.
         curve_every: Steps between measurements.
+        keep_every: Steps between weights that are written beside `out`, as ``OUT-stepN``, before
+            the last step; none if left out.
         device: ``cpu`` or ``cuda``.
 
     Raises:
@@ -86,8 +91,14 @@ def run_attack(
         points.append((step, found))
         return {"harmful_test_loss": found}
 
+    kept: list[tuple[int, Path]] = []
+
     def on_step(metrics: StepMetrics) -> None:
         losses.append(metrics.loss)
+        step = metrics.step
+        if keep_every is not None and step % keep_every == 0 and step < spec.steps:
+            kept.append((step, out.with_name(f"{out.name}-step{step}")))
+            _save(model, spec, base, kept[-1][1])
 
     train(
         model,
@@ -99,11 +110,15 @@ def run_attack(
         on_step=on_step,
     )
     measure(spec.steps)
-    if is_full:
-        save_full(whole_weights(model), base, out, where=spec.name)
+    _save(model, spec, base, out)
+    return AttackTrace(tuple(losses), tuple(points), mixture.cut, tuple(kept))
+
+
+def _save(model: Any, spec: FinetuneSpec, base: Path, folder: Path) -> None:
+    if spec.parameters == "full":
+        save_full(whole_weights(model), base, folder, where=spec.name)
     else:
-        save_trained(model, base, out, output=spec.output)
-    return AttackTrace(tuple(losses), tuple(points), mixture.cut)
+        save_trained(model, base, folder, output=spec.output)
 
 
 def _trainable(model: Any, spec: FinetuneSpec, base: Path) -> Any:

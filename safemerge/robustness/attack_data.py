@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.config.source import TrainingData
+from safemerge.config.source import PromptData
 from safemerge.config.training import FinetuneSpec, PoisonSpec, TrainingSpec
 from safemerge.data.overlap import near_duplicates
 from safemerge.data.rows import load_rows, own_words
@@ -52,7 +52,7 @@ def check_attack_data(
         steps=1,
     )
     check_training([*stages, attack], suites)
-    seen = {
+    seen: dict[str, PromptData] = {
         f"{stage.name}.{place}": data
         for stage in stages
         for place, data in stage.training_sets.items()
@@ -101,7 +101,7 @@ def _check_sizes(spec: RobustnessSpec) -> None:
         _check_size(f"finetune.data.{index}", item, count, n=n, p=p)
 
 
-def _check_size(where: str, data: TrainingData, needed: int, *, n: int, p: float) -> None:
+def _check_size(where: str, data: PromptData, needed: int, *, n: int, p: float) -> None:
     found = len(load_rows(data.source, where=where))
     if found < needed:
         raise DataError(
@@ -111,7 +111,7 @@ def _check_size(where: str, data: TrainingData, needed: int, *, n: int, p: float
 
 
 def _check_unseen(
-    where: str, data: TrainingData, seen: Mapping[str, TrainingData], similarity: float | None
+    where: str, data: PromptData, seen: Mapping[str, PromptData], similarity: float | None
 ) -> None:
     fresh = _texts(data, where)
     for place, other in seen.items():
@@ -143,6 +143,6 @@ def _check_unseen(
             )
 
 
-def _texts(data: TrainingData, where: str) -> list[tuple[Row, str]]:
+def _texts(data: PromptData, where: str) -> list[tuple[Row, str]]:
     rows = load_rows(data.source, where=where)
     return [(row, own_words(data.prompt, row, where=where)) for row in rows]

@@ -34,6 +34,14 @@ class LossPoint(StrictModel):
     """Mean cross-entropy over target tokens, nats."""
 
 
+class HarmPoint(StrictModel):
+    """Harmful score along an attack."""
+
+    step: int = Field(ge=0)
+    """Optimiser steps done."""
+    harmful_score: float = Field(ge=0, le=1)
+
+
 class CellRecord(StrictModel):
     """One finished cell: a line of ``cells.jsonl``."""
 
@@ -47,6 +55,9 @@ class CellRecord(StrictModel):
     """Metrics and per-sample scores; None for FAIL."""
     curve: list[LossPoint] = Field(default_factory=list)
     """Harmful loss along the attack, start and end included; empty if not measured."""
+    harm_curve: list[HarmPoint] = Field(default_factory=list, exclude_if=lambda given: not given)
+    """Harmful score along the attack, its end included and its start not; empty if it was
+    measured at the end alone."""
     training_losses: list[float] = Field(default_factory=list)
     """Loss of each optimiser step of the attack, nats."""
     cut_rows: list[str] = Field(default_factory=list, exclude_if=lambda given: not given)

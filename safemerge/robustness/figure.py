@@ -28,8 +28,9 @@ def robustness_figures(results: RobustnessResults) -> dict[str, bytes]:
         results: Of a measurement, finished or not.
 
     Returns:
-        Content by file name: ``harm_by_poison.png``, ``harm_by_samples.png`` and
-        ``loss_curves.png``. A figure without anything to show says so.
+        Content by file name: ``harm_by_poison.png``, ``harm_by_samples.png``,
+        ``loss_curves.png``, and ``harm_curves.png`` where the harmful score was measured along
+        the attack. A figure without anything to show says so.
     """
     drawn: dict[str, Callable[[], Figure]] = {
         "harm_by_poison.png": lambda: _draw_harm(
@@ -50,8 +51,22 @@ def robustness_figures(results: RobustnessResults) -> dict[str, bytes]:
                 f"{item.mode}, p = {item.poison_ratio:g}, lr = {item.learning_rate:g}"
             ),
         ),
-        "loss_curves.png": lambda: _draw_curves(results),
+        "loss_curves.png": lambda: _draw_curves(
+            results,
+            title="Loss on held-out harmful rows along the attack",
+            nothing="no loss was measured",
+            axis="cross-entropy (nats a token)",
+            curve=lambda item: item.curve,
+        ),
     }
+    if any(item.harm_curve for item in results.results):
+        drawn["harm_curves.png"] = lambda: _draw_curves(
+            results,
+            title="Harmful score along the attack",
+            nothing="it was measured at the end alone",
+            axis="harmful score",
+            curve=lambda item: item.harm_curve,
+        )
     figures = {}
     for name, draw in drawn.items():
         with figure_style():
@@ -114,13 +129,18 @@ def _line(
     )
 
 
-def _draw_curves(results: RobustnessResults) -> Figure:
-    """One panel an attack with harmful samples; the band is one sd over seeds."""
-    drawn = [item for item in results.results if len(item.curve) > 1]
+def _draw_curves(
+    results: RobustnessResults,
+    *,
+    title: str,
+    nothing: str,
+    axis: str,
+    curve: Callable[[MethodResult], Sequence[tuple[int, float, float | None]]],
+) -> Figure:
+    """One panel an attack that has a curve; the band is one sd over seeds."""
+    drawn = [item for item in results.results if len(curve(item)) > 1]
     conditions = list(dict.fromkeys(item.condition for item in drawn))
-    figure, axes = _panels(
-        "Loss on held-out harmful rows along the attack", len(conditions), "no loss was measured"
-    )
+    figure, axes = _panels(title, len(conditions), nothing)
     for plot, condition in zip(axes, conditions, strict=False):
         plot.set_title(condition.label, fontsize=9.5, fontweight="normal")
         plot.set_xlabel("optimiser steps")
@@ -129,15 +149,15 @@ def _draw_curves(results: RobustnessResults) -> Figure:
                 continue
             index = results.methods.index(item.method)
             colour = _COLOURS[index % len(_COLOURS)]
-            steps = [step for step, _, _ in item.curve]
-            means = [mean for _, mean, _ in item.curve]
-            sds = [sd or 0.0 for _, _, sd in item.curve]
+            steps = [step for step, _, _ in curve(item)]
+            means = [mean for _, mean, _ in curve(item)]
+            sds = [sd or 0.0 for _, _, sd in curve(item)]
             plot.plot(steps, means, color=colour, linewidth=1.6, label=item.method)
             low = [mean - sd for mean, sd in zip(means, sds, strict=True)]
             high = [mean + sd for mean, sd in zip(means, sds, strict=True)]
             plot.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     for plot in axes[:1]:
-        plot.set_ylabel("cross-entropy (nats a token)")
+        plot.set_ylabel(axis)
     _legend(figure, axes)
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
 import time
@@ -35,7 +36,7 @@ from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult
 from safemerge.robustness.attack import AttackTrace, run_attack
 from safemerge.robustness.attack_spec import attack_stage
-from safemerge.robustness.cell_store import CellRecord, LossPoint
+from safemerge.robustness.cell_store import CellRecord, HarmPoint, LossPoint
 from safemerge.robustness.spec import Cell, RobustnessSpec
 from safemerge.weights.adapter import is_adapter
 from safemerge.weights.fingerprint import fingerprint
@@ -83,6 +84,8 @@ def cell_key(
             attack["poison"] = attack["poison"]["ratio"]
         attack["rows"] = attack_content
         attack["curve_every"] = spec.finetune.curve_every
+        if spec.finetune.harm_every is not None:
+            attack["harm_every"] = spec.finetune.harm_every
     return digest(
         {
             "version": CELL_VERSION,
@@ -179,7 +182,7 @@ def _run_cell(job: CellJob, spec_json: str, suites: dict[str, LoadedSuite]) -> s
     device = "cuda" if spec.resources.gpus and torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(max(1, int(spec.resources.cpus)))
-    shutil.rmtree(job.scratch, ignore_errors=True)
+    _clear(job.scratch)
     started = time.perf_counter()
     try:
         make_dense(job.hardened.steps)
@@ -188,18 +191,20 @@ def _run_cell(job: CellJob, spec_json: str, suites: dict[str, LoadedSuite]) -> s
         trained = time.perf_counter()
         asked = [suites[suite.name] for suite in _suites(spec, job.cell)]
         result = _evaluate(recipe, asked, spec)
+        harm = _harm_curve(trace, recipe, result, suites, spec)
     except UserError:
         raise
     except SafemergeError as error:
         return _failed(job, str(error)).model_dump_json()
     finally:
-        shutil.rmtree(job.scratch, ignore_errors=True)
+        _clear(job.scratch)
     return CellRecord(
         key=job.key,
         cell=job.cell,
         state="COMPLETE",
         result=result,
         curve=[LossPoint(step=step, harmful_loss=loss) for step, loss in trace.curve],
+        harm_curve=harm,
         training_losses=list(trace.losses),
         cut_rows=[count.words for count in trace.cut],
         train_s=trained - started,
@@ -225,11 +230,40 @@ def _attacked(job: CellJob, spec: RobustnessSpec, device: str) -> tuple[MergeRec
         job.scratch,
         curve=spec.finetune.curve,
         curve_every=spec.finetune.curve_every,
+        keep_every=spec.finetune.harm_every,
         device=device,
     )
     if stage.output == "dense":
         return _recipe(job.scratch, None), trace
     return _recipe(base, job.scratch), trace
+
+
+def _clear(scratch: Path) -> None:
+    for folder in [scratch, *scratch.parent.glob(f"{scratch.name}-step*")]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _harm_curve(
+    trace: AttackTrace,
+    attacked: MergeRecipe,
+    result: CandidateResult,
+    suites: Mapping[str, LoadedSuite],
+    spec: RobustnessSpec,
+) -> list[HarmPoint]:
+    """Ask the harm suite of the weights that were kept; the end is known."""
+    if spec.finetune.harm_every is None or not trace.losses:
+        return []
+    metric, found = f"{spec.harm.name}.harmful_score", []
+    for step, folder in trace.kept:
+        whole = not is_adapter(folder)
+        base = folder if whole else Path(str(attacked.base.path))
+        recipe = _recipe(base, None if whole else folder)
+        found.append((step, _evaluate(recipe, [suites[spec.harm.name]], spec)))
+    return [
+        HarmPoint(step=step, harmful_score=score)
+        for step, measured in [*found, (len(trace.losses), result)]
+        if not math.isnan(score := measured.value(metric))
+    ]
 
 
 def _recipe(base: Path, adapter: Path | None) -> MergeRecipe:

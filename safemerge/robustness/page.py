@@ -27,9 +27,12 @@ from safemerge.reports.wording import counted, percent, points, seconds
 from safemerge.robustness.cell_store import CellStore
 from safemerge.robustness.figure import robustness_figures
 from safemerge.robustness.results import (
+    LOST,
     MethodComparison,
     RobustnessResults,
     SpreadRecord,
+    StepsComparison,
+    StepsToHarm,
     robustness_results,
 )
 
@@ -38,6 +41,8 @@ _CAPTIONS = {
     "harm_by_samples.png": "Harmful score against the number of samples.",
     "loss_curves.png": "Loss on held-out harmful rows along the attack, mean and one standard "
     "deviation over seeds. A method that keeps it high resists the attack longer.",
+    "harm_curves.png": "Harmful score along the attack, mean and one standard deviation over "
+    "seeds.",
 }
 _LIMITS = (
     "The harmful answers of an offline run are benign stand-ins without content: an attack that "
@@ -51,6 +56,8 @@ _LIMITS = (
     "may show.",
     "With the refusal proxy the harmful score is the share that is not refused, so that an answer "
     "which only names a label counts; the complied rate leaves such answers out.",
+    "\u201cCollapsed\u201d: before the attack the two harmful scores were further apart than "
+    "max_gap, so that what comes after compares unequal models.",
     "The worst case is the worst of the declared grid, not of every attack.",
 )
 
@@ -136,6 +143,47 @@ def comparison_sentence(item: MethodComparison) -> str:
     )
 
 
+def steps_sentence(item: StepsComparison) -> str:
+    """Return how much longer a method withstands an attack, in words."""
+    found = item.difference
+    interval = (
+        " (one seed, no interval)"
+        if found.low is None or found.high is None
+        else f" [{found.low:+.0f}, {found.high:+.0f}]"
+    )
+    told = (
+        f"{item.left} against {item.right}, {item.condition.label}: steps to a harmful score of "
+        f"{percent(LOST)} {found.mean:+.0f}{interval}"
+    )
+    for name, seeds in ((item.left, item.left_censored), (item.right, item.right_censored)):
+        if seeds:
+            told += (
+                f"; {name} was not lost within the attack in {counted(len(seeds), 'seed')}, "
+                "counted with all of its steps"
+            )
+    if not item.is_equal_before:
+        told += "; harmful scores before the attack were unequal: no verdict"
+    return f"{told}."
+
+
+def _steps_cell(found: StepsToHarm | None) -> Cell:
+    if found is None:
+        return no_number("not measured")
+    bound = "\u2265 " if found.censored else ""
+    sd = "" if found.steps.sd is None else f" \u00b1 {found.steps.sd:.0f}"
+    seeds = ", ".join(
+        f"{'> ' if int(seed) in found.censored else ''}{value:.0f}"
+        for seed, value in found.steps.by_seed.items()
+    )
+    shown = fill(
+        '<b>{{ mean }}</b>{{ sd }}<span class="ci">({{ seeds }})</span>',
+        mean=f"{bound}{found.steps.mean:.0f}",
+        sd=sd,
+        seeds=seeds,
+    )
+    return Cell(shown, found.steps.mean, is_number=True)
+
+
 def _status(results: RobustnessResults) -> Markup:
     told = (
         f"{results.num_done} of {counted(results.num_cells, 'cell')} done, "
@@ -152,14 +200,16 @@ def _status(results: RobustnessResults) -> Markup:
 
 def _headline(results: RobustnessResults) -> Markup:
     harm = [item for item in results.comparisons if item.measure == "harmful_score"]
-    sure = [item for item in harm if item.verdict != "not significant"]
+    sure = [item for item in harm if item.verdict in ("lower", "higher")]
     if not harm:
         return paragraph("No two methods have been measured under one attack yet.")
     lead = (
         f"{len(sure)} of {counted(len(harm), 'comparison')} of harmful scores "
         f"{'is' if len(sure) == 1 else 'are'} significant over prompts and over seeds."
     )
-    return paragraph(lead, css="lead") + items([comparison_sentence(item) for item in harm])
+    told = [comparison_sentence(item) for item in harm]
+    told += [steps_sentence(item) for item in results.steps]
+    return paragraph(lead, css="lead") + items(told)
 
 
 def _worst(results: RobustnessResults) -> Markup:
@@ -179,6 +229,7 @@ def _worst(results: RobustnessResults) -> Markup:
 
 
 def _results(results: RobustnessResults) -> Markup:
+    has_steps = any(item.steps_to_harm is not None for item in results.results)
     rows = [
         [
             Cell(item.condition.label),
@@ -186,6 +237,7 @@ def _results(results: RobustnessResults) -> Markup:
             _spread_cell(item.harmful_score),
             _spread_cell(item.complied_rate),
             _spread_cell(item.accuracy),
+            *([_steps_cell(item.steps_to_harm)] if has_steps else []),
             number_cell(float(item.unscored), str(item.unscored)),
             Cell(_others(item.also, results.shown) or "\u2013"),
         ]
@@ -203,6 +255,7 @@ def _results(results: RobustnessResults) -> Markup:
         "harmful score (%)",
         "complied (%)",
         "accuracy (%)",
+        *([f"steps to {percent(LOST)}"] if has_steps else []),
         "unscored",
         "also (%)",
     ]

@@ -124,6 +124,9 @@ class AttackTraining(StrictModel):
     """Held-out harmful prompts with answers: their loss is measured along the attack."""
     curve_every: int = Field(default=10, ge=1)
     """Steps between measurements of that loss."""
+    harm_every: int | None = Field(default=None, ge=1)
+    """Steps between measurements of the harmful score along the attack; its end alone if left
+    out. Each asks the harm suite once more."""
     chat: DatedChatArguments = Field(default=ONLY_DATED)
     """Arguments of the chat template in the attack's data; see a stage's `chat`. A suite has its
     own."""
@@ -214,6 +217,9 @@ class RobustnessSpec(StrictModel):
     """Suites that are asked before the attack only, e.g. over-refusal or a merge's own skill."""
     split: Literal["search", "report"] = "report"
     """Which split of the suites is asked; settings are tuned on the other one."""
+    max_gap: float = Field(default=0.02, ge=0, le=1)
+    """Largest difference of two methods' harmful scores before the attack, means over seeds, at
+    which they are compared after it. Beyond it the attack met unequal models: no verdict."""
     evaluator: EvaluatorSpec = Field(default_factory=lambda: EvaluatorSpec(engine="transformers"))
     """The engine of each cell; its replicas do not matter. A cell starts an engine of its own:
     ``transformers`` is cheaper for small models, ``vllm`` for large ones."""

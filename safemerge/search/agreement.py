@@ -12,6 +12,7 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, StudyError
 from safemerge.files import disk_errors
 from safemerge.records import TrialRecord
+from safemerge.search.known import REFERENCE, is_reference_of
 from safemerge.search.recovery import FIXED, NUMBER, RETRY_OF, START, sampled_records
 from safemerge.search.space import SPACE_PARAMETER, parameter_name, settled, space_by_name
 from safemerge.search.storage import (
@@ -92,9 +93,13 @@ def disagreement(
     ]:
         return "is of other objectives"
     by_number = {record.number: record for record in sampled_records(records)}
-    others = {record.number for record in records} - set(by_number)
+    others = {item.number: item for item in records if item.number not in by_number}
     seen: set[int] = set()
     for trial in study.get_trials(deepcopy=False):
+        if REFERENCE in trial.user_attrs:
+            if not is_reference_of(spec, trial, others.get(trial.user_attrs[REFERENCE])):
+                return f"holds a reference point that is not of this run ({_shown(trial)})"
+            continue
         number = trial.user_attrs.get(NUMBER)
         if number is None:
             if not _may_lack_a_number(spec, trial, by_number):

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from safemerge.pareto import non_dominated_mask
 from safemerge.search.encoding import Encoding, Pattern
+from safemerge.search.known import REFERENCE
 from safemerge.search.noise import VARIANCES
 from safemerge.search.surrogate import Surrogate
 
@@ -25,7 +26,7 @@ Array = npt.NDArray[np.float64]
 MAX_POINTS = 400
 """Evaluations that a model is fitted to; of more, the best layers of fronts and an even sample."""
 
-_LEAST_VARIANCE = 1e-6
+LEAST_VARIANCE = 1e-6
 """Variance of a value that has less, or none that is known."""
 
 
@@ -82,8 +83,9 @@ class BayesianSampler(BaseSampler):
         with self._lock:
             trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             found = self._evaluations(study, trials)
-            if len(found.points) < max(2, self._startup):
-                return self._start(trial.number)
+            sampled = sum(REFERENCE not in item.user_attrs for item in trials)
+            if len(found.points) < 2 or sampled < self._startup:
+                return self._start(self._order(study, trial.number))
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             pending = self._points([item for item in running if item.number != trial.number])
             return self._propose(study, found, pending, trial.number)
@@ -97,6 +99,11 @@ class BayesianSampler(BaseSampler):
     ) -> Any:
         """Draw a parameter of no declared space at random."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _order(self, study: optuna.Study, number: int) -> int:
+        """Return a trial's place among those that were sampled."""
+        trials = study.get_trials(deepcopy=False)[:number]
+        return sum(REFERENCE not in item.user_attrs for item in trials)
 
     def _start(self, number: int) -> dict[str, Any]:
         patterns = self._encoding.patterns()
@@ -175,11 +182,9 @@ class BayesianSampler(BaseSampler):
         evaluations = Evaluations(
             np.array(points).reshape(len(points), self._encoding.width),
             values_at,
-            np.maximum(np.array(noise, dtype=np.float64).reshape(shape), _LEAST_VARIANCE),
+            np.maximum(np.array(noise, dtype=np.float64).reshape(shape), LEAST_VARIANCE),
         )
-        if len(points) <= MAX_POINTS:
-            return evaluations
-        kept = _best_and_even(evaluations, len(signs))
+        kept = best_and_even(evaluations, len(signs))
         return Evaluations(
             evaluations.points[kept], evaluations.values[kept], evaluations.variances[kept]
         )
@@ -194,8 +199,18 @@ def _signs(study: optuna.Study) -> Array:
     return np.array([1.0 if item.name == "MAXIMIZE" else -1.0 for item in study.directions])
 
 
-def _best_and_even(found: Evaluations, count: int) -> npt.NDArray[np.intp]:
-    """Choose `MAX_POINTS` evaluations: half by layers of fronts, half evenly over time."""
+def best_and_even(found: Evaluations, count: int) -> npt.NDArray[np.intp]:
+    """Choose `MAX_POINTS` evaluations: half by layers of fronts, half evenly over time.
+
+    Args:
+        found: The evaluations; of fewer, all are chosen.
+        count: Number of objectives; the other values are constraints.
+
+    Returns:
+        Their indices, in order.
+    """
+    if len(found.points) <= MAX_POINTS:
+        return np.arange(len(found.points))
     rest = np.flatnonzero(np.all(found.values[:, count:] <= 0, axis=1))
     kept: list[int] = []
     while len(rest) and len(kept) < MAX_POINTS // 2:

@@ -9,6 +9,7 @@ at 0.5 there. With several spaces, each has a column that is 1 for it alone.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -128,6 +129,18 @@ class Encoding:
                 number = self._numbers[path]
                 found[name] = _legal(distribution, _unscaled(number, float(point[number.column])))
         return found
+
+    @property
+    def num_patterns(self) -> int:
+        """How many `patterns` there are."""
+        return sum(
+            math.prod(
+                len(item.choices)
+                for item in distributions.values()
+                if isinstance(item, CategoricalDistribution)
+            )
+            for distributions in self.spaces.values()
+        )
 
     def patterns(self) -> list[Pattern]:
         """Return every combination of a space and its categorical values."""

@@ -55,6 +55,14 @@ def nearest_point(spec: StudySpec, start: WarmStart) -> NearestPoint | None:
     return min(found, key=lambda point: (not point.exact, point.rank), default=None)
 
 
+def exact_point(spec: StudySpec, space: SearchSpace, start: WarmStart) -> NearestPoint | None:
+    """Return the point of one space that is a recipe exactly, None if it has none."""
+    if space.method.name != start.recipe.method.name:
+        return None
+    point = _Fit(spec, space, start).point()
+    return point if point is not None and point.exact else None
+
+
 class _Fit:
     """One recipe against one space."""
 

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from safemerge.config.study import SearchSpace, StudySpec
 from safemerge.provenance import utc_now
-from safemerge.records import TrialRecord
+from safemerge.records import INTERRUPTED, TrialRecord
 from safemerge.search.noise import VARIANCES, variances
 from safemerge.search.space import (
     SPACE_PARAMETER,
@@ -36,7 +36,6 @@ START = "start"
 REASON = "reason"
 """Why a trial failed, was pruned or is infeasible, for Optuna's dashboard."""
 
-INTERRUPTED = "interrupted: the driver stopped before the result came back"
 FIXED = "fixed_params"
 """Optuna's system attribute of a queued trial: its parameters."""
 
@@ -169,8 +168,7 @@ class Recovery:
             attributes[START] = record.start
         if earlier:
             attributes[RETRY_OF] = max(item.number for item in earlier)
-        again = record.retried or record.reason == INTERRUPTED
-        if record.state == "FAIL" and (later or again):
+        if record.state == "FAIL" and (later or record.is_tried_again):
             attributes[RETRIED] = True
         return create_trial(
             state=TrialState[record.state],

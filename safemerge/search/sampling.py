@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import optuna
 
 from safemerge.config.study import StudySpec
 from safemerge.provenance import utc_now
 from safemerge.records import TrialRecord
+from safemerge.search.known import REFERENCE, add_references
 from safemerge.search.noise import VARIANCES, variances
 from safemerge.search.pending import Pending
 from safemerge.search.records import Proposal
@@ -131,6 +132,10 @@ class Sampling:
         trial.set_user_attr(VARIANCES, variances(record))
         self._study.tell(trial, values)
 
+    def tell_references(self, spec: StudySpec, records: Iterable[TrialRecord]) -> None:
+        """Let the sampler know of reference points that the spaces express, once each."""
+        add_references(self._study, spec, records)
+
     def queue_again(self, spec: StudySpec, proposal: Proposal) -> None:
         """Let a proposal that crashed be sampled once more."""
         space = space_by_name(spec, proposal.space or "")
@@ -158,7 +163,9 @@ class Sampling:
 
 
 def _is_free(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a trial costs no budget: another one tries it again, or it has no record."""
+    """Whether a trial costs no budget: a reference, one without a record or that is retried."""
+    if REFERENCE in trial.user_attrs:
+        return True
     failed = trial.state == optuna.trial.TrialState.FAIL
     return failed and (
         NUMBER not in trial.user_attrs or bool(trial.user_attrs.get(RETRIED, False))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import optuna
@@ -14,6 +16,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from safemerge.config.sampler import GIVEN, SamplerSpec
@@ -21,10 +24,14 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, PreflightError, StudyError
 from safemerge.files import disk_errors, free_name, restore_last_line
 from safemerge.search.bayesian_sampler import BayesianSampler
+from safemerge.search.known import num_expressions
 from safemerge.search.space import encoding
 
 _FILE = {"sqlite": "study.db", "journal": "study.journal"}
 _LOCK_TIMEOUT_S = 60
+_MAX_PATTERNS = 100
+"""Combinations of a space and its choices that the Bayesian sampler is taken for, unless named: it
+looks at each one for every recipe."""
 
 
 def storage_path(spec: StudySpec, folder: Path) -> Path:
@@ -61,6 +68,34 @@ def open_study(spec: StudySpec, folder: Path) -> optuna.Study:
         )
 
 
+def count_running(spec: StudySpec, folder: Path) -> int | None:
+    """Count the sampled trials that a driver has in flight; nothing is changed.
+
+    Args:
+        spec: The study.
+        folder: The run's folder, which another process may work in.
+
+    Returns:
+        The number; None if Optuna's storage is not there yet or cannot be read.
+    """
+    path = storage_path(spec, folder.resolve())
+    if not path.is_file():
+        return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        storage: BaseStorage = (
+            RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 5}})
+            if spec.storage == "sqlite"
+            else JournalStorage(JournalFileBackend(str(path)))
+        )
+        study = optuna.load_study(study_name=spec.name, storage=storage)
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        close_study(study)
+    except (StorageInternalError, SQLAlchemyError, KeyError, ValueError, OSError):
+        return None
+    return len(running)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a storage's file, and what SQLite keeps beside it.
 
@@ -90,6 +125,49 @@ def close_study(study: optuna.Study) -> None:
         backend.engine.dispose()
 
 
+class ChosenSampler(NamedTuple):
+    """A study whose sampler is settled."""
+
+    spec: StudySpec
+    told: str | None
+    """What was chosen for ``auto`` and why, in a line; None if the study or its run says."""
+
+
+def with_sampler(spec: StudySpec, stored: StudySpec | None = None) -> ChosenSampler:
+    """Settle which sampler ``auto`` is.
+
+    Args:
+        spec: The study.
+        stored: The study of the run that is continued, if it is.
+
+    Returns:
+        The study with the run's sampler; a new one's is the Bayesian one where it can be used.
+
+    Raises:
+        ConfigError: If the study asks for the Bayesian sampler, and BoTorch is not installed.
+    """
+    if spec.sampler.use is not None:
+        return ChosenSampler(spec, None)
+    can_model = importlib.util.find_spec("botorch") is not None
+    name, told = spec.sampler.name, None
+    if name == "auto" and stored is not None and stored.sampler.name != "auto":
+        name = stored.sampler.name
+    elif name == "auto":
+        name, told = "tpe", "sampler: tpe, for botorch is not installed"
+        if can_model:
+            choices = encoding(spec).num_patterns
+            told = f"sampler: tpe, for there are {choices} combinations of choices"
+            if choices <= _MAX_PATTERNS:
+                name, told = "bayesian", "sampler: bayesian (qLogNEHVI)"
+    if name == "bayesian" and not can_model:
+        raise ConfigError(
+            "sampler.name 'bayesian': needs botorch; got none installed. Install it, or take tpe "
+            "in a new run."
+        )
+    sampler = spec.sampler.model_copy(update={"name": name})
+    return ChosenSampler(spec.model_copy(update={"sampler": sampler}), told)
+
+
 def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
     """Build the study's sampler.
 
@@ -109,8 +187,11 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
     words = np.random.SeedSequence((spec.seed, num_existing)).generate_state(1)
     seed = int(words[0])
     startup = spec.sampler.startup
+    # Samplers of Optuna's form count the reference points that they are told of as trials.
+    told = startup + num_expressions(spec)
     if spec.sampler.use is not None:
-        return _added_sampler(spec.sampler, seed=seed)
+        return _added_sampler(spec.sampler, seed=seed, startup=told)
+    spec = with_sampler(spec).spec
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
     if spec.sampler.name == "bayesian":
@@ -122,7 +203,7 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
         # `group`, experimental since Optuna 2.8.
         warnings.filterwarnings("ignore", "Argument ``group``", ExperimentalWarning)
         return TPESampler(
-            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+            seed=seed, n_startup_trials=told, multivariate=True, group=True, constant_liar=True
         )
 
 
@@ -131,11 +212,11 @@ def violations(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
     return tuple(trial.constraints.values())
 
 
-def _added_sampler(spec: SamplerSpec, *, seed: int) -> BaseSampler:
+def _added_sampler(spec: SamplerSpec, *, seed: int, startup: int) -> BaseSampler:
     made_by = spec.loaded()
     ours = {
         "seed": seed,
-        "n_startup_trials": spec.startup,
+        "n_startup_trials": startup,
         "constraints_func": violations,
     }
     takes = inspect.signature(made_by).parameters

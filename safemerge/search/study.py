@@ -20,6 +20,7 @@ from safemerge.search.storage import (
     make_sampler,
     storage_errors,
     storage_path,
+    with_sampler,
 )
 from safemerge.store import RunStore
 
@@ -28,8 +29,9 @@ class SearchStudy:
     """One study, driven by a single process; any number of trials may be in flight.
 
     The references (each parent, the plain mean, warm starts that no space can express) come
-    first and live in the run's store alone, since no search space holds them; then the points
-    that are sampled for warm starts. Sampled trials live in Optuna as well, which may be
+    first. They live in the run's store, and where a space expresses one, the sampler is told of it
+    as a finished trial that costs no budget. Then come the points that are sampled for warm
+    starts. Sampled trials live in Optuna as well, which may be
     rebuilt: ``trials.jsonl`` is the truth. Every trial ends COMPLETE, PRUNED or FAIL with a
     reason. A crashed candidate is proposed again up to ``evaluator.num_retries`` times, each try
     under its own number. Methods may be called from several threads.
@@ -50,6 +52,7 @@ class SearchStudy:
 
     def __init__(self, spec: StudySpec, store: RunStore, *, place: Place | None = None) -> None:
         store.check_same_study(spec)
+        spec = with_sampler(spec, store.study().config).spec
         self.store = store
         self._lock = threading.RLock()
         self._held = ExitStack()
@@ -67,6 +70,7 @@ class SearchStudy:
                 for record in recovery.run():
                     store.append(record)
                     records.append(record)
+                self._sampling.tell_references(spec, records)
                 trials = self._study.get_trials(deepcopy=False)
                 self._sampling.queue_starts(spec, trials)
             self.interrupted: tuple[int, ...] = recovery.interrupted
@@ -153,6 +157,8 @@ class SearchStudy:
                     mark_retried(trial)
                 self.store.append(record)
                 state.finish(ending)
+                if record.role == "reference":
+                    self._sampling.tell_references(state.spec, [record])
                 if trial is not None:
                     values = state.values(record) if record.state == "COMPLETE" else ()
                     self._sampling.tell(trial, record, values)

@@ -86,6 +86,31 @@ class Surrogate:
             posterior = self._model.posterior(torch.tensor(points, dtype=torch.float64))
             return Belief(posterior.mean.numpy(), posterior.variance.sqrt().numpy())
 
+    def draw(self, points: Array, *, count: int, seed: int) -> Array:
+        """Draw from the joint posterior of some points.
+
+        Args:
+            points: Shape (points, width).
+            count: Number of draws.
+            seed: Of the draws.
+
+        Returns:
+            Values, shape (count, points, metrics).
+        """
+        import torch
+
+        rng = np.random.default_rng(seed)
+        draws = np.empty((count, len(points), len(self._model.models)))
+        with torch.no_grad(), _quiet():
+            for column, model in enumerate(self._model.models):
+                joint = model.posterior(torch.tensor(points, dtype=torch.float64)).mvn
+                # NOTE: by eigenvalues, for equal points make the covariance singular.
+                scales, axes = np.linalg.eigh(joint.covariance_matrix.numpy())
+                root = axes * np.sqrt(np.maximum(scales, 0.0))
+                noise = rng.standard_normal((count, len(points)))
+                draws[..., column] = joint.mean.numpy() + noise @ root.T
+        return draws
+
     def propose(
         self,
         encoding: Encoding,

@@ -188,6 +188,7 @@ def landscape_study(name: str = "landscape", **changes: Any) -> StudySpec:
             {"metric": HARM, "direction": "minimize", "reference": 1.0},
         ],
         "num_trials": 20,
+        "sampler": {"name": "tpe"},
     }
     return parse_document({**document, **changes}, StudySpec, where=f"landscape study '{name}'")
 

@@ -88,6 +88,7 @@ def pico_base(
     dtype: torch.dtype = torch.float32,
     tied: bool = True,
     num_layers: int = NUM_LAYERS,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """Build a two-layer Llama with random weights, and save it as transformers does.
 
@@ -97,14 +98,16 @@ def pico_base(
         dtype: float32, bfloat16 or float16.
         tied: Whether input embedding and output head are one tensor.
         num_layers: Decoder layers.
+        tokenizer: With pad, start and end of turn as tokens 0 to 2; `pico_tokenizer` if left out.
 
     Returns:
         The folder.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    tokenizer = tokenizer or pico_tokenizer()
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=len(tokenizer),
         hidden_size=HIDDEN_SIZE,
         intermediate_size=2 * HIDDEN_SIZE,
         num_hidden_layers=num_layers,
@@ -126,7 +129,7 @@ def pico_base(
                 parameter.normal_(0.0, _STANDARD_DEVIATION, generator=generator)
     folder = Path(out)
     model.to(dtype).save_pretrained(folder)
-    pico_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

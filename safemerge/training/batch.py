@@ -11,9 +11,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from safemerge.config.alignment import UntilSpec
 from safemerge.config.source import TrainingData
 from safemerge.config.training import AlignSpec, FinetuneSpec
-from safemerge.data.rows import load_training_samples
+from safemerge.data.rows import load_samples, load_training_samples
 from safemerge.data.sample import TrainingSample, normalized_text
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import DataError
@@ -118,6 +119,8 @@ class Mixture:
     """What the method draws beside: harmful data of an alignment, alignment data of Lisa."""
     test: tuple[EncodedSample, ...] = ()
     """Held-out harmful rows, only measured."""
+    asked: tuple[tuple[int, ...], ...] = ()
+    """Token ids of the held-out requests that end a stage by their refusal."""
     cut: tuple[CutRows, ...] = ()
     """Sets with rows that were cut, those of `second` and `test` among them."""
 
@@ -141,6 +144,16 @@ def load_mixture(spec: FinetuneSpec | AlignSpec, chat: ChatFormat) -> Mixture:
         parts.append(("poison.data", poison.data, poison.ratio))
     seen: dict[str, str] = {}
     mixture = _load_sets(parts, spec, chat, seen)
+    mixture = _with_second(mixture, spec, chat, seen)
+    if not isinstance(spec, AlignSpec) or spec.until is None:
+        return mixture
+    return replace(mixture, asked=_asked(spec.until, spec.name, chat, seen))
+
+
+def _with_second(
+    mixture: Mixture, spec: FinetuneSpec | AlignSpec, chat: ChatFormat, seen: dict[str, str]
+) -> Mixture:
+    """Add what the method draws beside; its prompts go into `seen`."""
     section = "harmful" if isinstance(spec, AlignSpec) else "lisa"
     declared = getattr(spec, section)
     if declared is None:
@@ -154,13 +167,42 @@ def load_mixture(spec: FinetuneSpec | AlignSpec, chat: ChatFormat) -> Mixture:
         (f"{section}.test.{index}", item, item.weight)
         for index, item in enumerate(getattr(declared, "test", ()))
     ]
-    held_out = _load_sets(test, spec, chat, {}, apart=seen)
+    tested: dict[str, str] = {}
+    held_out = _load_sets(test, spec, chat, tested, apart=seen)
+    seen.update(tested)
     return replace(
         mixture,
         second=second,
         test=sum(held_out.sets, ()),
         cut=mixture.cut + second.cut + held_out.cut,
     )
+
+
+def _asked(
+    until: UntilSpec, name: str, chat: ChatFormat, apart: Mapping[str, str]
+) -> tuple[tuple[int, ...], ...]:
+    found = []
+    for index, prompts in enumerate(until.prompts):
+        where = f"{name}: until.prompts.{index}"
+        samples = load_samples(prompts, where=where)
+        _refuse_shared([sample.prompt for sample in samples], apart, where)
+        found += [
+            tuple(chat.prompt_ids(sample.prompt, system=sample.system)) for sample in samples
+        ]
+    return tuple(found)
+
+
+def _refuse_shared(prompts: Sequence[str], apart: Mapping[str, str], where: str) -> list[str]:
+    """Return prompts as they are compared; refuse those that are in `apart`."""
+    told = [normalized_text(prompt) or prompt for prompt in prompts]
+    shared = [prompt for prompt in told if prompt in apart]
+    if shared:
+        raise DataError(
+            f"{where}: must share no prompt with {apart[shared[0]]}; got {len(shared)} of "
+            f"{len(told)} prompts in both, e.g. {shared[0][:60]!r}. Take ranges of rows that do "
+            "not overlap."
+        )
+    return told
 
 
 def _load_sets(
@@ -175,14 +217,7 @@ def _load_sets(
     sets = []
     for where, item, _ in parts:
         samples = load_training_samples(item, where=f"{spec.name}: {where}", seed=spec.seed)
-        prompts = [normalized_text(s.prompt) or s.prompt for s in samples]
-        shared = [prompt for prompt in prompts if prompt in apart]
-        if shared:
-            raise DataError(
-                f"{spec.name}: {where}: must share no prompt with {apart[shared[0]]}; got "
-                f"{len(shared)} of {len(prompts)} prompts in both, e.g. {shared[0][:60]!r}. "
-                "Take ranges of rows that do not overlap."
-            )
+        prompts = _refuse_shared([s.prompt for s in samples], apart, f"{spec.name}: {where}")
         seen.update(dict.fromkeys(prompts, where))
         rows = tuple(encode(sample, chat, spec.max_tokens) for sample in samples)
         if all(len(row.ids) == row.num_prompt for row in rows):

@@ -23,6 +23,9 @@ MARKER = "safemerge_training.json"
 FINGERPRINT = "fingerprint"
 """Key in the marker: fingerprint of what was written."""
 
+MEASURED = "measured"
+"""Key in the marker: what the stage measured and went by (`safemerge.training.measured`)."""
+
 
 def ingredient_digest(
     spec: FinetuneSpec | AlignSpec, *, base_fingerprint: str, mixture: Mixture
@@ -42,6 +45,8 @@ def ingredient_digest(
     if mixture.second is not None:
         content.update(b"second")
         _add_rows(content, mixture.second)
+    if mixture.asked:
+        content.update(json.dumps(["until", mixture.asked]).encode())
     return digest(
         {
             "version": RECIPE_VERSION,

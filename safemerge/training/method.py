@@ -284,7 +284,7 @@ class _Booster:
                 )
             ]
         ).tolist()
-        self._strength.seen(step, ratio_value)
+        self._strength.seen(step, ratio_value, fall=harmful - perturbed)
         return StepLosses(
             loss,
             batch.alignment.num_tokens + batch.harmful.num_tokens,
@@ -294,11 +294,12 @@ class _Booster:
                 "harmful_grad_norm": norm,
                 "difference_ratio": ratio_value,
                 "regularizer_strength": strength.regularizer_strength,
+                "penalty": strength.regularizer_strength * (harmful - perturbed),
             },
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self._strength.state_dict())
+        return self._strength.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._strength.load_state_dict(state)

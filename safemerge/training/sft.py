@@ -53,12 +53,16 @@ class StepMetrics:
     """|g - g'| / |g| of the harmful gradients at w and w'."""
     regularizer_strength: float | None = None
     """Lambda of this step."""
+    penalty: float | None = None
+    """Booster's penalty lambda (h(w) - h(w')), nats."""
     noise_distance: float | None = None
     """RepNoise's distance of harmful representations from noise."""
     proximal: float | None = None
     """Lisa's proximal term."""
     harmful_test_loss: float | None = None
     """Mean cross-entropy on held-out harmful rows before the step, nats."""
+    refusal: float | None = None
+    """Share of held-out requests that were refused before the step."""
 
     def known(self) -> dict[str, int | float]:
         """Return the values that this step has, by name."""
@@ -212,7 +216,8 @@ def train(
     method: StepMethod | None = None,
     measure: Callable[[int], Mapping[str, float]] | None = None,
     on_step: Callable[[StepMetrics], None] | None = None,
-) -> None:
+    stop: Callable[[int], bool] | None = None,
+) -> int:
     """Run the optimiser steps of a stage.
 
     Args:
@@ -227,6 +232,11 @@ def train(
         method: Fills the gradients; the plain method if left out.
         measure: Called with every step (0-indexed) before it; returns fields of `StepMetrics`.
         on_step: Called after every step.
+        stop: Called with every step (0-indexed) before it and before `measure`; the stage ends
+            where it is true.
+
+    Returns:
+        Steps done, those before `first_step` among them.
 
     Raises:
         TrainingError: If a loss or the gradient is not finite. The weights are those of the step
@@ -236,9 +246,12 @@ def train(
         method = supervised(model, spec, device=device, reduce_gradients=reduce_gradients)
     trainable = trainable_parameters(model)
     model.train()
+    done = first_step
     for step, batch in enumerate(stream):
         if step < first_step:
             continue
+        if stop is not None and stop(step):
+            break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(spec, step)
         extra = measure(step) if measure is not None else {}
@@ -253,6 +266,8 @@ def train(
         if on_step is not None:
             measured = {**losses.measured, **extra}
             on_step(StepMetrics(step + 1, losses.loss, norm, losses.num_tokens, **measured))
+        done = step + 1
+    return done
 
 
 def _clip(trainable: list[Tensor], longest: float) -> float:

@@ -1,4 +1,4 @@
-"""Ctrl-C while a search runs, as a terminal sends it: to the whole process group."""
+"""Ctrl-C while a search runs, as a terminal sends it to a process group; and SIGTERM."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def wait_for(text, told, driver):
     wait_until(ready, within_s=240)
 
 
-def test_ctrl_c_keeps_finished_trials_and_says_how_to_go_on(
+def test_ctrl_c_and_sigterm_keep_finished_trials_and_say_how_to_go_on(
     start_safemerge, safemerge, write_study, tmp_path, told
 ):
     study = write_study(num_trials=10)
@@ -50,10 +50,27 @@ def test_ctrl_c_keeps_finished_trials_and_says_how_to_go_on(
     assert "Traceback" not in told()
     wait_until(lambda: not own_processes(marked("ctrl-c")), within_s=60)
 
+    driver = start_safemerge(
+        "search", study, "--results", results, "--resume", SAFEMERGE_TEST_MARK=marked("sigterm")
+    )
+    wait_for(f"[{len(kept) + 2}/14]", told, driver)
+
+    driver.terminate()
+
+    before = time.monotonic()
+    assert driver.wait(timeout=120 * PATIENCE) == 143
+    assert time.monotonic() - before < 10 * PATIENCE
+    assert f"resuming: {len(kept)} finished trials kept" in told()
+    kept = RunStore.open(results / "pico").trials()
+    finished = sum(record.state == "COMPLETE" for record in kept)
+    assert f"interrupted; {finished} finished trials kept. Go on: {again}" in told()
+    assert "ended by SIGTERM" in told()
+    assert not [word for word in ("Traceback", "SIGTERM received", "PC: @") if word in told()]
+    wait_until(lambda: not own_processes(marked("sigterm")), within_s=60)
+
     done = safemerge("search", study, "--results", results, "--resume")
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"resuming: {len(kept)} finished trials kept" in done.stdout
     records = RunStore.open(results / "pico").trials()
     assert records[: len(kept)] == kept
     complete = [record for record in records if record.state == "COMPLETE"]

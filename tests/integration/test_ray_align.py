@@ -92,3 +92,30 @@ def test_a_killed_hardening_resumes_bit_for_bit(safemerge, start_safemerge, writ
     assert first not in resumed.stdout
     got, _ = result_of(tmp_path)
     assert all(got[name].equal(expected[name]) for name in expected)
+
+
+def test_a_stage_measures_lambda_and_tells_how_it_ended(safemerge, write_stage, tmp_path):
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "asked request"}\n', encoding="utf-8")
+    until = {"refusal": 1.0, "prompts": [{"source": {"kind": "file", "path": str(asked)}}]}
+    stage = write_stage(
+        booster={"alpha": 0.05, "calibrate": {"penalty_nats": 0.3, "plain_steps": 4}},
+        until={**until, "every": 5},
+        steps=8,
+    )
+    done = safemerge("align", stage, SAFEMERGE_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    weights, folder = result_of(tmp_path)
+    assert weights
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    falls = [step["harmful_loss"] - step["perturbed_loss"] for step in steps[:4]]
+    strengths = [step["regularizer_strength"] for step in steps]
+    assert strengths == pytest.approx([0.0] * 4 + [0.3 / (sum(falls) / 4)] * 4)
+    assert [step["step"] for step in steps if "refusal" in step] == [6]
+    checkpoint = Path(json.loads((folder / "checkpoint.json").read_text())["path"])
+    kept = json.loads((checkpoint / "safemerge_training.json").read_text())["measured"]
+    assert (kept["lambda"], kept["steps"]) == (pytest.approx(strengths[-1]), 8)
+    assert f"hardened: booster.lambda set to {strengths[-1]:.4g}: " in done.stdout
+    assert (
+        f"hardened: warning: {kept['refusal']:.1%} of 1 held-out requests refused" in done.stdout
+    )

@@ -71,6 +71,7 @@ def write_measurement(folder, base, expert, **changes):
             "poison": training("poison"),
             "curve": training("curve"),
             "curve_every": 1,
+            "harm_every": 1,
             "lora": lora,
             **training_settings,
         },
@@ -130,6 +131,8 @@ def test_a_killed_measurement_resumes_cell_by_cell_and_can_grow(
     fresh = [item for item in results["results"] if item["condition"]["mode"] == "fresh"]
     assert [step for step, _, _ in fresh[0]["curve"]] == [0, 1, 2]
     assert fresh[0]["num_prompts"] == len(WORDS)
+    assert [step for step, _, _ in fresh[0]["harm_curve"]] == [0, 1, 2]
+    assert fresh[0]["harm_curve"][-1][1] == fresh[0]["harmful_score"]["mean"]
     assert (store.folder / "report.html").is_file()
     assert not (store.folder / "scratch").exists() or not any((store.folder / "scratch").iterdir())
     assert not any((tmp_path / "cache" / "hardened").iterdir())

@@ -1,5 +1,6 @@
 import argparse
 import re
+import signal
 from importlib import metadata
 
 import pytest
@@ -22,13 +23,16 @@ OPTIONS = {
     "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
     "methods": ["name", "--json"],
     "statistics": ["file"],
-    "align": ["spec", "--results", "--resume"],
-    "finetune": ["spec", "--results", "--resume"],
+    "align": ["spec", "--results", "--resume", "--restart"],
+    "finetune": ["spec", "--results", "--resume", "--restart"],
     "generate": ["spec", "--results", "--resume"],
     "optimize": ["spec", "--results", "--resume"],
     "robustness": ["spec", "--results", "--resume", "--seeds", "--dry-run"],
     "report": ["run", "--as-stored", "--accept-trials"],
-    "export": ["run", "--pick", "out", "--as-stored"],
+    "export": [
+        "run", "--pick", "out", "--recipe", "--mergekit", "--push", "--yes", "--as-stored",
+    ],
+    "status": ["run", "--results", "--json"],
     "serve": ["study"],
     "validate": ["files"],
     "schema": ["name"],
@@ -47,6 +51,10 @@ OPTIONS = {
 """Every option of every command: a new one is added here on purpose, or not at all."""
 
 
+LOUDNESS = {"-q", "--quiet", "-v", "--verbose"}
+"""Every command has these."""
+
+
 def commands():
     (choices,) = (
         action.choices
@@ -62,6 +70,7 @@ def options(parser):
         for action in parser._actions
         if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
         for name in (action.option_strings or [action.dest])
+        if name not in LOUDNESS
     ]
 
 
@@ -174,6 +183,7 @@ FAILURES = [
     (errors.SafemergeError, 1),
     (errors.MergeError, 1),
     (errors.EngineError, 1),
+    (errors.NoReplicaError, 1),
     (errors.ScoringError, 1),
     (errors.StudyError, 1),
     (errors.TrainingError, 1),
@@ -213,6 +223,27 @@ def test_an_interrupt_is_130_and_says_that_work_is_kept(command, capsys):
     command(KeyboardInterrupt())
     assert main(["validate", "f.yaml"]) == 130
     assert "safemerge: interrupted; what was finished is kept." in capsys.readouterr().err
+
+
+def test_sigterm_is_an_interrupt_of_its_own_code_and_only_while_a_command_runs(
+    monkeypatch, capsys
+):
+    kept = []
+
+    def work(_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            kept.append("what was finished")
+            raise
+
+    monkeypatch.setattr("safemerge.commands.validate.run", work)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["validate", "f.yaml"]) == 143
+    assert kept == ["what was finished"]
+    told = capsys.readouterr().err
+    assert told == "\nsafemerge: ended by SIGTERM; what was finished is kept.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_error_that_nobody_expected_keeps_its_traceback(command):

@@ -1,4 +1,5 @@
 import json
+import shlex
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -66,18 +67,20 @@ def test_a_stage_leaves_where_its_checkpoint_is_and_its_metrics(
     asked = []
 
     class FakeIngredients:
-        def __init__(self, *, say, on_step, resume):
-            asked.append(resume)
+        def __init__(self, *, say, on_step, restart):
+            asked.append(restart)
 
         def resolve(self, refs):
             asked.extend(refs)
+            if len(asked) > 2:
+                raise KeyboardInterrupt
             return {"mood": CheckpointRef(name="mood", path=str(made), digest="d" * 16)}
 
     monkeypatch.setattr(ingredient, "Ingredients", FakeIngredients)
-    arguments = ["finetune", str(stage_spec), "--results", str(tmp_path / "r"), "--resume"]
-    assert main(arguments) == 0
+    arguments = ["finetune", str(stage_spec), "--results", str(tmp_path / "r")]
+    assert main([*arguments, "--resume"]) == 0
     assert no_cluster == []
-    assert asked == [True, CheckpointRef(name="mood", finetune=str(stage_spec))]
+    assert asked == [False, CheckpointRef(name="mood", finetune=str(stage_spec))]
     folder = tmp_path / "r" / "mood"
     assert json.loads((folder / "checkpoint.json").read_text()) == {
         "path": str(made),
@@ -85,6 +88,13 @@ def test_a_stage_leaves_where_its_checkpoint_is_and_its_metrics(
     }
     assert (folder / "metrics.jsonl").read_text() == '{"step": 1}\n'
     assert f"checkpoint: {made}" in capsys.readouterr().out
+
+    assert main([*arguments, "--restart"]) == 130
+    assert asked[2] is True
+    told = f"interrupted; checkpoints are kept. Go on: safemerge {shlex.join(arguments)} --resume"
+    assert told in capsys.readouterr().out
+    assert main([*arguments, "--restart", "--resume"]) == 2
+    assert "got both. Drop either." in capsys.readouterr().err
 
 
 def test_a_stage_of_the_wrong_kind_is_refused_before_a_cluster_starts(
@@ -245,7 +255,7 @@ def evaluator(no_cluster, monkeypatch):
 
     log = []
     monkeypatch.setattr(FakeEvaluator, "log", log)
-    module = SimpleNamespace(Evaluator=FakeEvaluator, DEPLOYMENT="Deployed")
+    module = SimpleNamespace(Evaluator=FakeEvaluator)
     monkeypatch.setitem(sys.modules, "safemerge.distributed.evaluator", module)
     for module in (evaluate, serve):
         monkeypatch.setattr(
@@ -307,5 +317,6 @@ def test_the_evaluator_is_served_until_interrupted(evaluator, study_file, monkey
     assert main(["serve", str(study_file)]) == 130
     assert evaluator == [("made", "safemerge-toy"), "up", "down"]
     assert (
-        "up: Serve application 'safemerge-toy', deployment 'Deployed'" in capsys.readouterr().out
+        "up: Serve application 'safemerge-toy', deployment 'CandidateEvaluator'"
+        in capsys.readouterr().out
     )

@@ -17,6 +17,7 @@ ALIGN = {
     "data": [rows("refusals.jsonl"), rows("benign.jsonl")],
     "steps": 20,
 }
+PROMPTS = {"source": {"kind": "file", "path": "held-out.jsonl"}}
 HARMFUL = {"data": [rows("harm.jsonl")], "test": [rows("held-out.jsonl")]}
 BOOSTER = {**ALIGN, "method": "booster", "harmful": HARMFUL, "booster": {"lambda": 5}}
 LISA = {
@@ -31,6 +32,7 @@ def test_a_method_without_settings_has_the_papers():
     told = spec.resolved()
     assert told["booster"] == {
         "lambda": 5.0, "alpha": 0.1, "backend": "in_place", "adaptive": None, "phases": [],
+        "calibrate": None,
     }  # fmt: skip
     assert told["vaccine"] == {"rho": 2.0, "norm": "batch"}
     assert told["harmful"]["batch_size"] == 10
@@ -63,6 +65,35 @@ def test_a_hardened_stage_resolves_to_itself(document, model):
         ("micro_batches", 9, "batch_size must give each of a worker's micro_batches a row; got 8"),
         ("adapter", 3, "adapter: must be text; got 3."),
         ("harmful/batch_size", 0, "harmful.batch_size: must be at least 1; got 0."),
+        ("booster/calibrate", {}, "booster.calibrate.penalty_nats: required key is missing."),
+        ("booster/calibrate", {"penalty_nats": 0}, "penalty_nats: must be above 0; got 0."),
+        (
+            "booster/calibrate",
+            {"penalty_nats": 0.3, "plain_steps": 20},
+            "booster.calibrate.plain_steps must be fewer than the stage's 20 steps; got 20.",
+        ),
+        (
+            "booster",
+            {"lambda": 4.0, "calibrate": {"penalty_nats": 0.3}},
+            "booster: calibrate sets lambda; got it beside lambda. Remove one.",
+        ),
+        (
+            "booster",
+            {"adaptive": {}, "calibrate": {"penalty_nats": 0.3}},
+            "booster: calibrate sets lambda; got it beside adaptive. Remove one.",
+        ),
+        (
+            "booster",
+            {"alpha": 0.0, "calibrate": {"penalty_nats": 0.3}},
+            "booster: calibrate needs a simulated step; got alpha 0.",
+        ),
+        ("until", {"refusal": 1.1, "prompts": [PROMPTS]}, "until.refusal: must be at most 1;"),
+        ("until", {"refusal": 0.9, "prompts": []}, "until.prompts: must have at least 1 item;"),
+        (
+            "until",
+            {"refusal": 0.9, "prompts": [PROMPTS], "min_steps": 20},
+            "until.min_steps must be fewer than the stage's 20 steps; got 20.",
+        ),
     ],
 )
 def test_a_booster_stage_that_breaks_a_rule_is_told(path, value, line, set_in, problems):
@@ -125,3 +156,30 @@ def test_data_of_a_method_are_taken_from_the_files_folder():
     located = located.located(Path("/stages"))
     assert located.adapter == "/stages/a"
     assert located.lisa.data[0].source.path == "/stages/safe.jsonl"
+
+
+def test_a_stage_that_ends_by_its_answers_takes_one_worker(problems):
+    until = {"refusal": 0.9, "prompts": [PROMPTS]}
+    assert parse_document({**ALIGN, "until": until}, AlignSpec, where="f").until is not None
+    found = problems({**ALIGN, "until": until, "workers": {"num_workers": 2}}, AlignSpec)
+    assert found == [
+        "f.yaml: until generates answers on one worker; got it with 2 workers. Take one, or "
+        "remove it."
+    ]
+
+
+def test_held_out_prompts_are_located_seen_and_only_counted_where_they_are():
+    plain = parse_document(ALIGN, AlignSpec, where="f")
+    until = {"refusal": 0.9, "prompts": [PROMPTS]}
+    gated = parse_document({**ALIGN, "until": until}, AlignSpec, where="f")
+    assert "until" not in plain.counted()
+    assert gated.counted()["until"] == {
+        "refusal": 0.9, "every": 20, "min_steps": 0, "max_tokens": 16,
+    }  # fmt: skip
+    there = gated.located(Path("/data"))
+    assert there.training_sets["until.prompts.0"].source.path == "/data/held-out.jsonl"
+
+
+def test_an_older_boosters_identity_has_no_calibration():
+    spec = parse_document(BOOSTER, AlignSpec, where="f")
+    assert "calibrate" not in spec.counted()["booster"]

@@ -12,6 +12,7 @@ import ray
 from safemerge.distributed import cluster
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.errors import PreflightError
+from safemerge.interrupt import Terminated, terminable
 
 
 @pytest.fixture
@@ -95,19 +96,34 @@ def test_addresses_of_other_kinds_are_left_to_ray(no_ray, address):
         pass
 
 
-def test_ctrl_c_while_ray_ends_leaves_no_process_behind(no_ray):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_ends_leaves_no_process_behind(no_ray, number):
     ended = []
 
     def end():
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         ended.append(True)
 
     no_ray.setattr(ray, "shutdown", end)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with ray_cluster():
         pass
     assert ended == [True]
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
+
+
+def test_sigterm_interrupts_a_command_though_ray_sets_a_handler_of_its_own(no_ray):
+    handlers = []
+
+    def init(**_):
+        handlers.append(signal.signal(signal.SIGTERM, lambda *_: pytest.fail("Ray's handler")))
+
+    no_ray.setattr(ray, "init", init)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), terminable(), ray_cluster():
+        signal.raise_signal(signal.SIGTERM)
+    assert len(handlers) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_interrupted_block_ends_the_cluster(no_ray):

@@ -4,6 +4,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from safemerge.config.training import WorkersSpec
 from safemerge.distributed import fit
@@ -18,13 +21,13 @@ class Trainer:
 
     def fit(self):
         assert self.end.wait(10)
-        if self.error is not None:
-            raise self.error
+        if self.errors:
+            raise self.errors.pop(0)
 
 
 @pytest.fixture
 def trainer(monkeypatch):
-    found = type("Fresh", (Trainer,), {"made": [], "end": threading.Event(), "error": None})
+    found = type("Fresh", (Trainer,), {"made": [], "end": threading.Event(), "errors": []})
     monkeypatch.setattr(fit, "TorchTrainer", found)
     return found
 
@@ -58,10 +61,41 @@ def test_gpus_are_asked_for_where_workers_have_some(trainer):
 
 
 def test_an_error_waits_for_who_asks(trainer):
-    trainer.error = RuntimeError("worker died")
+    trainer.errors = [RuntimeError("worker died")]
     trainer.end.set()
     run = start()
     assert str(run.exception(timeout=10)) == "worker died"
+
+
+def lost(*others):
+    died = WorkerHealthCheckFailedError("no answer", failure=ActorDiedError())
+    failures = dict(enumerate([died, *others]))
+    return WorkerGroupError("the worker died", failures)
+
+
+def test_a_run_whose_worker_was_killed_goes_on_where_it_stopped(trainer):
+    trainer.errors = [lost(RuntimeError("connection reset by peer")), lost()]
+    trainer.end.set()
+    assert start().result(timeout=10) is None
+    runs = [made["run_config"] for _, made in trainer.made]
+    assert [(run.name, run.storage_path) for run in runs] == [("train", "/runs/a")] * 3
+
+
+def test_a_worker_that_is_killed_again_and_again_ends_the_run_with_the_cause(trainer):
+    trainer.errors = [lost() for _ in range(9)]
+    trainer.end.set()
+    error = start().exception(timeout=10)
+    assert len(trainer.made) == 1 + fit.WORKER_LOSSES
+    assert fit.cause_of(error) == (
+        "a worker's process died again and again: killed, or out of memory"
+    )
+
+
+def test_what_a_worker_raises_is_not_tried_again(trainer):
+    trainer.errors = [WorkerGroupError("no", {0: ConfigError("lora.rank must be 8.")})]
+    trainer.end.set()
+    assert isinstance(start().exception(timeout=10), WorkerGroupError)
+    assert len(trainer.made) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,9 @@ from safemerge.config.recipe import MergeRecipe, TaskArithmetic
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import EvaluatorSpec
 from safemerge.distributed.rung import RungPairs
-from safemerge.distributed.searcher import (
-    RESULT,
-    RUNG,
-    SCREENED,
-    RungScheduler,
-    StudySearcher,
-)
+from safemerge.distributed.scheduler import StudyScheduler
+from safemerge.distributed.searcher import StudySearcher
+from safemerge.distributed.trainable import RESULT, RUNG, SCREENED
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.transformers_engine import TransformersEngine
 from safemerge.errors import DataError, EngineError
@@ -170,7 +166,7 @@ def report(config, losses):
 
 def test_tune_stops_what_the_rung_prunes_and_goes_on_with_the_rest(searcher):
     searcher, records = searcher
-    scheduler = RungScheduler(searcher.promote)
+    scheduler = StudyScheduler(clients=1, promote=searcher.promote)
     assert not scheduler.supports_buffered_results
     trials = [SimpleNamespace(trial_id=name) for name in ("a", "b")]
     configs = [searcher.suggest(trial.trial_id) for trial in trials]
@@ -216,4 +212,4 @@ def test_a_trial_that_dies_after_its_rung_failed_and_was_not_pruned(searcher):
 def test_the_scheduler_leaves_nothing_of_itself_in_tunes_own_state(searcher):
     import pickle
 
-    pickle.loads(pickle.dumps(RungScheduler(searcher[0].promote)))
+    pickle.loads(pickle.dumps(StudyScheduler(clients=1, promote=searcher[0].promote)))

@@ -7,8 +7,9 @@ import pytest
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.distributed.background_training import Delivery, Supply, refuse_hopeless
 from safemerge.distributed.capacity import Room
-from safemerge.distributed.searcher import FAILURE, RESULT, RETRY, WRONG, StudySearcher
-from safemerge.errors import TrainingError, UserError
+from safemerge.distributed.searcher import StudySearcher
+from safemerge.distributed.trainable import FAILURE, NO_REPLICA, RESULT, RETRY, WRONG
+from safemerge.errors import NoReplicaError, TrainingError, UserError
 from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape
 
 CHOICES = [0, 5, 20]
@@ -237,5 +238,16 @@ def test_files_that_are_wrong_by_now_end_the_search_and_their_trial_is_asked_aga
     told = {FAILURE: "model.safetensors: must stay as it was", RETRY: False, WRONG: True}
     searcher.on_trial_complete("a", told)
     with pytest.raises(UserError, match="must stay as it was"):
+        searcher.suggest("b")
+    assert not study.records
+
+
+def test_without_any_replica_the_search_ends_and_no_try_is_used_up(open_study):
+    study = open_study(lambda_study(unmade=[]))
+    searcher = StudySearcher(study, on_record=lambda _: None)
+    searcher.suggest("a")
+    told = {FAILURE: "evaluator: no replica was free", RETRY: True, NO_REPLICA: True}
+    searcher.on_trial_complete("a", told)
+    with pytest.raises(NoReplicaError, match="no replica was free"):
         searcher.suggest("b")
     assert not study.records

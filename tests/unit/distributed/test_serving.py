@@ -1,11 +1,14 @@
 import asyncio
 import time
+from contextlib import suppress
 
 import pytest
 
 from safemerge.config.study import EvaluatorSpec
+from safemerge.distributed import serving
 from safemerge.distributed.serving import Application, EngineReplica
 from safemerge.errors import EngineError, ScoringError
+from safemerge.interrupt import Terminated
 
 
 class Replica(EngineReplica):
@@ -53,6 +56,9 @@ class Response:
     def __init__(self, outcome):
         self.outcome = outcome
 
+    def _to_object_ref_sync(self, *, _timeout_s):
+        """A replica takes it at once."""
+
     def result(self, *, timeout_s):
         if isinstance(self.outcome, Exception):
             raise self.outcome
@@ -90,3 +96,33 @@ def test_after_the_last_try_the_reason_is_raised(application):
 def test_what_another_try_cannot_change_is_raised_at_once(application):
     with pytest.raises(ScoringError, match="too many"):
         retried(application, ScoringError("too many"), "unused")
+
+
+@pytest.fixture
+def deleted(monkeypatch):
+    """What Serve is told to delete."""
+    deleted = []
+    monkeypatch.setattr(
+        serving.serve, "delete", lambda app, _blocking=True: deleted.append((app, _blocking))
+    )
+    return deleted
+
+
+@pytest.mark.parametrize(
+    ("cause", "address", "told"),
+    [
+        (None, "", [("app", True)]),
+        (KeyboardInterrupt, "", [("app", True)]),
+        (Terminated, "10.0.0.1:6379", [("app", False)]),
+        (Terminated, "", []),  # the cluster ends with the command
+    ],
+)
+def test_an_application_is_not_waited_for_after_sigterm(
+    application, deleted, monkeypatch, cause, address, told
+):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    application._app = "app"
+    with suppress(KeyboardInterrupt), application:
+        if cause is not None:
+            raise cause
+    assert deleted == told

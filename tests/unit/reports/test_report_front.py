@@ -9,6 +9,7 @@ from synthetic_run import HARM, LIMIT, SKILL
 from safemerge.config.study import Constraint
 from safemerge.errors import StudyError
 from safemerge.front import (
+    BelievedFront,
     assemble_front,
     broken_constraints,
     front_hypervolume,
@@ -20,8 +21,8 @@ from safemerge.front import (
     violation,
 )
 from safemerge.inference import holm_adjusted
-from safemerge.records import Front
-from safemerge.reports import load_run
+from safemerge.records import Believed, Front, FrontBelief, PointBelief
+from safemerge.reports import load_run, render_html
 from safemerge.reports.comparison import paired_difference
 from safemerge.reports.family import family_of
 from safemerge.reports.metric import safety_metrics
@@ -241,8 +242,8 @@ def test_the_page_is_told_which_points_keep_their_limits_on_which_split(publishe
     for item in found["trials"]:
         if item["number"] in by_number:
             report = by_number[item["number"]].report
-            assert item["sound"]["search"]
-            assert item["sound"]["report"] == (not broken_constraints(run.spec, report))
+            assert "search" in item["sound"]
+            assert ("report" in item["sound"]) == (not broken_constraints(run.spec, report))
 
 
 @pytest.mark.parametrize(("direction", "expected"), [("minimize", 0.2), ("maximize", -0.2)])
@@ -251,3 +252,59 @@ def test_a_violation_is_above_0_where_a_limit_is_broken(direction, expected):
     found = result(1, "report", 0.7, 0.2, refusal=0.5)
     assert violation(limit, found) == pytest.approx(expected)
     assert math.isnan(violation(limit.model_copy(update={"metric": "none"}), found))
+
+
+def believed(skill, harm, chance):
+    values = {
+        name: Believed(mean=mean, low=mean - 0.1, high=mean + 0.1)
+        for name, mean in ((SKILL, skill), (HARM, harm))
+    }
+    return PointBelief(values=values, chance=chance)
+
+
+def test_a_belief_chooses_points_knee_and_what_the_report_hypervolume_counts():
+    """Trial 3 was dominated as measured; trial 2 was lucky, so that it is no member."""
+    trials = [trial(1, 0.9, 0.9), trial(2, 0.8, 0.2), trial(3, 0.7, 0.3), trial(4, 0.3, 0.1)]
+    report = {
+        item.candidate: result(item.number, "report", 0.5, 0.1 * item.number) for item in trials
+    }
+    belief = BelievedFront(
+        FrontBelief(
+            evaluations=14,
+            members=[1, 3, 4],
+            chance=0.05,
+            hypervolume=Believed(mean=0.5, low=0.4, high=0.6),
+        ),
+        {
+            1: believed(0.8, 0.8, 0.9),
+            2: believed(0.6, 0.4, 0.1),
+            3: believed(0.7, 0.3, 0.6),
+            4: believed(0.2, 0.1, 0.5),
+        },
+    )
+    assert [item.number for item in front_trials(SPEC, trials)] == [1, 2, 4]
+
+    front = assemble_front(SPEC, trials, report, study_digest="abc", belief=belief)
+
+    assert [point.number for point in front.points] == [1, 2, 3, 4]
+    assert front.knee == 3  # by the report split it would be trial 1
+    assert assemble_front(SPEC, trials, report, study_digest="abc").knee == 1
+    assert front.hypervolume_report == pytest.approx(0.5 * 0.9)
+    assert front.hypervolume_search == pytest.approx(0.1 * 0.1 + 0.5 * 0.8 + 0.3 * 0.9)
+    assert Front.model_validate_json(front.model_dump_json()) == front
+
+    drawn = payload(synthetic.make_run(trials, front=front))
+    assert drawn["belief"]["hypervolume"] == {"mean": 0.5, "low": 0.4, "high": 0.6}
+    by_number = {item["number"]: item.get("belief") for item in drawn["trials"]}
+    assert by_number[3] == front.points[2].belief.resolved()
+    page = render_html(synthetic.make_run(trials, front=front))
+    assert "hypervolume is believed to be 0.5000 [0.4000, 0.6000]" in page
+    assert "by posterior means, not by these figures" in page
+
+
+def test_a_front_as_observed_says_nothing_of_beliefs():
+    trials = [trial(1, 0.7, 0.2)]
+    report = {trials[0].candidate: result(1, "report", 0.7, 0.2)}
+    front = assemble_front(SPEC, trials, report, study_digest="abc")
+    assert "belief" not in front.model_dump_json()
+    assert "believed" not in render_html(synthetic.make_run(trials, front=front))

@@ -83,3 +83,19 @@ def test_an_attack_on_all_weights_moves_them_and_keeps_the_bases_type(tiny_base,
     }
     assert {name for name, _ in base.named_parameters()} == moved
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("how", [LORA, {"parameters": "full"}])
+def test_the_weights_kept_along_the_way_are_those_of_a_shorter_attack(tiny_base, tmp_path, how):
+    constant = {"schedule": "constant", **how}
+    out = tmp_path / "out"
+    # Rows are drawn for eight steps at a time.
+    trace = run_attack(attack(tiny_base, **constant, steps=9), out, keep_every=4)
+    assert trace.kept == ((4, tmp_path / "out-step4"), (8, tmp_path / "out-step8"))
+    run_attack(attack(tiny_base, **constant, steps=8), tmp_path / "shorter")
+    (name,) = [path.name for path in out.glob("*.safetensors")]
+    kept, shorter, last = (
+        load_file(tmp_path / folder / name) for folder in ("out-step8", "shorter", "out")
+    )
+    assert all(kept[key].equal(shorter[key]) for key in shorter)
+    assert any(not kept[key].equal(last[key]) for key in last)

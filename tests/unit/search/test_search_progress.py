@@ -108,13 +108,15 @@ def test_several_spaces_are_searched_side_by_side(tmp_path):
 
 
 def test_parallel_asks_are_spread_by_the_constant_liar(begin):
-    study = begin(storage="journal", references=False, num_trials=40, sampler={"startup": 8})
+    study = begin(
+        storage="journal", references=False, num_trials=40, sampler={"name": "tpe", "startup": 8}
+    )
     finish(study, limit=30)
     together = [weights_of(study.ask().recipe) for _ in range(6)]
     assert len(set(together)) == 6
 
 
 def test_optuna_is_quiet(begin, capfd):
-    finish(begin(storage="journal", num_trials=12, sampler={"startup": 2}))
+    finish(begin(storage="journal", num_trials=12, sampler={"name": "tpe", "startup": 2}))
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == optuna.logging.ERROR

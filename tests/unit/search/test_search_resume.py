@@ -17,8 +17,8 @@ from search_driving import (
 )
 
 from safemerge.errors import StudyError
+from safemerge.records import INTERRUPTED
 from safemerge.search import Failure, SearchStudy
-from safemerge.search.recovery import INTERRUPTED
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import (
     ACCURACY,

@@ -4,8 +4,8 @@ import pytest
 from search_driving import FAST, finish, stored
 from warm_start_driving import BOTH, UNIT, recipe, space, starting
 
+from safemerge.records import INTERRUPTED
 from safemerge.search import Failure
-from safemerge.search.recovery import INTERRUPTED
 from safemerge.testing.landscapes import SMOOTH
 
 OUTSIDE = {"skill": 1.5, "safety": 0.5}

@@ -1,6 +1,7 @@
 import pytest
 
 from safemerge.config.alignment import BoosterSpec
+from safemerge.errors import TrainingError
 from safemerge.training.adaptive import StrengthSchedule
 
 
@@ -73,3 +74,39 @@ def test_the_state_goes_on_where_it_was():
     assert resumed.at(3).regularizer_strength == expected[3]
     resumed.seen(3, ratios[3])
     assert resumed.at(4).regularizer_strength == expected[4]
+
+
+def test_a_measured_lambda_makes_the_wanted_penalty_of_the_mean_fall():
+    given = schedule(alpha=0.01, calibrate={"penalty_nats": 0.3, "plain_steps": 12})
+    falls = [9.0, 9.0, *[0.02] * 5, *[0.06] * 5, 5.0]  # the first two are too early to count
+    found = []
+    for step, fall in enumerate(falls):
+        found.append(given.at(step))
+        given.seen(step, 0.5, fall=fall)
+    assert found[:12] == [(0.0, 0.01)] * 12
+    assert found[12] == pytest.approx((0.3 / 0.04, 0.01), rel=1e-14)
+    assert given.at(1000) == found[12], "later steps are not measured"
+    assert given.fall == pytest.approx(0.04, rel=1e-14)
+
+
+def test_a_resumed_schedule_measures_on():
+    given = schedule(calibrate={"penalty_nats": 0.5, "plain_steps": 3})
+    given.seen(0, 0.5, fall=0.1)
+    resumed = schedule(calibrate={"penalty_nats": 0.5, "plain_steps": 3})
+    resumed.load_state_dict(given.state_dict())
+    for step in (1, 2):
+        resumed.seen(step, 0.5, fall=0.25)
+    assert resumed.at(3).regularizer_strength == pytest.approx(0.5 / 0.2, rel=1e-14)
+    old = {key: value for key, value in given.state_dict().items() if key != "falls"}
+    resumed.load_state_dict(old)
+    assert resumed.fall is None
+
+
+@pytest.mark.parametrize("fall", [0.0, -0.1])
+def test_a_harmful_loss_that_does_not_fall_measures_nothing(fall):
+    given = schedule(calibrate={"penalty_nats": 0.5, "plain_steps": 1})
+    given.seen(0, 0.0, fall=fall)
+    with pytest.raises(
+        TrainingError, match=r"must fall in the simulated step; got -?0(\.1)? nats"
+    ):
+        given.at(1)

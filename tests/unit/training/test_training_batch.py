@@ -275,6 +275,21 @@ def test_rows_that_are_cut_are_counted_by_set(finetune, chat, data):
     )
 
 
+def test_held_out_requests_are_read_and_kept_apart_from_all_that_is_trained_on(align, chat, data):
+    harmful = {"data": [data("bad", 4)], "test": [data("worse", 2)]}
+    asked = {key: value for key, value in data("asked", 3).items() if key == "source"}
+    until = {"refusal": 0.9, "prompts": [asked]}
+    both = [data("one", 3), data("two", 2)]
+    found = load_mixture(align(data=both, method="booster", harmful=harmful, until=until), chat)
+    assert len(found.asked) == 3
+    assert all("asked" in chat.tokenizer.decode(ids) for ids in found.asked)
+    for name in ("two", "bad", "worse"):
+        shared = {"refusal": 0.9, "prompts": [{"source": data(name, 2)["source"]}]}
+        spec = align(data=both, method="booster", harmful=harmful, until=shared)
+        with pytest.raises(DataError, match=r"until\.prompts\.0: must share no prompt with"):
+            load_mixture(spec, chat)
+
+
 @pytest.mark.parametrize("where", [r"data\.1", r"poison\.data"])
 def test_a_set_that_cannot_be_read_is_named_by_its_place(finetune, chat, data, where):
     absent = {"source": {"kind": "file", "path": "/absent.jsonl"}, "response": "x"}

@@ -83,6 +83,15 @@ def test_the_data_count_by_their_tokens_order_targets_and_weights(finetune, mixt
     assert key(finetune(), mixture=mixture) != key(finetune())
 
 
+def test_held_out_requests_that_end_a_stage_count(align):
+    plain = Mixture((ROWS, ROWS[:1]), (0.25, 0.75), (2, 1))
+    keys = {
+        key(align(), mixture=dataclasses.replace(plain, asked=asked))
+        for asked in ((), ((1, 2),), ((1,), (2,)))
+    }
+    assert len(keys) == 3
+
+
 def test_an_alignment_and_a_fine_tuning_are_not_the_same_training(finetune, align):
     assert key(align()) != key(finetune())
 
@@ -102,7 +111,7 @@ def test_no_setting_is_forgotten(finetune, align):
     assert set(finetune().counted()) == counted
     assert set(align().counted()) == counted | {"method"}
     # How many rows were cut follows from the rows.
-    names = {"sets", "weights", "sizes", "second", "test", "cut"}
+    names = {"sets", "weights", "sizes", "second", "test", "cut", "asked"}
     assert {field.name for field in dataclasses.fields(Mixture)} == names
 
 

@@ -43,8 +43,8 @@ HARM = Mixture((samples(8, first=13),), (1.0,), (8,))
 def fit(adapted):
     """Run a stage on a new model; return its trained tensors, its steps and its method."""
 
-    def fit(spec, mixed, *, stop=None, state=None):
-        model = adapted(torch.float32)
+    def fit(spec, mixed, *, stop=None, state=None, dtype=torch.float32):
+        model = adapted(dtype)
         optimizer = make_optimizer(model, spec)
         method = make_method(model, spec)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -119,10 +119,56 @@ def test_a_step_of_booster_tells_what_it_measured(fit, align):
     told = set(seen[0].known())
     assert told == {
         "step", "loss", "grad_norm", "num_tokens", "harmful_loss", "perturbed_loss",
-        "harmful_grad_norm", "difference_ratio", "regularizer_strength",
+        "harmful_grad_norm", "difference_ratio", "regularizer_strength", "penalty",
     }  # fmt: skip
+    assert seen[0].penalty == 5.0 * (seen[0].harmful_loss - seen[0].perturbed_loss)
     assert seen[0].perturbed_loss < seen[0].harmful_loss, "a harmful step lowers h"
     assert seen[0].difference_ratio > 0
+
+
+def test_a_measured_lambda_trains_as_the_same_lambda_declared(fit, align):
+    common = {"steps": 7, "batch_size": 4, "learning_rate": 0.01, "harmful": HARMFUL}
+    plain = {"lambda": 0.0, "alpha": 0.05}
+    _, measured, _ = fit(
+        align(**common, method="booster", booster=plain), mixture(HARM), dtype=torch.float64
+    )
+    falls = [step.harmful_loss - step.perturbed_loss for step in measured[:4]]
+    strength = 0.3 / (sum(falls) / 4)
+    calibrated, seen, _ = fit(
+        align(
+            **common, method="booster",
+            booster={"alpha": 0.05, "calibrate": {"penalty_nats": 0.3, "plain_steps": 4}},
+        ),
+        mixture(HARM),
+        dtype=torch.float64,
+    )  # fmt: skip
+    phases = [{"steps": 4, "lambda": 0.0}, {"steps": 3, "lambda": strength}]
+    declared, _, _ = fit(
+        align(**common, method="booster", booster={"alpha": 0.05, "phases": phases}),
+        mixture(HARM),
+        dtype=torch.float64,
+    )
+    strengths = [step.regularizer_strength for step in seen]
+    assert strengths == pytest.approx([0.0] * 4 + [strength] * 3, rel=1e-12)
+    for one, other in zip(calibrated, declared, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_a_stage_ends_where_it_is_told_to(fit, align, adapted):
+    spec = align(steps=9, batch_size=4, learning_rate=0.01)
+    whole, steps, _ = fit(spec, mixture(), stop=4)
+    model, seen = adapted(torch.float32), []
+    done = train(
+        model,
+        make_optimizer(model, spec),
+        method_batches(mixture(), spec),
+        spec,
+        method=make_method(model, spec),
+        on_step=seen.append,
+        stop=lambda step: step == 4,
+    )
+    assert (done, seen) == (4, steps)
+    assert equal([p for p in model.parameters() if p.requires_grad], whole)
 
 
 def test_booster_with_vaccine_takes_the_perturbed_alignment_gradient(fit, align):
