@@ -46,6 +46,8 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, or end with 2 and the option that a wrong one is nearest to."""
         options, rest = self.parse_known_args(args, namespace)
+        if rest and rest[0][:1] != "-" and getattr(options, "out", "") is None:
+            options.out = rest.pop(0)  # argparse looks for it before options only
         if rest:
             known = self._options_of(getattr(options, "command", None))
             near = [did_you_mean(item.partition("=")[0], known) for item in rest if item[0] == "-"]
@@ -86,8 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
+    _add_loudness(parser, False)
+
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        about = text[0].upper() + text[1:] + "."
+        command = commands.add_parser(name, help=text, description=about)
+        _add_loudness(command, argparse.SUPPRESS)
+        return command
 
     results = "folder for run folders (default: results)"
     run = "folder of a run, e.g. results/demo"
@@ -203,7 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--as-stored", action="store_true", help=as_stored)
     report.add_argument("--accept-trials", action="store_true", help=accept)
 
-    export = add("export", "write a point of a run's front as a checkpoint")
+    export = add("export", "write a point of a run's front as a checkpoint or a recipe")
     export.add_argument("run", metavar="RUN_DIR", help=run)
     export.add_argument(
         "--pick",
@@ -212,8 +219,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="knee of the front, lowest harm, or best of a metric, all among the points that "
         "keep every limit on the report split; or any trial of the front by its number",
     )
-    export.add_argument("out", metavar="OUT_DIR", help=out)
+    export.add_argument(
+        "out", nargs="?", metavar="OUT_DIR", help=f"{out}; left out, no weights are written"
+    )
+    export.add_argument(
+        "--recipe", metavar="FILE", help="write the point's recipe, by hub ids or relative paths"
+    )
+    export.add_argument("--mergekit", metavar="FILE", help="the same as a mergekit file")
+    export.add_argument(
+        "--push",
+        metavar="ORG/NAME",
+        help="upload the checkpoint to the Hugging Face Hub, once you confirmed it",
+    )
+    export.add_argument("--yes", action="store_true", help="upload without asking")
     export.add_argument("--as-stored", action="store_true", help=as_stored)
+
+    status = add("status", "say how far a search is: trials, front, time left")
+    status.add_argument(
+        "run", nargs="?", metavar="RUN_DIR", help=f"{run}; every run of --results if left out"
+    )
+    status.add_argument("--results", default="results", metavar="DIR", help=results)
+    status.add_argument("--json", action="store_true", help="as JSON")
 
     serve = add("serve", "keep a study's evaluator up until interrupted")
     serve.add_argument("study", metavar="STUDY.yaml", help="whose models and suites are served")
@@ -336,6 +362,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_loudness(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add what is taken before and after a command's name."""
+    group = parser.add_mutually_exclusive_group()
+    for name, text in (("quiet", "print results and errors alone"), ("verbose", "log more")):
+        group.add_argument(
+            f"-{name[0]}", f"--{name}", action="store_true", default=default, help=text
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -349,6 +384,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"safemerge: {wrong}", file=sys.stderr)
         return EXIT_USER
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    level = "ERROR" if options.quiet else "INFO" if options.verbose else "WARNING"
+    logging.getLogger("safemerge").setLevel(level)
     # Imported on demand, so that help and validation answer at once.
     program = PROGRAMS.get(options.command)
     run = program.run if program else f"safemerge.commands.{options.command}:run"

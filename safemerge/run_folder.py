@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ Document = TypeVar("Document", bound=BaseModel)
 
 _LOCK_FILE = ".lock"
 _SPARE_BYTES = 100e6
+_FLOCK = "hhqqi"
+"""``struct flock`` on 64-bit Linux: type, whence, start, length, process."""
 
 
 class RecordFile(Generic[Record]):
@@ -300,6 +303,21 @@ class RunFolder:
             with self._turn:
                 self._held.discard(place)
                 os.close(handle)
+
+    def owner(self) -> str | None:
+        """Return the process that works in the folder, e.g. ``42 on node1 since ...``, if any.
+
+        The lock is asked for and not taken. This process's own lock is not seen.
+        """
+        path = self.folder / _LOCK_FILE
+        try:
+            with path.open("r+b") as handle:
+                asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                found = fcntl.fcntl(handle, fcntl.F_GETLK, asked)
+                said = handle.read(200).decode(errors="replace").strip()
+        except OSError:
+            return None
+        return None if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK else said or "unknown"
 
     def _in_use(self, owner: str) -> RunFolderError:
         return RunFolderError(

@@ -202,10 +202,10 @@ class RunStore(RunFolder):
             StudyError: If the file is damaged.
         """
         try:
-            text = self.front_path.read_text(encoding="utf-8")
+            content = self.front_path.read_bytes()
         except FileNotFoundError:
             return None
-        return parse_stored(text, Front, where=str(self.front_path))
+        return parse_stored(content, Front, where=str(self.front_path))
 
     def write_recipe(self, trial: int | str, recipe: MergeRecipe | dict[str, Any]) -> Path:
         """Write ``recipes/<trial>.yaml``.

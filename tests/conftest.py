@@ -1,6 +1,10 @@
 """Session fixtures: pico models, and a cache that is not the user's."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -21,6 +25,24 @@ def _isolated_cache(tmp_path_factory, monkeypatch):
     kept = os.environ.get(_KEEP_CACHE)
     folder = kept or tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SAFEMERGE_CACHE", str(folder))
+
+
+@pytest.fixture(scope="session")
+def install_examples(tmp_path_factory):
+    """Install example packages by name, as pip does; returns the folder that holds them."""
+
+    def install(*names):
+        place = tmp_path_factory.mktemp("site")
+        for name in names:
+            source = tmp_path_factory.mktemp("source") / name
+            shutil.copytree(Path(__file__).parents[1] / "examples" / name, source)
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
+            command += ["--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+            command += ["--target", str(place), str(source)]
+            subprocess.run(command, check=True, timeout=600)
+        return place
+
+    return install
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,37 @@
-"""Writing a point of a run's front as a checkpoint."""
+"""Writing a point of a run's front: as a checkpoint, as a recipe, to the Hub."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from safemerge.api.declared import StrPath
+from safemerge.api.declared import Recipe, StrPath, save_yaml
 from safemerge.api.merge import MergedCheckpoint, check_out, write
 from safemerge.api.pick import defects, pick_point, published_front
 from safemerge.api.progress import Progress, Say
 from safemerge.api.run import Run
 from safemerge.api.stored import check_stored
+from safemerge.config.checkpoint import is_hub_id
+from safemerge.config.mergekit_export import mergekit_of_recipe
+from safemerge.config.portable import portable_recipe
 from safemerge.config.recipe import MergeRecipe
+from safemerge.errors import UserError
 from safemerge.reports.run import load_run as read_run
+
+if TYPE_CHECKING:
+    from safemerge.records import FrontPoint
+    from safemerge.reports.run import Run as StoredRun
+
+
+class Hub(Protocol):
+    """What is asked of the Hub: two calls of `huggingface_hub.HfApi`."""
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
+        """Make a repository of a model, if it is missing."""
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+        """Upload a folder's files in one commit."""
 
 
 def export(
@@ -40,15 +59,134 @@ def export(
     """
     from safemerge.reports import model_card
 
-    folder = run.folder if isinstance(run, Run) else Path(os.fspath(run))
-    stored = read_run(folder)
-    spec, front = stored.spec, published_front(stored)
-    point = pick_point(front, str(pick), spec=spec, where=str(folder))
     lines = Progress(progress)
-    check_stored(folder, lines, as_stored=as_stored)
-    lines.say(f"picked {point.label} (candidate {point.candidate})")
-    for problem in defects(spec, point.report):
-        lines.say(f"note: on the report split, {problem}")
+    stored, point = _picked(run, pick)
+    check_stored(stored.folder, lines, as_stored=as_stored)
+    _say_picked(stored, point, lines)
     recipe = MergeRecipe.model_validate(point.recipe)
     place = check_out(out, recipe)
     return write(recipe, place, lines, card=model_card(stored, point.number))
+
+
+def export_recipe(
+    run: Run | StrPath,
+    pick: str | int,
+    *,
+    recipe: StrPath | None = None,
+    mergekit: StrPath | None = None,
+    progress: Say | None = None,
+) -> Recipe:
+    """Write the recipe of a point of a run's front, without weights.
+
+    Models of the hub are named by their repositories and commits, others by paths relative to
+    the file. mergekit takes those from the folder that it runs in: run it beside the file.
+
+    Args:
+        run: A run, or its folder.
+        pick: As for `export`.
+        recipe: File to write, as `safemerge merge` reads it.
+        mergekit: The same as a mergekit file.
+        progress: Called with lines of progress, e.g. `print`; the log if left out.
+
+    Returns:
+        The recipe, located.
+
+    Raises:
+        UserError: If there is no such run, front or point.
+        ConfigError: If mergekit cannot express the recipe; nothing was written.
+        PreflightError: If a file cannot be written.
+    """
+    lines = Progress(progress)
+    stored, point = _picked(run, pick)
+    _say_picked(stored, point, lines)
+    found = MergeRecipe.model_validate(point.recipe)
+    documents = []
+    if recipe is not None:
+        place = Path(os.fspath(recipe)).absolute()
+        moved = portable_recipe(found, place.parent)
+        documents.append((place, moved.resolved(), f"recipe: {recipe}"))
+    if mergekit is not None:
+        from safemerge.weights.adapter import is_adapter
+
+        place = Path(os.fspath(mergekit)).absolute()
+        adapters = [ref.name for ref in found.experts if is_adapter(str(ref.path))]
+        document = mergekit_of_recipe(portable_recipe(found, place.parent), adapters=adapters)
+        documents.append((place, document, f"mergekit file: {mergekit}"))
+    for place, document, said in documents:
+        save_yaml(document, place)
+        lines.say(said)
+    return Recipe.of(found)
+
+
+def push(
+    folder: StrPath, repository: str, *, hub: Hub | None = None, progress: Say | None = None
+) -> str:
+    """Upload a checkpoint to the Hugging Face Hub; a new repository is private.
+
+    Args:
+        folder: What `export` or `merge` wrote.
+        repository: ``ORG/NAME``.
+        hub: Who uploads; `huggingface_hub.HfApi`, with its own token, if left out.
+        progress: Called with lines of progress, e.g. `print`; the log if left out.
+
+    Returns:
+        The page of the repository.
+
+    Raises:
+        UserError: If the name is none, there is no such folder, or the Hub refuses.
+    """
+    from httpx2 import HTTPError
+    from huggingface_hub import HfApi, errors
+
+    check_repository(repository)
+    place, lines = Path(os.fspath(folder)), Progress(progress)
+    if not (place / "README.md").is_file():
+        raise UserError(f"{place}: must be a checkpoint with a card; got none. Export it first.")
+    asked = hub or HfApi()
+    page = f"https://huggingface.co/{repository}"
+    lines.say(f"uploading {place} to {page}")
+    try:
+        asked.create_repo(repository, private=True, exist_ok=True)
+        asked.upload_folder(
+            repo_id=repository, folder_path=place, commit_message="Upload a safemerge merge"
+        )
+    except (HTTPError, errors.HfHubHTTPError, OSError, ValueError) as error:
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"push {repository}: the Hub must take it; got: {told[0].rstrip('.')}. {place} is "
+            f"whole. Log in with `hf auth login`, then run `{upload_command(repository, place)}`."
+        ) from error
+    lines.say(f"uploaded: {page}")
+    return page
+
+
+def check_repository(repository: str) -> None:
+    """Refuse what is no name of a repository.
+
+    Raises:
+        UserError: If so.
+    """
+    if not is_hub_id(repository):
+        raise UserError(
+            f"push: must be a repository of the Hub, ORG/NAME; got {repository!r}. Change it."
+        )
+
+
+def upload_command(repository: str, folder: StrPath) -> str:
+    """Return the command that uploads a folder by hand."""
+    import shlex
+
+    return shlex.join(["hf", "upload", repository, str(folder), "--private"])
+
+
+def _picked(run: Run | StrPath, pick: str | int) -> tuple[StoredRun, FrontPoint]:
+    folder = run.folder if isinstance(run, Run) else Path(os.fspath(run))
+    stored = read_run(folder)
+    front = published_front(stored)
+    return stored, pick_point(front, str(pick), spec=stored.spec, where=str(folder))
+
+
+def _say_picked(stored: StoredRun, point: FrontPoint, lines: Progress) -> None:
+    lines.say(f"picked {point.label} (candidate {point.candidate})")
+    for problem in defects(stored.spec, point.report):
+        lines.say(f"note: on the report split, {problem}")

@@ -23,9 +23,23 @@ class Progress:
     """
 
     def __init__(self, say: Say | None = None) -> None:
-        self.say: Say = say or logging.getLogger("safemerge").info
+        self._sinks: list[Say] = [say or logging.getLogger("safemerge").info]
         self._stage_started: dict[str, tuple[float, int]] = {}
         self._stage_said: dict[str, float] = {}
+
+    def say(self, line: str) -> None:
+        """Say a line."""
+        for sink in self._sinks:
+            sink(line)
+
+    @contextmanager
+    def also(self, sink: Say) -> Iterator[None]:
+        """Say every line of a block there too, e.g. in a file."""
+        self._sinks.append(sink)
+        try:
+            yield
+        finally:
+            self._sinks.remove(sink)
 
     def count(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is, about every ten seconds and at its end."""

@@ -149,6 +149,7 @@ def run_study(
             resolved, rows = with_inputs(resolved, suites)
             resolved = _with_sampler(resolved, folder, progress, new_data=new_data)
             store = _open_store(resolved, folder, progress, rows=rows, new_data=new_data)
+            stack.enter_context(progress.also(store.log))
             stack.enter_context(ray_cluster())
             later = Ingredients(say=progress.say, on_step=progress.training_step, starts=False)
             supply = stack.enter_context(make_supply(spec, resolved, later))
@@ -195,7 +196,6 @@ def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place
 
     spec, finished = study.spec, finished_trials(study.records)
     if study.rebuilt is not None:
-        study.store.log(study.rebuilt)
         progress.say(study.rebuilt)
     if finished:
         progress.say(f"resuming: {len(finished)} finished trials kept")
@@ -230,7 +230,9 @@ def _round(
     spec = study.spec
     app = f"safemerge-{spec.name}"
     progress.say(f"starting {spec.evaluator.min_replicas} evaluator replicas (about 30 to 60 s)")
-    with Evaluator(spec, app=app) as evaluator:
+    with ExitStack() as up:
+        with trials.paused():
+            evaluator = up.enter_context(Evaluator(spec, app=app))
         progress.say("evaluator is up: searching")
         try:
             if not search_round(study, app=app, on_record=trials.record, supply=supply):

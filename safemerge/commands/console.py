@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ class Console(Progress):
         self._started = time.monotonic()
 
     def _print(self, line: str) -> None:
-        """Print a line behind the elapsed time, at once."""
+        """Print a line behind the elapsed time, at once; nothing with ``--quiet``."""
+        if not logging.getLogger("safemerge").isEnabledFor(logging.WARNING):
+            return
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         print(f"[{minutes:2d}:{seconds:02d}] {line}" if line else "", flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -17,10 +18,16 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=6
 Setting = float | int | bool | str
 """A value in a training file."""
 
-HubId = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)
-]
+_HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+HubId = Annotated[str, Field(pattern=_HUB_ID, max_length=96)]
 """A repository of the Hugging Face hub, ``ORG/NAME``."""
+
+
+def is_hub_id(text: str) -> bool:
+    """Tell whether a text may be a repository's name, see `HubId`."""
+    return len(text) <= 96 and re.fullmatch(_HUB_ID, text) is not None
+
 
 Vocabulary = Literal["refuse", "base", "union", "tokenizer"]
 """What happens where tokenizers of a merge differ."""

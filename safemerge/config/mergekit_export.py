@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.coefficient import Number, leaves
 from safemerge.config.mergekit_file import MergekitModel
 from safemerge.config.recipe import MergeRecipe
@@ -43,7 +44,7 @@ def mergekit_of_recipe(recipe: MergeRecipe, *, adapters: Collection[str] = ()) -
     that random masks are its own.
 
     Args:
-        recipe: A recipe whose checkpoints are given by path.
+        recipe: A recipe whose checkpoints are given by path, or by repository.
         adapters: Names of the experts that are LoRA adapters on the base; written as
             ``base+adapter``.
 
@@ -59,12 +60,8 @@ def mergekit_of_recipe(recipe: MergeRecipe, *, adapters: Collection[str] = ()) -
             f"recipe {recipe.digest[:4]}: mergekit cannot express it; got {problem}. "
             f"Keep the recipe in safemerge's own form."
         )
-    base = str(recipe.base.path)
     path = {
-        ref.name: MergekitModel(
-            str(ref.path),
-            str(ref.on.path) if ref.on is not None else base if ref.name in adapters else None,
-        ).written()
+        ref.name: _model(ref, ref.on or (recipe.base if ref.name in adapters else None))
         for ref in recipe.checkpoints
     }
     document = {"merge_method": _name(recipe), **_merge(recipe, path)}
@@ -79,6 +76,17 @@ def mergekit_of_recipe(recipe: MergeRecipe, *, adapters: Collection[str] = ()) -
     if isinstance(recipe.tokenizer.chat_template, TemplateText):
         document["chat_template"] = recipe.tokenizer.chat_template.text
     return document
+
+
+def _model(ref: CheckpointRef, host: CheckpointRef | None) -> str | dict[str, Any]:
+    """Return a model's name: its repository where it is of the hub, else its folder."""
+    place, revision = _place(ref)
+    under = (None, None) if host is None else _place(host)
+    return MergekitModel(place, under[0], revision, under[1]).written()
+
+
+def _place(ref: CheckpointRef) -> tuple[str, str | None]:
+    return (str(ref.path), None) if ref.hub is None else (ref.hub, ref.revision)
 
 
 def _rows(recipe: MergeRecipe, path: Mapping[str, str | dict[str, Any]]) -> dict[str, Any]:
@@ -162,7 +170,7 @@ def _problems(recipe: MergeRecipe) -> Iterator[str]:
     for ref in recipe.checkpoints:
         if ref.stack is not None:
             yield f"model {ref.name!r}, a stack of layers"
-        elif ref.path is None:
+        elif ref.path is None and ref.hub is None:
             yield f"model {ref.name!r} without a path"
     if isinstance(recipe.tokenizer.chat_template, str):
         yield f"the chat template of {recipe.tokenizer.chat_template!r}, which it takes as text"

@@ -224,7 +224,12 @@ class MergekitModel(NamedTuple):
         parts = [self.path] if self.host is None else [self.host, self.path]
         if not any(sign in part for part in parts for sign in "+@"):
             return self.text
-        return dict(zip(("model", "lora"), ({"path": part} for part in parts), strict=False))
+        revisions = [self.revision] if self.host is None else [self.host_revision, self.revision]
+        named = [
+            {"path": part} if revision is None else {"path": part, "revision": revision}
+            for part, revision in zip(parts, revisions, strict=True)
+        ]
+        return dict(zip(("model", "lora"), named, strict=False))
 
 
 def _place(given: object) -> tuple[str, str | None]:

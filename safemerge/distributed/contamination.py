@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.rung import RungSpec
@@ -20,6 +21,8 @@ from safemerge.distributed.ingredient import known_folder, training_plan
 from safemerge.distributed.statistics import gathered_files, load_statistics_spec
 from safemerge.errors import DataError
 from safemerge.merge.writer import RECIPE_FILE
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def check_report(
@@ -88,6 +91,10 @@ def _stages(refs: Sequence[CheckpointRef]) -> list[TrainingSpec | StatisticsSpec
     return [*_trained(refs), *(load_statistics_spec(file) for file in gathered_files(refs))]
 
 
+def _parsed(model: type[Model], document: object) -> Model:
+    return model.model_validate_json(json.dumps(document))
+
+
 def _merged_with(refs: Sequence[CheckpointRef]) -> list[SeenData]:
     """What the recipes in folders of merged checkpoints record, their parts' included."""
     waiting = [known_folder(ref) for ref in (*refs, *(stage.base for stage in _trained(refs)))]
@@ -103,9 +110,13 @@ def _merged_with(refs: Sequence[CheckpointRef]) -> list[SeenData]:
             continue
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            items = document.get("seen", [])
-            found += [SeenData.model_validate_json(json.dumps(item)) for item in items]
-            waiting += [ref["path"] for ref in (document["base"], *document["experts"])]
+            place = Path(folder)
+            items = [_parsed(SeenData, item) for item in document.get("seen", [])]
+            found += [item.located(place) for item in items]
+            parents = (document["base"], *document["experts"])
+            waiting += [
+                known_folder(_parsed(CheckpointRef, ref).located(place)) for ref in parents
+            ]
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             raise DataError(
                 f"{path}: must be the recipe that safemerge wrote; got: "

@@ -50,6 +50,11 @@ class ChatFormat:
                 f"{folder}: must hold a tokenizer; got: {_first_line(error)}. "
                 "Save the tokenizer beside the weights."
             ) from None
+        if not isinstance(self.tokenizer.model_max_length, int | float):
+            raise CheckpointError(
+                f"{folder}: tokenizer_config.json: model_max_length must be a number; got "
+                f"{self.tokenizer.model_max_length!r}. Correct the file."
+            )
         if not getattr(self.tokenizer, "chat_template", None):
             raise CheckpointError(
                 f"{folder}: the tokenizer must have a chat template; got none. "

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from safemerge.config.portable import portable_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.card import model_card
 from safemerge.merge.folder import free_place, whole_folder
@@ -59,7 +60,7 @@ def write_adapter(
     text = card or model_card(recipe, adapter=_said(merged, config))
     with whole_folder(out, num_bytes=num_bytes) as folder:
         _write_json(folder / ADAPTER_CONFIG, config)
-        _write_json(folder / RECIPE_FILE, recipe.resolved())
+        _write_json(folder / RECIPE_FILE, portable_recipe(recipe, out).resolved())
         (folder / "README.md").write_text(text, encoding="utf-8")
         save_file(tensors, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
         shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)
@@ -107,9 +108,8 @@ def _config(
     return {
         "peft_type": "LORA",
         "task_type": _agreed([config.get("task_type") for config in configs]),
-        "base_model_name_or_path": _agreed(
-            [config.get("base_model_name_or_path") for config in configs]
-        ),
+        "base_model_name_or_path": recipe.base.hub
+        or _agreed([config.get("base_model_name_or_path") for config in configs]),
         "r": largest,
         "lora_alpha": largest,
         "lora_dropout": 0.0,

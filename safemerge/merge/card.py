@@ -7,6 +7,7 @@ from safemerge import __version__
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.method import method_row
 from safemerge.config.recipe import MergeRecipe
+from safemerge.lineage import front_matter, licence_lines, parent_cards
 
 _TOWERS = (
     "Layers and kinds of modules in the recipe are those of the text decoder. The model's other "
@@ -27,7 +28,8 @@ def model_card(
 
     Returns:
         Markdown text. Folders are named by their last part only, so that a published card
-        tells nothing of the machine it was made on.
+        tells nothing of the machine it was made on. Licence, languages, data sets and
+        repositories are those of the parents; see `safemerge.lineage`.
     """
     source = method_row(recipe.method.name).source
     rows = "\n".join(
@@ -46,15 +48,13 @@ def model_card(
     link = f", <{source.url}>" if source.url else ""
     library = "transformers" if adapter is None else "peft"
     form = "" if adapter is None else f"\n## Form\n\n{adapter}\n"
-    tag = "" if adapter is None else "\n- lora"
+    parents = parent_cards(recipe.checkpoints)
+    tags = [recipe.method.name, *(["lora"] if adapter is not None else [])]
+    front = front_matter(parents, library=library, tags=tags)
+    licences = "\n".join(licence_lines(parents))
     beside = ", ".join(f"`{tower}`" for tower in towers)
     other = f"\n## Other towers\n\n{_TOWERS.format(beside)}\n" if beside else ""
-    return f"""---
-library_name: {library}
-tags:
-- merge
-- safemerge{tag}
----
+    return f"""{front}
 
 # {source.title} merge of {", ".join(ref.name for ref in recipe.experts)}
 
@@ -75,6 +75,10 @@ Candidate `{recipe.digest}`, merged by safemerge {__version__}; the whole recipe
 
 {source.title}: {source.citation}{link}. {source.variant}
 {operators}{form}{other}
+## Licences of the parents
+
+{licences}
+
 ## Before use
 
 A merge can lose safety training that its parts had. Measure this model before it meets users;

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from safemerge.config.portable import portable_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.candidate_tokenizer import added_tokens, give_tokenizer
 from safemerge.merge.card import model_card, with_notices
@@ -136,7 +137,7 @@ def write_merged(
     code = custom_code(stored_checkpoint(base))
     plan = _plan(recipe, base, max_shard_bytes)
     with whole_folder(out, num_bytes=plan.num_bytes) as partial:
-        _write_documents(recipe, checkpoints, partial, code=code, card=card)
+        _write_documents(recipe, checkpoints, partial, place=out, code=code, card=card)
         _write_weights(
             recipe,
             checkpoints,
@@ -216,13 +217,14 @@ def _write_documents(
     checkpoints: Mapping[str, Checkpoint],
     folder: Path,
     *,
+    place: Path,
     code: CustomCode,
     card: str | None,
 ) -> None:
     base = checkpoints[recipe.base.name]
     experts = {ref.name: checkpoints[ref.name] for ref in recipe.experts}
     _write_json(folder / CONFIG_FILE, without_missing_code(_merged_config(recipe, base), code))
-    _write_json(folder / RECIPE_FILE, recipe.resolved())
+    _write_json(folder / RECIPE_FILE, portable_recipe(recipe, place).resolved())
     said = (*notices(base, experts), *tokenizer_notices(recipe), *code_notices(code))
     text = with_notices(card or _card(recipe, base), said)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from safemerge.config.coefficient import leaves
 from safemerge.config.identity import by_content, first_difference
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
-from safemerge.errors import UserError
+from safemerge.errors import RunFolderError, UserError
 from safemerge.optimize.spec import OptimizeSpec
 from safemerge.provenance import Provenance, current_provenance
 from safemerge.run_folder import RunFolder
@@ -202,10 +202,7 @@ def _optimize(
     store.claim(resolved, seen=seen_data(spec.checkpoints, sets), cut_rows=cut_rows)
     if (store.folder / RESULT_FILE).exists():
         progress.say("finished already")
-        found: dict[str, Any] = json.loads(
-            (store.folder / RESULT_FILE).read_text(encoding="utf-8")
-        )
-        return found
+        return _stored_result(store.folder / RESULT_FILE)
     count = int(table.active.sum())
     what = "" if spec.optimizer.name == "lm_cocktail" else f", {count} coefficients"
     where = "Ray Train" if spec.evaluator is None else f"{spec.evaluator.engine} on Ray Serve"
@@ -271,3 +268,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return [text(head), rule, *map(text, rows)]
+
+
+def _stored_result(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path}: damaged; got {error}. Delete the file and run again with --resume."
+        ) from None
+    return found

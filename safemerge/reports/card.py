@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
-import yaml
-
-from safemerge.config.metric import metrics_of
+from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.method import method_row
+from safemerge.config.metric import Metric, metrics_of
+from safemerge.config.portable import portable_recipe
+from safemerge.config.recipe import MergeRecipe
 from safemerge.front import broken_constraints
-from safemerge.records import CandidateResult
+from safemerge.lineage import ParentCard, front_matter, licence_lines, parent_cards
+from safemerge.records import CandidateResult, MetricEstimate
 from safemerge.reports.metric import judge_notes
 from safemerge.reports.run import Point, Run, outcome
 from safemerge.reports.versus import compare_with_references
@@ -33,12 +38,13 @@ LIMITS = (
 """What a reader must not conclude, for any point."""
 
 
-def model_card(run: Run, number: int) -> str:
+def model_card(run: Run, number: int, *, adapter: bool = False) -> str:
     """Write the model card of one trial, as Markdown with Hugging Face front matter.
 
     Args:
         run: The run.
         number: Trial number: of the front, a reference point, or any trial with a result.
+        adapter: Whether the card is of a LoRA adapter.
 
     Returns:
         The text, ending in a newline. No text that a model generated is in it.
@@ -47,14 +53,69 @@ def model_card(run: Run, number: int) -> str:
         UserError: If there is no such trial or it has no result.
     """
     point = run.point(number)
-    parts = [_front_matter(), _opening(run, point), _measurements(run, point)]
-    parts += [_differences(run, point), _recipe(run, point), _limits(run)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    recipe = MergeRecipe.model_validate(point.trial.recipe)
+    parents = parent_cards(_known(run, recipe))
+    front = front_matter(
+        parents,
+        library="peft" if adapter else "transformers",
+        tags=[recipe.method.name, *(["lora"] if adapter else [])],
+        model_index=[_model_index(run, point)],
+    )
+    parts = [front, _opening(run, point), _measurements(run, point)]
+    parts += [_differences(run, point), _recipe(run, point, recipe), _licences(parents)]
+    return "\n\n".join([*(part for part in parts if part), _limits(run)]) + "\n"
 
 
-def _front_matter() -> str:
-    document = {"library_name": "transformers", "tags": ["merge", "safemerge"]}
-    return f"---\n{yaml.safe_dump(document, sort_keys=True).strip()}\n---"
+def _known(run: Run, recipe: MergeRecipe) -> list[CheckpointRef]:
+    """Return a recipe's models as the study has them: with their repositories."""
+    known = {item.name: item for item in run.spec.checkpoints}
+    return [
+        known[ref.name] if ref.name in known and ref.hub is None and not ref.parts else ref
+        for ref in recipe.checkpoints
+    ]
+
+
+def _model_index(run: Run, point: Point) -> dict[str, Any]:
+    """Return the results as the Hub's ``model-index`` has them, intervals as arguments."""
+    metrics = metrics_of(run.spec)
+    results: dict[str, dict[str, Any]] = {}
+    for name, metric in metrics.items():
+        found = point.shown.metrics.get(name)
+        if found is None or found.value is None:
+            continue
+        owner = name.rpartition(".")[0] or name
+        task = {"type": "text-generation", "name": "Text Generation"}
+        dataset = {"name": owner, "type": _dataset(run, owner), "split": point.shown.split}
+        entry = results.setdefault(owner, {"task": task, "dataset": dataset, "metrics": []})
+        entry["metrics"].append(_indexed(metric, found))
+    name = f"{run.spec.name}, {point.name}"
+    return {"name": name, "results": list(results.values())}
+
+
+def _indexed(metric: Metric, found: MetricEstimate) -> dict[str, Any]:
+    arguments = {"low": found.low, "high": found.high, "confidence": 0.95, "n": found.n}
+    return {
+        "type": metric.name.rpartition(".")[2],
+        "name": f"{metric.name} {estimate_text(found)}, n = {found.n}",
+        "value": found.value,
+        "args": arguments,
+    }
+
+
+def _dataset(run: Run, suite: str) -> str:
+    """Return the Hub's id of a suite's data, or what they are called; never a path."""
+    for item in run.spec.suites:
+        if item.name == suite:
+            source = item.report.source
+            for key in ("dataset", "name"):
+                if isinstance(named := getattr(source, key, None), str):
+                    return named
+            return str(getattr(item.task, "task", suite))
+    return "aggregate"
+
+
+def _licences(parents: list[ParentCard]) -> str:
+    return "\n".join(["## Licences of the parents", "", *licence_lines(parents)])
 
 
 def _opening(run: Run, point: Point) -> str:
@@ -144,19 +205,21 @@ def _differences(run: Run, point: Point) -> str:
     return "\n".join(lines)
 
 
-def _recipe(run: Run, point: Point) -> str:
-    lines = ["## Recipe", ""]
+def _recipe(run: Run, point: Point, recipe: MergeRecipe) -> str:
+    source = method_row(recipe.method.name).source
+    link = f", <{source.url}>" if source.url else ""
+    lines = ["## Recipe", "", f"{source.title}: {source.citation}{link}. {source.variant}", ""]
     lines += [
         f"- {name}: {_code(value)}"
         for name, value in coefficients(point.trial.recipe, point.trial.params)
     ]
     lines += ["", "| model | weights digest |", "| --- | --- |"]
-    models = [point.trial.recipe["base"], *point.trial.recipe["experts"]]
     known = {item.name: item.digest for item in run.spec.checkpoints}
-    for item in models:
-        digest = item.get("digest") or known.get(item["name"])
-        lines.append(_row([item["name"], digest or "not recorded"]))
-    text = json.dumps(point.trial.recipe, indent=2, ensure_ascii=False)
+    for item in recipe.checkpoints:
+        digest = item.digest or known.get(item.name)
+        lines.append(_row([item.name, digest or "not recorded"]))
+    named = portable_recipe(recipe, Path(Path.cwd().anchor))
+    text = json.dumps(named.resolved(), indent=2, ensure_ascii=False)
     fence = "`" * 3
     while fence in text:
         fence += "`"

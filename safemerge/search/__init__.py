@@ -3,6 +3,7 @@
 from safemerge.search.records import Failure, Proposal
 from safemerge.search.recovery import finished_trials
 from safemerge.search.space import Reference, Suggestion, reference_recipes, suggest
+from safemerge.search.storage import count_running
 from safemerge.search.study import SearchStudy
 from safemerge.search.unseen import Drawn, is_covered
 from safemerge.search.warm_start import start_plans, study_references
@@ -14,6 +15,7 @@ __all__ = [
     "Reference",
     "SearchStudy",
     "Suggestion",
+    "count_running",
     "finished_trials",
     "is_covered",
     "reference_recipes",

@@ -16,6 +16,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from safemerge.config.sampler import GIVEN, SamplerSpec
@@ -65,6 +66,34 @@ def open_study(spec: StudySpec, folder: Path) -> optuna.Study:
             directions=[objective.direction for objective in spec.objectives],
             load_if_exists=True,
         )
+
+
+def count_running(spec: StudySpec, folder: Path) -> int | None:
+    """Count the sampled trials that a driver has in flight; nothing is changed.
+
+    Args:
+        spec: The study.
+        folder: The run's folder, which another process may work in.
+
+    Returns:
+        The number; None if Optuna's storage is not there yet or cannot be read.
+    """
+    path = storage_path(spec, folder.resolve())
+    if not path.is_file():
+        return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        storage: BaseStorage = (
+            RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 5}})
+            if spec.storage == "sqlite"
+            else JournalStorage(JournalFileBackend(str(path)))
+        )
+        study = optuna.load_study(study_name=spec.name, storage=storage)
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        close_study(study)
+    except (StorageInternalError, SQLAlchemyError, KeyError, ValueError, OSError):
+        return None
+    return len(running)
 
 
 def set_aside(path: Path) -> Path:

@@ -22,8 +22,9 @@ _WANTED = (
     "*.py",
     "LICENSE*",
     "NOTICE*",
+    "README.md",
 )
-"""Weights as safetensors, config, tokenizer, templates and code: what is downloaded."""
+"""Weights as safetensors, config, tokenizer, templates, code and card: what is downloaded."""
 
 _UNWANTED = ("*/*.safetensors", "consolidated*.safetensors", "original/*", "onnx/*")
 """The same weights once more, in other forms."""

@@ -183,11 +183,20 @@ def _loaded(
             config.inference_mode = True
             config.lora_dropout = 0.0  # no part of a merge, and refused for fused experts
             config.init_lora_weights = True  # of no consequence, the tensors follow
+            config.megatron_config = None  # peft would import the module that the file names
             with torch.device("meta"):
                 peft_model = PeftModel(model, config, adapter_name=_NAME)
             peft_model.load_state_dict = lambda state, **_: found.update(state)
             set_peft_model_state_dict(peft_model, dict(tensors), adapter_name=_NAME)
-        except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            # NOTE: of a null where peft reads a table, such as rank_pattern.
+            AttributeError,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             first = str(error).strip().splitlines()[0][:300] if str(error) else repr(error)
             raise CheckpointError(
                 f"{folder}: peft must be able to put the adapter into the base, "

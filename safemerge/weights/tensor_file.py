@@ -13,7 +13,7 @@ from torch import Tensor
 from safemerge.errors import CheckpointChangedError, CheckpointError
 from safemerge.weights import mapping_guard
 from safemerge.weights.header import TensorEntry, read_header, read_offsets
-from safemerge.weights.watched_file import FileIdentity, WatchedFile
+from safemerge.weights.watched_file import WatchedFile
 
 
 class TensorFile:
@@ -33,13 +33,15 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._watched = WatchedFile(path)
         self.entries: dict[str, TensorEntry] = read_header(path)
         """What the header says, by tensor name."""
         _check_valid(path)
+        self._offsets = read_offsets(path)
         self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         closed = weakref.finalize(self, os.close, self._handle)
-        self._watched = WatchedFile(path, FileIdentity.of(os.fstat(self._handle)))
-        self._offsets = read_offsets(path)
+        # Header and handle are of one file, or this is not reached.
+        self._watched.check_unchanged()
         self._map = self._guarded_map(self._watched.identity.size)
         if self._map is not None:
             closed()

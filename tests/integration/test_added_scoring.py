@@ -1,8 +1,5 @@
 """A metric and a judge of installed packages on live replicas, and a node that lacks them."""
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,15 +21,8 @@ JUDGE = {"kind": "added", "use": "keywords", "name": "words", "arguments": {"wor
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    place = tmp_path_factory.mktemp("site")
-    for name in ("metric", "judge"):
-        source = tmp_path_factory.mktemp("source") / name
-        shutil.copytree(ROOT / "examples" / name, source)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        command += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(place)]
-        subprocess.run([*command, str(source)], check=True, timeout=600)
-    return place
+def site(install_examples):
+    return install_examples("metric", "judge")
 
 
 def study(study_document, folder):

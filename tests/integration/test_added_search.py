@@ -1,9 +1,6 @@
 """A merge method and a sampler of installed packages in a whole search, and its export."""
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,15 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    place = tmp_path_factory.mktemp("site")
-    for name in ("merge_method", "sampler"):
-        source = tmp_path_factory.mktemp("source") / name
-        shutil.copytree(ROOT / "examples" / name, source)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        command += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(place)]
-        subprocess.run([*command, str(source)], check=True, timeout=600)
-    return place
+def site(install_examples):
+    return install_examples("merge_method", "sampler")
 
 
 def test_a_study_of_added_parts_is_searched_and_exported(study_document, site, tmp_path):

@@ -3,9 +3,6 @@
 import importlib
 import json
 import pickle
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
@@ -38,16 +35,9 @@ USE = {"use": "neighbour", "arguments": {"width": 0.05}, "startup": 3}
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(install_examples):
     """A folder that pip has installed the examples into."""
-    place = tmp_path_factory.mktemp("site")
-    for name in ("merge_method", "sampler"):
-        source = tmp_path_factory.mktemp("source") / name
-        shutil.copytree(ROOT / "examples" / name, source)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        command += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(place)]
-        subprocess.run([*command, str(source)], check=True, timeout=600)
-    return place
+    return install_examples("merge_method", "sampler")
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,6 @@
 
 import importlib
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,16 +37,9 @@ JUDGE = {"kind": "added", "use": "keywords", "name": "words", "arguments": {"wor
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(install_examples):
     """A folder that pip has installed the examples into."""
-    place = tmp_path_factory.mktemp("site")
-    for name in ("metric", "judge"):
-        source = tmp_path_factory.mktemp("source") / name
-        shutil.copytree(ROOT / "examples" / name, source)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        command += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(place)]
-        subprocess.run([*command, str(source)], check=True, timeout=600)
-    return place
+    return install_examples("metric", "judge")
 
 
 @pytest.fixture(autouse=True)

@@ -137,6 +137,12 @@ def test_an_append_after_anothers_torn_line_does_not_glue_to_it(store):
     assert [item.number for item in store.trials()] == [0, 2]
 
 
+def test_a_front_that_is_no_text_is_refused(store):
+    store.front_path.write_bytes(b'{"a": "\xdf"}')
+    with pytest.raises(StudyError, match=r"front\.json: damaged"):
+        store.read_front()
+
+
 @pytest.mark.parametrize("line", [b'{"number": 1}', b"", b"\x00\x00\x00", b"not json"])
 def test_a_damaged_line_inside_is_refused_by_its_number(store, line):
     store.append(record(0))

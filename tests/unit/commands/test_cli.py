@@ -29,7 +29,10 @@ OPTIONS = {
     "optimize": ["spec", "--results", "--resume"],
     "robustness": ["spec", "--results", "--resume", "--seeds", "--dry-run"],
     "report": ["run", "--as-stored", "--accept-trials"],
-    "export": ["run", "--pick", "out", "--as-stored"],
+    "export": [
+        "run", "--pick", "out", "--recipe", "--mergekit", "--push", "--yes", "--as-stored",
+    ],
+    "status": ["run", "--results", "--json"],
     "serve": ["study"],
     "validate": ["files"],
     "schema": ["name"],
@@ -48,6 +51,10 @@ OPTIONS = {
 """Every option of every command: a new one is added here on purpose, or not at all."""
 
 
+LOUDNESS = {"-q", "--quiet", "-v", "--verbose"}
+"""Every command has these."""
+
+
 def commands():
     (choices,) = (
         action.choices
@@ -63,6 +70,7 @@ def options(parser):
         for action in parser._actions
         if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
         for name in (action.option_strings or [action.dest])
+        if name not in LOUDNESS
     ]
 
 

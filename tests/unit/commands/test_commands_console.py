@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from safemerge.api.progress import duration
+from safemerge.api.progress import Pace, Progress, duration
 from safemerge.commands import console as module
 from safemerge.commands.console import Console, estimate_text, result_lines
 from safemerge.records import CandidateResult, MetricEstimate
@@ -118,3 +118,21 @@ def test_a_result_is_a_line_a_metric_and_its_defect():
     ]
     broken = CandidateResult(candidate="c", split="search", metrics={}, broken="not finite")
     assert result_lines(broken) == ["broken: not finite"]
+
+
+def test_the_time_left_goes_by_the_time_that_is_not_paused(clock):
+    pace = Pace(10, done=2)
+    with pace.paused():
+        clock.now += 500  # an engine starts
+    clock.now += 30
+    assert pace.step() == ("[3/10]", ", about 3 min 30 s left")
+
+
+def test_lines_of_a_block_go_to_a_second_place_too():
+    first, second = [], []
+    progress = Progress(first.append)
+    said = progress.say
+    with progress.also(second.append):
+        said("inside")
+    said("outside")
+    assert (first, second) == (["inside", "outside"], ["inside"])

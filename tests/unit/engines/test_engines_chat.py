@@ -75,6 +75,14 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path):
         ChatFormat(saved(tmp_path, None))
 
 
+def test_a_length_that_is_no_number_is_refused(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": "1-"}))
+    with pytest.raises(CheckpointError, match=r"model_max_length must be a number; got '1-'"):
+        ChatFormat(folder)
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path, tiny_base):
     shutil.copy(tiny_base / "config.json", tmp_path)
     with pytest.raises(CheckpointError, match=rf"{tmp_path}: must hold a tokenizer; got: .+"):

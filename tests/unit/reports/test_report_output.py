@@ -5,6 +5,7 @@ import zlib
 
 import pytest
 import synthetic_run as synthetic
+from huggingface_hub import ModelCard
 from rich.console import Console
 
 from safemerge.config.metric import metrics_of
@@ -122,7 +123,7 @@ def test_markdown_table_has_a_row_for_every_point_and_as_many_cells_as_heads(run
 
 def test_model_card_of_the_knee_has_figures_recipe_digests_and_limits(run):
     card = model_card(run, run.knee.number)
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "library_name: transformers\n" in card
     found = run.knee.report.metrics["skill"]
     assert f"{percent(found.value)} [{percent(found.low, unit=False)}" in card
     for text in (
@@ -138,6 +139,28 @@ def test_model_card_of_the_knee_has_figures_recipe_digests_and_limits(run):
         '"density"',
     ):
         assert text in card
+
+
+def test_the_front_matter_is_the_hubs(run):
+    data = ModelCard(model_card(run, run.knee.number)).data
+    assert data.license == "unknown"
+    assert data.pipeline_tag == "text-generation"
+    assert data.tags == ["merge", "safemerge", "ties"]
+    assert data.model_name == f"demo, trial {run.knee.number}"
+    (skill,) = [found for found in data.eval_results if found.metric_type == "skill"]
+    wanted = run.knee.report.metrics["skill"]
+    assert skill.metric_value == wanted.value
+    assert (skill.metric_args["low"], skill.metric_args["high"]) == (wanted.low, wanted.high)
+    assert skill.dataset_split == "report"
+    (harm,) = [item for item in data.eval_results if item.metric_type == "harmful_score"]
+    assert (harm.dataset_name, harm.dataset_type) == ("unsafe", "reviews")
+
+
+def test_no_folder_of_this_machine_is_in_a_card(run):
+    for point in run.points:
+        card = model_card(run, point.number)
+        assert "/models" not in card
+        assert str(run.folder) not in card
 
 
 def test_model_card_of_a_point_off_the_front_says_so(run):

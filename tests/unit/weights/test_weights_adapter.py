@@ -179,6 +179,7 @@ def test_an_adapter_without_base_is_refused(tiny_adapter):
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens must be unset"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights must leave.*got 'pissa'"),
         ({"target_modules": ["gone"]}, "peft must be able to put the adapter into the base"),
+        ({"rank_pattern": None}, "peft must be able to put the adapter into the base"),
         ({"target_modules": ["q_proj"]}, "must belong to a module that adapter_config.json names"),
         ({"r": 8}, r"shape that the base and adapter_config.json ask for, \(8, \d+\); got \(4"),
     ],
@@ -263,3 +264,10 @@ def test_a_base_of_other_shapes_than_its_config_says_is_refused(adapter, tmp_pat
     save_file(packed, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"'{name}': must have the shape .*\(64, 64\)"):
         open_checkpoint(adapter, open_checkpoint(base))
+
+
+def test_an_adapters_config_names_no_module_that_is_imported(adapter, tiny_base):
+    plain = open_checkpoint(adapter, open_checkpoint(tiny_base))
+    configure(adapter, megatron_config={}, megatron_core="no_module_of_this_name")
+    again = open_checkpoint(adapter, open_checkpoint(tiny_base))
+    assert all(torch.equal(plain.tensor(name), again.tensor(name)) for name in plain.names)

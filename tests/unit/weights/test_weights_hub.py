@@ -135,11 +135,11 @@ def test_only_what_a_merge_reads_is_downloaded(monkeypatch, tiny_base):
         "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
         "adapter_model.safetensors", "tokenizer.json", "tokenizer.model", "tekken.json",
         "merges.txt", "chat_template.jinja", "additional_chat_templates/rag.jinja",
-        "modeling_own.py", "LICENSE",
+        "modeling_own.py", "LICENSE", "README.md",
     ]  # fmt: skip
     unwanted = [
         "pytorch_model.bin", "original/consolidated.00.pth", "original/tokenizer.model",
-        "consolidated.safetensors", "onnx/model.onnx", "README.md", "model.gguf",
+        "consolidated.safetensors", "onnx/model.onnx", "model.gguf",
         "vae/model.safetensors",
     ]  # fmt: skip
     patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safemerge.errors import CheckpointChangedError, CheckpointError
-from safemerge.weights import mapping_guard
+from safemerge.weights import mapping_guard, tensor_file
 from safemerge.weights.tensor_file import TensorFile
 
 TENSORS = {
@@ -80,6 +80,19 @@ def test_a_cut_file_ends_in_an_error(path):
 
     with pytest.raises(CheckpointChangedError, match=r"x\.safetensors: must stay .*got 500 bytes"):
         read()
+
+
+@pytest.mark.usefixtures("way")
+def test_a_file_cut_while_it_is_opened_is_named(path, monkeypatch):
+    checked = tensor_file._check_valid
+
+    def cut_after(path):
+        checked(path)
+        os.truncate(path, 8192)
+
+    monkeypatch.setattr(tensor_file, "_check_valid", cut_after)
+    with pytest.raises(CheckpointChangedError, match=r"must stay as .*got 8192 bytes"):
+        TensorFile(path)
 
 
 def test_a_file_cut_and_restored_while_it_was_read_stays_refused(path):
