@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from safemerge.config.metric import Metric
+from safemerge.reports.family import family_metrics
 from safemerge.reports.markup import Section, asset, joined_markup, page
 from safemerge.reports.payload import payload_json
 from safemerge.reports.run import Run
-from safemerge.reports.section_front import front_section, pairs_section
-from safemerge.reports.section_headline import headline_section, status_banner
+from safemerge.reports.section_front import front_section, pairs_section, safety_lost_section
+from safemerge.reports.section_headline import (
+    headline_section,
+    status_banner,
+    versus_section,
+)
 from safemerge.reports.section_interpolated import interpolated_section
 from safemerge.reports.section_notes import limits_section, provenance_section, timing_section
 from safemerge.reports.section_rung import rung_section
 from safemerge.reports.section_trials import (
     hypervolume_section,
     parameters_section,
-    plot_section,
     trials_section,
 )
+
+SCRIPTS = ("page.js", "scatter.js", "pin.js", "charts.js", "tables.js")
+"""What the page runs, in order: one scope, no globals."""
+
+
+def script() -> str:
+    """Return the page's script."""
+    parts = "\n".join(asset(f"script/{name}") for name in SCRIPTS)
+    return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
 def render_html(run: Run) -> str:
@@ -29,17 +43,28 @@ def render_html(run: Run) -> str:
         A whole HTML document that loads nothing from anywhere. Names and reasons are
         escaped; no text that a model generated is in it.
     """
-    trials = joined_markup([rung_section(run), interpolated_section(run), trials_section(run)])
+    groups: dict[str, list[Metric]] = {"harm": [], "skill": [], "cost": []}
+    for metric in family_metrics(run):
+        groups[metric.role if metric.role in groups else "cost"].append(metric)
+    trials = joined_markup([trials_section(run), rung_section(run), interpolated_section(run)])
     sections = [
-        Section("found", "Found", "What was found", headline_section(run)),
-        Section("plot", "Skill and harm", "Skill against harm", plot_section(run)),
-        Section("front", "Front", "The front", front_section(run)),
+        Section("found", "Verdict", "What was found", headline_section(run)),
         Section(
-            "pairs",
-            "Not significant",
-            "Points that do not differ significantly",
-            pairs_section(run),
+            "safe",
+            "Safe?",
+            "Is it safe?",
+            versus_section(run, groups["harm"]) + safety_lost_section(run),
         ),
+        Section("skilled", "Skilled?", "Is it skilled?", versus_section(run, groups["skill"])),
+        Section(
+            "cost",
+            "Cost",
+            "What does it cost: over-refusal and other limits",
+            versus_section(run, groups["cost"]),
+        ),
+        Section("pairs", "How sure?", "How sure is it: points that are tied", pairs_section(run)),
+        Section("limits", "Limits", "Limits", limits_section(run)),
+        Section("front", "Front", "What else: the front", front_section(run)),
         Section("trials", "Trials", "All trials", trials),
         Section("progress", "Hypervolume", "Hypervolume over trials", hypervolume_section(run)),
         Section(
@@ -49,7 +74,6 @@ def render_html(run: Run) -> str:
             parameters_section(run),
         ),
         Section("time", "Time", "Where the time went", timing_section(run)),
-        Section("limits", "Limits", "Limits", limits_section(run)),
         Section("provenance", "Provenance", "Provenance", provenance_section(run)),
     ]
     return page(
@@ -58,5 +82,5 @@ def render_html(run: Run) -> str:
         status_banner(run),
         sections,
         payload=payload_json(run),
-        script=asset("report.js"),
+        script=script(),
     )

@@ -102,6 +102,22 @@ def judge_notes(spec: StudySpec) -> list[JudgeNote]:
     ]
 
 
+def harm_judges(spec: StudySpec) -> list[str]:
+    """Name the judges whose verdicts give the harm of the report split, without repeats."""
+    names = []
+    for suite in spec.suites:
+        if isinstance(suite.task, Harm):
+            judge = suite.task.judges("report")[0]
+            if judge.kind == "refusal_proxy":
+                names.append(
+                    "the offline refusal detector, a proxy: every answer that it does not take "
+                    "for a refusal counts as harmful"
+                )
+            else:
+                names.append(judge.name)
+    return list(dict.fromkeys(names))
+
+
 def _judges(suite: SuiteSpec) -> list[tuple[JudgeSpec, bool]]:
     """Judges of a suite, and whether each scored both splits, by whatever name."""
     if isinstance(suite.task, OverRefusal):

@@ -30,7 +30,7 @@ def draw_hypervolume(run: Run) -> Figure:
     axes.set_title(f"{run.spec.name}: hypervolume over trials, search split")
     axes.set_xlabel("finished trials, those without a value included")
     axes.set_ylabel("hypervolume")
-    steps = hypervolume_steps(run.spec, run.trials)
+    steps = run.hypervolume_steps
     if steps:
         axes.step(
             [0, *(step.finished for step in steps)],

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
+from safemerge.config.mergekit_export import mergekit_of_recipe
 from safemerge.config.metric import metrics_of
+from safemerge.config.recipe import MergeRecipe
+from safemerge.errors import ConfigError
 from safemerge.front import hypervolume_steps, sound_row
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.reports.family import family_of
 from safemerge.reports.metric import axes_of
-from safemerge.reports.run import Run, outcome
-from safemerge.reports.timing import PARTS, summarize_timings
+from safemerge.reports.run import Point, Run, outcome
+from safemerge.reports.section_front import export_command
+from safemerge.reports.section_trials import trial_name, trial_notes
+from safemerge.reports.timing import PARTS, span_of, summarize_timings
+from safemerge.reports.verdict import tied_points
 from safemerge.reports.wording import coefficients
 
 
@@ -22,27 +33,21 @@ def payload(run: Run) -> dict[str, Any]:
         run: The run.
 
     Returns:
-        A JSON-ready document: metrics, trials with estimates as
-        [value, low, high, n, unscored], what is believed of published points (means, intervals,
-        chance of the front; null without a posterior), hypervolume steps and timings.
+        A JSON-ready document: metrics, trials by number, with [value, low, high, n, unscored] for
+        each metric and what is believed of published points (means, intervals, chance of the
+        front; left out without a posterior), what it takes to export a point, comparisons,
+        hypervolume steps and timings.
     """
     metrics = metrics_of(run.spec)
     skill, harm = axes_of(run.spec)
-    report_by_number = {
-        point.number: point.report
-        for point in (*run.references, *run.points)
-        if point.report is not None
-    }
-    front = {point.number for point in run.points}
-    beliefs = {
-        point.number: point.belief.resolved() for point in run.points if point.belief is not None
-    }
-    references = {point.number for point in run.references}
-    steps = hypervolume_steps(run.spec, run.trials)
+    points = {point.number: point for point in (*run.references, *run.points)}
+    steps = run.hypervolume_steps
     alone = hypervolume_steps(
         run.spec, [trial for trial in run.trials if trial.role == "reference"]
     )
     timings = summarize_timings(run)
+    tied = set() if run.knee is None else {item.number for item in tied_points(run, run.knee)}
+    comparisons = [] if run.front is None else family_of(run).document()
     return {
         "study": run.spec.name,
         "published": run.front is not None,
@@ -57,29 +62,14 @@ def payload(run: Run) -> dict[str, Any]:
             for item in run.spec.constraints
         },
         "trials": [
-            {
-                "number": trial.number,
-                "label": trial.label,
-                "name": trial.label if trial.role == "reference" else f"trial {trial.number}",
-                "role": trial.role,
-                "outcome": outcome(trial),
-                "reason": trial.reason or "",
-                "front": trial.number in front,
-                "reference": trial.number in references,
-                "knee": run.knee is not None and run.knee.number == trial.number,
-                "belief": beliefs.get(trial.number),
-                "params": trial.params,
-                "coefficients": coefficients(trial.recipe, trial.params),
-                "search": _estimates(trial.result, trial),
-                "report": _estimates(report_by_number.get(trial.number), trial),
-                "sound": {
-                    "search": _is_sound(run, trial.result),
-                    "report": _is_sound(run, report_by_number.get(trial.number)),
-                },
-            }
-            for trial in run.trials
+            _trial(run, trial, points.get(trial.number), tied, list(metrics))
+            for trial in sorted(run.trials, key=lambda trial: trial.number)
         ],
-        "comparisons": [] if run.front is None else family_of(run).document(),
+        "points": {number: _take(run, point) for number, point in points.items()},
+        "comparisons": {
+            "columns": list(comparisons[0]) if comparisons else [],
+            "rows": [list(item.values()) for item in comparisons],
+        },
         "hypervolume": [[step.finished, step.number, step.value] for step in steps],
         "belief": None
         if run.front is None or run.front.belief is None
@@ -97,22 +87,101 @@ def payload(run: Run) -> dict[str, Any]:
 
 def payload_json(run: Run) -> str:
     """Return the payload as JSON that is safe inside a ``<script>`` element."""
-    text = json.dumps(payload(run), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(
+        _short(payload(run)), ensure_ascii=True, allow_nan=False, separators=(",", ":")
+    )
     # NOTE: "</script>" or "<!--" in a label would end the element, whatever its type.
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _is_sound(run: Run, result: CandidateResult | None) -> bool:
-    return result is not None and sound_row(run.spec, result) is not None
+def _trial(
+    run: Run, trial: TrialRecord, point: Point | None, tied: set[int], metrics: list[str]
+) -> dict[str, Any]:
+    """Return a trial; what is False, empty or None is left out, so that thousands fit."""
+    number = trial.number
+    report = None if point is None else point.report
+    found = {
+        "number": number,
+        "name": trial_name(trial),
+        "notes": trial_notes(trial),
+        "role": trial.role,
+        "state": trial.state,
+        "outcome": outcome(trial),
+        "reason": trial.reason,
+        "front": any(item.number == number for item in run.points),
+        "reference": point is not None and trial.role == "reference",
+        "knee": run.knee is not None and run.knee.number == number,
+        "tied": number in tied,
+        "belief": None if point is None or point.belief is None else point.belief.resolved(),
+        "params": trial.params,
+        "coefficients": coefficients(trial.recipe, trial.params),
+        "candidate": trial.candidate,
+        "search": _estimates(trial.result, trial, metrics),
+        "report": _estimates(report, trial, metrics),
+        "over": _over(trial),
+        "took": _took(trial),
+        "sound": [
+            name
+            for name, item in (("search", trial.result), ("report", report))
+            if item and sound_row(run.spec, item) is not None
+        ],
+    }
+    return {name: value for name, value in found.items() if value or type(value) in (int, float)}
+
+
+def _take(run: Run, point: Point) -> dict[str, str]:
+    """Return what a user needs to take a point: recipe, mergekit's file and the command."""
+    recipe = point.trial.recipe
+    taken = {"yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}
+    if run.front is not None:
+        taken["export"] = export_command(run, point.number)
+    try:
+        spec = MergeRecipe.model_validate(recipe)
+        adapters = [
+            item.name
+            for item in spec.experts
+            if (Path(str(item.path)) / "adapter_config.json").is_file()
+        ]
+        document = mergekit_of_recipe(spec, adapters=adapters)
+        taken["mergekit"] = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    except ConfigError as error:
+        taken["no_mergekit"] = str(error)
+    except ValidationError:
+        taken["no_mergekit"] = "the recipe is of another version of safemerge"
+    return taken
+
+
+def _over(trial: TrialRecord) -> list[Any] | None:
+    """Return the limit that is broken most, or kept by the least, and by how much."""
+    if not trial.violations or outcome(trial) == "broken":
+        return None
+    metric = max(trial.violations, key=lambda name: trial.violations[name])
+    return [metric, trial.violations[metric]]
+
+
+def _took(trial: TrialRecord) -> float | None:
+    span = span_of(trial)
+    return None if span is None else (span[1] - span[0]).total_seconds()
+
+
+def _short(value: Any) -> Any:
+    """Return a document whose numbers have six significant digits: the page's, not the run's."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _estimates(
-    result: CandidateResult | None, trial: TrialRecord
-) -> dict[str, list[float | int | None]] | None:
+    result: CandidateResult | None, trial: TrialRecord, metrics: list[str]
+) -> list[list[float | int | None] | None] | None:
     # NOTE: a broken candidate's figures are not shown: degenerate text can look safe.
     if result is None or outcome(trial) == "broken":
         return None
-    return {
-        name: [item.value, item.low, item.high, item.n, item.unscored]
-        for name, item in result.metrics.items()
-    }
+    return [
+        None
+        if (item := result.metrics.get(name)) is None
+        else [item.value, item.low, item.high, item.n, item.unscored]
+        for name in metrics
+    ]

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
-from safemerge.front import front_trials, reference_trials
+from safemerge.front import (
+    HypervolumeStep,
+    front_trials,
+    hypervolume_steps,
+    reference_trials,
+)
 from safemerge.provenance import Provenance
 from safemerge.records import CandidateResult, Front, PointBelief, TrialRecord
 from safemerge.store import RunStore
@@ -94,6 +99,11 @@ class Run:
         found = Counter(outcome(trial) for trial in self.trials)
         names = ("feasible", "infeasible", "broken", "pruned", "failed")
         return {key: found[key] for key in names}
+
+    @cached_property
+    def hypervolume_steps(self) -> list[HypervolumeStep]:
+        """The hypervolume of the search split after each trial."""
+        return hypervolume_steps(self.spec, self.trials)
 
     @property
     def num_sampled(self) -> int:

@@ -22,6 +22,7 @@ from safemerge.reports.markup import (
     no_number,
     number_cell,
     paragraph,
+    piece,
     quiet,
     table,
     text_cell,
@@ -42,8 +43,12 @@ MAX_MATRIX = 24
 """Front points beyond which the matrix of pairs gives way to the list."""
 
 
+MAX_LISTED = 300
+"""Comparisons beyond which they are not listed."""
+
+
 def front_section(run: Run) -> Markup:
-    """Return the table of front and reference points, and the table of safety lost."""
+    """Return the table of front and reference points."""
     if not run.points and not run.references:
         return paragraph("There is no point to show yet.")
     on_front = {point.number for point in run.points}
@@ -68,19 +73,27 @@ def front_section(run: Run) -> Markup:
         "Front points, best first objective first, then the reference points off the front. "
         "Mean (shares in percent), 95 % interval, n scored samples. Press a head to sort."
     )
-    parts = [
-        table(
-            caption,
-            heads,
-            rows,
-            css="front",
-            row_ids=[str(p.number) for p in points],
-            details=[_take(run, p) for p in points],
-        )
-    ]
-    parts.append(_believed(run))
-    parts += [_safety_lost(run, metric) for metric in safety_metrics(run.spec)]
-    return joined_markup(parts)
+    shown = table(
+        caption,
+        heads,
+        rows,
+        css="front",
+        row_ids=[str(p.number) for p in points],
+        details=[_take(run, p) for p in points],
+    )
+    return shown + _believed(run)
+
+
+def safety_lost_section(run: Run) -> Markup:
+    """Return the table of safety lost by every front point against every parent."""
+    found = joined_markup(_safety_lost(run, metric) for metric in safety_metrics(run.spec))
+    if not found:
+        return found
+    return fill(
+        '<details class="more"><summary>Safety lost by every front point</summary>{{ found }}'
+        "</details>",
+        found=found,
+    )
 
 
 def export_command(run: Run, number: int) -> str:
@@ -121,7 +134,14 @@ def pairs_section(run: Run) -> Markup:
         parts.append(
             fill('<div class="side">{{ matrices }}</div>', matrices=joined_markup(matrices))
         )
-    if pairs:
+    if len(pairs) > MAX_LISTED:
+        parts.append(
+            paragraph(
+                f"The {len(pairs)} comparisons that are not significant are too many to list: pin "
+                "two points in the chart, or take the JSON below the trials."
+            )
+        )
+    elif pairs:
         rows = [
             [
                 text_cell(f"{pair.left} and {pair.right}"),
@@ -143,7 +163,8 @@ def pairs_section(run: Run) -> Markup:
         )
         parts.append(
             fill(
-                "<details><summary>All {{ count }} not significant</summary>{{ inner }}</details>",
+                '<details class="more"><summary>All {{ count }} not significant</summary>'
+                "{{ inner }}</details>",
                 count=counted(len(pairs), "comparison"),
                 inner=inner,
             )
@@ -196,12 +217,7 @@ def _take(run: Run, point: Point) -> Markup:
     if run.front is None:  # Export needs a published front.
         return told
     command = export_command(run, point.number)
-    return fill(
-        '{{ told }} <span class="command"><code>{{ command }}</code>'
-        '<button type="button" class="copy" data-copy="{{ command }}">copy</button></span>',
-        told=told,
-        command=command,
-    )
+    return told + Markup(" ") + piece("command", command)
 
 
 def _estimate(run: Run, result: CandidateResult | None, metric: Metric) -> Cell:
@@ -301,7 +317,7 @@ def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> Markup:
             )
             cells.append(Cell(shown))
         rows.append(cells)
-    heads = ["", *(str(point.number) for point in points)]
+    heads = ["trial", *(str(point.number) for point in points)]
     caption = fill(
         "{{ metric }}: \u2248 not significant, \u2260 differs (p at most 0.05 after correction "
         "for all comparisons of this report)",

@@ -1,4 +1,4 @@
-"""The top of the page: whether the run is finished, and what was found, in plain words."""
+"""The first screen: verdict, recommended point and chart; and the answers that follow it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from markupsafe import Markup
 from safemerge.config.metric import Metric, metrics_of
 from safemerge.front import broken_constraints
 from safemerge.records import MEAN_LABEL, TrialRecord
-from safemerge.reports.comparison import PairedDifference
+from safemerge.reports.family import family_metrics
 from safemerge.reports.markup import (
     Cell,
     breakable,
-    code,
     difference_cell,
     fill,
     items,
@@ -25,6 +24,9 @@ from safemerge.reports.markup import (
     text_cell,
 )
 from safemerge.reports.run import Point, Run, outcome
+from safemerge.reports.section_front import export_command
+from safemerge.reports.section_trials import plot_section
+from safemerge.reports.verdict import judged_by, verdict
 from safemerge.reports.versus import (
     Versus,
     compare_with_references,
@@ -35,7 +37,6 @@ from safemerge.reports.wording import (
     DIRECTION_WORDS,
     amount,
     change,
-    change_word,
     counted,
     estimate_text,
     interval,
@@ -50,47 +51,23 @@ NUM_MISSES = 5
 
 
 def status_banner(run: Run) -> Markup:
-    """Say how far the run is, and how its trials ended."""
-    counts = run.counts
-    num_again = sum(trial.is_tried_again for trial in run.trials)
-    words = [
-        counted(counts["feasible"], "feasible trial"),
-        f"{counts['infeasible']} infeasible",
-        f"{counts['broken']} broken",
-        *([f"{counts['pruned']} pruned"] if run.spec.rung is not None else []),
-        f"{counts['failed'] - num_again} failed",
-        *([f"{num_again} tried again"] if num_again else []),
-    ]
-    parts = [f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"]
-    if run.front is not None and run.front.covered:
-        parts = [
-            f"{counted(run.num_sampled, 'sampled trial')} finished: every recipe of the search "
-            f"spaces, within a budget of {run.spec.num_trials}"
-        ]
-    num_exact = sum(
-        trial.exact_of is not None and not trial.is_tried_again for trial in run.trials
-    )
-    num_references = len(run.trials) - run.num_sampled - num_exact - num_again
-    exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}
-    if exact:
-        parts[0] += f", {len(exact)} of them again at exact values"
-    if num_references:
-        parts[0] += f", and {counted(num_references, 'reference point')}"
-    parts.append(joined(words))
-    lines = [paragraph(f"{'; '.join(parts)}.", css="status")]
+    """Say what is missing: that the run is unfinished, or a point was not evaluated."""
+    lines = []
     if not run.is_complete:
-        if run.front is None:
-            told = (
-                "This run is unfinished. No front is published yet: nothing below was measured "
-                "on held-out prompts."
-            )
-        else:
-            told = (
-                "This run is unfinished: the front was published before all sampled trials had "
-                "finished."
-            )
+        told = (
+            "No front is published yet: nothing below was measured on held-out prompts."
+            if run.front is None
+            else "The front was published before all sampled trials had finished."
+        )
         lines.append(
-            fill('<p class="warning" role="status"><b>Unfinished.</b> {{ told }}</p>', told=told)
+            fill(
+                '<p class="warning" role="status"><b>This run is unfinished.</b> '
+                "{{ done }} of {{ budget }} sampled trials finished. {{ told }} Go on with "
+                "<code>safemerge search STUDY.yaml --resume</code>.</p>",
+                done=run.num_sampled,
+                budget=run.spec.num_trials,
+                told=told,
+            )
         )
     if run.left_out:
         names = joined([f"trial {trial.number}" for trial in run.left_out])
@@ -106,67 +83,96 @@ def status_banner(run: Run) -> Markup:
 
 
 def headline_section(run: Run) -> Markup:
-    """Tell what was found: the knee against the plain mean and each parent, or why nothing."""
+    """Tell the verdict and who judged, with the recommended point beside the chart."""
+    chart = plot_section(run)
     if not run.trials:
-        return paragraph("No trial has finished yet.", css="lead")
+        return paragraph("No trial has finished yet.", css="lead") + chart
     if not run.points:
-        return _nothing_feasible(run)
+        return _nothing_feasible(run) + chart
+    judges = judged_by(run)
+    judged = (
+        paragraph(fill("Harm was judged by {{ judges }}.", judges=judges), css="judged")
+        if judges
+        else Markup()
+    )
     if run.knee is not None:
-        return _knee(run, run.knee)
+        lead = paragraph(_lead(run, run.knee), css="lead")
+        first = piece("first_screen", _recommended(run, run.knee), chart)
+        return lead + judged + first
     if run.front is None:
         count = counted(len(run.points), "trial is", "trials are")
-        return paragraph(
+        told = (
             f"So far {count} not dominated by any other, on the search split. These figures "
-            "are flattered: the same prompts chose the points.",
-            css="lead",
+            "are flattered: the same prompts chose the points."
         )
-    broken = {
-        item.metric for point in run.points for item in broken_constraints(run.spec, point.shown)
-    }
-    return paragraph(
-        f"The search found {counted(len(run.points), 'point')}, but on held-out prompts none "
-        f"keeps every limit ({joined(sorted(broken)) or 'a value is missing'}). "
-        "There is no knee, and no point to recommend.",
-        css="lead",
+    else:
+        broken = {
+            item.metric
+            for point in run.points
+            for item in broken_constraints(run.spec, point.shown)
+        }
+        told = (
+            f"The search found {counted(len(run.points), 'point')}, but on held-out prompts none "
+            f"keeps every limit ({joined(sorted(broken)) or 'a value is missing'}). "
+            "There is no knee, and no point to recommend."
+        )
+    return paragraph(told, css="lead") + judged + piece("first_screen", Markup(), chart)
+
+
+def _lead(run: Run, knee: Point) -> str:
+    told = verdict(run, knee)
+    if knee.trial.role == "sampled":
+        return told
+    kind = "the plain mean" if knee.label == MEAN_LABEL else "a reference point"
+    if is_parent(run, knee):
+        kind = "a model you already had"
+    if is_warm_start(run, knee):
+        kind = "a recipe that the search started from"
+    return fill(
+        "The best-balanced point is <b>{{ name }}</b>, {{ kind }}: no merge that the search tried "
+        "strikes a better balance. {{ told }}",
+        name=knee.name,
+        kind=kind,
+        told=told,
     )
 
 
-def _knee(run: Run, knee: Point) -> Markup:
-    metrics = metrics_of(run.spec)
-    objectives = [metrics[item.metric] for item in run.spec.objectives]
-    limits = [metrics[item.metric] for item in run.spec.constraints]
-    if knee.trial.role == "reference":
-        kind = "the plain mean" if knee.label == MEAN_LABEL else "a reference point"
-        if is_parent(run, knee):
-            kind = "a model you already had"
-        if is_warm_start(run, knee):
-            kind = "a recipe that the search started from"
-        lead = (
-            f"The best-balanced point is <b>{{{{ name }}}}</b>, {kind}: no merge that the search "
-            "tried strikes a better balance."
-        )
-    else:
-        lead = "The best-balanced merge is <b>{{ name }}</b>, the knee of the front."
-    lead += " On prompts that the search never saw:"
-    shown = [metric for metric in dict.fromkeys(limits) if metric not in objectives]
-    versus = compare_with_references(run, knee, metrics=[*objectives, *shown])
-    figures = joined_markup(_figure(run, knee, metric) for metric in (*objectives, *shown))
-    num_objectives = len(objectives)
-    sentences = [_compared(run, item, num_objectives) for item in versus]
-    parts = [
-        paragraph(fill(lead, name=knee.name), css="lead"),
-        fill('<dl class="figures">{{ figures }}</dl>', figures=figures),
-        paragraph(_picked(run), css="note"),
-        paragraph(
-            fill(
-                "Recipe: {{ told }}", told=code(recipe_text(knee.trial.recipe, knee.trial.params))
-            )
-        ),
-    ]
-    if sentences:
-        parts.append(items(sentences))
-        parts.append(_versus_table(run, knee, versus, [*objectives, *shown]))
-    return joined_markup(parts)
+def _recommended(run: Run, knee: Point) -> Markup:
+    metrics = [item for item in family_metrics(run) if item.use != "other"]
+    return piece(
+        "recommended",
+        knee.name,
+        joined_markup(_figure(run, knee, metric) for metric in metrics),
+        _picked(run),
+        recipe_text(knee.trial.recipe, knee.trial.params),
+        export_command(run, knee.number),
+    )
+
+
+def _picked(run: Run) -> str:
+    if run.front is None or run.front.belief is None:
+        return "The knee was picked by these figures, so they flatter it a little."
+    return "The knee was picked on the search split, by posterior means, not by these figures."
+
+
+def versus_section(run: Run, metrics: list[Metric]) -> Markup:
+    """Compare the recommended point with every reference point.
+
+    Args:
+        run: The run.
+        metrics: Of the run's family; those that one question is about.
+
+    Returns:
+        The section; it says so if there is no such point or no such metric.
+    """
+    if not metrics:
+        return paragraph("No metric of this study measures it.")
+    if run.knee is None:
+        return paragraph("There is no recommended point to compare yet.")
+    versus = compare_with_references(run, run.knee, metrics=metrics)
+    if not versus:
+        return paragraph("There is no reference point to compare with.")
+    return _versus_table(run, run.knee, versus, metrics)
 
 
 def _figure(run: Run, point: Point, metric: Metric) -> Markup:
@@ -182,40 +188,13 @@ def _figure(run: Run, point: Point, metric: Metric) -> Markup:
     details = ""
     if estimate is not None:
         unscored = f", {estimate.unscored} unscored" if estimate.unscored else ""
-        details = f"95 % interval {interval(estimate)}, n = {estimate.n}{unscored}"
-    mean = next((item for item in run.references if item.label == "mean"), None)
+        details = f"{interval(estimate)}, n = {estimate.n}{unscored}"
+    mean = next((item for item in run.references if item.label == MEAN_LABEL), None)
     if mean is not None and mean.number != point.number:
         other = mean.shown.metrics.get(metric.name)
         notes.append(f"plain mean {amount(None if other is None else other.value, metric.unit)}")
     shown = amount(value, metric.unit)
     return piece("figure", breakable(metric.name), shown, details, "; ".join(notes))
-
-
-def _compared(run: Run, versus: Versus, num_objectives: int) -> Markup:
-    reference = versus.reference
-    who = "the parent <b>{{ name }}</b>"
-    if not is_parent(run, reference):
-        who = "the plain mean" if reference.label == "mean" else "<b>{{ name }}</b>"
-    told = "; ".join(_sentence(item) for item in versus.differences[:num_objectives])
-    return fill(f"Against {who}: {{{{ told }}}}.", name=reference.name, told=told)
-
-
-def _sentence(difference: PairedDifference) -> str:
-    metric = difference.metric
-    if difference.value is None:
-        return f"{metric} cannot be compared (no sample scored on both sides)"
-    if not difference.is_distinguishable:
-        told = f"{change(difference.value, difference.unit)}{change_word(difference.unit)}"
-        return f"{metric} {told}, not significant {difference.correction}"
-    size = change(abs(difference.value), difference.unit).lstrip("+")
-    size += change_word(difference.unit)
-    return f"{metric} {difference.verdict} by {size}, significant {difference.correction}"
-
-
-def _picked(run: Run) -> str:
-    if run.front is None or run.front.belief is None:
-        return "The knee was picked by these figures, so they flatter it a little."
-    return "The knee was picked on the search split, by posterior means, not by these figures."
 
 
 def _versus_table(run: Run, knee: Point, versus: list[Versus], metrics: list[Metric]) -> Markup:

@@ -21,7 +21,7 @@ from safemerge.reports.markup import (
 )
 from safemerge.reports.metric import judge_notes
 from safemerge.reports.run import Run
-from safemerge.reports.timing import PARTS, TimingSummary, summarize_timings
+from safemerge.reports.timing import PARTS, TimingSummary, summarize_timings, wall_time
 from safemerge.reports.trained import trained_models
 from safemerge.reports.wording import counted, percent, seconds
 from safemerge.scoring.agreement import (
@@ -70,6 +70,7 @@ def timing_section(run: Run) -> Markup:
     return joined_markup(
         [
             paragraph(Markup(" ").join(told)),
+            _wall_table(run),
             _timing_table(summary),
             Markup('<div class="chart" id="timings"></div>'),
         ]
@@ -233,6 +234,36 @@ def _rung_sources(run: Run) -> Markup:
         ],
         sortable=False,
     )
+
+
+def _wall_table(run: Run) -> Markup:
+    wall = wall_time(run)
+    if wall is None:
+        return Markup()
+    parts = (
+        (
+            "start-up: data, cluster, engines, and models trained before the first trial",
+            wall.start_s,
+        ),
+        ("replicas at work on trials", wall.working_s),
+        (
+            "replicas waiting while trials were under way: queues, start-up, training",
+            wall.waiting_s,
+        ),
+        ("no trial under way: pauses, and start-ups after them", wall.paused_s),
+        ("in all, from the run\u2019s start to the end of its last trial", wall.total_s),
+        ("after that: the front on the report split, spread over the replicas", wall.report_s),
+    )
+    rows = [
+        [
+            Cell(told),
+            number_cell(spent, seconds(spent)),
+            number_cell(spent, percent(spent / wall.total_s if wall.total_s else 0.0)),
+        ]
+        for told, spent in parts
+    ]
+    caption = "Wall-clock time. The first four parts add up to the whole."
+    return table(caption, ["part", "time", "share"], rows, sortable=False)
 
 
 def _timing_table(summary: TimingSummary) -> Markup:

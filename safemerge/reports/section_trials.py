@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-
 from markupsafe import Markup
 
-from safemerge.config.metric import Metric, metrics_of
-from safemerge.front import hypervolume_steps
+from safemerge.config.metric import metrics_of
 from safemerge.records import TrialRecord
 from safemerge.reports.markup import (
     Cell,
-    breakable,
-    fill,
-    no_number,
+    joined_markup,
     number_cell,
     paragraph,
     piece,
-    quiet,
     table,
 )
 from safemerge.reports.metric import axes_of
 from safemerge.reports.run import Run, outcome
-from safemerge.reports.wording import (
-    DIRECTION_WORDS,
-    amount,
-    change,
-    counted,
-    recipe_text,
-    seconds,
-)
+from safemerge.reports.section_importance import importance_table
+from safemerge.reports.wording import DIRECTION_WORDS, amount, counted, joined
 
-OUTCOME_MARKS = {
-    "feasible": "\u25cf",
-    "infeasible": "\u25cb",
-    "broken": "\u2298",
-    "pruned": "\u2702",
-    "failed": "\u2715",
-}
+MAX_REASONS = 12
+"""Reasons shown of those that trials failed for."""
 
 
 def plot_section(run: Run) -> Markup:
@@ -57,70 +39,77 @@ def plot_section(run: Run) -> Markup:
 
 
 def trials_section(run: Run) -> Markup:
-    """Return every trial with its state and reason; none is left out."""
+    """Return how the trials ended, and the place of their table, which the script fills."""
     if not run.trials:
         return paragraph("No trial has finished yet.")
+    return joined_markup([paragraph(counts_text(run)), _failures(run), piece("trials")])
+
+
+def counts_text(run: Run) -> str:
+    """Say how far the run is, and how its trials ended."""
     counts = run.counts
-    complete = len(run.trials) - counts["failed"] - counts["pruned"]
-    pruned = "" if run.spec.rung is None else f" {counts['pruned']} PRUNED,"
-    told = (
-        f"{counted(len(run.trials), 'trial')}: {complete} COMPLETE "
-        f"({counts['feasible']} feasible, {counts['infeasible']} infeasible, "
-        f"{counts['broken']} broken),{pruned} {counts['failed']} FAIL."
-    )
-    on_front = {point.number for point in run.points}
-    known = metrics_of(run.spec)
-    metrics = [known[item.metric] for item in run.spec.objectives]
-    rows = []
-    for trial in sorted(run.trials, key=lambda trial: trial.number):
-        how = outcome(trial)
-        state = fill(
-            '<span class="outcome {{ how }}"><span aria-hidden="true">{{ mark }}</span> '
-            '{{ state }}</span><span class="reason">{{ reason }}</span>',
-            how=how,
-            mark=OUTCOME_MARKS[how],
-            state=f"COMPLETE, {how}" if trial.state == "COMPLETE" else trial.state,
-            reason=trial.reason or "",
-        )
-        values = [
-            number_cell(value, amount(value, metric.unit, sign=False))
-            if (value := trial.objectives.get(metric.name)) is not None and how != "broken"
-            else no_number("none")
-            for metric in metrics
-        ]
-        recipe = recipe_text(trial.recipe, trial.params)
-        rows.append(
-            [
-                Cell(_name(trial, trial.number in on_front), float(trial.number)),
-                Cell(state, f"{trial.state} {how}"),
-                *values,
-                _violation(trial, known),
-                Cell(fill('<span class="recipe">{{ recipe }}</span>', recipe=recipe)),
-                _duration(trial),
-            ]
-        )
-    heads = [
-        "trial",
-        "state and reason",
-        *(f"{metric.name}{metric.sign}" for metric in metrics),
-        "over its limit by (shares: points)",
-        "recipe",
-        "took",
+    num_again = sum(trial.is_tried_again for trial in run.trials)
+    words = [
+        counted(counts["feasible"], "feasible trial"),
+        f"{counts['infeasible']} infeasible",
+        f"{counts['broken']} broken",
+        *([f"{counts['pruned']} pruned"] if run.spec.rung is not None else []),
+        f"{counts['failed'] - num_again} failed",
+        *([f"{num_again} tried again"] if num_again else []),
     ]
-    caption = (
-        "All trials on the search split, as the search saw them. A trial below 0 keeps every "
-        "limit, with so much to spare. Press a head to sort."
+    told = f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"
+    if run.front is not None and run.front.covered:
+        told = (
+            f"{counted(run.num_sampled, 'sampled trial')} finished: every recipe of the search "
+            f"spaces, within a budget of {run.spec.num_trials}"
+        )
+    exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}
+    if exact:
+        told += f", {len(exact)} of them again at exact values"
+    num_references = sum(
+        trial.role == "reference" and not trial.is_tried_again for trial in run.trials
     )
-    ids = [str(trial.number) for trial in sorted(run.trials, key=lambda trial: trial.number)]
-    inner = table(caption, heads, rows, css="trials", row_ids=ids)
-    return fill(
-        "{{ told }}<details open><summary>All trials</summary>{{ inner }}</details>",
-        told=paragraph(told),
-        inner=inner,
+    if num_references:
+        told += f", and {counted(num_references, 'reference point')}"
+    return f"{told}; {joined(words)}."
+
+
+def _failures(run: Run) -> Markup:
+    """Return what failed, broke or was pruned, and why: by reason, the most frequent first."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for trial in run.trials:
+        if (how := outcome(trial)) in ("failed", "broken", "pruned"):
+            key = (how, trial.reason or "no reason given")
+            by_reason.setdefault(key, []).append(trial_name(trial))
+    rows = [
+        [Cell(how), Cell(reason), number_cell(len(names), str(len(names))), Cell(_some(names))]
+        for (how, reason), names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    ]
+    if not rows:
+        return Markup()
+    caption = "What failed and why."
+    if len(rows) > MAX_REASONS:
+        caption += f" The {MAX_REASONS} most frequent of {len(rows)} reasons."
+    return table(
+        caption,
+        ["how it ended", "reason", "trials", "which"],
+        rows[:MAX_REASONS],
+        css="failures",
+        sortable=False,
     )
 
 
-def _name(trial: TrialRecord, is_front: bool) -> Markup:
+def _some(names: list[str]) -> str:
+    return joined(names) if len(names) <= 6 else f"{', '.join(names[:6])} \u2026"
+
+
+def trial_name(trial: TrialRecord) -> str:
+    """Return ``trial 17``, or the label of a reference point."""
+    return trial.label if trial.role == "reference" else f"trial {trial.number}"
+
+
+def trial_notes(trial: TrialRecord) -> list[str]:
+    """Return what must be known of a trial beside its name."""
     notes = []
     if trial.start is not None:
         notes.append(f"for start {trial.start}")
@@ -128,18 +117,14 @@ def _name(trial: TrialRecord, is_front: bool) -> Markup:
         notes.append("estimated between trained models")
     if trial.exact_of is not None:
         notes.append(f"trial {trial.exact_of} at its exact values")
-    return fill(
-        "{{ name }}{% for note in notes %} {{ note }}{% endfor %}"
-        '{% if front %} <span class="flag">front</span>{% endif %}',
-        name=trial.label if trial.role == "reference" else f"trial {trial.number}",
-        notes=[quiet(note) for note in notes],
-        front=is_front,
-    )
+    if trial.is_tried_again:
+        notes.append("tried again")
+    return notes
 
 
 def hypervolume_section(run: Run) -> Markup:
     """Return the hypervolume's place, with its values in words."""
-    steps = hypervolume_steps(run.spec, run.trials)
+    steps = run.hypervolume_steps
     told = []
     if steps:
         told.append(
@@ -166,37 +151,15 @@ def hypervolume_section(run: Run) -> Markup:
 
 
 def parameters_section(run: Run) -> Markup:
-    """Return the small multiples' place."""
+    """Return which parameters go with which objective, and the small multiples' place."""
     if not any(trial.params and trial.result is not None for trial in run.trials):
         return paragraph("No sampled trial has values yet.")
     told = (
         "Each sampled trial with values, on the search split. A pattern here is a hint, not a "
         "cause: the sampler visits some regions more than others."
     )
-    return paragraph(told) + Markup('<div class="multiples" id="parameters"></div>')
-
-
-def _violation(trial: TrialRecord, known: Mapping[str, Metric]) -> Cell:
-    if not trial.violations or outcome(trial) == "broken":
-        return no_number("none")
-    metric, value = max(trial.violations.items(), key=lambda item: item[1])
-    told = change(value, known[metric].unit)
-    if value <= 0:
-        return Cell(quiet(told), value, is_number=True)
-    shown = fill(
-        '<b>{{ told }}</b><span class="ci">{{ metric }}</span>',
-        told=told,
-        metric=breakable(metric),
-    )
-    return Cell(shown, value, is_number=True)
-
-
-def _duration(trial: TrialRecord) -> Cell:
-    try:
-        took = datetime.fromisoformat(trial.finished_at) - datetime.fromisoformat(trial.started_at)
-    except (TypeError, ValueError):
-        return no_number("unknown")
-    return number_cell(took.total_seconds(), seconds(took.total_seconds()))
+    chart = Markup('<div class="multiples" id="parameters"></div>')
+    return joined_markup([paragraph(told), importance_table(run), chart])
 
 
 def _volume(value: float | None) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 
-from safemerge.records import Timings
+from safemerge.records import Timings, TrialRecord
 from safemerge.reports.run import Run
 
 PARTS = ("swap", "generate", "score", "other")
@@ -115,11 +115,73 @@ def _timing(number: int, split: str, clock: Timings) -> CandidateTiming:
     return CandidateTiming(number, split, parts)
 
 
-def _span_s(run: Run) -> float | None:
+def span_of(trial: TrialRecord) -> tuple[datetime, datetime] | None:
+    """Return when a trial started and ended; None without time stamps that have a zone."""
     try:
-        timed = [item for item in run.trials if item.result or item.rung]
-        starts = [datetime.fromisoformat(item.started_at) for item in timed]
-        ends = [datetime.fromisoformat(item.finished_at) for item in timed]
-        return (max(ends) - min(starts)).total_seconds() if starts else None
-    except (TypeError, ValueError):  # No time stamps, or some without a zone.
+        span = datetime.fromisoformat(trial.started_at), datetime.fromisoformat(trial.finished_at)
+        return span if span[1] >= span[0] else None
+    except (TypeError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class WallTime:
+    """Seconds from the run's start to the end of its last trial; the parts add up to the whole."""
+
+    total_s: float
+    start_s: float
+    """Before the first trial: data, cluster, engines, and ingredients that are trained."""
+    working_s: float
+    """Replicas at work while trials were under way, by replica: their time over their number."""
+    waiting_s: float
+    """The rest of that time: queues, training for a trial, replicas that started or idled."""
+    paused_s: float
+    """No trial was under way: pauses, and start-ups after them."""
+    report_s: float
+    """Evaluating the front on the report split, by replica; after `total_s`, and not in it."""
+
+
+def wall_time(run: Run) -> WallTime | None:
+    """Split the run's wall-clock time up, from what its trials and provenance say.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The parts, or None if no trial has time stamps or the run does not say when it began.
+    """
+    spans = sorted(span for item in run.trials if (span := span_of(item)) is not None)
+    summary = summarize_timings(run)
+    if not spans or run.provenance is None or not summary.num_replicas:
+        return None
+    begun = datetime.fromisoformat(run.provenance.created_at)
+    under_way, end = 0.0, spans[0][0]
+    for start, finished in spans:
+        under_way += max((finished - max(start, end)).total_seconds(), 0.0)
+        end = max(end, finished)
+    seconds = {
+        is_report: math.fsum(
+            item.total_s for item in summary.candidates if (item.split == "report") == is_report
+        )
+        / summary.num_replicas
+        for is_report in (False, True)
+    }
+    # A result that was known already is in the records of several trials, and took no time twice.
+    working = min(seconds[False], under_way)
+    start_s = max((spans[0][0] - begun).total_seconds(), 0.0)
+    paused = (end - spans[0][0]).total_seconds() - under_way
+    return WallTime(
+        total_s=start_s + under_way + paused,
+        start_s=start_s,
+        working_s=working,
+        waiting_s=under_way - working,
+        paused_s=paused,
+        report_s=seconds[True],
+    )
+
+
+def _span_s(run: Run) -> float | None:
+    spans = [span for item in run.trials if item.result or item.rung if (span := span_of(item))]
+    if not spans:
+        return None
+    return (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds()

@@ -242,8 +242,8 @@ def test_the_page_is_told_which_points_keep_their_limits_on_which_split(publishe
     for item in found["trials"]:
         if item["number"] in by_number:
             report = by_number[item["number"]].report
-            assert item["sound"]["search"]
-            assert item["sound"]["report"] == (not broken_constraints(run.spec, report))
+            assert "search" in item["sound"]
+            assert ("report" in item["sound"]) == (not broken_constraints(run.spec, report))
 
 
 @pytest.mark.parametrize(("direction", "expected"), [("minimize", 0.2), ("maximize", -0.2)])
@@ -295,7 +295,7 @@ def test_a_belief_chooses_points_knee_and_what_the_report_hypervolume_counts():
 
     drawn = payload(synthetic.make_run(trials, front=front))
     assert drawn["belief"]["hypervolume"] == {"mean": 0.5, "low": 0.4, "high": 0.6}
-    by_number = {item["number"]: item["belief"] for item in drawn["trials"]}
+    by_number = {item["number"]: item.get("belief") for item in drawn["trials"]}
     assert by_number[3] == front.points[2].belief.resolved()
     page = render_html(synthetic.make_run(trials, front=front))
     assert "hypervolume is believed to be 0.5000 [0.4000, 0.6000]" in page
