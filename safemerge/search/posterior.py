@@ -34,6 +34,9 @@ LEAST_EVALUATIONS = 12
 """Scored trials from which on a posterior is fitted; fewer say little of four and more numbers."""
 CHANCE = 0.05
 """Probability of being on the front from which on a point is published."""
+MOST_PUBLISHED = 24
+"""Points that are published beside non-dominated means, with these: the likeliest. Every one is
+evaluated on the report split, and flat spaces have many with a fair chance."""
 
 _DRAWS = 1000
 _MAX_CANDIDATES = 300
@@ -57,7 +60,8 @@ def believed_front(spec: StudySpec, records: Sequence[TrialRecord]) -> BelievedF
 
     Published are the trials that are feasible as observed and have a fair chance of the front:
     of `_DRAWS` joint draws from the posterior, they keep every limit and are non-dominated in at
-    least `CHANCE`; and all whose means are non-dominated. A reference point that no space
+    least `CHANCE` (the likeliest of more than `MOST_PUBLISHED`); and all whose means are
+    non-dominated. A reference point that no space
     expresses is believed as it was measured.
 
     Args:
@@ -128,7 +132,7 @@ def _chosen(spec: StudySpec, found: _Candidates, evaluations: int) -> BelievedFr
     count = len(spec.objectives)
     chance = np.mean([_on_front(draw, count) for draw in found.draws], axis=0)
     members = _on_front(found.mean, count)
-    published = np.flatnonzero(members | (chance >= CHANCE))
+    published = _published(members, chance)
     if not members.any():
         return "no recipe is believed to keep every limit"
     signs = _signs(spec)
@@ -153,6 +157,14 @@ def _chosen(spec: StudySpec, found: _Candidates, evaluations: int) -> BelievedFr
             for index in published
         },
     )
+
+
+def _published(members: npt.NDArray[np.bool_], chance: Array) -> npt.NDArray[np.intp]:
+    """Return the rows of members and of others with a fair chance, in order."""
+    others = np.flatnonzero(~members & (chance >= CHANCE))
+    room = max(0, MOST_PUBLISHED - int(members.sum()))
+    likeliest = others[np.argsort(-chance[others], kind="stable")][:room]
+    return np.sort(np.concatenate([np.flatnonzero(members), likeliest]))
 
 
 def _on_front(values: Array, count: int) -> npt.NDArray[np.bool_]:

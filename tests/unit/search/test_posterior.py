@@ -90,6 +90,20 @@ def test_points_with_a_fair_chance_and_all_members_are_published(searched):
             assert 0 <= value.low <= value.mean <= value.high <= 1
 
 
+def test_of_many_with_a_fair_chance_the_likeliest_are_published(searched, monkeypatch):
+    spec, records = searched()
+    every = believed_front(spec, records)
+    members = set(every.front.members)
+    chances = {number: point.chance for number, point in every.points.items()}
+    others = sorted(set(chances) - members, key=lambda number: -chances[number])
+    assert len(others) > 2
+    monkeypatch.setattr(posterior, "MOST_PUBLISHED", len(members) + 2)
+    found = believed_front(spec, records)
+    assert set(found.points) == members | set(others[:2])
+    monkeypatch.setattr(posterior, "MOST_PUBLISHED", 1)
+    assert set(believed_front(spec, records).points) == members
+
+
 def test_the_same_trials_give_the_same_front(searched):
     spec, records = searched(num_trials=14)
     assert believed_front(spec, records) == believed_front(spec, records)
