@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 from safemerge.config.extra import RUNTIME
 from safemerge.errors import PreflightError
 from safemerge.interrupt import kept_sigterm, uninterrupted
 from safemerge.scratch import owned, remove_abandoned, remove_marked
 
+logger = logging.getLogger(__name__)
+
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Object store of a local cluster: only recipes and results travel, never weights."""
 
 START_TRIES = 2
 """How often a local cluster is started before its failure is reported."""
+
+VITAL = ("gcs_server", "raylet")
+"""Processes of a local cluster without which it is lost, by Ray's names."""
+
+WATCH_EVERY_S = 0.5
 
 ANSWER_S = 20.0
 """How long a named cluster may take to answer."""
@@ -63,9 +73,10 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
             advice = "Try again when fewer programs hold the machine's cores and memory."
         told = (str(error) or repr(error)).splitlines()[0].rstrip(".")
         raise PreflightError(f"cluster: {where} must answer; got: {told}. {advice}") from None
-    with nullcontext() if address else _own_session():
+    with _ray_errors_logged(), nullcontext() if address else _own_session():
         try:
-            yield
+            with nullcontext() if address else _watched(_vital_processes()):
+                yield
         finally:
             # Serve's handles go on reporting from a thread, and would complain of the lost
             # cluster.
@@ -100,6 +111,86 @@ def _own_session() -> Iterator[None]:
         finally:
             if not failed:
                 remove_marked(folder)
+
+
+@contextmanager
+def _ray_errors_logged() -> Iterator[None]:
+    """Log what Ray's processes complain of, instead of printing it whatever the log level.
+
+    A worker that died is no news to a user whose candidate was tried again, and a raylet's end is
+    twenty lines of its state. ``--verbose`` shows them.
+    """
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+
+    def log(data: dict[str, Any], **_: object) -> None:
+        logger.info("%s: %s", data.get("pid", "ray"), "\n".join(data.get("lines", ())))
+
+    worker.print_to_stdstream = log
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
+
+
+def _vital_processes() -> dict[str, int]:
+    from ray._private import worker
+
+    started = {} if worker._global_node is None else worker._global_node.all_processes
+    return {kind: started[kind][0].process.pid for kind in VITAL if kind in started}
+
+
+@contextmanager
+def _watched(vital: Mapping[str, int]) -> Iterator[None]:
+    """End this process, with one message, when a process that Ray cannot lose is lost.
+
+    Ray itself ends it without a word of ours, seconds or a minute later, after pages of dumps. Its
+    state is on disk at any moment, as for a kill.
+
+    Args:
+        vital: Process id by what it is; children of this process.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_EVERY_S):
+            for kind, pid in vital.items():
+                if not over.is_set() and not _lives(pid):
+                    _end_without(kind)
+
+    thread = threading.Thread(target=watch, name="safemerge-cluster", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _lives(pid: int) -> bool:
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_without(kind: str) -> NoReturn:
+    import psutil
+
+    # What is left of the cluster would wait for it, and complain on this terminal.
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    sys.stdout.flush()
+    sys.stderr.write(
+        f"safemerge: local Ray: its process '{kind}' was killed (out of memory?). Finished work "
+        "is kept: run the same command again, with --resume where it has that option.\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _start_local(num_cpus: int | None) -> None:

@@ -3,9 +3,11 @@
 import signal
 import socket
 import subprocess
+import sys
 from concurrent import futures
 
 import grpc
+import psutil
 import pytest
 import ray
 
@@ -132,3 +134,45 @@ def test_an_interrupted_block_ends_the_cluster(no_ray):
     with pytest.raises(KeyboardInterrupt), ray_cluster():
         raise KeyboardInterrupt
     assert ended == [True]
+
+
+_WATCHING = """
+import os, signal, subprocess, sys, time
+from safemerge.distributed import cluster
+vital = subprocess.Popen(["sleep", "60"])
+other = subprocess.Popen(["sleep", "60"])
+print(other.pid, flush=True)
+with cluster._watched({"raylet": vital.pid}):
+    if sys.argv[1] == "killed":
+        os.kill(vital.pid, signal.SIGKILL)
+        time.sleep(30)
+vital.kill(), other.kill()
+time.sleep(2 * cluster.WATCH_EVERY_S)
+print("whole")
+"""
+
+
+def watching(how):
+    return subprocess.run(
+        [sys.executable, "-c", _WATCHING, how],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_local_cluster_that_lost_a_vital_process_ends_the_command_with_one_message():
+    done = watching("killed")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "its process 'raylet' was killed" in done.stderr
+    assert "--resume" in done.stderr
+    other = int(done.stdout)
+    assert not psutil.pid_exists(other) or psutil.Process(other).status() == "zombie"
+
+
+def test_a_vital_process_that_ends_after_the_block_is_no_loss():
+    done = watching("after")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("whole\n")
