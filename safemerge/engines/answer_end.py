@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import CheckpointError
 from safemerge.weights.checkpoint import read_json
+from safemerge.weights.generation_config import named_ends
 from safemerge.weights.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from safemerge.engines.chat import ChatFormat
 
-GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -82,33 +81,6 @@ def turn_end(tokenizer: Any, text: str, answer: str) -> int | None:
         if token in special or (token in added and str(added[token].content).strip()):
             return int(token)
     return None
-
-
-def named_ends(folder: Path) -> list[int]:
-    """Return the ends that a checkpoint's configs name, in its own ids; none for an adapter.
-
-    Raises:
-        CheckpointError: If an end is not a token's id, or a config cannot be read.
-    """
-    for name in (GENERATION_CONFIG, "config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        config = read_json(path)
-        given = config.get("eos_token_id")
-        if given is None and isinstance(config.get("text_config"), dict):
-            given = config["text_config"].get("eos_token_id")
-        if given is None:
-            continue
-        ends = given if isinstance(given, list) else [given]
-        wrong = [one for one in ends if isinstance(one, bool) or not isinstance(one, int)]
-        if wrong:
-            raise CheckpointError(
-                f"{path}: eos_token_id must be a token's id or a list of such; got {given!r}. "
-                "Correct the file."
-            )
-        return ends
-    return []
 
 
 def _plain(ref: CheckpointRef) -> Iterator[CheckpointRef]:

@@ -23,6 +23,7 @@ from safemerge.weights.chat_template import (
     read_chat_templates,
 )
 from safemerge.weights.checkpoint import CONFIG_FILE, Checkpoint, read_json
+from safemerge.weights.generation_config import GENERATION_FILE
 from safemerge.weights.shared_vocabulary import VocabularyView
 from safemerge.weights.tokenizer import add_tokens
 from safemerge.weights.tokenizer_files import (
@@ -31,8 +32,6 @@ from safemerge.weights.tokenizer_files import (
     has_vocabulary,
     load_tokenizer,
 )
-
-GENERATION_FILE = "generation_config.json"
 
 _FILES = (*TOKENIZER_FILES, *TEMPLATE_FILES)
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -8,7 +8,12 @@ from safemerge.config.tokenizer import TemplateText
 from safemerge.errors import CheckpointError
 from safemerge.weights.adapter import is_adapter
 from safemerge.weights.chat_template import DEFAULT, read_chat_templates
-from safemerge.weights.tokenizer_files import has_vocabulary, same_tokenizer_files
+from safemerge.weights.generation_config import named_ends
+from safemerge.weights.tokenizer_files import (
+    has_vocabulary,
+    same_tokenizer_files,
+    same_vocabulary_files,
+)
 from safemerge.weights.vocabulary import read_tokens
 
 _ROLES = ("eos_token", "bos_token", "pad_token", "unk_token")
@@ -17,9 +22,9 @@ _ROLES = ("eos_token", "bos_token", "pad_token", "unk_token")
 def tokenizer_notices(recipe: MergeRecipe) -> tuple[str, ...]:
     """Return a sentence for each thing of tokenizers that a user must know.
 
-    Those are models without a tokenizer, whose ids are taken to be the others'; chat templates
-    and special tokens (what ends, begins and pads a text) that differ from the merge's and that
-    the recipe chooses nothing about; and what it chooses.
+    Those are models without a tokenizer, whose ids are taken to be the others'; chat templates,
+    special tokens (what ends, begins and pads a text) and ends of answers that differ from the
+    merge's and that the recipe chooses nothing about; and what it chooses.
 
     Args:
         recipe: Recipe, or `models_recipe`, whose checkpoints are given by path; those between
@@ -36,6 +41,7 @@ def tokenizer_notices(recipe: MergeRecipe) -> tuple[str, ...]:
         *_chosen(recipe),
         *(_templates(recipe, folders) if recipe.tokenizer.chat_template is None else ()),
         *(_special_tokens(recipe, folders) if recipe.tokenizer.from_ is None else ()),
+        *(_ends(recipe, folders) if recipe.tokenizer.from_ is None else ()),
     )
 
 
@@ -113,4 +119,28 @@ def _special_tokens(recipe: MergeRecipe, folders: dict[str, Path]) -> Iterator[s
             yield (
                 f"'{name}' has other special tokens than the base, whose the merge has: "
                 f"{', '.join(differences)}; '{order}tokenizer: {{from: {name}}}' gives it these"
+            )
+
+
+def _ends(recipe: MergeRecipe, folders: dict[str, Path]) -> Iterator[str]:
+    base = folders[recipe.base.name]
+    own = set(named_ends(base))
+    for name, folder in folders.items():
+        more = [end for end in named_ends(folder) if end not in own]
+        # In other vocabularies an id is another token; answers are ended by the token there.
+        if not more or not has_vocabulary(base) or not same_vocabulary_files(base, folder):
+            continue
+        try:
+            tokens = read_tokens(base)
+        except CheckpointError:
+            return  # said above
+        assert tokens is not None, "it has a vocabulary"
+        known = {index: token for token, index in tokens.ids.items()}
+        known.pop(tokens.ids.get(tokens.special.get("eos_token", ""), -1), None)
+        told = ", ".join(f"{known[end]!r} ({end})" for end in more if end in known)
+        if told:
+            yield (
+                f"generation_config.json of '{name}' ends answers at {told} too, the base's does "
+                f"not: scoring ends them there, the merge's own files will not; "
+                f"'tokenizer: {{from: {name}}}' gives it these"
             )

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from safemerge.config.alignment import UntilSpec
-from safemerge.engines.answer_end import named_ends, sorted_ends
+from safemerge.engines.answer_end import sorted_ends
 from safemerge.engines.chat import ChatFormat
 from safemerge.scoring.refusal import is_refusal
+from safemerge.weights.generation_config import named_ends
 
 BATCH_SIZE = 64
 """Prompts that are answered at once."""

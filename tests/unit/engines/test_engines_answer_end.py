@@ -6,7 +6,7 @@ import pytest
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.models import models_recipe
 from safemerge.config.study import EvaluatorSpec
-from safemerge.engines.answer_end import answer_ends, named_ends, text_behind, turn_end
+from safemerge.engines.answer_end import answer_ends, text_behind, turn_end
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.engine import TokenizedPrompt
 from safemerge.engines.transformers_engine import TransformersEngine
@@ -21,6 +21,7 @@ from safemerge.testing.pico import (
     pico_saying,
     pico_tokenizer,
 )
+from safemerge.weights.generation_config import named_ends
 
 TURN, TEXT = 2, 3
 """Ids of the pico end of turn and end of text."""

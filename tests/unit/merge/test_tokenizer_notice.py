@@ -102,3 +102,18 @@ def test_the_card_says_it(tiny_base, expert, tmp_path):
     out = write_merged(recipe, ResidentCheckpoints.open(recipe).checkpoints, tmp_path / "out")
     card = (out / "README.md").read_text()
     assert "## Notes on the models\n\n- 'chat' has another chat template than" in card
+
+
+def test_an_end_that_only_the_experts_generation_config_names_is_reported(tiny_base, expert):
+    tokens = json.loads((tiny_base / "tokenizer.json").read_text(encoding="utf-8"))
+    pad = next(item["id"] for item in tokens["added_tokens"] if item["content"] == "<|pad|>")
+    (expert / "generation_config.json").write_text(json.dumps({"eos_token_id": [pad]}))
+    (found,) = tokenizer_notices(make_recipe(tiny_base, expert))
+    assert found == (
+        f"generation_config.json of 'chat' ends answers at '<|pad|>' ({pad}) too, the base's does "
+        "not: scoring ends them there, the merge's own files will not; "
+        "'tokenizer: {from: chat}' gives it these"
+    )
+    chosen = make_recipe(tiny_base, expert, tokenizer={"from": "chat"})
+    assert not [one for one in tokenizer_notices(chosen) if "generation_config" in one]
+    assert tokenizer_notices(make_recipe(expert, tiny_base)) == ()
