@@ -304,6 +304,15 @@ class RunFolder:
                 del self._held[place]
                 os.close(handle)
 
+    def empty(self) -> None:
+        """Remove what the folder holds, except the lock, which the caller holds."""
+        with disk_errors(self.folder):
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != _LOCK_FILE:
+                    path.unlink()
+
     def owner(self) -> str | None:
         """Return the process that works in the folder, e.g. ``42 on node1 since ...``, if any.
 

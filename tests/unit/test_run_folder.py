@@ -83,6 +83,18 @@ def test_asking_who_works_in_the_folder_does_not_break_the_lock(run):
     assert run.owner() is None
 
 
+def test_an_emptied_folder_keeps_its_lock(run, tmp_path):
+    (run.folder / "checkpoint_1").mkdir(parents=True)
+    (run.folder / "metrics.jsonl").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (run.folder / "link").symlink_to(tmp_path / "elsewhere")
+    with run.locked():
+        run.empty()
+        assert [path.name for path in run.folder.iterdir()] == [".lock"]
+        assert run.owner() is not None
+    assert (tmp_path / "elsewhere").is_dir()
+
+
 def test_the_lock_of_an_earlier_version_is_taken_over(run):
     run.folder.mkdir(parents=True)
     (run.folder / ".lock").write_text("12345\n")
