@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safemerge.api.declared import Recipe, StrPath, save_yaml
-from safemerge.api.merge import MergedCheckpoint, check_out, write
+from safemerge.api.merge import MergedCheckpoint, as_mergekit, check_out, write
 from safemerge.api.pick import defects, pick_point, published_front
 from safemerge.api.progress import Progress, Say
 from safemerge.api.run import Run
 from safemerge.api.stored import check_stored
 from safemerge.config.checkpoint import is_hub_id
-from safemerge.config.mergekit_export import mergekit_of_recipe
 from safemerge.config.portable import portable_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import UserError
@@ -106,11 +105,8 @@ def export_recipe(
         moved = portable_recipe(found, place.parent)
         documents.append((place, moved.resolved(), f"recipe: {recipe}"))
     if mergekit is not None:
-        from safemerge.weights.adapter import is_adapter
-
         place = Path(os.fspath(mergekit)).absolute()
-        adapters = [ref.name for ref in found.experts if is_adapter(str(ref.path))]
-        document = mergekit_of_recipe(portable_recipe(found, place.parent), adapters=adapters)
+        document = as_mergekit(found, place.parent)
         documents.append((place, document, f"mergekit file: {mergekit}"))
     for place, document, said in documents:
         save_yaml(document, place)
