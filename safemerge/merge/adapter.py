@@ -34,8 +34,8 @@ def write_adapter(
 
     Every factor pair has scale 1: ``lora_alpha`` equals the rank, module by module where ranks
     differ (``rank_pattern``, ``alpha_pattern``), and ``r`` is the largest, as vLLM needs. A
-    local base is named by its path from the folder. The folder appears whole or not at all.
-    Tokenizer and config are the base's and not copied.
+    local base is named by its path from the folder. The folder appears whole or not
+    at all. Tokenizer and config are the base's and not copied.
 
     Args:
         recipe: What to merge; see `check_adapter_recipe`.
