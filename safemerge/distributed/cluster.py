@@ -75,7 +75,7 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         raise PreflightError(f"cluster: {where} must answer; got: {told}. {advice}") from None
     with _ray_errors_logged(), nullcontext() if address else _own_session():
         try:
-            with nullcontext() if address else _watched(_vital_processes()):
+            with nullcontext() if address else _watched(_ray_processes()):
                 yield
         finally:
             # Serve's handles go on reporting from a thread, and would complain of the lost
@@ -134,30 +134,31 @@ def _ray_errors_logged() -> Iterator[None]:
         worker.print_to_stdstream = before
 
 
-def _vital_processes() -> dict[str, int]:
+def _ray_processes() -> dict[str, int]:
+    """Return the processes of a local cluster by Ray's names; a raylet's children are workers."""
     from ray._private import worker
 
     started = {} if worker._global_node is None else worker._global_node.all_processes
-    return {kind: started[kind][0].process.pid for kind in VITAL if kind in started}
+    return {kind: found[0].process.pid for kind, found in started.items() if found}
 
 
 @contextmanager
-def _watched(vital: Mapping[str, int]) -> Iterator[None]:
+def _watched(processes: Mapping[str, int]) -> Iterator[None]:
     """End this process, with one message, when a process that Ray cannot lose is lost.
 
     Ray itself ends it without a word of ours, seconds or a minute later, after pages of dumps. Its
     state is on disk at any moment, as for a kill.
 
     Args:
-        vital: Process id by what it is; children of this process.
+        processes: Ids of the cluster's processes, children of this one, by Ray's names.
     """
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(WATCH_EVERY_S):
-            for kind, pid in vital.items():
-                if not over.is_set() and not _lives(pid):
-                    _end_without(kind)
+            for kind in VITAL:
+                if kind in processes and not over.is_set() and not _lives(processes[kind]):
+                    _end_without(kind, processes)
 
     thread = threading.Thread(target=watch, name="safemerge-cluster", daemon=True)
     thread.start()
@@ -177,14 +178,16 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _end_without(kind: str) -> NoReturn:
+def _end_without(kind: str, processes: Mapping[str, int]) -> NoReturn:
     import psutil
 
     try:
         # What is left of the cluster would wait for it, and complain on this terminal.
-        for process in psutil.Process().children(recursive=True):
+        for pid in processes.values():
             with suppress(psutil.NoSuchProcess):
-                process.kill()
+                process = psutil.Process(pid)
+                for left in (*process.children(recursive=True), process):
+                    left.kill()
         sys.stderr.write(
             f"safemerge: local Ray: its process '{kind}' was killed (out of memory?). Finished "
             "work is kept: run the same command again, with --resume where it has that option.\n"

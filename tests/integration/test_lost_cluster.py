@@ -15,7 +15,7 @@ from safemerge.distributed import cluster
 with cluster.ray_cluster():
     import ray
     ray.get(ray.remote(lambda: 1).options(num_cpus=0).remote())
-    os.kill(cluster._vital_processes()[sys.argv[1]], signal.SIGKILL)
+    os.kill(cluster._ray_processes()[sys.argv[1]], signal.SIGKILL)
     ray.get(ray.remote(lambda: time.sleep(90)).remote())
 print("went on")
 """

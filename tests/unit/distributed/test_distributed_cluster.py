@@ -142,7 +142,7 @@ from safemerge.distributed import cluster
 vital = subprocess.Popen(["sleep", "60"])
 other = subprocess.Popen(["sleep", "60"])
 print(other.pid, flush=True)
-with cluster._watched({"raylet": vital.pid}):
+with cluster._watched({"raylet": vital.pid, "monitor": other.pid}):
     if sys.argv[1] == "killed":
         os.kill(vital.pid, signal.SIGKILL)
         time.sleep(30)
