@@ -122,7 +122,7 @@ class RunFolder:
     format: ClassVar[int] = 1
     """Version of the folder's layout; another one is refused, never guessed at."""
 
-    _held: ClassVar[set[Path]] = set()
+    _held: ClassVar[dict[Path, str]] = {}
     _turn: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, folder: str | Path) -> None:
@@ -285,7 +285,7 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         with self._turn:
             if place in self._held:
-                raise self._in_use(_owner())
+                raise self._in_use(self._held[place])
             with disk_errors(self.folder):
                 handle = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -294,29 +294,41 @@ class RunFolder:
                 owner = os.read(handle, 200).decode(errors="replace").strip()
                 os.close(handle)
                 raise self._in_use(owner) from None
-            self._held.add(place)
+            self._held[place] = said = f"{_owner()} since {utc_now()}"
         try:
             os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{_owner()} since {utc_now()}\n".encode(), 0)
+            os.pwrite(handle, f"{said}\n".encode(), 0)
             yield
         finally:
             with self._turn:
-                self._held.discard(place)
+                del self._held[place]
                 os.close(handle)
+
+    def empty(self) -> None:
+        """Remove what the folder holds, except the lock, which the caller holds."""
+        with disk_errors(self.folder):
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != _LOCK_FILE:
+                    path.unlink()
 
     def owner(self) -> str | None:
         """Return the process that works in the folder, e.g. ``42 on node1 since ...``, if any.
 
-        The lock is asked for and not taken. This process's own lock is not seen.
+        The lock is asked for and not taken.
         """
-        path = self.folder / _LOCK_FILE
-        try:
-            with path.open("r+b") as handle:
-                asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-                found = fcntl.fcntl(handle, fcntl.F_GETLK, asked)
-                said = handle.read(200).decode(errors="replace").strip()
-        except OSError:
-            return None
+        with self._turn:
+            # NOTE: a process that closes the file anywhere loses its own lock on it.
+            if (own := self._held.get(self.folder.resolve())) is not None:
+                return own
+            try:
+                with (self.folder / _LOCK_FILE).open("r+b") as handle:
+                    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                    found = fcntl.fcntl(handle, fcntl.F_GETLK, asked)
+                    said = handle.read(200).decode(errors="replace").strip()
+            except OSError:
+                return None
         return None if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK else said or "unknown"
 
     def _in_use(self, owner: str) -> RunFolderError:

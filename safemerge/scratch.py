@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from safemerge.files import locked_file
@@ -35,37 +36,44 @@ def scratch_folder(what: str) -> Iterator[Path]:
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Mark a folder as in use by this process, for the length of a block."""
-    with locked_file(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT):
+    unmarked = folder / f"{LOCK_FILE}.new"
+    with locked_file(unmarked, os.O_RDWR | os.O_CREAT):
+        unmarked.rename(folder / LOCK_FILE)  # locked at any moment that others see it
         yield
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove marked folders that no living process owns.
+    """Remove this user's marked folders that no living process owns.
 
     Args:
         parent: Where they are.
         prefix: How their names begin; links are left alone.
     """
     for folder in parent.glob(f"{prefix}*"):
-        if not folder.is_symlink() and _is_abandoned(folder):
+        if _is_abandoned(folder):
             remove_marked(folder)
 
 
 def remove_marked(folder: Path) -> None:
     """Remove a marked folder as far as that can be done, its mark last."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != LOCK_FILE:
-            path.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # another process may be at it too
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK_FILE:
+                path.unlink(missing_ok=True)
+        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            shutil.rmtree(folder)
 
 
 def _is_abandoned(folder: Path) -> bool:
     try:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return False
         handle = os.open(folder / LOCK_FILE, os.O_RDWR)
     except OSError:
-        return False  # not marked, or another user's
+        return False  # not marked, or gone by now
     with ExitStack() as stack:
         stack.callback(os.close, handle)
         try:

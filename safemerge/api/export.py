@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safemerge.api.declared import Recipe, StrPath, save_yaml
-from safemerge.api.merge import MergedCheckpoint, check_out, write
+from safemerge.api.merge import MergedCheckpoint, as_mergekit, check_out, write
 from safemerge.api.pick import defects, pick_point, published_front
 from safemerge.api.progress import Progress, Say
 from safemerge.api.run import Run
 from safemerge.api.stored import check_stored
 from safemerge.config.checkpoint import is_hub_id
-from safemerge.config.mergekit_export import mergekit_of_recipe
 from safemerge.config.portable import portable_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import UserError
@@ -100,23 +99,19 @@ def export_recipe(
     stored, point = _picked(run, pick)
     _say_picked(stored, point, lines)
     found = MergeRecipe.model_validate(point.recipe)
-    documents: list[tuple[Path, MergeRecipe, dict[str, Any], str]] = []
+    documents: list[tuple[Path, dict[str, Any], str]] = []
     if recipe is not None:
         place = Path(os.fspath(recipe)).absolute()
-        moved = portable_recipe(found, place.parent)
-        documents.append((place, moved, moved.resolved(), f"recipe: {recipe}"))
+        document = portable_recipe(found, place.parent).resolved()
+        documents.append((place, document, f"recipe: {recipe}"))
     if mergekit is not None:
-        from safemerge.weights.adapter import is_adapter
-
         place = Path(os.fspath(mergekit)).absolute()
-        adapters = [ref.name for ref in found.experts if is_adapter(str(ref.path))]
-        moved = portable_recipe(found, place.parent)
-        document = mergekit_of_recipe(moved, adapters=adapters)
-        documents.append((place, moved, document, f"mergekit file: {mergekit}"))
-    for place, moved, document, said in documents:
+        document = as_mergekit(found, place.parent)
+        documents.append((place, document, f"mergekit file: {mergekit}"))
+    for place, document, said in documents:
         save_yaml(document, place)
         lines.say(said)
-        _say_missing(moved.located(place.parent), lines)
+        _say_missing(portable_recipe(found, place.parent).located(place.parent), lines)
     return Recipe.of(found)
 
 

@@ -10,6 +10,7 @@ from safemerge.api.mergekit import check_presumed
 from safemerge.api.progress import Progress, Say
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.mergekit_export import mergekit_of_recipe
+from safemerge.config.portable import portable_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import UserError
 
@@ -47,7 +48,9 @@ def merge(
     Args:
         recipe: A recipe, or its file; a mergekit file is translated.
         out: Folder to write; must be missing or empty.
-        mergekit: Also write the recipe there, as a mergekit file.
+        mergekit: Also write the recipe there, as a mergekit file; models of the hub by
+            repository and commit, others by paths relative to the file. mergekit takes those
+            from the folder that it runs in.
         adapter: Write one LoRA adapter instead of a whole model: the exact merge of LoRA experts
             by task_arithmetic or linear, its rank the sum of theirs.
         rank: With `adapter`, reduce each module to the nearest update of this rank.
@@ -70,22 +73,28 @@ def merge(
     spec = resolve_recipe(spec, lines)
     if given.mergekit is not None:
         spec = check_presumed(spec, given.mergekit, lines, where=str(given.source))
-    exported = _as_mergekit(spec) if mergekit is not None else None
+    place = None if mergekit is None else Path(mergekit).absolute()
+    exported = None if place is None else as_mergekit(spec, place.parent)
     if adapter:
         merged = write_as_adapter(spec, folder, lines, rank=rank)
     else:
         merged = write(spec, folder, lines)
-    if mergekit is not None and exported is not None:
-        save_yaml(exported, Path(mergekit).absolute())
+    if place is not None and exported is not None:
+        save_yaml(exported, place)
         lines.say(f"mergekit file: {mergekit}")
     return merged
 
 
-def _as_mergekit(recipe: MergeRecipe) -> dict[str, Any]:
+def as_mergekit(recipe: MergeRecipe, folder: Path) -> dict[str, Any]:
+    """Return a located recipe as the mergekit file of a folder, without absolute paths.
+
+    Raises:
+        ConfigError: If mergekit cannot express the recipe.
+    """
     from safemerge.weights.adapter import is_adapter
 
     adapters = [ref.name for ref in recipe.experts if is_adapter(str(ref.path))]
-    return mergekit_of_recipe(recipe, adapters=adapters)
+    return mergekit_of_recipe(portable_recipe(recipe, folder), adapters=adapters)
 
 
 def _check_form(recipe: MergeRecipe, *, adapter: bool, rank: int | None) -> None:

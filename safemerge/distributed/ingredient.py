@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -355,11 +354,9 @@ class Ingredients:
             self._say(f"{label}: training {spec.steps} steps on {rows} samples (Ray Train)")
             provenance = {"digest": key, "base_fingerprint": base_fingerprint, "cut_rows": cut}
             runs[folder] = StageRun(spec, base, folder, provenance, label)
-            if self._restart:
-                shutil.rmtree(runs[folder].work, ignore_errors=True)
         if runs:
             need_cluster()
-            run_stages(list(runs.values()), on_progress=self._on_step)
+            run_stages(list(runs.values()), on_progress=self._on_step, restart=self._restart)
             for folder, run in runs.items():
                 self._tell_measures(run.label, folder)
 

@@ -68,10 +68,16 @@ class StudyScheduler(FIFOScheduler):
         return str(self.CONTINUE if goes_on else self.STOP)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Return the trial that waits longest; on the way, end clients that hang."""
+        """Return the trial without a client that waits longest; end clients that hang.
+
+        A trial whose client starts waits for it: given a free one, Tune would end the one that
+        starts and begin another, for every trial that takes less time than the start.
+        """
         live = sorted(tune_controller.get_live_trials(), key=lambda trial: trial.config["number"])
         self._watch([trial for trial in live if trial.status == Trial.RUNNING])
-        return next((trial for trial in live if trial.status == Trial.PENDING), None)
+        served = tune_controller._tune_controller._trial_to_actor
+        pending = (trial for trial in live if trial.status == Trial.PENDING)
+        return next((trial for trial in pending if trial not in served), None)
 
     def _watch(self, running: Sequence[Trial]) -> None:
         now = time.monotonic()

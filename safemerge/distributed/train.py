@@ -76,21 +76,28 @@ class StageRun:
 
 
 def run_stages(
-    stages: list[StageRun], *, on_progress: Callable[[str, StepMetrics, int], None]
+    stages: list[StageRun],
+    *,
+    on_progress: Callable[[str, StepMetrics, int], None],
+    restart: bool = False,
 ) -> None:
     """Train stages that do not depend on each other, side by side as the cluster allows.
 
     Args:
         stages: What to train.
         on_progress: Called with the stage's name, a step's metrics and the number of steps.
+        restart: Drop what is unfinished, instead of continuing it.
 
     Raises:
         TrainingError: If a stage failed; the others are finished first.
         RunFolderError: If another process trains one of them.
     """
     with ExitStack() as stack:
-        for stage in stages:
-            stack.enter_context(StageFolder(stage.work).locked())
+        folders = [StageFolder(stage.work) for stage in stages]
+        for folder in folders:
+            stack.enter_context(folder.locked())
+        for folder in folders if restart else ():
+            folder.empty()
         _run_stages(stages, on_progress)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemerge.config.portable import portable_recipe
+from safemerge.config.portable import portable_path, portable_recipe
 from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.card import model_card
 from safemerge.merge.folder import free_place, whole_folder
@@ -33,8 +33,9 @@ def write_adapter(
     """Merge LoRA adapters into the folder of one: config, factors, model card and recipe.
 
     Every factor pair has scale 1: ``lora_alpha`` equals the rank, module by module where ranks
-    differ (``rank_pattern``, ``alpha_pattern``), and ``r`` is the largest, as vLLM needs. The
-    folder appears whole or not at all. Tokenizer and config are the base's and not copied.
+    differ (``rank_pattern``, ``alpha_pattern``), and ``r`` is the largest, as vLLM needs. A
+    local base is named by its path from the folder. The folder appears whole or not
+    at all. Tokenizer and config are the base's and not copied.
 
     Args:
         recipe: What to merge; see `check_adapter_recipe`.
@@ -55,7 +56,7 @@ def write_adapter(
     out = free_place(out_dir)
     merged = merge_adapters(recipe, checkpoints, rank=rank)
     tensors = _tensors(merged)
-    config = _config(recipe, checkpoints, merged)
+    config = _config(recipe, checkpoints, merged, out)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     text = card or model_card(recipe, adapter=_said(merged, config))
     with whole_folder(out, num_bytes=num_bytes) as folder:
@@ -81,7 +82,7 @@ def _tensors(merged: MergedAdapter) -> dict[str, Tensor]:
 
 
 def _config(
-    recipe: MergeRecipe, checkpoints: Mapping[str, Checkpoint], merged: MergedAdapter
+    recipe: MergeRecipe, checkpoints: Mapping[str, Checkpoint], merged: MergedAdapter, out: Path
 ) -> dict[str, Any]:
     adapters = [
         checkpoint
@@ -89,6 +90,7 @@ def _config(
         if isinstance(checkpoint := stored_checkpoint(checkpoints[name]), AdapterCheckpoint)
     ]
     configs = [adapter.adapter_config for adapter in adapters]
+    base = recipe.base.hub or _agreed([adapter.named_base for adapter in adapters])
     ranks = {
         merged.memory_names[name].removesuffix(".weight"): product.rank
         for name, product in merged.products.items()
@@ -108,8 +110,7 @@ def _config(
     return {
         "peft_type": "LORA",
         "task_type": _agreed([config.get("task_type") for config in configs]),
-        "base_model_name_or_path": recipe.base.hub
-        or _agreed([config.get("base_model_name_or_path") for config in configs]),
+        "base_model_name_or_path": base and portable_path(base, out),
         "r": largest,
         "lora_alpha": largest,
         "lora_dropout": 0.0,

@@ -301,7 +301,8 @@ def _matrix(run: Run, metric: str, same: set[tuple[int, int]]) -> Markup:
     points = by_first_objective(run, run.points)
     rows = []
     for point in points:
-        cells = [Cell(point.name)]
+        own = quiet(f"#{point.number}") if point.trial.role == "reference" else ""
+        cells = [Cell(fill("{{ name }} {{ own }}", name=point.name, own=own))]
         for other in points:
             if other.number == point.number:
                 cells.append(Cell(quiet("\u00b7")))

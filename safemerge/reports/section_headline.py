@@ -62,7 +62,7 @@ def status_banner(run: Run) -> Markup:
         lines.append(
             fill(
                 '<p class="warning" role="status"><b>This run is unfinished.</b> '
-                "{{ done }} of {{ budget }} sampled trials finished. {{ told }} Go on with "
+                "{{ done }} of {{ budget }} sampled trials finished. {{ told }} Continue with "
                 "<code>safemerge search STUDY.yaml --resume</code>.</p>",
                 done=run.num_sampled,
                 budget=run.spec.num_trials,
@@ -88,7 +88,7 @@ def headline_section(run: Run) -> Markup:
     if not run.trials:
         return paragraph("No trial has finished yet.", css="lead") + chart
     if not run.points:
-        return _nothing_feasible(run) + chart
+        return _nothing_feasible(run) + piece("first_screen", Markup(), chart)
     judges = judged_by(run)
     judged = (
         paragraph(fill("Harm was judged by {{ judges }}.", judges=judges), css="judged")
@@ -130,7 +130,7 @@ def _lead(run: Run, knee: Point) -> str:
         kind = "a recipe that the search started from"
     return fill(
         "The best-balanced point is <b>{{ name }}</b>, {{ kind }}: no merge that the search tried "
-        "strikes a better balance. {{ told }}",
+        "is better balanced. {{ told }}",
         name=knee.name,
         kind=kind,
         told=told,
@@ -168,7 +168,7 @@ def versus_section(run: Run, metrics: list[Metric]) -> Markup:
     if not metrics:
         return paragraph("No metric of this study measures it.")
     if run.knee is None:
-        return paragraph("There is no recommended point to compare yet.")
+        return paragraph("There is no recommended point to compare.")
     versus = compare_with_references(run, run.knee, metrics=metrics)
     if not versus:
         return paragraph("There is no reference point to compare with.")

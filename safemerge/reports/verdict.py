@@ -87,10 +87,11 @@ def _keeps(run: Run, knee: Point, skill: Metric) -> str:
         found.verdict, "not significantly worse"
     )
     if skill.unit == "share" and sign * top > 0 and sign > 0:
-        share = f"{100 * own / top:.0f}\u00a0%"
-        return f"keeps {share} of the best {noun} ({best.name}\u2019s; {differs})"
+        ratio = 100 * own / top
+        share = f"{ratio:.0f}\u00a0%" if ratio < 99.5 else "over 99\u00a0%"
+        return f"keeps {share} of the best {noun} ({_named(best)}\u2019s; {differs})"
     return (
-        f"has {noun} {amount(own, skill.unit)} against {best.name}\u2019s "
+        f"has {noun} {amount(own, skill.unit)} against {_named(best)}\u2019s "
         f"{amount(sign * top, skill.unit)} ({differs})"
     )
 
@@ -109,18 +110,18 @@ def _at(run: Run, knee: Point, harm: Metric) -> str:
     found = family_of(run, metrics=[harm]).difference(knee, other, harm)
     if found.verdict == "not significant":
         return f", and its {noun} does not differ significantly from {whose}"
-    if found.verdict == "better" and harm.unit == "share" and 0 <= own < theirs:
+    if found.verdict == "better" and harm.unit == "share" and 0 < own < theirs:
         return f" at {fraction(own / theirs)} {whose} {noun}"
+    is_lower = (found.verdict == "better") == (harm.direction == "minimize")
+    differs = "lower" if is_lower else "higher"
     return (
-        f" at significantly {found.verdict} {noun} than {whose} "
+        f" at significantly {differs} {noun} than {whose} "
         f"({amount(own, harm.unit)} against {amount(theirs, harm.unit)})"
     )
 
 
 def fraction(ratio: float) -> str:
     """Return a share in words, e.g. ``a third of``, where it is within 6 % of such a fraction."""
-    if ratio == 0:
-        return "none of"
     near = min(_FRACTIONS, key=lambda known: abs(known - ratio))
     return _FRACTIONS[near] if abs(near / ratio - 1) <= 0.06 else f"{100 * ratio:.0f}\u00a0% of"
 
@@ -132,17 +133,21 @@ def _tied(run: Run, knee: Point) -> str:
     if not tied:
         return "every other front point differs from it significantly on some objective"
     if len(tied) == 1:
-        return f"{tied[0].name} is statistically tied with it"
+        return f"{_named(tied[0])} is statistically tied with it"
     if len(tied) > _MAX_NAMED:
         told = f"{len(tied)} of the {len(run.points) - 1} other front points"
         return f"{told} are statistically tied with it"
     sampled = [str(item.number) for item in tied if item.trial.role == "sampled"]
-    named = [item.name for item in tied if item.trial.role != "sampled"]
+    named = [_named(item) for item in tied if item.trial.role != "sampled"]
     if len(sampled) > 1:
         sampled[0] = f"trials {sampled[0]}"
     elif sampled:
         sampled[0] = f"trial {sampled[0]}"
     return f"{joined([*sampled, *named])} are statistically tied with it"
+
+
+def _named(point: Point) -> str:
+    return "the plain mean" if point.trial.label == MEAN_LABEL else point.name
 
 
 def _value(point: Point, metric: Metric) -> float | None:

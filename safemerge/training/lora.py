@@ -17,7 +17,7 @@ from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged
 from safemerge.training.ingredient import MARKER
 from safemerge.training.text_decoder import text_decoder
-from safemerge.weights.adapter import ADAPTER_CONFIG, is_adapter, open_checkpoint
+from safemerge.weights.adapter import ADAPTER_CONFIG, is_adapter, named_base, open_checkpoint
 from safemerge.weights.checkpoint import CONFIG_FILE, layer_of, read_json
 from safemerge.weights.fingerprint import fingerprint
 from safemerge.weights.skeleton import auto_class, folder_config
@@ -178,8 +178,8 @@ def check_adapters_base(folder: Path, base: Path, *, where: str) -> None:
     if marker.is_file():
         known = json.loads(marker.read_text(encoding="utf-8")).get("base_fingerprint")
     else:
-        named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-        if isinstance(named, str) and (Path(named) / CONFIG_FILE).is_file():
+        named = named_base(folder, read_json(folder / ADAPTER_CONFIG))
+        if named is not None and (Path(named) / CONFIG_FILE).is_file():
             known = fingerprint(named)
     found = fingerprint(base)
     if known is not None and known != found:

@@ -1,5 +1,6 @@
 """LoRA adapters as dense checkpoints: what peft merges, computed when a tensor is asked for."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from safemerge.errors import CheckpointError
 from safemerge.weights.checkpoint import (
+    CONFIG_FILE,
     OUTPUT_HEAD,
     Checkpoint,
     DenseCheckpoint,
@@ -198,9 +200,8 @@ class AdapterCheckpoint(Checkpoint):
 
     @property
     def named_base(self) -> str | None:
-        """The base that the adapter's config names: a folder or a name on a hub."""
-        named = self.adapter_config.get("base_model_name_or_path")
-        return named if isinstance(named, str) and named else None
+        """The base that the adapter's config names; see `named_base`."""
+        return named_base(self.folder, self.adapter_config)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading it."""
@@ -328,6 +329,24 @@ class AdapterCheckpoint(Checkpoint):
 def is_adapter(folder: Path | str) -> bool:
     """Tell whether a folder holds a PEFT adapter rather than a whole model."""
     return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def named_base(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Return the base that an adapter's config names, None if it names none.
+
+    Args:
+        folder: The adapter's.
+        config: Its ``adapter_config.json``.
+
+    Returns:
+        A folder or a name on a hub; of a path that leads from the adapter's folder to a model,
+        that model's folder.
+    """
+    named = config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return None
+    beside = os.path.normpath(folder / named)
+    return beside if os.path.isfile(os.path.join(beside, CONFIG_FILE)) else named
 
 
 def adapter_weights(folder: Path) -> Path:

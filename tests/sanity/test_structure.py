@@ -35,7 +35,6 @@ MAX_LINES = 700
 THROUGH = {
     "safemerge/api/": "tests/unit/api",
     "safemerge/commands/": "tests/unit/commands",
-    "safemerge/distributed/": "tests/integration",
     "safemerge/generation/on_ray.py": "tests/integration",
     "safemerge/robustness/command.py": "tests/integration",
     "safemerge/robustness/figure.py": "tests/unit/robustness",

@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -67,6 +69,30 @@ def test_a_second_thread_of_the_process_is_refused_and_does_not_break_the_lock(r
             pass
     with run.locked():
         pass
+
+
+def test_asking_who_works_in_the_folder_does_not_break_the_lock(run):
+    assert run.owner() is None
+    code = "import sys, safemerge.run_folder as at; print(at.RunFolder(sys.argv[1]).owner())"
+    command = [sys.executable, "-c", code, str(run.folder)]
+    with run.locked():
+        owner = run.owner()
+        assert owner.startswith(f"{os.getpid()} on {socket.gethostname()} since ")
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == owner
+    assert run.owner() is None
+
+
+def test_an_emptied_folder_keeps_its_lock(run, tmp_path):
+    (run.folder / "checkpoint_1").mkdir(parents=True)
+    (run.folder / "metrics.jsonl").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (run.folder / "link").symlink_to(tmp_path / "elsewhere")
+    with run.locked():
+        run.empty()
+        assert [path.name for path in run.folder.iterdir()] == [".lock"]
+        assert run.owner() is not None
+    assert (tmp_path / "elsewhere").is_dir()
 
 
 def test_the_lock_of_an_earlier_version_is_taken_over(run):

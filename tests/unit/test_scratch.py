@@ -1,5 +1,8 @@
 """What a killed process left behind is removed by the next one, and nothing of a living one."""
 
+import fcntl
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +14,7 @@ import ray
 from ray._private import worker
 
 from safemerge.distributed.cluster import ray_cluster
-from safemerge.scratch import LOCK_FILE, owned, remove_abandoned, scratch_folder
+from safemerge.scratch import LOCK_FILE, owned, remove_abandoned, remove_marked, scratch_folder
 
 OWNER = """
 import sys, time
@@ -73,6 +76,50 @@ def test_links_and_what_has_no_mark_are_left_alone(tmp_path):
     assert names(tmp_path) == ["other", "session_2", "session_latest"]
 
 
+def test_folders_of_other_users_are_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "session_1").mkdir()
+    (tmp_path / "session_1" / LOCK_FILE).touch()
+    with monkeypatch.context() as other:
+        other.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        remove_abandoned(tmp_path, "session_")
+    assert names(tmp_path) == ["session_1"]
+
+
+def test_a_folder_is_never_marked_without_its_lock(tmp_path, monkeypatch):
+    """Another process that looks just before the lock is taken."""
+    lock = fcntl.flock
+
+    def look_first(handle, how):
+        if how == fcntl.LOCK_EX:
+            remove_abandoned(tmp_path, "session_")
+        lock(handle, how)
+
+    (tmp_path / "session_1").mkdir()
+    monkeypatch.setattr(fcntl, "flock", look_first)
+    with owned(tmp_path / "session_1"):
+        remove_abandoned(tmp_path, "session_")
+        assert names(tmp_path / "session_1") == [LOCK_FILE]
+
+
+def test_two_processes_may_remove_the_same_folder(tmp_path):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / LOCK_FILE).touch()
+    remove_marked(tmp_path / "gone")
+    remove_marked(tmp_path / "gone")
+    assert not names(tmp_path)
+
+
+def test_what_cannot_be_removed_keeps_its_mark(tmp_path, monkeypatch):
+    (tmp_path / "left" / "logs").mkdir(parents=True)
+    (tmp_path / "left" / LOCK_FILE).touch()
+    with monkeypatch.context() as busy:
+        busy.setattr(shutil, "rmtree", lambda *_, **__: None)
+        remove_marked(tmp_path / "left")
+    assert names(tmp_path / "left") == ["logs", LOCK_FILE]
+    remove_marked(tmp_path / "left")
+    assert not names(tmp_path)
+
+
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     """The folder of a local cluster that has no processes."""
@@ -80,7 +127,7 @@ def session(tmp_path, monkeypatch):
     (folder / "logs").mkdir(parents=True)
     (tmp_path / "session_killed").mkdir()
     (tmp_path / "session_killed" / LOCK_FILE).touch()
-    node = SimpleNamespace(get_session_dir_path=lambda: str(folder))
+    node = SimpleNamespace(get_session_dir_path=lambda: str(folder), all_processes={})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: monkeypatch.setattr(worker, "_global_node", node))

@@ -60,7 +60,7 @@
           xTicks: isNumber ? undefined : { ticks: levels.map((_, index) => index), text: (index) => levels[index] },
         });
         for (const isFront of [false, true]) {
-          for (const trial of chosen.filter((item) => item.front === isFront)) {
+          for (const trial of chosen.filter((item) => Boolean(item.front) === isFront)) {
             const kind = KINDS[kindOf(trial)];
             const node = mark(kind.shape, px(coordinate(trial)), py(scale(metric) * trial.search[metric][0]), isFront ? 4 : 3, kind.css);
             node.append(draw("title", {}, `${trial.name}: ${name} ${trial.params[name]}, ${metric} ${describe(trial.search[metric], metric)}`));

@@ -37,6 +37,7 @@
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
     const ticks = [];
     for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) ticks.push(k * step);
+    if (ticks.length < 3 && count < 9) return niceTicks(low, high, count + 1);
     const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
     return { ticks, text: (value) => minus(value.toFixed(digits)) };
   }
@@ -44,8 +45,13 @@
   const minus = (text) => String(text).replace("-", "\u2212");
   const scale = (metric) => run.metrics[metric].scale; // 100 where a share is told in percent
   const isShare = (metric) => scale(metric) === 100;
+  // One decimal, an exact tie to the even digit, as the tables that Python writes have it.
+  const tenths = (value) => {
+    const below = Math.floor(10 * value);
+    return 10 * value - below === 0.5 ? ((below + Math.abs(below % 2)) / 10).toFixed(1) : value.toFixed(1);
+  };
   const amount = (value, metric) =>
-    value === null ? "not scored" : minus(isShare(metric) ? (100 * value).toFixed(1) : Number(value.toPrecision(4)));
+    value === null ? "not scored" : minus(isShare(metric) ? tenths(100 * value) : Number(value.toPrecision(4)));
 
   function frame(box, { height, left, right = 14, top = 10, bottom = 44, x, y, xTitle, yTitle, label, xTicks, yTicks }) {
     const width = Math.max(box.clientWidth, 180);

@@ -19,7 +19,7 @@
   }
 
   const signed = (value, metric) => {
-    const text = isShare(metric) ? (100 * value).toFixed(1) : String(Number(value.toPrecision(4)));
+    const text = isShare(metric) ? tenths(100 * value) : String(Number(value.toPrecision(4)));
     return Number(text) > 0 ? `+${text}` : minus(Number(text) === 0 ? text.replace("-", "") : text);
   };
 
@@ -64,7 +64,8 @@
       const row = make("tr");
       const first = make("th");
       first.scope = "row";
-      first.append(name);
+      // Long names may break after a point or an underscore.
+      for (const part of name.split(/(?<=[._])/)) first.append(part, make("wbr"));
       row.append(first, ...cells);
       body.append(row);
     }
@@ -147,7 +148,7 @@
     const [a, b] = found;
     const title = make("h3", b ? `A: ${a.name}, B: ${b.name}` : `A: ${a.name}${a.knee ? ", the knee" : ""}`);
     title.tabIndex = -1;
-    box.append(title, button(recommended ? "back to the recommended point" : "let go", () => pin([]), "copy"));
+    box.append(title, button(recommended ? "back to the recommended point" : "unpin", () => pin([]), "copy"));
     const split = found.every((trial) => trial.report) ? "report" : "search";
     const rows = (names) => names.map((metric) => [
       metric, ...found.map((trial) => valueCell(trial[split] && trial[split][metric], metric)),

@@ -190,7 +190,9 @@
       boxes.push([Math.min(a[0], b[0]) - 1, Math.min(a[1], b[1]) - 1, Math.max(a[0], b[0]) + 1, Math.max(a[1], b[1]) + 1, 0.7]);
     }
     for (const item of wanted) {
-      const text = item.trial.knee ? `knee: ${item.trial.name}` : item.trial.name;
+      const whole = item.trial.knee ? `knee: ${item.trial.name}` : item.trial.name;
+      const most = Math.max(8, Math.floor((plot.x1 - plot.x0) / 2 / 6.9));
+      const text = whole.length > most ? `${whole.slice(0, most - 1)}\u2026` : whole;
       const width = 6.9 * text.length + 4;
       let best = null;
       for (const gap of [9, 18, 30]) {
@@ -328,6 +330,8 @@
       entry.append(svg, "tied with the knee");
       list.append(entry);
     }
+    const sized = byId("axis-size").value;
+    if (sized) list.append(make("li", `size: ${sized}`));
     const over = items.some((item) => item.over);
     if (over) list.append(make("li", "hollow front mark: breaks a limit on this split"));
   }

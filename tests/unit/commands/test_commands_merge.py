@@ -1,3 +1,4 @@
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -194,7 +195,10 @@ def test_a_recipe_is_written_as_a_mergekit_file_too(
     assert main(arguments) == 0
     document = yaml.safe_load(target.read_text())
     assert document["merge_method"] == "task_arithmetic"
-    assert document["models"] == [{"model": str(tiny_expert), "parameters": {"weight": 1.0}}]
+    (model,) = document["models"]
+    assert (tmp_path / model["model"]).resolve() == tiny_expert.resolve()
+    assert model["parameters"] == {"weight": 1.0}
+    assert not Path(model["model"]).is_absolute()
 
 
 def test_a_recipe_that_mergekit_cannot_express_is_refused_before_work(
@@ -285,8 +289,9 @@ def test_adapters_are_exported_to_mergekit_on_their_base(
     out = tmp_path / "merged"
     assert main(["merge", str(adapters_file), str(out), "--mergekit", str(target)]) == 0
     document = yaml.safe_load(target.read_text())
+    base, adapter = (os.path.relpath(folder, tmp_path) for folder in (tiny_base, tiny_adapter))
     named = [item["model"] for item in document["models"]]
-    assert named == [f"{tiny_base}+{tiny_adapter}", f"{tiny_base}+{tmp_path / 'other'}"]
+    assert named == [f"{base}+{adapter}", f"{base}+other"]
 
 
 def test_what_a_lower_rank_loses_is_said(adapters_file, tmp_path, no_cluster, capsys):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -43,9 +44,9 @@ def test_the_pace_is_that_of_the_last_trials():
     assert seconds_per_trial(slow + fast) == 1
 
 
-@pytest.fixture
-def started(tmp_path):
-    """A run with three trials told and two in flight."""
+@contextmanager
+def driven(tmp_path):
+    """A run with three trials told and two in flight, held by this process for a block."""
     spec = landscape_study("toy", num_trials=9)
     store = RunStore(tmp_path / "results" / "toy").create(spec)
     with SearchStudy(spec, store) as study:
@@ -65,8 +66,15 @@ def started(tmp_path):
         yield store.folder
 
 
-def test_a_run_that_nobody_drives_is_stopped(started, capsys):
-    # This process's own lock is not seen by it: fcntl's locks are a process's.
+@pytest.fixture
+def started(tmp_path):
+    with driven(tmp_path) as folder:
+        yield folder
+
+
+def test_a_run_that_nobody_drives_is_stopped(tmp_path, capsys):
+    with driven(tmp_path) as started:
+        assert status(started).state == "running"
     found = status(started)
     assert (found.state, found.owner, found.in_flight) == ("stopped", None, 0)
     assert found.finished == 3

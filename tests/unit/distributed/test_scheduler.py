@@ -19,7 +19,9 @@ class Controller:
     """What the scheduler sees of Tune, with Tune's own cache of clients."""
 
     def __init__(self):
-        self._tune_controller = SimpleNamespace(_actor_cache=_ObjectCache(may_keep_one=True))
+        self._tune_controller = SimpleNamespace(
+            _actor_cache=_ObjectCache(may_keep_one=True), _trial_to_actor={}
+        )
         self.live = set()
 
     def get_live_trials(self):
@@ -77,6 +79,14 @@ def test_the_proposal_that_waits_longest_runs_first(controller, clock):
         controller.add(number, status)
     assert scheduler().choose_trial_to_run(controller).config["number"] == 5
     controller.live = {trial for trial in controller.live if trial.status == "RUNNING"}
+    assert scheduler().choose_trial_to_run(controller) is None
+
+
+def test_a_trial_whose_client_starts_waits_for_it(controller, clock):
+    starting, free = (controller.add(number, "PENDING") for number in (1, 2))
+    controller._tune_controller._trial_to_actor[starting] = "client that starts"
+    assert scheduler().choose_trial_to_run(controller) is free
+    controller.live.remove(free)
     assert scheduler().choose_trial_to_run(controller) is None
 
 

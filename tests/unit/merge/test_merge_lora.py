@@ -23,6 +23,7 @@ from safemerge.merge.adapter import write_adapter
 from safemerge.merge.lora import Product, reduce_rank
 from safemerge.testing import pico
 from safemerge.weights import open_checkpoint
+from safemerge.weights.notice import adapter_notices
 
 # peft says so where an embedding has factors, and stores a copy of the base's beside them.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
@@ -139,7 +140,26 @@ def test_ranks_add_up_where_targets_meet_and_every_scale_is_one(folders, tmp_pat
         "v_proj",
     ]  # fmt: skip
     assert config["task_type"] == "CAUSAL_LM"
-    assert config["base_model_name_or_path"] == str(folders["base"])
+
+
+def test_a_local_base_is_named_by_its_path_from_the_folder(folders, tmp_path):
+    base = shutil.copytree(folders["base"], tmp_path / "models" / "base")
+    for name in ("low", "wide"):
+        place = shutil.copytree(folders[name], tmp_path / name)
+        config = json.loads((place / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(base)
+        (place / "adapter_config.json").write_text(json.dumps(config))
+    moved = {"base": base, "low": tmp_path / "low", "wide": tmp_path / "wide"}
+    method = {"name": "task_arithmetic", "weights": {"low": 0.8, "wide": 0.5}}
+    recipe = make_recipe(moved, method)
+    checkpoints = opened(recipe)
+    write_adapter(recipe, checkpoints, tmp_path / "out")
+    text = (tmp_path / "out" / "adapter_config.json").read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["base_model_name_or_path"] == "../models/base"
+    again = open_checkpoint(tmp_path / "out", checkpoints["base"])
+    assert again.named_base == str(base)
+    assert adapter_notices({"again": again}) == ()
 
 
 def test_files_are_the_expected_ones_and_the_card_says_what_they_are(folders, tmp_path):

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import synthetic_run as synthetic
 from browser import Browser, chromium
 
 from safemerge.reports import load_run, render_html
+from safemerge.reports.wording import percent
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="needs a Chromium on the path or in CHROMIUM"
@@ -79,7 +81,7 @@ def test_the_first_screen_holds_verdict_judge_chart_figures_and_command(browser,
     assert browser.errors == []
 
 
-def test_points_are_pinned_compared_and_let_go_with_the_mouse(opened, page):
+def test_points_are_pinned_compared_and_unpinned_with_the_mouse(opened, page):
     run, _ = page
     sampled = [item for item in run.points if item.number != run.knee.number][:2]
     first, second = (item.number for item in sampled)
@@ -94,6 +96,10 @@ def test_points_are_pinned_compared_and_let_go_with_the_mouse(opened, page):
     assert "A minus B" in text
     assert "not significant" in text or "better" in text or "worse" in text
     assert opened.run("document.querySelectorAll('circle.pin-mark').length") == 2
+    # The metrics' names keep a readable width beside three columns of figures.
+    rows = "[...document.querySelectorAll('#pinned table')[0].querySelectorAll('tbody tr')]"
+    assert max(opened.run(f"{rows}.map((row) => row.getBoundingClientRect().height)")) < 110
+    assert opened.run(f"{rows}.every((row) => row.scrollWidth <= 362)")
     opened.press("Escape")
     assert opened.run(panel) == ""
     assert not opened.run("document.querySelector('#recommended').hidden")
@@ -155,6 +161,62 @@ def test_trials_are_searched_filtered_and_sorted(opened, page):
     assert up == sorted(up)
     assert opened.run(values) == up[::-1]
     assert opened.run("document.activeElement.dataset.column") == "2"
+    # Only a head's button sorts; a row's pins, and its cells end at one line.
+    glyph = "getComputedStyle(document.querySelector('table.trials tbody th button'), '::after')"
+    assert opened.run(f"{glyph}.content") == "none"
+    ends = "[...document.querySelector('table.trials tbody tr').cells].map((cell) =>"
+    assert len(set(opened.run(f"{ends} cell.getBoundingClientRect().bottom)"))) == 1
+
+
+def test_parameters_show_every_sampled_trial_with_values(opened, page):
+    run, _ = page
+    opened.run("document.querySelector('#parameters').scrollIntoView()")
+    opened.run("new Promise((done) => setTimeout(done, 200))")
+    valued = [
+        trial
+        for trial in run.trials
+        if trial.role == "sampled" and trial.result is not None and trial.result.broken is None
+    ]
+    marks = "document.querySelectorAll('#parameters .multiple')[0].querySelectorAll('path').length"
+    assert opened.run(marks) == len(valued) > len(run.points)
+
+
+def test_without_a_feasible_point_trials_are_still_pinned(browser, tmp_path):
+    small = synthetic.Synthetic(counts={"search": 20, "report": 20})
+    trial = synthetic.make_trial(0, small.result(0, "search", skill=0.5, harm=0.2, refusal=0.9))
+    assert not trial.feasible
+    path = tmp_path / "page.html"
+    path.write_text(render_html(synthetic.make_run([trial])), encoding="utf-8")
+    browser.open(path)
+    browser.click("#trials-table .pin")
+    assert browser.run("document.querySelector('#pinned h3').innerText") == "A: trial 0"
+    assert browser.errors == []
+
+
+def test_long_names_stay_inside_the_chart_of_a_phone(browser, page, tmp_path):
+    run, _ = page
+    name = "Meta-Llama-3.1-8B-Instruct-abliterated-safety-realigned-v2"
+    trials = tuple(
+        trial.model_copy(update={"label": name}) if trial.label == "aligned" else trial
+        for trial in run.trials
+    )
+    path = tmp_path / "page.html"
+    path.write_text(render_html(replace(run, trials=trials)), encoding="utf-8")
+    browser.open(path, width=390, height=844)
+    ends = "[...document.querySelectorAll('#scatter text.label')].map((node) =>"
+    assert max(browser.run(f"{ends} node.getBoundingClientRect().right)")) <= 390
+    assert name in browser.run("document.querySelector('#scatter').innerHTML")
+    assert browser.errors == []
+
+
+def test_figures_are_rounded_as_in_the_tables(opened, page):
+    run, _ = page
+    for point in run.points:
+        opened.run(f"document.querySelector('.hit[data-trial=\"{point.number}\"]').focus()")
+        tip = opened.run("document.querySelector('.tip').innerText")
+        for metric in (synthetic.SKILL, synthetic.HARM, synthetic.LIMIT):
+            told = percent(point.shown.value(metric)).replace("\u00a0", " ")
+            assert f"{metric}: {told} [" in tip
 
 
 def test_downloads_hold_every_trial(browser, page, tmp_path):

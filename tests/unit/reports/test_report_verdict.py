@@ -48,7 +48,6 @@ def test_a_clear_winner_is_told_by_ratios_and_its_rivals_by_name():
 @pytest.mark.parametrize(
     ("ratio", "told"),
     [
-        (0, "none of"),
         (0.32, "a third of"),
         (0.31, "31\u00a0% of"),
         (0.5, "half"),
@@ -70,6 +69,32 @@ def test_what_is_not_significant_is_not_told_as_a_difference():
     assert "% of the plain mean" not in told
     if len(run.points) > 1:
         assert "statistically tied with it." in told
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (0.0, " at significantly lower harm than the plain mean\u2019s (0.0\u00a0% against "),
+        (0.9, " at significantly higher harm than the plain mean\u2019s (88.5\u00a0% against "),
+    ],
+)
+def test_harm_without_a_fraction_is_lower_or_higher(harm, told):
+    run = published({"skill": 0.75, "harm": harm})
+    assert told in verdict(run, run.point(1))
+
+
+def test_a_point_below_the_best_never_keeps_all_of_it():
+    run = published({"skill": 0.8, "harm": 0.3}, {"skill": 0.7, "harm": 0.1})
+    best, other = run.point(1), run.point(2)
+    metrics = other.shown.metrics
+    top = best.shown.value(synthetic.SKILL)
+    metrics[synthetic.SKILL] = metrics[synthetic.SKILL].model_copy(update={"value": 0.997 * top})
+    assert verdict(run, other).startswith("Trial 2 keeps over 99\u00a0% of the best skill (")
+
+
+def test_the_plain_mean_is_named_in_words():
+    run = published({"skill": 0.601, "harm": 0.595}, size=40)
+    assert "the plain mean is statistically tied with it." in verdict(run, run.point(1))
 
 
 def test_a_proxy_is_named_as_one():

@@ -192,6 +192,16 @@ def test_an_adapter_for_another_base_is_refused(tiny_base, copied):
         loaded(tiny_base, copied("1" * 16))
 
 
+def test_a_base_named_by_its_path_from_the_adapter_is_compared(tiny_base, copied, tmp_path):
+    pico_base(tmp_path / "other", seed=9)
+    file = copied() / "adapter_config.json"
+    config = {**json.loads(file.read_text()), "base_model_name_or_path": "../other"}
+    file.write_text(json.dumps(config))
+    (file.parent / MARKER).unlink(missing_ok=True)
+    with pytest.raises(CheckpointMismatchError, match="must have been trained on this base"):
+        loaded(tiny_base, file.parent)
+
+
 def test_an_adapter_that_does_not_fit_the_base_is_refused(tiny_base, copied):
     from safetensors.torch import save_file
 

@@ -22,7 +22,7 @@ def adapter(tiny_adapter, tmp_path):
 
 def test_another_base_is_named(tiny_base, adapter, tmp_path):
     other = pico_base(tmp_path / "other", seed=9)
-    for named in ("someone/another-model", str(other)):
+    for named in ("someone/another-model", "x" * 5000, str(other)):
         (notice,) = adapter_notices(opened(tiny_base, adapter, named))
         assert f"adapter 'e' names the base '{named}' in its config" in notice
         assert str(tiny_base) in notice
@@ -33,6 +33,13 @@ def test_the_same_base_is_not_named(tiny_base, adapter, tmp_path):
     for named in ("org/my-model", str(same), str(tiny_base), None, ""):
         assert adapter_notices(opened(same, adapter, named)) == ()
     assert adapter_notices({"dense": open_checkpoint(tiny_base)}) == ()
+
+
+def test_a_relative_base_is_taken_from_the_adapter_s_folder(tiny_base, adapter, tmp_path):
+    other = pico_base(tmp_path / "other", seed=9)
+    (notice,) = adapter_notices(opened(tiny_base, adapter, "../other"))
+    assert f"adapter 'e' names the base '{other}' in its config" in notice
+    assert adapter_notices(opened(other, adapter, "../other")) == ()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
