@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Print the state of one run, or of every run in the folder of results."""
+    unread: list[str] = []
     if options.run is not None:
-        found, unread = [status(options.run)], []
+        found = [status(options.run)]
     else:
         found, unread = _read(_runs(Path(options.results)))
     if options.json:

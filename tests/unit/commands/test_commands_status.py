@@ -107,7 +107,7 @@ def test_a_damaged_run_does_not_hide_the_others(started, capsys):
     (started.parent / "bad" / "study.json").write_text("{")
     assert main(["status", "--results", str(started.parent)]) == 2
     printed = capsys.readouterr()
-    assert "toy: stopped, 3 of" in printed.out
+    assert "toy: running, 3 of" in printed.out
     assert f"{started.parent / 'bad' / 'study.json'}: damaged" in printed.err
 
 
