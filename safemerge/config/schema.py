@@ -67,7 +67,12 @@ def json_schema(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: If there is no such kind.
     """
-    schema = model_of(name).model_json_schema(by_alias=True)
+    return schema_of(name, model_of(name))
+
+
+def schema_of(name: str, model: type[StrictModel]) -> dict[str, Any]:
+    """Return the JSON schema of a model's documents, of draft 2020-12, under a name."""
+    schema = model.model_json_schema(by_alias=True)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"safemerge {name}",

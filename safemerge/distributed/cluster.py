@@ -180,17 +180,19 @@ def _lives(pid: int) -> bool:
 def _end_without(kind: str) -> NoReturn:
     import psutil
 
-    # What is left of the cluster would wait for it, and complain on this terminal.
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    sys.stdout.flush()
-    sys.stderr.write(
-        f"safemerge: local Ray: its process '{kind}' was killed (out of memory?). Finished work "
-        "is kept: run the same command again, with --resume where it has that option.\n"
-    )
-    sys.stderr.flush()
-    os._exit(1)
+    try:
+        # What is left of the cluster would wait for it, and complain on this terminal.
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        sys.stderr.write(
+            f"safemerge: local Ray: its process '{kind}' was killed (out of memory?). Finished "
+            "work is kept: run the same command again, with --resume where it has that option.\n"
+        )
+        sys.stderr.flush()
+        sys.stdout.flush()
+    finally:
+        os._exit(1)  # also where nobody reads the output any more
 
 
 def _start_local(num_cpus: int | None) -> None:

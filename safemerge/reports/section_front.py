@@ -240,7 +240,10 @@ def _believed(run: Run) -> Markup:
         if point.belief is None:
             continue
         chance = point.belief.chance
-        cells = [Cell(point.name, float(point.number)), number_cell(chance, f"{chance:.0%}")]
+        cells = [
+            Cell(point.name, float(point.number)),
+            number_cell(chance, f"{100 * chance:.0f}\u00a0%"),
+        ]
         for goal in goals:
             found = point.belief.values[goal.name]
             ends = (found.low, found.high)
@@ -259,9 +262,9 @@ def _believed(run: Run) -> Markup:
     caption = (
         f"What is believed after {counted(belief.evaluations, 'scored recipe')}, each with its "
         "own noise: posterior mean and 95 % interval, and the probability that no other recipe is "
-        f"better. Points with a chance of at least {belief.chance:.0%} are published. "
-        f"Their hypervolume is believed to be {volume.mean:.4f} "
-        f"[{volume.low:.4f}, {volume.high:.4f}]."
+        f"better. Points with a chance of at least {100 * belief.chance:.0f}\u00a0% are "
+        f"published. Their hypervolume is believed to be {volume.mean:.3f} "
+        f"[{volume.low:.3f}, {volume.high:.3f}]."
     )
     return table(caption, heads, rows, css="belief")
 

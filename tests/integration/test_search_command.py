@@ -2,6 +2,9 @@
 
 import json
 import signal
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import yaml
@@ -38,17 +41,39 @@ def searched(study_document, tmp_path_factory):
         "layer_groups": [{"name": "first", "layers": "0"}],
     }
     (folder / "found.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    done = run_safemerge(
-        *(folder, "search", study, "--start", "found.yaml"),
-        SAFEMERGE_TEST_MARK=marked("whole-run"),
-        SAFEMERGE_CACHE=str(folder / "cache"),
-    )
+    with counted_clients(marked("whole-run")) as clients:
+        done = run_safemerge(
+            *(folder, "search", study, "--start", "found.yaml"),
+            SAFEMERGE_TEST_MARK=marked("whole-run"),
+            SAFEMERGE_CACHE=str(folder / "cache"),
+        )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout, done.stderr
+    return folder, done.stdout, done.stderr, clients
+
+
+@contextmanager
+def counted_clients(mark):
+    """Collect, in a block, the processes of Tune's trials and whether each has torch in memory."""
+    clients, ended = {}, threading.Event()
+
+    def look():
+        while not ended.wait(0.3):
+            for pid in own_processes(mark):
+                with suppress(OSError):
+                    if b"Trainable" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        clients[pid] = "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield clients
+    finally:
+        ended.set()
+        looking.join()
 
 
 def test_search_writes_a_whole_run_folder_and_leaves_no_process(searched):
-    folder, told, complaints = searched
+    folder, told, complaints, clients = searched
     run = folder / "results" / "pico"
     for name in ("study.json", "trials.jsonl", "front.json", "report.html", "study.db"):
         assert (run / name).is_file(), name
@@ -73,6 +98,9 @@ def test_search_writes_a_whole_run_folder_and_leaves_no_process(searched):
         assert (run / "recipes" / f"{point.number}.yaml").is_file()
     assert "next: safemerge export" in told
     assert "(raylet)" not in told + complaints
+    # One candidate at the replica, one that waits for it: the same two clients for all trials.
+    assert 1 <= len(clients) <= 2
+    assert not any(clients.values())
     wait_until(lambda: not own_processes(marked("whole-run")), within_s=60)
 
 

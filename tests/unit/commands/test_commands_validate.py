@@ -3,6 +3,7 @@ import json
 import pytest
 
 from safemerge.cli import main
+from safemerge.commands.schema import RUN_FILES
 from safemerge.config.schema import kinds
 
 RECIPE = """\
@@ -45,7 +46,7 @@ def test_every_problem_of_every_file_is_told_at_once(write, capsys):
     assert "no such file" in lines[5]
 
 
-@pytest.mark.parametrize("name", kinds())
+@pytest.mark.parametrize("name", [*kinds(), *RUN_FILES])
 def test_a_schema_is_printed_as_json_for_every_kind(name, capsys):
     assert main(["schema", name]) == 0
     schema = json.loads(capsys.readouterr().out)

@@ -172,6 +172,15 @@ def test_a_local_cluster_that_lost_a_vital_process_ends_the_command_with_one_mes
     assert not psutil.pid_exists(other) or psutil.Process(other).status() == "zombie"
 
 
+def test_a_lost_cluster_ends_the_command_though_its_output_is_closed():
+    command = [sys.executable, "-c", _WATCHING, "killed"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 1
+
+
 def test_a_vital_process_that_ends_after_the_block_is_no_loss():
     done = watching("after")
     assert (done.returncode, done.stderr) == (0, "")

@@ -298,7 +298,8 @@ def test_a_belief_chooses_points_knee_and_what_the_report_hypervolume_counts():
     by_number = {item["number"]: item.get("belief") for item in drawn["trials"]}
     assert by_number[3] == front.points[2].belief.resolved()
     page = render_html(synthetic.make_run(trials, front=front))
-    assert "hypervolume is believed to be 0.5000 [0.4000, 0.6000]" in page
+    assert "hypervolume is believed to be 0.500 [0.400, 0.600]" in page
+    assert "chance of at least 5\u00a0% are published" in page
     assert "by posterior means, not by these figures" in page
 
 
