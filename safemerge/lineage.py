@@ -136,7 +136,7 @@ def licence_lines(parents: Sequence[ParentCard]) -> list[str]:
         lines.append(
             f"| {parent.name} | {told or 'not recorded'} | {_plain(parent.shown_license)} |"
         )
-    if any(parent.license is None for parent in parents):
+    if any(_rank(parent.license) < 0 for parent in parents):
         lines += [
             "",
             "The licence of a parent is unknown: find it out before you pass this model on.",
@@ -164,8 +164,7 @@ def _read_one(ref: CheckpointRef, generation: int) -> ParentCard:
     above = [] if folder is None or generation >= _MAX_GENERATIONS else _ancestors(folder, card)
     parents = [_read(item, generation + 1) for item in above]
     inherited = _joined(ref.name, parents) if parents else ParentCard(ref.name, (), False, None)
-    own_license = _text(card.get("license"))
-    licensed = inherited if own_license is None else _licensed(card, inherited)
+    licensed = _licensed(card, inherited) if _texts(card.get("license")) else inherited
     return licensed._replace(
         hub=(hub,) if hub is not None else _hub_ids(card.get("base_model")) or inherited.hub,
         is_published=hub is not None,
@@ -183,7 +182,7 @@ def _read_one(ref: CheckpointRef, generation: int) -> ParentCard:
 
 def _licensed(card: dict[str, Any], parent: ParentCard) -> ParentCard:
     return parent._replace(
-        license=_text(card.get("license")),
+        license=min(_texts(card.get("license")), key=_rank),
         license_name=_text(card.get("license_name")),
         license_link=_public(_text(card.get("license_link"))),
     )
@@ -223,10 +222,10 @@ def _ancestors(folder: Path, card: dict[str, Any]) -> Iterator[CheckpointRef]:
         yield ref
     if not found and not _hub_ids(card.get("base_model")):
         named = _json_of(folder / "adapter_config.json").get("base_model_name_or_path")
-        if isinstance(named, str) and _HUB_ID.fullmatch(named):
-            yield CheckpointRef(name="base", hub=named)
-        elif isinstance(named, str) and Path(named).is_dir():
+        if isinstance(named, str) and Path(named).is_dir():
             yield CheckpointRef(name="base", path=named)
+        elif isinstance(named, str) and _HUB_ID.fullmatch(named):
+            yield CheckpointRef(name="base", hub=named)
 
 
 def _trained_on(folder: Path | None) -> Iterator[str]:

@@ -99,11 +99,11 @@ def export_recipe(
     stored, point = _picked(run, pick)
     _say_picked(stored, point, lines)
     found = MergeRecipe.model_validate(point.recipe)
-    documents = []
+    documents: list[tuple[Path, dict[str, Any], str]] = []
     if recipe is not None:
         place = Path(os.fspath(recipe)).absolute()
-        moved = portable_recipe(found, place.parent)
-        documents.append((place, moved.resolved(), f"recipe: {recipe}"))
+        document = portable_recipe(found, place.parent).resolved()
+        documents.append((place, document, f"recipe: {recipe}"))
     if mergekit is not None:
         place = Path(os.fspath(mergekit)).absolute()
         document = as_mergekit(found, place.parent)
@@ -111,6 +111,7 @@ def export_recipe(
     for place, document, said in documents:
         save_yaml(document, place)
         lines.say(said)
+        _say_missing(portable_recipe(found, place.parent).located(place.parent), lines)
     return Recipe.of(found)
 
 
@@ -173,6 +174,20 @@ def upload_command(repository: str, folder: StrPath) -> str:
     import shlex
 
     return shlex.join(["hf", "upload", repository, str(folder), "--private"])
+
+
+def _say_missing(recipe: MergeRecipe, lines: Progress) -> None:
+    """Say which models a recipe file does not find: those that share no folder with it."""
+    missing = [
+        ref.name
+        for ref in recipe.checkpoints
+        if ref.path is not None and not Path(ref.path).exists()
+    ]
+    if missing:
+        lines.say(
+            f"note: not found from this file: {', '.join(missing)}. Put these models beside it, "
+            "or correct their paths: only folders that they share with the file are written"
+        )
 
 
 def _picked(run: Run | StrPath, pick: str | int) -> tuple[StoredRun, FrontPoint]:

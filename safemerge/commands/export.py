@@ -68,4 +68,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _confirmed(repository: str, folder: str) -> bool:
     asked = f"Upload {folder} to https://huggingface.co/{repository} (private if new)? [y/N] "
-    return input(asked).strip().lower() in ("y", "yes")
+    try:
+        return input(asked).strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False

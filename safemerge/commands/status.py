@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.progress import duration
 from safemerge.api.status import RunStatus, status
-from safemerge.errors import UserError
+from safemerge.errors import SafemergeError, UserError
+from safemerge.reports.wording import counted
 from safemerge.store import RunStore
 
 if TYPE_CHECKING:
@@ -16,15 +18,20 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Print the state of one run, or of every run in the folder of results."""
-    folders = [Path(options.run)] if options.run is not None else _runs(Path(options.results))
-    found = [status(folder) for folder in folders]
+    unread: list[str] = []
+    if options.run is not None:
+        found = [status(options.run)]
+    else:
+        found, unread = _read(_runs(Path(options.results)))
     if options.json:
         import json
 
         documents = [item.resolved() for item in found]
         print(json.dumps(documents[0] if options.run is not None else documents, indent=2))
-        return
-    print("\n\n".join("\n".join(status_lines(item)) for item in found))
+    elif found:
+        print("\n\n".join("\n".join(status_lines(item)) for item in found))
+    if unread:
+        raise UserError("\n".join(unread))
 
 
 def status_lines(found: RunStatus) -> list[str]:
@@ -44,7 +51,7 @@ def status_lines(found: RunStatus) -> list[str]:
     if found.last_finished_at is not None:
         lines.append(f"  last end   {found.last_finished_at[:19].replace('T', ' ')} UTC")
     split = "report split, published" if found.published else "search split, so far"
-    lines.append(f"  front      {len(found.front)} points ({split})")
+    lines.append(f"  front      {counted(len(found.front), 'point')} ({split})")
     for point in found.front:
         values = "  ".join(
             f"{name} {'-' if value is None else format(value, '.3f')}"
@@ -56,6 +63,17 @@ def status_lines(found: RunStatus) -> list[str]:
     elif found.state == "finished":
         lines.append(f"  next       safemerge export {found.folder} --pick knee OUT_DIR")
     return lines
+
+
+def _read(folders: Sequence[Path]) -> tuple[list[RunStatus], list[str]]:
+    """Return the states of runs, and a message of each that cannot be read."""
+    found, unread = [], []
+    for folder in folders:
+        try:
+            found.append(status(folder))
+        except SafemergeError as error:
+            unread.append(str(error))
+    return found, unread
 
 
 def _runs(results: Path) -> list[Path]:

@@ -96,7 +96,7 @@ def _indexed(metric: Metric, found: MetricEstimate) -> dict[str, Any]:
     arguments = {"low": found.low, "high": found.high, "confidence": 0.95, "n": found.n}
     return {
         "type": metric.name.rpartition(".")[2],
-        "name": f"{metric.name} {estimate_text(found)}, n = {found.n}",
+        "name": f"{metric.name} {estimate_text(found)}",
         "value": found.value,
         "args": arguments,
     }

@@ -118,7 +118,7 @@ def texts_of(files: Iterable[Path | str]) -> list[str]:
         spec = _training_file(Path(file))
         for place, data in spec.training_sets.items():
             if not isinstance(data, TrainingData):
-                continue  # held-out prompts, which nothing is learned of
+                continue  # held-out prompts, which are not trained on
             for sample in load_training_samples(data, where=f"{file}: {place}", seed=spec.seed):
                 found += [sample.prompt, sample.response]
     return found

@@ -10,8 +10,8 @@ from safemerge.training.adaptive import AVERAGED_STEPS
 from safemerge.training.sft import StepMetrics
 
 HEAVY_PENALTY = 1.0
-"""Nats from which a penalty above the alignment loss is told: settings that made more were worse
-than plain alignment (design/alignment.md, "Calibration")."""
+"""Nats from which a penalty above the alignment loss is reported: settings that made more were
+worse than plain alignment (design/alignment.md, "Calibration")."""
 
 
 class StageMeasures:

@@ -53,6 +53,25 @@ def test_an_unknown_licence_is_told_and_comes_first(model):
     assert "find it out" in lines[-1]
 
 
+@pytest.mark.parametrize("licence", ["unknown", ["mit", "unknown"]])
+def test_a_licence_that_is_said_to_be_unknown_is(model, licence):
+    found = parent_cards([model("a", license=licence), model("b", license="mit")])
+    assert card_of([model("c", license=licence)]).license == "unknown"
+    assert "find it out" in licence_lines(found)[-1]
+
+
+def test_of_a_parents_several_licences_the_most_restrictive_counts(model):
+    assert card_of([model("a", license=["apache-2.0", "cc-by-nc-4.0"])]).license == "cc-by-nc-4.0"
+
+
+def test_an_adapters_relative_base_on_disk_is_no_repository(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model("models/base", license="gpl-3.0")
+    adapter = model("lora", {"adapter_config.json": {"base_model_name_or_path": "models/base"}})
+    (found,) = parent_cards([adapter])
+    assert (found.hub, found.license) == ((), "gpl-3.0")
+
+
 def test_repositories_languages_and_data_are_the_parents(model):
     base = CheckpointRef(name="base", hub="org/base")
     tuned = model("t", license="mit", language=["en", "de"], datasets=["org/rows", "squad"],

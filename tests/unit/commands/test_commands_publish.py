@@ -1,6 +1,8 @@
 """A point of a front leaves as a checkpoint, as a recipe, and for the Hub."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -99,6 +101,9 @@ def test_a_checkpoint_has_a_card_for_the_hub_and_names_no_folder(run, tmp_path, 
     card = ModelCard.load(out / "README.md")
     values = {item.metric_type: item.metric_value for item in card.data.eval_results}
     assert values == {"accuracy": 0.7, "harmful_score": 0.3}
+    names = {item.metric_type: item.metric_name for item in card.data.eval_results}
+    assert names["accuracy"].endswith("[35.0, 70.0], n = 8")
+    assert names["accuracy"].count("n = 8") == 1
     assert card.data.to_dict()["license"] == "unknown"
     for file in ("README.md", "safemerge_recipe.json"):
         assert str(tmp_path) not in (out / file).read_text(encoding="utf-8")
@@ -121,6 +126,17 @@ def test_a_recipe_without_weights_merges_to_the_same(run, tmp_path, capsys):
     stored = json.loads((run / "front.json").read_text())["points"][0]["recipe"]
     found = load_document(recipe, MergeRecipe).located(recipe.parent)
     assert found == MergeRecipe.model_validate(stored)
+
+
+def test_models_that_share_no_folder_with_the_recipe_are_named(
+    run, tmp_path, tiny_base, capsys, monkeypatch
+):
+    common = Path(os.path.commonpath([tiny_base, tmp_path]))
+    monkeypatch.setenv("HOME", str(common / "me"))
+    recipe = tmp_path / "r.yaml"
+    assert main(["export", str(run), "--pick", "0", "--recipe", str(recipe)]) == 0
+    assert yaml.safe_load(recipe.read_text())["base"]["path"] == tiny_base.name
+    assert "not found from this file: base, math" in capsys.readouterr().out
 
 
 def test_mergekit_has_models_of_the_hub_by_name_and_commit():
@@ -163,6 +179,13 @@ def test_the_hub_is_asked_only_after_a_yes(run, tmp_path, capsys, monkeypatch):
     assert main([*arguments, str(tmp_path / "no")]) == 0
     assert hub.calls == []
     assert "not uploaded; later: hf upload org/name" in capsys.readouterr().out
+
+    def end_of_input(asked):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end_of_input)
+    assert main([*arguments, str(tmp_path / "end")]) == 0
+    assert hub.calls == []
     monkeypatch.setattr("builtins.input", lambda asked: "y")
     assert main([*arguments, str(tmp_path / "yes")]) == 0
     created, (verb, repository, files) = hub.calls

@@ -102,6 +102,24 @@ def test_every_run_of_the_results_is_listed(started, capsys):
     assert found["study"] == "toy"
 
 
+def test_a_damaged_run_does_not_hide_the_others(started, capsys):
+    (started.parent / "bad").mkdir()
+    (started.parent / "bad" / "study.json").write_text("{")
+    assert main(["status", "--results", str(started.parent)]) == 2
+    printed = capsys.readouterr()
+    assert "toy: running, 3 of" in printed.out
+    assert f"{started.parent / 'bad' / 'study.json'}: damaged" in printed.err
+
+
+def test_a_run_without_trials_has_no_pace_and_no_front(tmp_path, capsys):
+    folder = RunStore(tmp_path / "toy").create(landscape_study("toy", num_trials=9)).folder
+    assert main(["status", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "toy: stopped, 0 of" in out
+    assert "front      0 points (search split, so far)" in out
+    assert "pace" not in out
+
+
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     assert main(["status", "--results", str(tmp_path)]) == 2
     assert "must hold runs of `safemerge search`; got none" in capsys.readouterr().err
