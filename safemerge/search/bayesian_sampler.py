@@ -17,6 +17,7 @@ from safemerge.search.encoding import Encoding, Pattern
 from safemerge.search.known import REFERENCE
 from safemerge.search.noise import VARIANCES
 from safemerge.search.surrogate import Surrogate
+from safemerge.search.verdict import BROKEN
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -176,7 +177,9 @@ class BayesianSampler(BaseSampler):
             known = trial.user_attrs.get(VARIANCES, {})
             points.append(point)
             found.append([*values, *limits])
-            noise.append([known.get(metric, 0.0) for metric in [*self._metrics, *names]])
+            # A broken candidate has no other violation: what stands for one says as little.
+            least = known.get(BROKEN, 0.0)
+            noise.append([known.get(metric, least) for metric in [*self._metrics, *names]])
         shape = len(points), len(signs) + len(names)
         values_at = np.array(found, dtype=np.float64).reshape(shape)
         evaluations = Evaluations(

@@ -61,8 +61,7 @@ def believed_front(spec: StudySpec, records: Sequence[TrialRecord]) -> BelievedF
     Published are the trials that are feasible as observed and have a fair chance of the front:
     of `_DRAWS` joint draws from the posterior, they keep every limit and are non-dominated in at
     least `CHANCE` (the likeliest of more than `MOST_PUBLISHED`); and all whose means are
-    non-dominated. A reference point that no space
-    expresses is believed as it was measured.
+    non-dominated. A reference point that no space expresses is believed as it was measured.
 
     Args:
         spec: The study.

@@ -9,7 +9,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.search.known import REFERENCE, expressions, num_expressions
 from safemerge.search.noise import VARIANCES
 from safemerge.search.space import reference_recipes
-from safemerge.testing.landscapes import landscape_study
+from safemerge.testing.landscapes import BROKEN, HARM, landscape_study
 
 PARENTS = {**FAST, "references": True}
 SKILL, SAFETY, LAMBDA = "method.weights.skill", "method.weights.safety", "method.lambda"
@@ -144,3 +144,15 @@ def test_a_warm_start_that_is_no_recipe_of_a_space_may_still_be_a_point(begin):
     finish(study)
     (trial,) = known(study)
     assert trial.params == {f"sum/{SKILL}": 0.25, f"sum/{SAFETY}": 0.75}
+
+
+def test_a_broken_recipe_says_little_of_the_limits_that_were_not_measured(begin):
+    changes = {"sampler": {"name": "bayesian"}, "constraints": [{"metric": HARM, "budget": 0.5}]}
+    study = begin(**{**FAST, **changes}, num_trials=8)
+    records = finish(study, BROKEN)
+    broken = [record.result.broken is not None for record in records]
+    assert 0 < sum(broken) < len(broken)
+    optuna_study = study._study
+    found = optuna_study.sampler._evaluations(optuna_study, optuna_study.get_trials())
+    harm = found.variances[:, 3]
+    assert [variance == 0.25 for variance in harm] == broken
