@@ -4,8 +4,9 @@ import shutil
 import pytest
 import yaml
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.checkpoint import CheckpointRef, Neighbours
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.distributed.ingredient import (
     Ingredients,
     Stage,
