@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM
 from safemerge import plugins
 from safemerge.cli import main
 from safemerge.config.alignment import ALIGNMENT_METHODS, AlignSpec
+from safemerge.config.alignment_method import alignment_method
 from safemerge.config.document import parse_document
 from safemerge.config.schema import json_schema
+from safemerge.config.signature import Range
 from safemerge.config.stage import LoraSpec
 from safemerge.errors import ConfigError
-from safemerge.extension import AlignmentStep, Gradient, Range, alignment_method
+from safemerge.training.added import AlignmentStep, Gradient
 from safemerge.training.batch import EncodedSample, Mixture
 from safemerge.training.ingredient import ingredient_digest
 from safemerge.training.lora import attach_lora
