@@ -17,38 +17,62 @@ from safemerge.errors import EngineError, UserError
 from safemerge.evaluation import evaluate_candidate, prepare_split
 from safemerge.records import TrialRecord
 from safemerge.store import RunStore
+from safemerge.testing.pico import pico_base, pico_expert
+
+METRIC = "pick.accuracy"
+
+
+WORDS = ("apple", "stone", "river", "why", "seven", "blue ink", "a long walk", "no")
+NUM_PROMPTS = 24
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    # NOTE: large weights, so that candidates prefer other words than each other.
+    root = tmp_path_factory.mktemp("models")
+    base = pico_base(root / "base", seed=5)
+    experts = {
+        name: pico_expert(base, root / name, seed=seed, scale=0.3)
+        for seed, name in enumerate(("math", "safety"), start=6)
+    }
+    return {"base": base, **experts}
 
 
 @pytest.fixture
-def study(tiny_base, tiny_experts):
-    def reviews(split):
-        source = {"kind": "generator", "name": "reviews", "split": split, "count": 8}
-        return {"source": source, "label": "label"}
+def study(models, tmp_path):
+    def questions(split):
+        rows = [
+            {"q": f"{split} {i}?", "a": WORDS[i % 8], "b": WORDS[(3 * i + 1) % 8], "label": "0"}
+            for i in range(NUM_PROMPTS)
+        ]
+        file = tmp_path / f"{split}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        source = {"kind": "file", "path": str(file)}
+        return {"source": source, "prompt": "{q}", "label": "label"}
 
+    experts = [{"name": n, "path": str(models[n])} for n in ("math", "safety")]
     return StudySpec.model_validate(
         {
             "name": "pico",
-            "base": {"name": "base", "path": str(tiny_base)},
-            "experts": [{"name": n, "path": str(path)} for n, path in tiny_experts.items()],
+            "base": {"name": "base", "path": str(models["base"])},
+            "experts": experts,
             "spaces": [
                 {
                     "name": "ties",
-                    "method": {"name": "ties", "weights": dict.fromkeys(tiny_experts, 0.5)},
+                    "method": {"name": "ties", "weights": {"math": 0.5, "safety": 0.5}},
                     "vary": {"method.density": {"low": 0.1, "high": 1.0}},
                 }
             ],
             "suites": [
                 {
-                    "name": "reviews",
-                    "task": {"kind": "classification", "labels": ["positive", "negative"]},
-                    "search": reviews("search"),
-                    "report": reviews("report"),
+                    "name": "pick",
+                    "task": {"kind": "choice", "endings": ["{a}", "{b}"]},
+                    "max_similarity": None,
+                    "search": questions("search"),
+                    "report": questions("report"),
                 }
             ],
-            "objectives": [
-                {"metric": "reviews.accuracy", "direction": "maximize", "reference": 0.0},
-                {"metric": "reviews.unlabelled_rate", "direction": "minimize", "reference": 1.0},
-            ],
+            "objectives": [{"metric": METRIC, "direction": "maximize", "reference": 0.0}],
             "num_trials": 1,
         }
     )
@@ -82,7 +106,7 @@ def run(study, score, tmp_path):
             state="COMPLETE",
             recipe=recipe.resolved(),
             candidate=recipe.digest,
-            objectives={"reviews.accuracy": 0.5, "reviews.unlabelled_rate": 0.5},
+            objectives={METRIC: 0.5},
             feasible=True,
             result=score(recipe),
         )
@@ -144,18 +168,21 @@ def test_effects_are_those_of_the_live_engine(run, engine_asked, score):
     recipe = MergeRecipe.model_validate(whole.recipe)
     method = {**recipe.resolved()["method"], "weights": {"math": 0.0, "safety": 0.5}}
     without = score(MergeRecipe.model_validate({**recipe.resolved(), "method": method}))
-    for item in found.effects:
-        if item.name == "math":
-            gap = whole.result.value(item.metric) - without.value(item.metric)
-            assert item.value == pytest.approx(gap, abs=1e-12)
-            assert item.n == 8
+    (item,) = (item for item in found.effects if item.name == "math")
+    assert item.value == pytest.approx(
+        whole.result.value(METRIC) - without.value(METRIC), abs=1e-12
+    )
+    assert item.n == NUM_PROMPTS
+    assert any(other.value for other in found.effects)
 
 
 def test_the_command_prints_what_was_found_and_redraws_the_page(run, engine_asked, capsys):
     assert main(["attribute", str(run), "--pick", "0", "--only", "parents"]) == 0
     said = capsys.readouterr().out
-    assert "reviews.accuracy: no parent has a significant effect." in said
-    assert "without parent math: reviews.accuracy" in said
+    found = json.loads((run / "attribution" / "0.json").read_text())
+    assert len(found["sentences"]) == 1
+    assert found["sentences"][0] in said
+    assert f"without parent math: {METRIC}" in said
     assert "parent left out: math" in (run / "report.html").read_text(encoding="utf-8")
     assert main(["-q", "attribute", str(run), "--pick", "0", "--only", "parents", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["trial"] == 0
