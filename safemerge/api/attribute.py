@@ -263,9 +263,10 @@ def _evaluate(spec: StudySpec, store: RunStore, plan: AttributionPlan, lines: Pr
         chosen = [resolved_recipe(resolved, recipe) for recipe in missing]
         stack.enter_context(ray_cluster())
         lines.say(
-            f"{plan.trial.label}: {len(missing)} merges to evaluate, {len(plan.known)} scored "
-            "already; starting an evaluator replica (about 30 to 60 s)"
+            f"{plan.trial.label}: {len(missing)} merges to evaluate, "
+            f"{len(plan.recipes) - len(missing)} scored already"
         )
+        lines.say("starting an evaluator replica (about 30 to 60 s)")
         up = stack.enter_context(Evaluator(resolved, app=f"safemerge-attribute-{spec.name}"))
         record_merges(store, missing, up.score_all(chosen, "search"), lines)
 

@@ -118,9 +118,11 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether a front is published, and the budget spent or every recipe tried."""
+        """Whether a front is published, and a budget spent or every recipe tried."""
         if self.front is None:
             return False
+        if self.front.ended_by is not None:
+            return True
         return self.front.covered or self.num_sampled >= self.spec.num_trials
 
     def point(self, number: int) -> Point:
