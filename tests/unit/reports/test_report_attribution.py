@@ -8,6 +8,7 @@ import synthetic_run as synthetic
 
 from safemerge.records import CandidateResult, MetricEstimate, Score
 from safemerge.reports.attribution import Part, attribution_of
+from safemerge.reports.card import model_card
 from safemerge.reports.html import render_html
 from safemerge.reports.run import load_run
 from safemerge.store import RunStore
@@ -178,6 +179,8 @@ def test_the_report_shows_it_and_says_how_to_ask(results, published_folder, tmp_
     assert "parent, Shapley value: poisoned" in page
     assert "\u25bc +30.0 [" in page
     assert "correction for 18 comparisons" in page
+    assert "brings the harm" in model_card(again, 9)
+    assert "What its parts contribute" not in model_card(again, 8)
 
 
 def test_estimates_are_not_read_for_effects():
