@@ -20,6 +20,7 @@ from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.retrain import Place, exact_recipe, to_train
 from safemerge.search.rung import find_rival, is_audited
 from safemerge.search.space import Reference
+from safemerge.search.spent import Spent
 from safemerge.search.unseen import Coverage, Drawn
 from safemerge.search.untrained import check_weights, supplied, unmade_paths, wanted_paths
 from safemerge.search.verdict import judge
@@ -60,6 +61,8 @@ class SearchState:
         """Folders that models are still to come to."""
         self.next_number = 1 + max((record.number for record in self.records), default=-1)
         self._place = place
+        self._spent = Spent(spec, self.records)
+        self._ended_by: str | None = None
         self._exhausted: set[str] = set()
         self._place_references()
         check_weights(self.records, spec.trained)
@@ -70,8 +73,9 @@ class SearchState:
         return self._finished.records
 
     def add(self, record: TrialRecord) -> None:
-        """Take in a finished trial that was not in flight here."""
+        """Take in a finished trial."""
         self._finished.add(record)
+        self._spent.add(record)
 
     def _place_references(self) -> None:
         """List the reference points of the study as it is now, with their digests."""
@@ -156,9 +160,17 @@ class SearchState:
             self.pending
             or self._open_references()
             or waiting
-            or (num_sampled < self.spec.num_trials and not self.covered)
+            or (num_sampled < self.spec.num_trials and not self.covered and self.ended_by is None)
             or (self._finished.any_interpolated and to_train(self.spec, self.records, ()))
         )
+
+    @property
+    def ended_by(self) -> str | None:
+        """Which of the study's `budget` is spent, in words: nothing new is sampled; else None."""
+        if self._ended_by is None:
+            oldest = min((item.started_at for item in self.pending.values()), default=None)
+            self._ended_by = self._spent.ended_by(oldest)
+        return self._ended_by
 
     @property
     def drawn(self) -> Drawn:
@@ -258,7 +270,7 @@ class SearchState:
     def finish(self, ending: Ending) -> None:
         """Take a trial out of flight, now that its record is stored."""
         record = ending.record
-        self._finished.add(record)
+        self.add(record)
         del self.pending[record.number]
         if record.state == "FAIL" and not ending.retried:
             self._exhausted.add(record.candidate)
