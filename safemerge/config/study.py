@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
+from safemerge.config.budget import BudgetSpec
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
@@ -231,6 +232,10 @@ class StudySpec(StrictModel):
     num_trials: Annotated[int, FREE] = Field(ge=1)
     """Sampled recipes, those for warm starts among them; reference points (parents, plain mean,
     warm starts that no space expresses) come on top."""
+    budget: Annotated[BudgetSpec | None, FREE] = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """What ends the search before `num_trials`, if that is reached first."""
     references: bool = True
     """Evaluate every parent and the plain mean first."""
     front: Annotated[Literal["posterior", "observed"], FREE] = "posterior"
