@@ -194,8 +194,10 @@ def _tune(
 def _driver_node() -> tuple[str, float]:
     """Return the id of the driver's node, and the memory that it lets Ray give away, in bytes."""
     node_id = ray.get_runtime_context().get_node_id()
-    found = (node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
-    return node_id, next(found, {}).get("memory", 0.0)
+    for node in ray.nodes():
+        if node["NodeID"] == node_id:
+            return node_id, float(node["Resources"].get("memory", 0.0))
+    return node_id, 0.0
 
 
 def _beside_driver(clients: int, node: tuple[str, float]) -> dict[str, Any]:
