@@ -39,6 +39,9 @@ from safemerge.provenance import utc_now
 Record = TypeVar("Record", bound=BaseModel)
 Document = TypeVar("Document", bound=BaseModel)
 
+PLACE_FILE = ".place"
+"""Holds the URL of a run that only works in its folder."""
+
 _LOCK_FILE = ".lock"
 _SPARE_BYTES = 100e6
 _FLOCK = "hhqqi"
@@ -139,6 +142,11 @@ class RunFolder:
         Raises:
             PreflightError: If no user has that name.
         """
+        if "://" in os.fspath(results):
+            raise PreflightError(
+                f"--results: must be a folder; got the URL {os.fspath(results)[:80]!r}. Only "
+                "`safemerge search` stores results at a URL."
+            )
         try:
             return cls(Path(results).expanduser() / name)
         except RuntimeError:
@@ -151,6 +159,14 @@ class RunFolder:
     def document_path(self) -> Path:
         """The file that says what was asked for."""
         return self.folder / self.document_file
+
+    @property
+    def place(self) -> str:
+        """Where the run is, as commands take it: its folder, or the URL that it is stored at."""
+        try:
+            return (self.folder / PLACE_FILE).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return str(self.folder)
 
     @property
     def log_path(self) -> Path:
@@ -174,7 +190,7 @@ class RunFolder:
         """
         if self.exists:
             raise UserError(
-                f"{self.folder}: holds a run of this {self.noun} already. Continue it with "
+                f"{self.place}: holds a run of this {self.noun} already. Continue it with "
                 f"`{again}`, {instead}, or rename the {self.noun}."
             )
 

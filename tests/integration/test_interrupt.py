@@ -1,11 +1,21 @@
-"""Ctrl-C while a search runs, as a terminal sends it to a process group; and SIGTERM."""
+"""Ctrl-C while a search runs, as a terminal sends it to a process group; and SIGTERM.
 
+Its results are at a URL, and it ends on another machine, that is with another cache.
+"""
+
+import importlib.util
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import time
 
 import pytest
 
+from safemerge.cache import CACHE_VARIABLE
+from safemerge.object_store import open_store
+from safemerge.remote_run import RemoteRun
 from safemerge.store import RunStore
 from tests.integration.driving import PATIENCE, marked, own_processes, wait_until
 
@@ -29,11 +39,58 @@ def wait_for(text, told, driver):
     wait_until(ready, within_s=240)
 
 
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """A bucket of a local S3 server, where `moto[server]` and `safemerge[s3]` are installed."""
+    if importlib.util.find_spec("s3fs") is None or shutil.which("moto_server") is None:
+        pytest.skip("needs s3fs and moto_server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "of-a-test",
+        "AWS_SECRET_ACCESS_KEY": "of-a-test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with (tmp_path / "moto.txt").open("w") as out:
+        server = subprocess.Popen(
+            ["moto_server", "-H", "127.0.0.1", "-p", port], stdout=out, stderr=out
+        )
+    try:
+        store = open_store("s3://bucket")
+
+        def is_up():
+            try:
+                store._filesystem.mkdir("bucket")
+            except Exception:  # noqa: BLE001  whatever a client says of a port without a server
+                return False
+            return True
+
+        wait_until(is_up, within_s=60, every_s=0.5, driver=server)
+        yield "s3://bucket/my runs"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(params=["file", "s3"])
+def results(request, tmp_path):
+    """A URL of results."""
+    if request.param == "s3":
+        return request.getfixturevalue("bucket")
+    return f"file://{tmp_path}/my runs"
+
+
+def trials_at(results):
+    return RunStore.open(RemoteRun(f"{results}/pico").fetch()).trials()
+
+
 def test_ctrl_c_and_sigterm_keep_finished_trials_and_say_how_to_go_on(
-    start_safemerge, safemerge, write_study, tmp_path, told
+    start_safemerge, safemerge, write_study, tmp_path, told, results
 ):
     study = write_study(num_trials=10)
-    results = tmp_path / "my runs"
     driver = start_safemerge(
         "search", study, "--results", results, SAFEMERGE_TEST_MARK=marked("ctrl-c")
     )
@@ -42,7 +99,7 @@ def test_ctrl_c_and_sigterm_keep_finished_trials_and_say_how_to_go_on(
     ctrl_c(driver)
 
     assert driver.wait(timeout=120 * PATIENCE) == 130
-    kept = RunStore.open(results / "pico").trials()
+    kept = trials_at(results)
     assert 5 <= len(kept) < 14
     assert {record.state for record in kept} == {"COMPLETE"}
     again = f"safemerge search {study} --results '{results}' --resume"
@@ -61,22 +118,32 @@ def test_ctrl_c_and_sigterm_keep_finished_trials_and_say_how_to_go_on(
     assert driver.wait(timeout=120 * PATIENCE) == 143
     assert time.monotonic() - before < 10 * PATIENCE
     assert f"resuming: {len(kept)} finished trials kept" in told()
-    kept = RunStore.open(results / "pico").trials()
+    kept = trials_at(results)
     finished = sum(record.state == "COMPLETE" for record in kept)
     assert f"interrupted; {finished} finished trials kept. Go on: {again}" in told()
     assert "ended by SIGTERM" in told()
     assert not [word for word in ("Traceback", "SIGTERM received", "PC: @") if word in told()]
     wait_until(lambda: not own_processes(marked("sigterm")), within_s=60)
 
-    done = safemerge("search", study, "--results", results, "--resume")
+    elsewhere = {CACHE_VARIABLE: str(tmp_path / "elsewhere")}
+    done = safemerge("search", study, "--results", results, "--resume", **elsewhere)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    records = RunStore.open(results / "pico").trials()
+    records = trials_at(results)
     assert records[: len(kept)] == kept
     complete = [record for record in records if record.state == "COMPLETE"]
     assert sum(record.role == "sampled" for record in complete) == 10
     assert sum(record.role == "reference" for record in complete) == 4
-    assert (results / "pico" / "report.html").is_file()
+    page = open_store(f"{results}/pico").read("report.html").decode()
+    assert f"safemerge export &#39;{results}/pico&#39; --pick" in page
+    assert str(tmp_path / "elsewhere") not in page
+    assert f"report: {results}/pico/report.html" in done.stdout
+    told_status = safemerge("status", f"{results}/pico", **elsewhere)
+    assert "pico: finished, 14 of 14 trials" in told_status.stdout
+    recipe, best = tmp_path / "recipe.yaml", "best:reviews.accuracy"
+    exported = safemerge("export", f"{results}/pico", "--pick", best, "--recipe", recipe)
+    assert exported.returncode == 0, exported.stderr
+    assert recipe.is_file()
 
 
 def test_a_second_ctrl_c_ends_a_starting_search_at_once(
