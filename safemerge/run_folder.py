@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -124,6 +124,8 @@ class RunFolder:
     """What a message calls such a run."""
     format: ClassVar[int] = 1
     """Version of the folder's layout; another one is refused, never guessed at."""
+    private: ClassVar[bool] = False
+    """Whether the folder is its owner's alone, as it holds text that models generated."""
 
     _held: ClassVar[dict[Path, str]] = {}
     _turn: ClassVar[threading.Lock] = threading.Lock()
@@ -299,6 +301,8 @@ class RunFolder:
         place = self.folder.resolve()
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self.private:
+                self.folder.chmod(0o700)
         with self._turn:
             if place in self._held:
                 raise self._in_use(self._held[place])
@@ -316,6 +320,8 @@ class RunFolder:
             os.pwrite(handle, f"{said}\n".encode(), 0)
             yield
         finally:
+            if self.private:
+                self._close_files()
             with self._turn:
                 del self._held[place]
                 os.close(handle)
@@ -346,6 +352,13 @@ class RunFolder:
             except OSError:
                 return None
         return None if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK else said or "unknown"
+
+    def _close_files(self) -> None:
+        """Take others' rights from every file, which a copy of the folder would keep."""
+        with suppress(OSError):
+            for path in self.folder.rglob("*"):
+                if not path.is_symlink():
+                    path.chmod(0o700 if path.is_dir() else 0o600)
 
     def _in_use(self, owner: str) -> RunFolderError:
         return RunFolderError(
@@ -392,6 +405,6 @@ def _owner() -> str:
 def _format_of(text: str) -> object:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document.get("format") if isinstance(document, dict) else None

@@ -3,13 +3,11 @@
 Its results are at a URL, and it ends on another machine, that is with another cache.
 """
 
-import importlib.util
 import os
-import shutil
+import re
 import signal
-import socket
-import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +18,9 @@ from safemerge.store import RunStore
 from tests.integration.driving import PATIENCE, marked, own_processes, wait_until
 
 pytestmark = pytest.mark.ray
+
+
+SECRET = "a-secret-key-of-this-test"
 
 
 def ctrl_c(driver):
@@ -40,47 +41,20 @@ def wait_for(text, told, driver):
 
 
 @pytest.fixture
-def bucket(monkeypatch, tmp_path):
-    """A bucket of a local S3 server, where `moto[server]` and `safemerge[s3]` are installed."""
-    if importlib.util.find_spec("s3fs") is None or shutil.which("moto_server") is None:
-        pytest.skip("needs s3fs and moto_server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "of-a-test",
-        "AWS_SECRET_ACCESS_KEY": "of-a-test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with (tmp_path / "moto.txt").open("w") as out:
-        server = subprocess.Popen(
-            ["moto_server", "-H", "127.0.0.1", "-p", port], stdout=out, stderr=out
-        )
-    try:
-        store = open_store("s3://bucket")
-
-        def is_up():
-            try:
-                store._filesystem.mkdir("bucket")
-            except Exception:  # noqa: BLE001  whatever a client says of a port without a server
-                return False
-            return True
-
-        wait_until(is_up, within_s=60, every_s=0.5, driver=server)
-        yield "s3://bucket/my runs"
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture(params=["file", "s3"])
-def results(request, tmp_path):
-    """A URL of results."""
-    if request.param == "s3":
-        return request.getfixturevalue("bucket")
+def results(tmp_path):
+    """A URL of results; see `tests/unit/test_remote_run.py` for S3."""
     return f"file://{tmp_path}/my runs"
+
+
+def check_no_secret_is_logged(pids):
+    """Look through all that Ray wrote for a cluster, of which these are processes."""
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in pids]
+    found = {path for text in commands for path in re.findall(r"/[^\0=]*/session_[\d_-]+", text)}
+    assert len(found) == 1, found
+    files = [path for path in Path(*found).rglob("*") if path.is_file()]
+    texts = {path.name: path.read_bytes() for path in files}
+    assert b"PL_DISABLE_FORK" in texts["runtime_env_agent.log"], "what Tune gives its actors"
+    assert [name for name, text in texts.items() if SECRET.encode() in text] == []
 
 
 def trials_at(results):
@@ -92,9 +66,15 @@ def test_ctrl_c_and_sigterm_keep_finished_trials_and_say_how_to_go_on(
 ):
     study = write_study(num_trials=10)
     driver = start_safemerge(
-        "search", study, "--results", results, SAFEMERGE_TEST_MARK=marked("ctrl-c")
+        "search",
+        study,
+        "--results",
+        results,
+        SAFEMERGE_TEST_MARK=marked("ctrl-c"),
+        AWS_SECRET_ACCESS_KEY=SECRET,
     )
     wait_for("[5/14]", told, driver)
+    check_no_secret_is_logged(own_processes(marked("ctrl-c")))
 
     ctrl_c(driver)
 

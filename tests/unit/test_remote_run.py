@@ -1,16 +1,20 @@
 """A run at a URL: stored as it grows, continued elsewhere, never by two at once."""
 
+import importlib.util
 import json
 import shutil
+import socket
+import subprocess
 import threading
 import time
+import uuid
 
 import pytest
 
 from safemerge import remote_run
 from safemerge.cache import CACHE_VARIABLE
 from safemerge.errors import ChangedRunError, ObjectStoreError, RunFolderError, StudyError
-from safemerge.object_store import FolderStore
+from safemerge.object_store import FolderStore, open_store
 from safemerge.records import TrialRecord
 from safemerge.remote_run import RemoteRun, remote_runs
 from safemerge.store import RunStore
@@ -54,6 +58,47 @@ def url(tmp_path):
     return f"file://{tmp_path}/bucket/results/toy"
 
 
+@pytest.fixture(scope="module")
+def s3_server(tmp_path_factory):
+    """The settings of a local S3 server, where moto[server] and safemerge[s3] are installed."""
+    if importlib.util.find_spec("s3fs") is None or shutil.which("moto_server") is None:
+        pytest.skip("needs s3fs and moto_server (pip install 'safemerge[s3]' 'moto[server]')")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log.txt"
+    with log.open("w") as out:
+        command = ["moto_server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        until = time.monotonic() + 120
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "of-a-test",
+            "AWS_SECRET_ACCESS_KEY": "of-a-test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(params=["file", "s3"])
+def any_url(request, monkeypatch, url):
+    """The URL of a run in a folder, and in a bucket of its own of an S3 server."""
+    if request.param == "file":
+        return url
+    for name, value in request.getfixturevalue("s3_server").items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    open_store(f"s3://{bucket}")._filesystem.mkdir(bucket)
+    return f"s3://{bucket}/results/toy"
+
+
 def begin(folder, count=2):
     store = RunStore(folder).create(landscape_study("toy", num_trials=9), rows={})
     for number in range(count):
@@ -73,17 +118,17 @@ def stored_trials(url):
     return RemoteRun(url).state().lines.get("trials.jsonl", b"").count(b"\n")
 
 
-def test_another_machine_continues_by_the_url_alone_with_the_chain_whole(machine, url):
-    with machine("one").drive(url) as folder:
+def test_another_machine_continues_by_the_url_alone_with_the_chain_whole(machine, any_url):
+    with machine("one").drive(any_url) as folder:
         begin(folder)
-    with machine("two").drive(url) as folder:
+    with machine("two").drive(any_url) as folder:
         store = RunStore.open(folder)
         assert [item.number for item in store.trials()] == [0, 1]
-        assert store.place == url
+        assert store.place == any_url
         assert store.study().study == "toy"
         assert store.asked() == {}
         store.append(trial(2))
-    read = machine("three").run(url).fetch()
+    read = machine("three").run(any_url).fetch()
     assert [item.number for item in RunStore(read).trials()] == [0, 1, 2]
 
 
@@ -115,36 +160,38 @@ def test_what_people_look_at_lies_beside_the_journal_as_it_is(machine, url, tmp_
     assert remote_runs(url.rpartition("/")[0]) == [url]
 
 
-def test_a_second_driver_is_refused_while_the_first_gives_signs_of_life(machine, url):
-    with machine("one").drive(url) as folder:
+def test_a_second_driver_is_refused_while_the_first_gives_signs_of_life(machine, any_url):
+    with machine("one").drive(any_url) as folder:
         begin(folder)
         second = machine("two")
-        with pytest.raises(RunFolderError, match=f"{url}: another process is running this study"):
-            second.drive(url).__enter__()
+        with pytest.raises(
+            RunFolderError, match=f"{any_url}: another process is running this study"
+        ):
+            second.drive(any_url).__enter__()
         assert "waiting up to 0.8 s for a sign of life" in second.said[0]
         RunStore(folder).append(trial(2))
-    assert stored_trials(url) == 3, "the first one lost nothing by it"
+    assert stored_trials(any_url) == 3, "the first one lost nothing by it"
 
 
 def test_a_dead_drivers_run_is_taken_over_and_the_dead_one_cannot_come_back(
-    machine, url, monkeypatch
+    machine, any_url, monkeypatch
 ):
     first = machine("one")
     frozen = threading.Event()
     loop = remote_run._Driver._loop
     monkeypatch.setattr(remote_run._Driver, "_loop", lambda self: frozen.wait(60))
     with pytest.raises(RunFolderError, match="took the run over; got process"):  # noqa: PT012, SIM117
-        with first.drive(url) as folder:
+        with first.drive(any_url) as folder:
             begin(folder)
             monkeypatch.setattr(remote_run._Driver, "_loop", loop)
             second = machine("two")
-            with second.drive(url) as other:
+            with second.drive(any_url) as other:
                 assert "gave no sign of life: its run is taken over" in second.said[1]
                 begin(other, count=1)
             frozen.set()
-    assert stored_trials(url) == 1, "not a line of the one that came back"
+    assert stored_trials(any_url) == 1, "not a line of the one that came back"
     again = machine("one")
-    with again.drive(url) as folder:
+    with again.drive(any_url) as folder:
         assert [item.number for item in RunStore.open(folder).trials()] == [0]
     assert "has other records than" in again.said[0], "what it had is kept beside"
 
@@ -208,13 +255,13 @@ def test_an_outage_at_the_end_fails_and_the_same_machine_stores_it_later(
     def refuse(self, name, content):
         raise ObjectStoreError(f"{self.url}: no network.")
 
-    with monkeypatch.context() as patch:
-        with (
-            pytest.raises(ObjectStoreError, match="on this machine, with --resume"),
-            one.drive(url) as folder,
-        ):
-            begin(folder)
-            patch.setattr(FolderStore, "create", refuse)
+    with (  # noqa: PT012
+        monkeypatch.context() as patch,
+        pytest.raises(ObjectStoreError, match="on this machine, with --resume"),
+        one.drive(url) as folder,
+    ):
+        begin(folder)
+        patch.setattr(FolderStore, "create", refuse)
     assert stored_trials(url) == 0
     with one.drive(url) as folder:
         assert len(RunStore.open(folder).trials()) == 2
@@ -291,3 +338,20 @@ def test_a_run_that_was_removed_at_the_url_does_not_come_back(machine, url, tmp_
     with one.drive(url) as folder:
         assert not RunStore(folder).exists
     assert "kept, not used" in one.said[0]
+
+
+def test_a_store_that_cannot_tell_two_drivers_apart_is_refused(machine, url, monkeypatch):
+    def replace(self, name, content):
+        self.put(name, content)
+        return True
+
+    monkeypatch.setattr(FolderStore, "create", replace)
+    with pytest.raises(ObjectStoreError, match=r"got journal/00000000\.json created twice"):
+        machine("one").drive(url).__enter__()
+
+
+def test_a_bucket_that_is_not_there_is_one_error_of_the_user(s3_server, machine, monkeypatch):
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ObjectStoreError, match=r"s3://none-there/toy: .*bucket does not exist"):
+        machine("one").drive("s3://none-there/toy").__enter__()
