@@ -58,6 +58,11 @@ def url(tmp_path):
     return f"file://{tmp_path}/bucket/results/toy"
 
 
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def s3_server(tmp_path_factory):
     """The settings of a local S3 server, where moto[server] and safemerge[s3] are installed."""
@@ -72,7 +77,7 @@ def s3_server(tmp_path_factory):
         server = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         until = time.monotonic() + 120
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not answers(port):
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < until
             time.sleep(0.2)

@@ -2,7 +2,6 @@ import sys
 
 import pytest
 import yaml
-from jinja2.exceptions import SecurityError
 
 from safemerge.config.source import LmEvalSource
 from safemerge.config.study import StudySpec
@@ -227,6 +226,5 @@ def test_a_task_file_that_names_a_function_runs_it_only_where_the_study_allows_c
 
 def test_a_template_of_a_task_file_reaches_none_of_pythons_objects(changed, tmp_path):
     text = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-    task = load(changed(PICK, doc_to_text=text, num_fewshot=0), "changed")
-    with pytest.raises(SecurityError, match="access to attribute '__class__'"):
-        samples(task)
+    with pytest.raises(DataError, match="access to attribute '__class__' of 'str' object is uns"):
+        load(changed(PICK, doc_to_text=text, num_fewshot=0), "changed")
