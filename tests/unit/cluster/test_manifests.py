@@ -179,21 +179,18 @@ def test_exact_requirements_of_the_extras_are_the_pinned_versions(device: str) -
 
 CLUSTER_FIELDS = {
     "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions",
-    "headGroupSpec", "headServiceAnnotations", "managedBy", "networkPolicy", "rayVersion",
-    "suspend", "upgradeStrategy", "workerGroupSpecs",
+    "headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion",
+    "suspend", "workerGroupSpecs",
 }  # fmt: skip
 GROUP_FIELDS = {
-    "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts",
-    "rayStartParams", "replicas", "resources", "scaleStrategy", "suspend", "template",
+    "groupName", "idleTimeoutSeconds", "maxReplicas", "minReplicas", "numOfHosts",
+    "rayStartParams", "replicas", "scaleStrategy", "suspend", "template",
 }  # fmt: skip
-HEAD_FIELDS = {
-    "enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType",
-    "template",
-}  # fmt: skip
+HEAD_FIELDS = {"enableIngress", "headService", "rayStartParams", "serviceType", "template"}
 JOB_FIELDS = {
     "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint",
     "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy",
-    "metadata", "preRunningDeadlineSeconds", "rayClusterSpec", "runtimeEnvYAML",
+    "metadata", "rayClusterSpec", "runtimeEnvYAML",
     "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate",
     "suspend", "ttlSecondsAfterFinished",
 }  # fmt: skip
@@ -243,7 +240,8 @@ def test_the_image_is_built_without_environments_runs_and_keys() -> None:
 # --- SLURM ------------------------------------------------------------------------------
 
 STANDINS = {
-    "scontrol": '[ "$1" = show ] && printf "n1\\nn2\\nn3\\n"; echo "scontrol $*" >> "$CALLS"; true',
+    "scontrol": '[ "$1" = show ] && printf "n1\\nn2\\nn3\\n"; echo "scontrol $*" >> "$CALLS"; '
+    "true",
     "srun": 'case "$*" in *hostname*) echo 10.0.0.1 ;; *) echo "srun $*" >> "$CALLS"; '
     "exec sleep 60 ;; esac",
     "ray": "true",
