@@ -216,6 +216,29 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--as-stored", action="store_true", help=as_stored)
     report.add_argument("--accept-trials", action="store_true", help=accept)
 
+    attribute = add(
+        "attribute", "say which parents, operators and layers bring a point's harm and skill"
+    )
+    attribute.add_argument("run", metavar="RUN_DIR", help=run)
+    attribute.add_argument(
+        "--pick",
+        default="knee",
+        metavar="knee|safest|best:METRIC|TRIAL",
+        help="which point of the front, as for export (knee); or any trial with a result",
+    )
+    attribute.add_argument(
+        "--only",
+        action="append",
+        choices=("parents", "operators", "layers", "shapley"),
+        help="look at these alone; may be given again (all)",
+    )
+    attribute.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say how many merges it would evaluate, then stop",
+    )
+    attribute.add_argument("--json", action="store_true", help="as JSON")
+
     export = add("export", "write a point of a run's front as a checkpoint or a recipe")
     export.add_argument("run", metavar="RUN_DIR", help=run)
     export.add_argument(

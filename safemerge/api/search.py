@@ -223,6 +223,10 @@ def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place
     else:
         for plan in start_plans(spec):
             progress.say(plan.summary)
+    front = study.store.read_front()
+    if front is not None and front.ended_by is not None and not study.done:
+        # A larger budget goes on: what it had ended is unfinished again.
+        study.store.write_front(front.model_copy(update={"ended_by": None}))
     if spec.unmade and not study.done:
         where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"
         progress.say(
@@ -265,7 +269,12 @@ def _round(
                     f"every recipe of the search spaces was tried: {study.num_sampled}, within "
                     f"the budget of {spec.num_trials}; the search ends here"
                 )
-            publish(study.spec, study.store, evaluator, list(study.records), progress)
+            ended_by = study.ended_by if study.num_sampled < spec.num_trials else None
+            if ended_by is not None:
+                progress.say(f"{ended_by}; the search ends here")
+                study.store.log(f"the search ends: {ended_by}")
+            records = list(study.records)
+            publish(study.spec, study.store, evaluator, records, progress, ended_by=ended_by)
         except KeyboardInterrupt as interrupt:
             by_signal = isinstance(interrupt, Terminated)
             told = "ended by SIGTERM" if by_signal else "interrupted"
@@ -281,6 +290,8 @@ def publish(
     evaluator: Evaluator,
     records: list[TrialRecord],
     progress: Progress,
+    *,
+    ended_by: str | None = None,
 ) -> None:
     """Evaluate the front and the references on the report split and write ``front.json``."""
     from safemerge.distributed.search import evaluate_report_split
@@ -320,7 +331,8 @@ def publish(
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
     digest = store.study().digest
     published = assemble_front(spec, records, results, study_digest=digest, belief=belief)
-    published = published.model_copy(update={"covered": is_covered(spec, Drawn.of(records))})
+    covered = is_covered(spec, Drawn.of(records))
+    published = published.model_copy(update={"covered": covered, "ended_by": ended_by})
     if spec.rung is not None:
         published = _found_with(spec.rung, published)
     store.write_front(published)

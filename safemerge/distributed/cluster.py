@@ -66,6 +66,8 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
             else:
                 # No machine of a local cluster is ever drained: one process less for each stage.
                 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+                # A replica that is scaled down may take as long as its candidate; a hung one not.
+                os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
                 _start_local(num_cpus)
     except Exception as error:  # noqa: BLE001
         # A border: Ray raises a bare Exception where its processes start too slowly.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
@@ -177,7 +179,9 @@ def _tune(
         supply=supply,
         at_once=at_once,
     )
-    resources = tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY_BYTES}])
+    resources = tune.PlacementGroupFactory(
+        [{"memory": TRIAL_MEMORY_BYTES}], **_beside_driver(at_once, _driver_node())
+    )
     with scratch_folder("tune") as scratch:
         tune.Tuner(
             tune.with_resources(trainable, resources),
@@ -196,6 +200,31 @@ def _tune(
             ),
         ).fit()
     searcher.refuse_wrong()
+
+
+def _driver_node() -> tuple[str, float]:
+    """Return the id of the driver's node, and the memory that it lets Ray give away, in bytes."""
+    node_id = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == node_id:
+            return node_id, float(node["Resources"].get("memory", 0.0))
+    return node_id, 0.0
+
+
+def _beside_driver(clients: int, node: tuple[str, float]) -> dict[str, Any]:
+    """Say where Ray puts the clients: on the driver's node, as long as all of them fit there.
+
+    They live as long as the search, so a node that holds one is never idle: the cluster's
+    autoscaler would keep it when its replicas are gone. And a node that is lost takes none along.
+
+    Args:
+        clients: How many there are.
+        node: Its id and memory; see `_driver_node`.
+    """
+    node_id, memory = node
+    if clients * TRIAL_MEMORY_BYTES > memory:
+        return {}
+    return {"bundle_label_selector": [{"ray.io/node-id": node_id}]}
 
 
 def evaluate_report_split(

@@ -14,9 +14,9 @@ from safemerge.config.checkpoint import CheckpointRef, HubId, Name
 from safemerge.config.location import located_path
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import TrainingData
+from safemerge.config.stage import LoraSpec
 from safemerge.config.study import EvaluatorSpec
 from safemerge.config.suite import Harm, SuiteSpec
-from safemerge.config.training import LoraSpec
 
 Mode = Literal["same", "fresh", "full"]
 """What an attack trains: the hardened adapter, a fresh one after merging, or all weights."""

@@ -19,6 +19,7 @@ OPTIONS = {
     "search": [
         "study", "--results", "--start", "--resume", "--new-data", "--accept-trials", "--dry-run",
     ],
+    "attribute": ["run", "--pick", "--only", "--dry-run", "--json"],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
     "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
     "methods": ["name", "--json"],

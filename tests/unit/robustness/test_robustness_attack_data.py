@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from safemerge.config.training import AlignSpec
+from safemerge.config.alignment import AlignSpec
 from safemerge.errors import DataError
 from safemerge.robustness.attack_data import attack_content, check_attack_data, suite_content
 from tests.unit.measuring import measurement
