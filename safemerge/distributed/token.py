@@ -33,14 +33,14 @@ def secure_token(*, make: bool) -> None:
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
     if mode != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
+    path = Path(named) if named else Path(os.path.expanduser("~")) / ".ray" / "auth_token"
     try:
-        path = Path(named) if named else Path.home() / ".ray" / "auth_token"
         found = path.stat()
     except FileNotFoundError:
         if make and not named:
             _make(path)
         return
-    except (OSError, RuntimeError):
+    except OSError:
         return  # Ray says what it lacks
     if found.st_uid != os.geteuid():
         raise PreflightError(

@@ -3,7 +3,6 @@
 import logging
 import os
 import stat
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,7 @@ def mode(path):
 def token(monkeypatch, tmp_path):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path / ".ray" / "auth_token"
 
 
