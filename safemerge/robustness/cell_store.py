@@ -159,7 +159,7 @@ class CellStore(RunFolder):
             keys = json.loads((self.folder / _KEYS_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StudyError(
                 f"{self.folder / _KEYS_FILE}: damaged; got {error}. Run the measurement again "
                 "with --resume."
