@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from safemerge.config.extra import RUNTIME
+from safemerge.distributed.token import secure_token
 from safemerge.errors import PreflightError
 from safemerge.interrupt import kept_sigterm, uninterrupted
 from safemerge.scratch import owned, remove_abandoned, remove_marked
@@ -56,6 +57,7 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    secure_token(make=not address)
     try:
         with kept_sigterm():
             if address:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.models import models_recipe, study_models
@@ -31,6 +32,14 @@ from safemerge.search.study import SearchStudy
 from safemerge.weights.adapter import is_adapter, open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.notice import notices
+
+CLOUD_KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+)
+"""No use to a trial's client, which asks replicas and stores nothing."""
 
 TRIAL_MEMORY_BYTES = 50 * 1024**2
 """What a trial's client process reserves: no CPU, so that replicas may have them all."""
@@ -154,6 +163,8 @@ def _tune(
     spec = study.spec
     for name in ("ray.tune", "ray.tune.execution", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Tune copies cloud keys into each actor's environment, and Ray logs what it copies.
+    ENV_VARS_TO_PROPAGATE.difference_update(CLOUD_KEYS)
     trainable = tune.with_parameters(
         CandidateTrainable,
         app=app,
