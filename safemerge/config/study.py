@@ -238,7 +238,7 @@ class StudySpec(StrictModel):
     scored recipes (needs BoTorch and a dozen of them, else as ``observed``), or the values as
     observed, of which the luckiest are published."""
     rung: RungSpec | None = Field(default=None, exclude_if=lambda given: given is None)
-    """Losses on pairs that sampled recipes are scored on first, in one forward pass; hopeless ones
+    """Losses on pairs that sampled recipes are scored on first, in one forward pass; clear losers
     are pruned there."""
     start: Annotated[list[str], CONTENT] = Field(default_factory=list)
     """Recipe files to start from, e.g. of `safemerge optimize`, taken from the study's folder.

@@ -148,7 +148,7 @@ def _measure(
             run_cells(spec, left, suites, on_record=cells.record)
     except KeyboardInterrupt:
         progress.say(
-            f"interrupted; {len(store.grid_records())} finished cells kept. Go on: {again}"
+            f"interrupted; {len(store.grid_records())} finished cells kept. Resume: {again}"
         )
         raise
     return _finish(store, progress, again)

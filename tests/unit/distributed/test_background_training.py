@@ -102,7 +102,7 @@ def test_a_stage_that_fails_is_tried_again_and_then_no_more():
             assert "step 3: the loss must be finite" in found.error
             assert found.final == (attempt > 0)
         assert trainer.asked == ["one", "one"]
-        assert made.hopeless is None
+        assert made.exhausted is None
 
 
 def test_a_search_that_can_train_nothing_ends():

@@ -23,7 +23,7 @@ class Order:
         self.room = Room(beside, 1)
         self.wanted = []
         self._ready = []
-        self.hopeless = None
+        self.exhausted = None
 
     def want(self, path):
         if path not in self.wanted:
