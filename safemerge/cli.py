@@ -210,6 +210,13 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--as-stored", action="store_true", help=as_stored)
     report.add_argument("--accept-trials", action="store_true", help=accept)
 
+    compare = add("compare", "lay runs side by side: fronts, hypervolume, knees, settings")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN_DIR", help="two or more runs; the first is the baseline"
+    )
+    compare.add_argument("--json", action="store_true", help="as JSON")
+    compare.add_argument("--output", metavar="FILE.html", help="also write the page there")
+
     export = add("export", "write a point of a run's front as a checkpoint or a recipe")
     export.add_argument("run", metavar="RUN_DIR", help=run)
     export.add_argument(

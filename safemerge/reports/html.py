@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from safemerge.config.metric import Metric
 from safemerge.reports.family import family_metrics
 from safemerge.reports.markup import Section, asset, joined_markup, page
@@ -26,9 +28,9 @@ SCRIPTS = ("page.js", "scatter.js", "pin.js", "charts.js", "tables.js")
 """What the page runs, in order: one scope, no globals."""
 
 
-def script() -> str:
-    """Return the page's script."""
-    parts = "\n".join(asset(f"script/{name}") for name in SCRIPTS)
+def script(names: Sequence[str] = SCRIPTS) -> str:
+    """Return a page's script, of the files that it is made of."""
+    parts = "\n".join(asset(f"script/{name}") for name in names)
     return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
