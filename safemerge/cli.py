@@ -129,6 +129,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--accept-trials", action="store_true", help=accept)
     search.add_argument(
+        "--serve-report",
+        nargs="?",
+        type=int,
+        const=8420,
+        metavar="PORT",
+        help="show the run's report on http://127.0.0.1:PORT (8420; 0 for a free port) while it "
+        "runs, to this machine alone",
+    )
+    search.add_argument(
+        "--plain", action="store_true", help="print lines, no live view, on a terminal too"
+    )
+    search.add_argument(
         "--dry-run",
         action="store_true",
         help="check the study, its data and existing checkpoints, then stop",

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import StrPath, Study, as_study
+from safemerge.api.page_server import served_page
 from safemerge.api.prepare import preflight, resolve_with
 from safemerge.api.progress import Pace, Progress, Say
 from safemerge.api.run import Run
+from safemerge.api.state import Watch, search_state
 from safemerge.api.stored import accept_records
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from safemerge.config.inputs import AskedRows
     from safemerge.distributed.background_training import Supply
     from safemerge.distributed.evaluator import Evaluator
+    from safemerge.reports.live import LivePage
     from safemerge.search import SearchStudy
     from safemerge.search.retrain import Place
 
@@ -38,6 +41,8 @@ def search(
     new_data: bool = False,
     accept_trials: bool = False,
     progress: Say | None = None,
+    watch: Watch | None = None,
+    serve_report: int | None = None,
     again: str = "safemerge.search(..., resume=True)",
 ) -> Run:
     """Search merges of a study, publish the front and write the report.
@@ -56,6 +61,10 @@ def search(
         accept_trials: Take the trials of the run as ``trials.jsonl`` has them now, though lines
             of it are gone, edited or added.
         progress: Called with lines of progress, e.g. `print`; the log if left out.
+        watch: Called with a `safemerge.api.state.SearchState` when the search begins and after
+            each trial.
+        serve_report: Port on which the run's ``report.html`` is served to this machine alone
+            while the search runs; 0 takes a free one, None serves nothing.
         again: How the run is continued, for messages.
 
     Returns:
@@ -80,7 +89,11 @@ def search(
     lines = Progress(progress)
     if accept_trials and store.exists:
         accept_records(store, lines)
-    run_study(spec, store.folder, lines, again=again, new_data=new_data)
+    with ExitStack() as stack:
+        if serve_report is not None:
+            url = stack.enter_context(served_page(store.folder / "report.html", serve_report))
+            lines.say(f"report: {url} while the search runs, on this machine alone")
+        run_study(spec, store.folder, lines, again=again, new_data=new_data, watch=watch)
     return Run(store.folder)
 
 
@@ -108,7 +121,13 @@ def with_start_files(spec: StudySpec, files: Iterable[StrPath]) -> StudySpec:
 
 
 def run_study(
-    spec: StudySpec, folder: Path, progress: Progress, *, again: str, new_data: bool = False
+    spec: StudySpec,
+    folder: Path,
+    progress: Progress,
+    *,
+    again: str,
+    new_data: bool = False,
+    watch: Watch | None = None,
 ) -> None:
     """Run a study from ingredients to report.
 
@@ -118,6 +137,7 @@ def run_study(
         progress: Where progress goes.
         again: Command that continues the run, for messages.
         new_data: Begin a new run; one that the folder holds is kept beside.
+        watch: Called with the state of the search after each trial.
     """
     from safemerge.distributed.background_training import make_supply, placer, resolve_made
     from safemerge.distributed.cluster import ray_cluster
@@ -155,7 +175,7 @@ def run_study(
             supply = stack.enter_context(make_supply(spec, resolved, later))
             place = placer(spec, resolved, supply, later)
             study = stack.enter_context(SearchStudy(resolved, store, place=place))
-            _search(study, progress, supply, place)
+            _search(study, progress, supply, place, watch)
     except KeyboardInterrupt:
         kept = finished_trials(RunStore.open(folder).trials()) if RunStore(folder).exists else []
         progress.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
@@ -190,8 +210,11 @@ def _open_store(
     return store
 
 
-def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place) -> None:
+def _search(
+    study: SearchStudy, progress: Progress, supply: Supply, place: Place, watch: Watch | None
+) -> None:
     from safemerge.distributed.background_training import make_lacking
+    from safemerge.reports.live import LivePage
     from safemerge.search import finished_trials, start_plans, study_references
 
     spec, finished = study.spec, finished_trials(study.records)
@@ -210,13 +233,19 @@ def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place
         )
     total = spec.num_trials + len(study_references(spec))
     total += len(spec.unmade) if spec.references else 0
-    trials = _Trials(progress, total, done=len(finished), spec=spec)
+    page = LivePage(study.store.folder, study.store.study(), say=progress.say)
+    trials = _Trials(progress, total, done=len(finished), study=study, page=page, watch=watch)
     make_lacking(study, supply, place)
-    while not _round(study, progress, supply, trials, place):
-        progress.say("evaluator gives way: training what recipes wait for")
-        with trials.paused():
-            supply.make_wanted()
-            make_lacking(study, supply, place)
+    trials.show()
+    try:
+        while not _round(study, progress, supply, trials, place):
+            progress.say("evaluator gives way: training what recipes wait for")
+            with trials.paused():
+                supply.make_wanted()
+                make_lacking(study, supply, place)
+    except BaseException:
+        page.stop(study.records)
+        raise
 
 
 def _round(
@@ -361,10 +390,19 @@ def _dry_run(spec: StudySpec, store: RunStore, progress: Progress) -> None:
 
 
 class _Trials:
-    """One line a finished trial, with the time that is left at this pace."""
+    """What is said and shown of trials: a line each, the page, the state for a live view."""
 
-    def __init__(self, progress: Progress, total: int, *, done: int, spec: StudySpec) -> None:
-        self._say, self._spec = progress.say, spec
+    def __init__(
+        self,
+        progress: Progress,
+        total: int,
+        *,
+        done: int,
+        study: SearchStudy,
+        page: LivePage,
+        watch: Watch | None,
+    ) -> None:
+        self._say, self._study, self._page, self._watch = progress.say, study, page, watch
         self._pace = Pace(total, done=done)
 
     @contextmanager
@@ -373,16 +411,25 @@ class _Trials:
         with self._pace.paused():
             yield
 
+    def show(self) -> None:
+        """Bring page and live view up to date."""
+        records = self._study.records
+        self._page.offer(records)
+        if self._watch is not None:
+            self._watch(search_state(self._study.spec, records, self._pace))
+
     def record(self, record: TrialRecord, study: object) -> None:
         place, left = self._pace.step()
+        spec = self._study.spec
         if record.result is None:
             outcome = f"{record.state}: {record.reason}"
         else:
-            outcome = _objectives(self._spec, record.result)
+            outcome = _objectives(spec, record.result)
             if not record.feasible:
                 outcome += f"  infeasible: {record.reason}"
             outcome += f"  ({record.result.timings.total_s:.1f} s)"
         self._say(f"{place} {record.label}: {outcome}{left}")
+        self.show()
 
 
 def _objectives(spec: StudySpec, result: CandidateResult) -> str:

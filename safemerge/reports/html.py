@@ -34,12 +34,14 @@ def script(names: Sequence[str] = SCRIPTS) -> str:
     return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
-def render_html(run: Run) -> str:
+def render_html(run: Run, *, refresh_s: float | None = None) -> str:
     """Render a run's report.
 
     Args:
         run: The run; it may be unfinished or without a feasible point, and the page then
             says so.
+        refresh_s: Seconds after which the page loads itself again, for a run that is being
+            searched; None for one that is not.
 
     Returns:
         A whole HTML document that loads nothing from anywhere. Names and reasons are
@@ -81,8 +83,8 @@ def render_html(run: Run) -> str:
     return page(
         run.spec.name,
         "report",
-        status_banner(run),
+        status_banner(run, is_live=refresh_s is not None),
         sections,
-        payload=payload_json(run),
+        payload=payload_json(run, refresh_s=refresh_s),
         script=script(),
     )

@@ -223,7 +223,28 @@
     for (const id of Object.keys(later)) if (byId(id)) drawLater(id);
     for (const part of document.querySelectorAll("details:not(.settings, .more)")) part.open = true;
   });
+  // A page of a running search loads itself again, as it is looked at: pins, table and place stay.
+  function startRefresh() {
+    const kept = history.state && history.state.safemerge;
+    if (kept) {
+      pins = kept.pins.filter((number) => byNumber.has(number));
+      Object.assign(view, kept.view);
+      if (byId("trials-search")) byId("trials-search").value = view.words;
+    }
+    if (!run.refresh_s) return;
+    const isBusy = () => document.hidden || document.activeElement === byId("trials-search") || String(getSelection());
+    const again = () => {
+      if (isBusy()) return setTimeout(again, 2000);
+      history.replaceState({ safemerge: { pins, view, scroll: scrollY } }, "");
+      location.reload();
+    };
+    setTimeout(again, 1000 * run.refresh_s);
+    if (kept) requestAnimationFrame(() => setTimeout(() => scrollTo(0, kept.scroll)));
+  }
+
+  startRefresh();
   startTrials();
+  if (view.outcome && byId("trials-outcome")) byId("trials-outcome").value = view.outcome;
   let width = 0;
   let waiting = 0;
   new ResizeObserver(() => {
