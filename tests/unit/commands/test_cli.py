@@ -17,7 +17,8 @@ CONTRACT = (
 
 OPTIONS = {
     "search": [
-        "study", "--results", "--start", "--resume", "--new-data", "--accept-trials", "--dry-run",
+        "study", "--results", "--start", "--resume", "--new-data", "--accept-trials",
+        "--serve-report", "--plain", "--dry-run",
     ],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
     "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
@@ -32,6 +33,7 @@ OPTIONS = {
     "export": [
         "run", "--pick", "out", "--recipe", "--mergekit", "--push", "--yes", "--as-stored",
     ],
+    "compare": ["runs", "--json", "--output"],
     "status": ["run", "--results", "--json"],
     "serve": ["study"],
     "validate": ["files"],
