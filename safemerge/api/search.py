@@ -139,13 +139,32 @@ def run_study(
         new_data: Begin a new run; one that the folder holds is kept beside.
         watch: Called with the state of the search after each trial.
     """
+    from safemerge.reports import write_report
+    from safemerge.reports.tracking import Tracking, check_trackers
+
+    check_trackers(spec.tracking)
+    with Tracking(spec.tracking, say=progress.say) as tracking:
+        _run(spec, folder, progress, tracking, again=again, new_data=new_data, watch=watch)
+        report = write_report(folder)
+        tracking.publish(RunStore(folder).read_front(), report)
+
+
+def _run(
+    spec: StudySpec,
+    folder: Path,
+    progress: Progress,
+    tracking: Tracking,
+    *,
+    again: str,
+    new_data: bool,
+    watch: Watch | None,
+) -> None:
     from safemerge.distributed.background_training import make_supply, placer, resolve_made
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.ingredient import Ingredients, fetch_hub_models
     from safemerge.distributed.inputs import with_inputs
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
-    from safemerge.reports import write_report
     from safemerge.search import SearchStudy, finished_trials
 
     RunStore(folder).check_disk()
@@ -175,12 +194,12 @@ def run_study(
             supply = stack.enter_context(make_supply(spec, resolved, later))
             place = placer(spec, resolved, supply, later)
             study = stack.enter_context(SearchStudy(resolved, store, place=place))
-            _search(study, progress, supply, place, watch)
+            tracking.begin(store.folder, store.study())
+            _search(study, progress, supply, place, watch, tracking)
     except KeyboardInterrupt:
         kept = finished_trials(RunStore.open(folder).trials()) if RunStore(folder).exists else []
         progress.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
         raise
-    write_report(folder)
 
 
 def _with_sampler(
@@ -211,7 +230,12 @@ def _open_store(
 
 
 def _search(
-    study: SearchStudy, progress: Progress, supply: Supply, place: Place, watch: Watch | None
+    study: SearchStudy,
+    progress: Progress,
+    supply: Supply,
+    place: Place,
+    watch: Watch | None,
+    tracking: Tracking,
 ) -> None:
     from safemerge.distributed.background_training import make_lacking
     from safemerge.reports.live import LivePage
@@ -234,7 +258,9 @@ def _search(
     total = spec.num_trials + len(study_references(spec))
     total += len(spec.unmade) if spec.references else 0
     page = LivePage(study.store.folder, study.store.study(), say=progress.say)
-    trials = _Trials(progress, total, done=len(finished), study=study, page=page, watch=watch)
+    trials = _Trials(
+        progress, total, done=len(finished), study=study, page=page, watch=watch, tracking=tracking
+    )
     make_lacking(study, supply, place)
     trials.show()
     try:
@@ -355,9 +381,11 @@ def _dry_run(spec: StudySpec, store: RunStore, progress: Progress) -> None:
     from safemerge.distributed.serving import check_resources, least_needs, machine_resources
     from safemerge.distributed.statistics import gathered_files
     from safemerge.distributed.warm_start import read_starts, seen_by
+    from safemerge.reports.tracking import check_trackers
     from safemerge.weights.adapter import open_checkpoint
 
     store.check_disk()
+    check_trackers(spec.tracking)
     there = machine_resources()
     evaluator = spec.evaluator.placed(there["GPU"])
     needs = least_needs("evaluator", evaluator, spec.served_judges, spec.judge_service)
@@ -401,8 +429,10 @@ class _Trials:
         study: SearchStudy,
         page: LivePage,
         watch: Watch | None,
+        tracking: Tracking,
     ) -> None:
         self._say, self._study, self._page, self._watch = progress.say, study, page, watch
+        self._tracking = tracking
         self._pace = Pace(total, done=done)
 
     @contextmanager
@@ -429,6 +459,7 @@ class _Trials:
                 outcome += f"  infeasible: {record.reason}"
             outcome += f"  ({record.result.timings.total_s:.1f} s)"
         self._say(f"{place} {record.label}: {outcome}{left}")
+        self._tracking.trial(record)
         self.show()
 
 

@@ -242,6 +242,11 @@ class StudySpec(StrictModel):
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     storage: Annotated[Literal["sqlite", "journal"], FREE] = "sqlite"
     """Optuna storage in the run's folder; the journal suits network file systems."""
+    tracking: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], FREE] = Field(
+        default_factory=list, exclude_if=lambda names: not names
+    )
+    """Trackers that trials, front and report go to; into ``tracking/`` of the run's folder, or
+    where ``MLFLOW_TRACKING_URI`` and ``WANDB_MODE`` say."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
     judge_service: Annotated[JudgeServiceSpec, FREE] = Field(default_factory=JudgeServiceSpec)
     """Where judges with ``placement: service`` run."""
