@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from safemerge.distributed.background_training import Supply
     from safemerge.distributed.evaluator import Evaluator
     from safemerge.reports.live import LivePage
+    from safemerge.reports.tracking import Tracking
     from safemerge.search import SearchStudy
     from safemerge.search.retrain import Place
 

@@ -384,7 +384,8 @@ def _pairs(
     runs: Sequence[Run], names: Sequence[str], split: Split, metrics: list[Metric]
 ) -> list[ComparedPair]:
     """Knees, and candidates that both runs have, against the baseline: one family."""
-    base, made, known = runs[0], [], {}
+    base, made = runs[0], []
+    known: dict[Any, Any] = {}
     for run, name in zip(runs[1:], names[1:], strict=True):
         couples: list[tuple[Literal["knee", "common"], Point, Point]] = []
         if run.knee is not None and base.knee is not None:

@@ -116,8 +116,8 @@ def _runs(compared: RunsCompared) -> Markup:
                 f"{counted(sum(point.front for point in run.points), 'point')}"
                 f"{'' if run.published else ', not published'}"
             ),
-            Cell(volume_text(run.hypervolume), run.hypervolume and run.hypervolume.value),
-            Cell(volume_text(run.gain, signed=True), run.gain and run.gain.value),
+            text_cell(volume_text(run.hypervolume)),
+            text_cell(volume_text(run.gain, signed=True)),
         ]
         for run in compared.runs
     ]

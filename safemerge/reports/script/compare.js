@@ -40,7 +40,9 @@
       svg.append(draw("line", { class: css, x1: item.px, x2: item.px, y1: py(ky * item.y[1]), y2: py(ky * item.y[2]) }));
     }
     for (const item of placed) {
-      svg.append(ownMark(item.place, item.px, item.py, item.point.front ? 5 : 3.5, item.point.front ? "own" : "own hollow"));
+      // Of points in one place the earlier run's is larger, and looks out.
+      const size = (item.point.front ? 4.5 : 3) + Math.min(2 * (run.runs.length - 1 - item.place), 6);
+      svg.append(ownMark(item.place, item.px, item.py, size, item.point.front ? "own" : "own hollow"));
       if (item.point.knee) svg.append(draw("circle", { class: `own-line own-${item.place}`, cx: item.px, cy: item.py, r: 11 }));
     }
     const closeTips = () => { for (const tip of box.querySelectorAll(".tip")) tip.remove(); };
