@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safemerge import errors
 
 if TYPE_CHECKING:
+    from safemerge.api.attribute import attribute
     from safemerge.api.compare import compare
     from safemerge.api.declared import Recipe, Study, load_study
     from safemerge.api.evaluate import evaluate
@@ -39,6 +40,7 @@ __all__ = [
     "Run",
     "Study",
     "align",
+    "attribute",
     "compare",
     "errors",
     "evaluate",
@@ -59,6 +61,7 @@ _MODULES = {
     "Run": "api.run",
     "Study": "api.declared",
     "align": "api.stage",
+    "attribute": "api.attribute",
     "compare": "api.compare",
     "evaluate": "api.evaluate",
     "export": "api.export",

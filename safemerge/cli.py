@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     results = "folder for run folders (default: results)"
-    run = "folder of a run, e.g. results/demo"
+    run = "folder of a run, e.g. results/demo, or its URL, e.g. s3://BUCKET/results/demo"
     out = "folder to write; must be missing or empty"
     accept = (
         "take the trials of a run as its trials.jsonl has them now, though lines of it are gone, "
@@ -109,7 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     search = add("search", "search merges of a study and write its Pareto report")
     search.add_argument("study", metavar="STUDY.yaml", help="what to search (see search_spaces/)")
-    search.add_argument("--results", default="results", metavar="DIR", help=results)
+    search.add_argument(
+        "--results",
+        default="results",
+        metavar="DIR|URL",
+        help=f"{results}, or a URL below which the run is stored as it grows: s3://BUCKET/FOLDER, "
+        "gs://BUCKET/FOLDER or file:///FOLDER; with --resume it continues on any machine",
+    )
     search.add_argument(
         "--start",
         action="append",
@@ -229,6 +235,29 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="as JSON")
     compare.add_argument("--output", metavar="FILE.html", help="also write the page there")
 
+    attribute = add(
+        "attribute", "say which parents, operators and layers bring a point's harm and skill"
+    )
+    attribute.add_argument("run", metavar="RUN_DIR", help=run)
+    attribute.add_argument(
+        "--pick",
+        default="knee",
+        metavar="knee|safest|best:METRIC|TRIAL",
+        help="which point of the front, as for export (knee); or any trial with a result",
+    )
+    attribute.add_argument(
+        "--only",
+        action="append",
+        choices=("parents", "operators", "layers", "shapley"),
+        help="look at these alone; may be given again (all)",
+    )
+    attribute.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say how many merges it would evaluate, then stop",
+    )
+    attribute.add_argument("--json", action="store_true", help="as JSON")
+
     export = add("export", "write a point of a run's front as a checkpoint or a recipe")
     export.add_argument("run", metavar="RUN_DIR", help=run)
     export.add_argument(
@@ -257,7 +286,9 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument(
         "run", nargs="?", metavar="RUN_DIR", help=f"{run}; every run of --results if left out"
     )
-    status.add_argument("--results", default="results", metavar="DIR", help=results)
+    status.add_argument(
+        "--results", default="results", metavar="DIR|URL", help=f"{results}, or a URL of runs"
+    )
     status.add_argument("--json", action="store_true", help="as JSON")
 
     serve = add("serve", "keep a study's evaluator up until interrupted")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from safemerge.api.declared import StrPath, Study, as_study
 from safemerge.api.page_server import served_page
+from safemerge.api.place import driven_run
 from safemerge.api.prepare import preflight, resolve_with
 from safemerge.api.progress import Pace, Progress, Say
 from safemerge.api.run import Run
@@ -20,6 +21,7 @@ from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
 from safemerge.interrupt import Terminated
+from safemerge.object_store import is_url
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
@@ -54,7 +56,9 @@ def search(
 
     Args:
         study: A study, or its file.
-        results: Folder of run folders; the run's is named after the study.
+        results: Folder of run folders; the run's is named after the study. Or a URL
+            (``s3://``, ``gs://``, ``file://``): the run is stored below it while it grows, and
+            continued from there on any machine.
         start: Recipe files to start from, beside those of the study's own ``start``.
         resume: Continue the run in the folder, if there is one; finished trials are kept.
         new_data: Begin a new run, e.g. because data or scoring changed; the one in the folder is
@@ -74,27 +78,35 @@ def search(
     Raises:
         UserError: If study, data, models or environment are wrong, or the folder holds a run and
             `resume` is not given.
+        ObjectStoreError: If the URL cannot be asked; finished trials are kept on this machine.
         StudyError: If no trial finished, or the search ended early; finished trials are kept.
         TrainingError: If a model that had to be trained could not be.
     """
     spec = with_start_files(as_study(study).spec, start)
-    store = RunStore.under(results, spec.name)
     if new_data and (resume or accept_trials):
         raise UserError(
             "search: new_data (--new-data) begins a new run; got it with resume or accept_trials, "
             "which continue one. Drop either."
         )
-    if not (resume or new_data):
-        instead = "begin a new one with new_data (--new-data; this one is kept beside)"
-        store.refuse_existing(again=again, instead=instead)
+    if new_data and is_url(results):
+        raise UserError(
+            f"search: new_data (--new-data) renames a run's folder; got results at {results}. "
+            "Take another URL or another study name."
+        )
     lines = Progress(progress)
-    if accept_trials and store.exists:
-        accept_records(store, lines)
-    with ExitStack() as stack:
-        if serve_report is not None:
-            url = stack.enter_context(served_page(store.folder / "report.html", serve_report))
-            lines.say(f"report: {url} while the search runs, on this machine alone")
-        run_study(spec, store.folder, lines, again=again, new_data=new_data, watch=watch)
+    with driven_run(results, spec.name, lines) as store:
+        if not (resume or new_data):
+            instead = "begin a new one with new_data (--new-data; this one is kept beside)"
+            if is_url(results):
+                instead = "take another URL"
+            store.refuse_existing(again=again, instead=instead)
+        if accept_trials and store.exists:
+            accept_records(store, lines)
+        with ExitStack() as stack:
+            if serve_report is not None:
+                url = stack.enter_context(served_page(store.folder / "report.html", serve_report))
+                lines.say(f"report: {url} while the search runs, on this machine alone")
+            run_study(spec, store.folder, lines, again=again, new_data=new_data, watch=watch)
     return Run(store.folder)
 
 
@@ -105,14 +117,23 @@ def check_study(
 
     Args:
         study: A study, or its file.
-        results: Folder of run folders, which must be one that can be written.
+        results: Folder of run folders, which must be one that can be written, or a URL, which
+            must be one that can be read.
         progress: Called with what was found.
 
     Raises:
         UserError: If study, data, models or environment are wrong.
     """
     spec = as_study(study).spec
-    _dry_run(spec, RunStore.under(results, spec.name), Progress(progress))
+    if is_url(results):
+        from safemerge.remote_run import RemoteRun, join_url
+
+        run = RemoteRun(join_url(str(results), spec.name))
+        run.state()
+        store = RunStore(run.folder)
+    else:
+        store = RunStore.under(results, spec.name)
+    _dry_run(spec, store, Progress(progress))
 
 
 def with_start_files(spec: StudySpec, files: Iterable[StrPath]) -> StudySpec:
@@ -250,6 +271,10 @@ def _search(
     else:
         for plan in start_plans(spec):
             progress.say(plan.summary)
+    front = study.store.read_front()
+    if front is not None and front.ended_by is not None and not study.done:
+        # A larger budget goes on: what it had ended is unfinished again.
+        study.store.write_front(front.model_copy(update={"ended_by": None}))
     if spec.unmade and not study.done:
         where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"
         progress.say(
@@ -300,7 +325,12 @@ def _round(
                     f"every recipe of the search spaces was tried: {study.num_sampled}, within "
                     f"the budget of {spec.num_trials}; the search ends here"
                 )
-            publish(study.spec, study.store, evaluator, list(study.records), progress)
+            ended_by = study.ended_by if study.num_sampled < spec.num_trials else None
+            if ended_by is not None:
+                progress.say(f"{ended_by}; the search ends here")
+                study.store.log(f"the search ends: {ended_by}")
+            records = list(study.records)
+            publish(study.spec, study.store, evaluator, records, progress, ended_by=ended_by)
         except KeyboardInterrupt as interrupt:
             by_signal = isinstance(interrupt, Terminated)
             told = "ended by SIGTERM" if by_signal else "interrupted"
@@ -316,6 +346,8 @@ def publish(
     evaluator: Evaluator,
     records: list[TrialRecord],
     progress: Progress,
+    *,
+    ended_by: str | None = None,
 ) -> None:
     """Evaluate the front and the references on the report split and write ``front.json``."""
     from safemerge.distributed.search import evaluate_report_split
@@ -355,7 +387,8 @@ def publish(
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
     digest = store.study().digest
     published = assemble_front(spec, records, results, study_digest=digest, belief=belief)
-    published = published.model_copy(update={"covered": is_covered(spec, Drawn.of(records))})
+    covered = is_covered(spec, Drawn.of(records))
+    published = published.model_copy(update={"covered": covered, "ended_by": ended_by})
     if spec.rung is not None:
         published = _found_with(spec.rung, published)
     store.write_front(published)

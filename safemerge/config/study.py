@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
+from safemerge.config.budget import BudgetSpec
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
@@ -137,6 +138,11 @@ class EvaluatorSpec(StrictModel):
     min_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     max_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     """Replicas scale between the two on queue length; each owns one engine."""
+    upscale_delay_s: Annotated[float, FREE] = Field(default=5.0, ge=0)
+    """How long candidates wait before another replica is started, in seconds."""
+    downscale_delay_s: Annotated[float, FREE] = Field(default=120.0, ge=0)
+    """How long a replica is not needed before it is stopped, in seconds; a candidate that it
+    answers is finished. Longer than an engine takes to start, or replicas come and go."""
     cpus_per_replica: Annotated[float, FREE] = Field(default=1.0, gt=0)
     gpus_per_replica: Annotated[float | None, FREE] = Field(default=None, ge=0)
     """Left out: one for each of `tensor_parallel_size` where the cluster has GPUs, else none."""
@@ -226,6 +232,10 @@ class StudySpec(StrictModel):
     num_trials: Annotated[int, FREE] = Field(ge=1)
     """Sampled recipes, those for warm starts among them; reference points (parents, plain mean,
     warm starts that no space expresses) come on top."""
+    budget: Annotated[BudgetSpec | None, FREE] = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """What ends the search before `num_trials`, if that is reached first."""
     references: bool = True
     """Evaluate every parent and the plain mean first."""
     front: Annotated[Literal["posterior", "observed"], FREE] = "posterior"

@@ -9,6 +9,7 @@ from safemerge.reports.family import family_metrics
 from safemerge.reports.markup import Section, asset, joined_markup, page
 from safemerge.reports.payload import payload_json
 from safemerge.reports.run import Run
+from safemerge.reports.section_attribution import attribution_section
 from safemerge.reports.section_front import front_section, pairs_section, safety_lost_section
 from safemerge.reports.section_headline import (
     headline_section,
@@ -69,6 +70,9 @@ def render_html(run: Run, *, refresh_s: float | None = None) -> str:
         Section("pairs", "How sure?", "How sure is it: points that are tied", pairs_section(run)),
         Section("limits", "Limits", "Limits", limits_section(run)),
         Section("front", "Front", "What else: the front", front_section(run)),
+        Section(
+            "why", "Why?", "Why is it so: what each part contributes", attribution_section(run)
+        ),
         Section("trials", "Trials", "All trials", trials),
         Section("progress", "Hypervolume", "Hypervolume over trials", hypervolume_section(run)),
         Section(

@@ -20,6 +20,7 @@ from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.retrain import Place, exact_recipe, to_train
 from safemerge.search.rung import find_rival, is_audited, may_prune
 from safemerge.search.space import Reference
+from safemerge.search.spent import Spent
 from safemerge.search.unseen import Drawn, is_covered
 from safemerge.search.untrained import check_weights, supplied, unmade_paths, wanted_paths
 from safemerge.search.verdict import judge
@@ -60,6 +61,8 @@ class SearchState:
         """Folders that models are still to come to."""
         self.next_number = 1 + max((record.number for record in self.records), default=-1)
         self._place = place
+        self._spent = Spent(spec, self.records)
+        self._ended_by: str | None = None
         self._exhausted: set[str] = set()
         self._references: list[Reference] = study_references(spec)
         check_weights(self.records, spec.trained)
@@ -136,9 +139,17 @@ class SearchState:
             self.pending
             or self.open_references()
             or waiting
-            or (num_sampled < self.spec.num_trials and not self.covered)
+            or (num_sampled < self.spec.num_trials and not self.covered and self.ended_by is None)
             or to_train(self.spec, self.records, ())
         )
+
+    @property
+    def ended_by(self) -> str | None:
+        """Which of the study's `budget` is spent, in words: nothing new is sampled; else None."""
+        if self._ended_by is None:
+            oldest = min((item.started_at for item in self.pending.values()), default=None)
+            self._ended_by = self._spent.ended_by(oldest)
+        return self._ended_by
 
     @property
     def drawn(self) -> Drawn:
@@ -238,6 +249,7 @@ class SearchState:
         """Take a trial out of flight, now that its record is stored."""
         record = ending.record
         self.records.append(record)
+        self._spent.add(record)
         del self.pending[record.number]
         if record.state == "FAIL" and not ending.retried:
             self._exhausted.add(record.candidate)

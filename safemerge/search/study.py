@@ -108,7 +108,8 @@ class SearchStudy:
             state = self._state
             pending = state.next_reference()
             if pending is None and sample:
-                pending = self._sampling.ask(state.spec, state.next_number, state.drawn)
+                if state.ended_by is None or self._sampling.waiting:
+                    pending = self._sampling.ask(state.spec, state.next_number, state.drawn)
                 pending = pending or state.next_exact()
             return None if pending is None else state.start(pending)
 
@@ -201,6 +202,12 @@ class SearchStudy:
         """Whether every recipe that the spaces can express was sampled: the search ends there."""
         with self._lock:
             return self._state.covered
+
+    @property
+    def ended_by(self) -> str | None:
+        """Which of the study's `budget` is spent, in words; None if none is."""
+        with self._lock:
+            return self._state.ended_by
 
     @property
     def num_sampled(self) -> int:

@@ -20,6 +20,7 @@ OPTIONS = {
         "study", "--results", "--start", "--resume", "--new-data", "--accept-trials",
         "--serve-report", "--plain", "--dry-run",
     ],
+    "attribute": ["run", "--pick", "--only", "--dry-run", "--json"],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
     "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
     "methods": ["name", "--json"],
@@ -189,6 +190,7 @@ FAILURES = [
     (errors.ScoringError, 1),
     (errors.StudyError, 1),
     (errors.TrainingError, 1),
+    (errors.ObjectStoreError, 1),
 ]
 
 
