@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     results = "folder for run folders (default: results)"
-    run = "folder of a run, e.g. results/demo"
+    run = "folder of a run, e.g. results/demo, or its URL, e.g. s3://BUCKET/results/demo"
     out = "folder to write; must be missing or empty"
     accept = (
         "take the trials of a run as its trials.jsonl has them now, though lines of it are gone, "
@@ -109,7 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     search = add("search", "search merges of a study and write its Pareto report")
     search.add_argument("study", metavar="STUDY.yaml", help="what to search (see search_spaces/)")
-    search.add_argument("--results", default="results", metavar="DIR", help=results)
+    search.add_argument(
+        "--results",
+        default="results",
+        metavar="DIR|URL",
+        help=f"{results}, or a URL below which the run is stored as it grows: s3://BUCKET/FOLDER, "
+        "gs://BUCKET/FOLDER or file:///FOLDER; with --resume it continues on any machine",
+    )
     search.add_argument(
         "--start",
         action="append",
@@ -261,7 +267,9 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument(
         "run", nargs="?", metavar="RUN_DIR", help=f"{run}; every run of --results if left out"
     )
-    status.add_argument("--results", default="results", metavar="DIR", help=results)
+    status.add_argument(
+        "--results", default="results", metavar="DIR|URL", help=f"{results}, or a URL of runs"
+    )
     status.add_argument("--json", action="store_true", help="as JSON")
 
     serve = add("serve", "keep a study's evaluator up until interrupted")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import StrPath, Study, as_study
+from safemerge.api.place import driven_run
 from safemerge.api.prepare import preflight, resolve_with
 from safemerge.api.progress import Pace, Progress, Say
 from safemerge.api.run import Run
@@ -18,6 +19,7 @@ from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
 from safemerge.interrupt import Terminated
+from safemerge.object_store import is_url
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
@@ -48,7 +50,9 @@ def search(
 
     Args:
         study: A study, or its file.
-        results: Folder of run folders; the run's is named after the study.
+        results: Folder of run folders; the run's is named after the study. Or a URL
+            (``s3://``, ``gs://``, ``file://``): the run is stored below it while it grows, and
+            continued from there on any machine.
         start: Recipe files to start from, beside those of the study's own ``start``.
         resume: Continue the run in the folder, if there is one; finished trials are kept.
         new_data: Begin a new run, e.g. because data or scoring changed; the one in the folder is
@@ -64,23 +68,31 @@ def search(
     Raises:
         UserError: If study, data, models or environment are wrong, or the folder holds a run and
             `resume` is not given.
+        ObjectStoreError: If the URL cannot be asked; finished trials are kept on this machine.
         StudyError: If no trial finished, or the search ended early; finished trials are kept.
         TrainingError: If a model that had to be trained could not be.
     """
     spec = with_start_files(as_study(study).spec, start)
-    store = RunStore.under(results, spec.name)
     if new_data and (resume or accept_trials):
         raise UserError(
             "search: new_data (--new-data) begins a new run; got it with resume or accept_trials, "
             "which continue one. Drop either."
         )
-    if not (resume or new_data):
-        instead = "begin a new one with new_data (--new-data; this one is kept beside)"
-        store.refuse_existing(again=again, instead=instead)
+    if new_data and is_url(results):
+        raise UserError(
+            f"search: new_data (--new-data) renames a run's folder; got results at {results}. "
+            "Take another URL or another study name."
+        )
     lines = Progress(progress)
-    if accept_trials and store.exists:
-        accept_records(store, lines)
-    run_study(spec, store.folder, lines, again=again, new_data=new_data)
+    with driven_run(results, spec.name, lines) as store:
+        if not (resume or new_data):
+            instead = "begin a new one with new_data (--new-data; this one is kept beside)"
+            if is_url(results):
+                instead = "take another URL"
+            store.refuse_existing(again=again, instead=instead)
+        if accept_trials and store.exists:
+            accept_records(store, lines)
+        run_study(spec, store.folder, lines, again=again, new_data=new_data)
     return Run(store.folder)
 
 
@@ -91,14 +103,23 @@ def check_study(
 
     Args:
         study: A study, or its file.
-        results: Folder of run folders, which must be one that can be written.
+        results: Folder of run folders, which must be one that can be written, or a URL, which
+            must be one that can be read.
         progress: Called with what was found.
 
     Raises:
         UserError: If study, data, models or environment are wrong.
     """
     spec = as_study(study).spec
-    _dry_run(spec, RunStore.under(results, spec.name), Progress(progress))
+    if is_url(results):
+        from safemerge.remote_run import RemoteRun, join_url
+
+        run = RemoteRun(join_url(str(results), spec.name))
+        run.state()
+        store = RunStore(run.folder)
+    else:
+        store = RunStore.under(results, spec.name)
+    _dry_run(spec, store, Progress(progress))
 
 
 def with_start_files(spec: StudySpec, files: Iterable[StrPath]) -> StudySpec:

@@ -16,7 +16,8 @@ from safemerge.files import disk_errors
 from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from safemerge.config.training import AlignSpec, FinetuneSpec
+    from safemerge.config.alignment import AlignSpec
+    from safemerge.config.training import FinetuneSpec
 
 
 class TrainedCheckpoint(NamedTuple):

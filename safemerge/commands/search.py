@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from safemerge.api.declared import load_study
 from safemerge.api.search import check_study, search, with_start_files
 from safemerge.commands.console import Console, resume_command
+from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import argparse
@@ -46,7 +47,8 @@ def show(run: Run, console: Console) -> None:
     console.plain()
     width = max(100, shutil.get_terminal_size().columns)
     RichConsole(width=width).print(front_table(load_run(run.folder)))
-    console.say(f"report: {run.folder / 'report.html'}")
+    place = RunFolder(run.folder).place
+    console.say(f"report: {place}/report.html")
     if run.front:
         pick = "knee" if run.knee is not None else run.front[0]["trial"]
-        console.say(f"next: safemerge export {run.folder} --pick {pick} OUT_DIR")
+        console.say(f"next: safemerge export {place} --pick {pick} OUT_DIR")

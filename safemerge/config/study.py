@@ -138,6 +138,11 @@ class EvaluatorSpec(StrictModel):
     min_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     max_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     """Replicas scale between the two on queue length; each owns one engine."""
+    upscale_delay_s: Annotated[float, FREE] = Field(default=5.0, ge=0)
+    """How long candidates wait before another replica is started, in seconds."""
+    downscale_delay_s: Annotated[float, FREE] = Field(default=120.0, ge=0)
+    """How long a replica is not needed before it is stopped, in seconds; a candidate that it
+    answers is finished. Longer than an engine takes to start, or replicas come and go."""
     cpus_per_replica: Annotated[float, FREE] = Field(default=1.0, gt=0)
     gpus_per_replica: Annotated[float | None, FREE] = Field(default=None, ge=0)
     """Left out: one for each of `tensor_parallel_size` where the cluster has GPUs, else none."""

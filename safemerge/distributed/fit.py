@@ -13,7 +13,7 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 
-from safemerge.config.training import WorkersSpec
+from safemerge.config.stage import WorkersSpec
 from safemerge.errors import SafemergeError
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.checkpoint import CheckpointRef, Setting
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.dotted_path import set_path
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.config.variant import told_settings
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.distributed.statistics import (

@@ -16,7 +16,8 @@ import ray.train
 import torch
 from pydantic import TypeAdapter
 
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.alignment import AlignSpec, HarmfulAlign
+from safemerge.config.training import FinetuneSpec
 from safemerge.distributed.fit import cause_of, start_fit
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
@@ -176,7 +177,7 @@ def _train_worker(config: dict[str, str]) -> None:
     def measure(step: int) -> dict[str, float]:
         """Loss on held-out harmful rows, which the first worker computes, all if it is sharded."""
         known = {} if gate is None else gate.at(step)
-        harmful = spec.harmful if isinstance(spec, AlignSpec) else None
+        harmful = spec.harmful if isinstance(spec, HarmfulAlign) else None
         if harmful is None or not mixture.test or step % harmful.test_every:
             return known
         if rank > 0 and not sharded:

@@ -11,9 +11,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from safemerge.config.alignment import UntilSpec
+from safemerge.config.alignment import AlignSpec, UntilSpec
 from safemerge.config.source import TrainingData
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.data.rows import load_samples, load_training_samples
 from safemerge.data.sample import TrainingSample, normalized_text
 from safemerge.engines.chat import ChatFormat
@@ -155,7 +155,7 @@ def _with_second(
 ) -> Mixture:
     """Add what the method draws beside; its prompts go into `seen`."""
     section = "harmful" if isinstance(spec, AlignSpec) else "lisa"
-    declared = getattr(spec, section)
+    declared = getattr(spec, section, None)
     if declared is None:
         return mixture
     apart = dict(seen)

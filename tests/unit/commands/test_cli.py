@@ -188,6 +188,7 @@ FAILURES = [
     (errors.ScoringError, 1),
     (errors.StudyError, 1),
     (errors.TrainingError, 1),
+    (errors.ObjectStoreError, 1),
 ]
 
 

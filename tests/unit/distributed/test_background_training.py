@@ -6,8 +6,8 @@ import time
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.stage import WorkersSpec
 from safemerge.config.study import StudySpec
-from safemerge.config.training import WorkersSpec
 from safemerge.distributed.background_training import Supply, refuse_hopeless
 from safemerge.distributed.capacity import Room, find_room
 from safemerge.errors import ConfigError, PreflightError, TrainingError
