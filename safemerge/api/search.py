@@ -320,17 +320,7 @@ def _round(
                 return False
             if lacking_models(study, place):
                 return False
-            if study.covered and study.num_sampled < spec.num_trials:
-                progress.say(
-                    f"every recipe of the search spaces was tried: {study.num_sampled}, within "
-                    f"the budget of {spec.num_trials}; the search ends here"
-                )
-            ended_by = study.ended_by if study.num_sampled < spec.num_trials else None
-            if ended_by is not None:
-                progress.say(f"{ended_by}; the search ends here")
-                study.store.log(f"the search ends: {ended_by}")
-            records = list(study.records)
-            publish(study.spec, study.store, evaluator, records, progress, ended_by=ended_by)
+            end_round(study, evaluator, progress)
         except KeyboardInterrupt as interrupt:
             by_signal = isinstance(interrupt, Terminated)
             told = "ended by SIGTERM" if by_signal else "interrupted"
@@ -338,6 +328,24 @@ def _round(
             progress.say(f"{told}: shutting the evaluator down{hint}")
             raise
     return True
+
+
+def end_round(study: SearchStudy, evaluator: Evaluator, progress: Progress) -> None:
+    """Say what ended a search that is done, and publish its front."""
+    spec = study.spec
+    ended_by = None
+    if study.num_sampled < spec.num_trials and study.covered:
+        progress.say(
+            f"every recipe of the search spaces was tried: {study.num_sampled}, within "
+            f"the budget of {spec.num_trials}; the search ends here"
+        )
+    elif study.num_sampled < spec.num_trials:
+        ended_by = study.ended_by
+    if ended_by is not None:
+        progress.say(f"{ended_by}; the search ends here")
+        study.store.log(f"the search ends: {ended_by}")
+    records = list(study.records)
+    publish(study.spec, study.store, evaluator, records, progress, ended_by=ended_by)
 
 
 def publish(
