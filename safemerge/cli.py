@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     results = "folder for run folders (default: results)"
-    run = "folder of a run, e.g. results/demo"
+    run = "folder of a run, e.g. results/demo, or its URL, e.g. s3://BUCKET/results/demo"
     out = "folder to write; must be missing or empty"
     accept = (
         "take the trials of a run as its trials.jsonl has them now, though lines of it are gone, "
@@ -109,7 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     search = add("search", "search merges of a study and write its Pareto report")
     search.add_argument("study", metavar="STUDY.yaml", help="what to search (see search_spaces/)")
-    search.add_argument("--results", default="results", metavar="DIR", help=results)
+    search.add_argument(
+        "--results",
+        default="results",
+        metavar="DIR|URL",
+        help=f"{results}, or a URL below which the run is stored as it grows: s3://BUCKET/FOLDER, "
+        "gs://BUCKET/FOLDER or file:///FOLDER; with --resume it continues on any machine",
+    )
     search.add_argument(
         "--start",
         action="append",
@@ -128,6 +134,18 @@ def build_parser() -> argparse.ArgumentParser:
         "is kept beside, as DIR/STUDY.old-1",
     )
     search.add_argument("--accept-trials", action="store_true", help=accept)
+    search.add_argument(
+        "--serve-report",
+        nargs="?",
+        type=int,
+        const=8420,
+        metavar="PORT",
+        help="show the run's report on http://127.0.0.1:PORT (8420; 0 for a free port) while it "
+        "runs, to this machine alone",
+    )
+    search.add_argument(
+        "--plain", action="store_true", help="print lines, no live view, on a terminal too"
+    )
     search.add_argument(
         "--dry-run",
         action="store_true",
@@ -210,6 +228,13 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--as-stored", action="store_true", help=as_stored)
     report.add_argument("--accept-trials", action="store_true", help=accept)
 
+    compare = add("compare", "lay runs side by side: fronts, hypervolume, knees, settings")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN_DIR", help="two or more runs; the first is the baseline"
+    )
+    compare.add_argument("--json", action="store_true", help="as JSON")
+    compare.add_argument("--output", metavar="FILE.html", help="also write the page there")
+
     attribute = add(
         "attribute", "say which parents, operators and layers bring a point's harm and skill"
     )
@@ -261,7 +286,9 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument(
         "run", nargs="?", metavar="RUN_DIR", help=f"{run}; every run of --results if left out"
     )
-    status.add_argument("--results", default="results", metavar="DIR", help=results)
+    status.add_argument(
+        "--results", default="results", metavar="DIR|URL", help=f"{results}, or a URL of runs"
+    )
     status.add_argument("--json", action="store_true", help="as JSON")
 
     serve = add("serve", "keep a study's evaluator up until interrupted")

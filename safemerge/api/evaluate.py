@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import Recipe, StrPath, Study, as_recipe, as_study
+from safemerge.api.place import local_folder
 from safemerge.api.prepare import preflight, resolve_study
 from safemerge.api.progress import Progress, Say
 from safemerge.api.run import Run
@@ -102,7 +102,7 @@ def evaluate(
 def _asked_study(study: Study | Run | StrPath, lines: Progress) -> StudySpec:
     if isinstance(study, Study):
         return study.spec
-    folder = study.folder if isinstance(study, Run) else Path(os.fspath(study))
+    folder = study.folder if isinstance(study, Run) else local_folder(study)
     if RunStore(folder).exists:
         return stored_study(str(folder), lines)
     return as_study(folder).spec

@@ -138,6 +138,11 @@ class EvaluatorSpec(StrictModel):
     min_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     max_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     """Replicas scale between the two on queue length; each owns one engine."""
+    upscale_delay_s: Annotated[float, FREE] = Field(default=5.0, ge=0)
+    """How long candidates wait before another replica is started, in seconds."""
+    downscale_delay_s: Annotated[float, FREE] = Field(default=120.0, ge=0)
+    """How long a replica is not needed before it is stopped, in seconds; a candidate that it
+    answers is finished. Longer than an engine takes to start, or replicas come and go."""
     cpus_per_replica: Annotated[float, FREE] = Field(default=1.0, gt=0)
     gpus_per_replica: Annotated[float | None, FREE] = Field(default=None, ge=0)
     """Left out: one for each of `tensor_parallel_size` where the cluster has GPUs, else none."""
@@ -247,6 +252,11 @@ class StudySpec(StrictModel):
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     storage: Annotated[Literal["sqlite", "journal"], FREE] = "sqlite"
     """Optuna storage in the run's folder; the journal suits network file systems."""
+    tracking: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], FREE] = Field(
+        default_factory=list, exclude_if=lambda names: not names
+    )
+    """Trackers that trials, front and report go to; into ``tracking/`` of the run's folder, or
+    where ``MLFLOW_TRACKING_URI`` and ``WANDB_MODE`` say."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
     judge_service: Annotated[JudgeServiceSpec, FREE] = Field(default_factory=JudgeServiceSpec)
     """Where judges with ``placement: service`` run."""

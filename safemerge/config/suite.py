@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 
 from safemerge.config.added_metric import AddedMetricRef
-from safemerge.config.base import StrictModel
+from safemerge.config.base import FREE, StrictModel
 from safemerge.config.chat import ChatArguments
 from safemerge.config.checkpoint import Name
 from safemerge.config.few_shot import FewShot
@@ -206,6 +206,9 @@ class LmEval(StrictModel):
     """Name of the task's filter, e.g. ``strict-match``; may be left out if it has one only."""
     include_path: str | None = None
     """Folder of task files that are looked through before the harness's own."""
+    allow_code: Annotated[bool, FREE] = False
+    """Whether a task file that is none of the harness's own may name Python functions
+    (``!function``), which then run with your rights. Read them first."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Worked examples; the task's own number if left out."""
     chat_template: bool = False

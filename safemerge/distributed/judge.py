@@ -16,6 +16,7 @@ from safemerge.config.base import digest
 from safemerge.config.judge import JudgeServiceSpec, JudgeSpec, ModelJudge
 from safemerge.distributed.request import unwrapped
 from safemerge.distributed.serving import HEALTH_CHECK_EVERY_S, received
+from safemerge.distributed.shutdown import DRAINED_AFTER_S
 from safemerge.errors import EngineError, SafemergeError, ScoringError
 from safemerge.scoring.judge import Exchange, Judge, Judgement, unscored
 from safemerge.scoring.local_judge import local_judge
@@ -280,7 +281,7 @@ def bound_judges(judges: Sequence[ModelJudge], service: JudgeServiceSpec) -> dic
             health_check_period_s=HEALTH_CHECK_EVERY_S,
             health_check_timeout_s=CANARY_TIMEOUT_S + 10,
             graceful_shutdown_wait_loop_s=0.2,
-            graceful_shutdown_timeout_s=30,
+            graceful_shutdown_timeout_s=service.timeout_s + DRAINED_AFTER_S,
         )(JudgeReplica).bind(
             judge.on_device(service.gpus_per_replica).model_dump_json(), service.model_dump_json()
         )

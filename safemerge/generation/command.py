@@ -27,6 +27,7 @@ class DataFolder(RunFolder):
 
     document_file = "generate.json"
     noun = "data"
+    private = True
 
 
 class GeneratedData(NamedTuple):
