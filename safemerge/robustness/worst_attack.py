@@ -113,7 +113,7 @@ def worst_attacks(store: CellStore) -> WorstAttacks | None:
         return WorstAttacks.model_validate_json(text)
     except FileNotFoundError:
         return None
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         raise StudyError(
             f"{store.folder / _FILE}: damaged; got {str(error).splitlines()[0]}. Run the "
             "measurement again with --resume."

@@ -1,16 +1,27 @@
+import importlib
 import math
 
 import pytest
 
-from safemerge.errors import ConfigError
+from safemerge.api.progress import Progress
+from safemerge.errors import ConfigError, StudyError
 from safemerge.robustness.attack_spec import attack_stage
 from safemerge.robustness.attacker import judge, search_attacks, searched_spec
 from safemerge.robustness.cell_store import CellStore
+from safemerge.robustness.on_ray import CellJob, Hardened
 from safemerge.robustness.page import render_robustness
 from safemerge.robustness.results import robustness_results
 from safemerge.robustness.spec import Cell
-from safemerge.robustness.worst_attack import WorstAttacks, write_worst_attacks
+from safemerge.robustness.worst_attack import (
+    WorstAttacks,
+    worst_attacks,
+    write_worst_attacks,
+)
 from tests.unit.measuring import finished, measurement
+
+# The package's attribute of this name may be the function of the API.
+command = importlib.import_module("safemerge.robustness.command")
+on_ray = importlib.import_module("safemerge.robustness.on_ray")
 
 ATTACKER = {"kind": "search", "num_trials": 12, "num_samples": 40, "startup": 4}
 
@@ -150,6 +161,71 @@ def test_the_attacks_stage_has_the_steps_and_the_rank_that_were_drawn():
 def test_an_attack_of_the_search_is_measured_at_its_end_alone():
     plain = searched_spec(measurement(attacker=ATTACKER))
     assert (plain.finetune.harm_every, plain.finetune.curve, plain.also) == (None, None, [])
+
+
+def test_a_killed_search_runs_only_what_it_has_not_tried(tmp_path, monkeypatch):
+    store, declared, models = CellStore(tmp_path / "toy"), spec(), Models()
+    store.open(declared)
+
+    def make(how, cells, suites):
+        split = suites["split"]
+        return [
+            CellJob(f"{split} {cell.label}", cell, Hardened("h", tmp_path), tmp_path)
+            for cell in cells
+        ]
+
+    class Killed(Exception):
+        """The process ends."""
+
+    ran = []
+
+    def run_cells(how, jobs, suites, *, on_record):
+        for job in jobs:
+            if limit and len(ran) >= limit[0]:
+                raise Killed
+            ran.append(job.key)
+            on_record(models.record(job.cell, suites["split"]).model_copy(update={"key": job.key}))
+
+    monkeypatch.setattr(on_ray, "run_cells", run_cells)
+    suites = {split: {"split": split} for split in ("search", "report")}
+    lines = []
+    limit = [30]
+    with pytest.raises(Killed):
+        command._attack(declared, store, suites, make, Progress(lines.append))
+    assert worst_attacks(store) is None
+    limit.clear()
+    command._attack(declared, store, suites, make, Progress(lines.append))
+    assert len(ran) == len(set(ran))
+    found = worst_attacks(store)
+    done = len(ran)
+    command._attack(declared, store, suites, make, Progress(lines.append))
+    assert len(ran) == done
+    assert worst_attacks(store) == found
+    assert len(store.attack_records()) == done
+
+
+def test_a_model_that_cannot_be_measured_before_the_attack_ends_the_search(tmp_path, monkeypatch):
+    store, declared = CellStore(tmp_path / "toy"), spec()
+    store.open(declared)
+
+    def make(how, cells, suites):
+        return [CellJob(cell.label, cell, Hardened("h", tmp_path), tmp_path) for cell in cells]
+
+    def run_cells(how, jobs, suites, *, on_record):
+        for job in jobs:
+            on_record(finished(job.cell, harmful=0, key=job.key, reason="the worker was lost"))
+
+    monkeypatch.setattr(on_ray, "run_cells", run_cells)
+    with pytest.raises(StudyError, match="sft, seed 1, before the attack: must be measured; got"):
+        command._attack(declared, store, {"search": {}}, make, Progress(print))
+
+
+def test_a_damaged_file_of_worst_attacks_is_one_message(tmp_path):
+    store = CellStore(tmp_path / "toy")
+    store.open(spec())
+    store.write("worst_attacks.json", "{")
+    with pytest.raises(StudyError, match=r"worst_attacks\.json: damaged"):
+        worst_attacks(store)
 
 
 def test_the_page_shows_the_worst_case_beside_the_grid(tmp_path):
