@@ -20,6 +20,7 @@ from safemerge import errors
 
 if TYPE_CHECKING:
     from safemerge.api.attribute import attribute
+    from safemerge.api.compare import compare
     from safemerge.api.declared import Recipe, Study, load_study
     from safemerge.api.evaluate import evaluate
     from safemerge.api.export import export
@@ -40,6 +41,7 @@ __all__ = [
     "Study",
     "align",
     "attribute",
+    "compare",
     "errors",
     "evaluate",
     "export",
@@ -60,6 +62,7 @@ _MODULES = {
     "Study": "api.declared",
     "align": "api.stage",
     "attribute": "api.attribute",
+    "compare": "api.compare",
     "evaluate": "api.evaluate",
     "export": "api.export",
     "finetune": "api.stage",

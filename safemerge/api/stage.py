@@ -129,7 +129,7 @@ def _train(
     try:
         resolved = ingredients.resolve([reference])[spec.name]
     except KeyboardInterrupt:
-        lines.say(f"interrupted; checkpoints are kept. Go on: {again}")
+        lines.say(f"interrupted; checkpoints are kept. Resume: {again}")
         raise
     checkpoint = Path(str(resolved.path))
     work = checkpoint.with_name(checkpoint.name + ".work")

@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _plan(console: Console, folder: Path, pick: str, looks: object) -> None:
     plan = plan_attribution(folder, pick=pick, looks=looks)  # type: ignore[arg-type]
-    told = ", ".join(plan.parents) or "none"
-    console.plain(f"{plan.trial.label}: parents {told}")
+    text = ", ".join(plan.parents) or "none"
+    console.plain(f"{plan.trial.label}: parents {text}")
     for part in plan.parts:
         without = f"merge {part.candidate[:8]}" if part.candidate else f"none: {part.problem}"
         console.plain(f"  without {part.kind} {part.name}: {without}")

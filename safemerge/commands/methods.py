@@ -57,7 +57,7 @@ def _short(row: dict[str, Any]) -> str:
         if item["name"].startswith("harmful."):
             continue
         if row["kind"] not in _MERGING and not item["required"]:
-            parts.append(f"{item['name']} {item['allowed']} ({_told(item['default'])})")
+            parts.append(f"{item['name']} {item['allowed']} ({_shown(item['default'])})")
         elif item["name"] not in _SHARED:
             limits = item["usual"] or (item["allowed"] if "|" not in item["allowed"] else "")
             choices = "|".join(item["allowed"].split(" | "))
@@ -66,7 +66,7 @@ def _short(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _told(default: object) -> str:
+def _shown(default: object) -> str:
     if isinstance(default, str):
         return default
     if default is None:

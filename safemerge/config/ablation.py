@@ -234,8 +234,8 @@ def _variant(
     try:
         return Variant(kind, name, make(*arguments))
     except ValidationError as error:
-        told = error.errors()[0]["msg"].removeprefix("Value error, ")
-        return Variant(kind, name, None, f"the method cannot do without it: {told}")
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        return Variant(kind, name, None, f"the method cannot do without it: {reason}")
     except _Needed as error:
         return Variant(kind, name, None, str(error))
 

@@ -243,7 +243,7 @@ class StudySpec(StrictModel):
     scored recipes (needs BoTorch and a dozen of them, else as ``observed``), or the values as
     observed, of which the luckiest are published."""
     rung: RungSpec | None = Field(default=None, exclude_if=lambda given: given is None)
-    """Losses on pairs that sampled recipes are scored on first, in one forward pass; hopeless ones
+    """Losses on pairs that sampled recipes are scored on first, in one forward pass; clear losers
     are pruned there."""
     start: Annotated[list[str], CONTENT] = Field(default_factory=list)
     """Recipe files to start from, e.g. of `safemerge optimize`, taken from the study's folder.
@@ -252,6 +252,11 @@ class StudySpec(StrictModel):
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     storage: Annotated[Literal["sqlite", "journal"], FREE] = "sqlite"
     """Optuna storage in the run's folder; the journal suits network file systems."""
+    tracking: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], FREE] = Field(
+        default_factory=list, exclude_if=lambda names: not names
+    )
+    """Trackers that trials, front and report go to; into ``tracking/`` of the run's folder, or
+    where ``MLFLOW_TRACKING_URI`` and ``WANDB_MODE`` say."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
     judge_service: Annotated[JudgeServiceSpec, FREE] = Field(default_factory=JudgeServiceSpec)
     """Where judges with ``placement: service`` run."""

@@ -275,13 +275,13 @@ class SuiteSpec(StrictModel):
     def _from_ready_made(cls, document: Any) -> Any:
         """Fill in what ``use: NAME`` stands for; the file's own keys come before it."""
         if isinstance(document, dict) and "lm_eval" in document and "task" not in document:
-            told = document["lm_eval"]
-            if not isinstance(told, dict):
+            text = document["lm_eval"]
+            if not isinstance(text, dict):
                 raise ValueError(
-                    f"lm_eval: must name a task and its metrics; got {told!r}. "
+                    f"lm_eval: must name a task and its metrics; got {text!r}. "
                     "Write e.g. {task: gsm8k, metrics: {exact_match: maximize}}."
                 )
-            task = {"kind": "lm_eval", **told}
+            task = {"kind": "lm_eval", **text}
             rest = {key: value for key, value in document.items() if key != "lm_eval"}
             return {**rest, "task": task}
         return with_ready_made(document)

@@ -75,8 +75,8 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         advice = "Start the cluster, or unset RAY_ADDRESS to run on this machine alone."
         if not address:
             advice = "Try again when fewer programs hold the machine's cores and memory."
-        told = (str(error) or repr(error)).splitlines()[0].rstrip(".")
-        raise PreflightError(f"cluster: {where} must answer; got: {told}. {advice}") from None
+        reason = (str(error) or repr(error)).splitlines()[0].rstrip(".")
+        raise PreflightError(f"cluster: {where} must answer; got: {reason}. {advice}") from None
     with _ray_errors_logged(), nullcontext() if address else _own_session():
         try:
             with nullcontext() if address else _watched(_ray_processes()):

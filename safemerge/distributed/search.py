@@ -16,7 +16,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import Suites
-from safemerge.distributed.background_training import Supply, refuse_hopeless
+from safemerge.distributed.background_training import Supply, refuse_exhausted
 from safemerge.distributed.contamination import check_report, check_study_rung
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
 from safemerge.distributed.scheduler import StudyScheduler
@@ -144,7 +144,7 @@ def search_round(
         _tune(study, app=app, on_record=on_record, supply=supply)
     if study.done:
         return True
-    refuse_hopeless(supply)
+    refuse_exhausted(supply)
     if supply is None or not supply.waiting:
         raise StudyError(
             f"{study.store.folder}: Tune must end when the budget of {study.spec.num_trials} "

@@ -120,7 +120,7 @@ def _run_stages(
                 failures.append(f"{stage.label}: {cause_of(error)}")
     if failures:
         raise TrainingError(
-            f"training failed: {'; '.join(failures)}. Checkpoints are kept: go on from the last "
+            f"training failed: {'; '.join(failures)}. Checkpoints are kept: resume from the last "
             "one with --resume."
         )
 
@@ -221,7 +221,7 @@ def _check_base(spec: FinetuneSpec | AlignSpec, base: Path, wanted: str) -> None
     if found != wanted:
         raise CheckpointChangedError(
             f"{spec.name}: the base must have fingerprint {wanted}; got {found} in {base}: its "
-            f"files changed since training was planned. Put them back, or start again."
+            f"files changed since training was planned. Restore them, or start again."
         )
 
 

@@ -102,7 +102,7 @@ def generate(
                     )
                     return _write(spec, stages, store, provenance)
     except KeyboardInterrupt:
-        lines.say(f"interrupted; what was asked is kept. Go on: {again}")
+        lines.say(f"interrupted; what was asked is kept. Resume: {again}")
         raise
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from safemerge.config.metric import Metric
 from safemerge.reports.family import family_metrics
 from safemerge.reports.markup import Section, asset, joined_markup, page
@@ -27,18 +29,20 @@ SCRIPTS = ("page.js", "scatter.js", "pin.js", "charts.js", "tables.js")
 """What the page runs, in order: one scope, no globals."""
 
 
-def script() -> str:
-    """Return the page's script."""
-    parts = "\n".join(asset(f"script/{name}") for name in SCRIPTS)
+def script(names: Sequence[str] = SCRIPTS) -> str:
+    """Return a page's script, of the files that it is made of."""
+    parts = "\n".join(asset(f"script/{name}") for name in names)
     return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
-def render_html(run: Run) -> str:
+def render_html(run: Run, *, refresh_s: float | None = None) -> str:
     """Render a run's report.
 
     Args:
         run: The run; it may be unfinished or without a feasible point, and the page then
             says so.
+        refresh_s: Seconds after which the page loads itself again, for a run that is being
+            searched; None for one that is not.
 
     Returns:
         A whole HTML document that loads nothing from anywhere. Names and reasons are
@@ -83,8 +87,8 @@ def render_html(run: Run) -> str:
     return page(
         run.spec.name,
         "report",
-        status_banner(run),
+        status_banner(run, is_live=refresh_s is not None),
         sections,
-        payload=payload_json(run),
+        payload=payload_json(run, refresh_s=refresh_s),
         script=script(),
     )

@@ -161,7 +161,7 @@ def _measure(
                 _attack(spec, store, suites, make, progress)
     except KeyboardInterrupt:
         progress.say(
-            f"interrupted; {len(store.grid_records())} finished cells kept. Go on: {again}"
+            f"interrupted; {len(store.grid_records())} finished cells kept. Resume: {again}"
         )
         raise
     return _finish(store, progress, again)

@@ -194,15 +194,15 @@ def _asked(
 
 def _refuse_shared(prompts: Sequence[str], apart: Mapping[str, str], where: str) -> list[str]:
     """Return prompts as they are compared; refuse those that are in `apart`."""
-    told = [normalized_text(prompt) or prompt for prompt in prompts]
-    shared = [prompt for prompt in told if prompt in apart]
+    text = [normalized_text(prompt) or prompt for prompt in prompts]
+    shared = [prompt for prompt in text if prompt in apart]
     if shared:
         raise DataError(
             f"{where}: must share no prompt with {apart[shared[0]]}; got {len(shared)} of "
-            f"{len(told)} prompts in both, e.g. {shared[0][:60]!r}. Take ranges of rows that do "
+            f"{len(text)} prompts in both, e.g. {shared[0][:60]!r}. Take ranges of rows that do "
             "not overlap."
         )
-    return told
+    return text
 
 
 def _load_sets(

@@ -60,7 +60,7 @@ class StageMeasures:
         return found
 
 
-def told_measures(record: dict[str, Any]) -> list[str]:
+def measure_lines(record: dict[str, Any]) -> list[str]:
     """Return a stage's record in lines for people.
 
     Args:

@@ -83,7 +83,7 @@ def test_ctrl_c_and_sigterm_keep_finished_trials_and_say_how_to_go_on(
     assert 5 <= len(kept) < 14
     assert {record.state for record in kept} == {"COMPLETE"}
     again = f"safemerge search {study} --results '{results}' --resume"
-    assert f"interrupted; {len(kept)} finished trials kept. Go on: {again}" in told()
+    assert f"interrupted; {len(kept)} finished trials kept. Resume: {again}" in told()
     assert "Traceback" not in told()
     wait_until(lambda: not own_processes(marked("ctrl-c")), within_s=60)
 
@@ -100,7 +100,7 @@ def test_ctrl_c_and_sigterm_keep_finished_trials_and_say_how_to_go_on(
     assert f"resuming: {len(kept)} finished trials kept" in told()
     kept = trials_at(results)
     finished = sum(record.state == "COMPLETE" for record in kept)
-    assert f"interrupted; {finished} finished trials kept. Go on: {again}" in told()
+    assert f"interrupted; {finished} finished trials kept. Resume: {again}" in told()
     assert "ended by SIGTERM" in told()
     assert not [word for word in ("Traceback", "SIGTERM received", "PC: @") if word in told()]
     wait_until(lambda: not own_processes(marked("sigterm")), within_s=60)
@@ -140,6 +140,6 @@ def test_a_second_ctrl_c_ends_a_starting_search_at_once(
     before = time.monotonic()
     assert driver.wait(timeout=120 * PATIENCE) == 130
     assert time.monotonic() - before < 30 * PATIENCE
-    assert "interrupted; 0 finished trials kept. Go on: safemerge search" in told()
+    assert "interrupted; 0 finished trials kept. Resume: safemerge search" in told()
     assert "Traceback" not in told()
     wait_until(lambda: not own_processes(marked("twice")), within_s=60)

@@ -17,7 +17,8 @@ CONTRACT = (
 
 OPTIONS = {
     "search": [
-        "study", "--results", "--start", "--resume", "--new-data", "--accept-trials", "--dry-run",
+        "study", "--results", "--start", "--resume", "--new-data", "--accept-trials",
+        "--serve-report", "--plain", "--dry-run",
     ],
     "attribute": ["run", "--pick", "--only", "--dry-run", "--json"],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
@@ -33,6 +34,7 @@ OPTIONS = {
     "export": [
         "run", "--pick", "out", "--recipe", "--mergekit", "--push", "--yes", "--as-stored",
     ],
+    "compare": ["runs", "--json", "--output"],
     "status": ["run", "--results", "--json"],
     "serve": ["study"],
     "validate": ["files"],
