@@ -39,7 +39,7 @@ import torch
 from machine import machine, save
 
 from safemerge.config.source import TrainingData
-from safemerge.config.training import LoraSpec
+from safemerge.config.stage import LoraSpec
 from safemerge.data.rows import load_training_samples
 from safemerge.data.sample import TrainingSample
 from safemerge.engines.chat import ChatFormat

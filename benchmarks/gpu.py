@@ -30,7 +30,7 @@ from machine import machine, save
 from shaped_checkpoints import SHAPES, checkpoints
 
 from safemerge.config.recipe import MergeRecipe
-from safemerge.config.training import LoraSpec
+from safemerge.config.stage import LoraSpec
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.transfer import DeviceInputs
 from safemerge.training.batch import EncodedSample, collate

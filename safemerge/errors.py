@@ -76,5 +76,9 @@ class RunFolderError(StudyError, UserError):
     """A folder holds no run, or one that this version cannot read."""
 
 
+class ObjectStoreError(SafemergeError, RuntimeError):
+    """An object store cannot be asked: no such bucket, no right, no network."""
+
+
 class TrainingError(SafemergeError, RuntimeError):
     """Training failed: a loss that is not finite, a worker that died."""

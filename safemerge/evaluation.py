@@ -346,9 +346,9 @@ def _score(
             answered, cut = answers_alone(answered, opened=prepared.thinking[suite.name])
         if isinstance(suite.task, LmEval):
             questions, requests = prepared.harness[suite.name]
-            told = requests.answers(answered, found)
+            text = requests.answers(answered, found)
             made, estimates = score_lm_eval(
-                suite, questions, told, metrics=task_metrics(suite.task)
+                suite, questions, text, metrics=task_metrics(suite.task)
             )
         else:
             if isinstance(suite.task, Choice):

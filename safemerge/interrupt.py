@@ -1,6 +1,6 @@
 """SIGTERM as an interrupt, like Ctrl-C: schedulers and clusters end work that way.
 
-What catches `KeyboardInterrupt` to keep finished work, and to say how to go on, does so here too.
+What catches `KeyboardInterrupt` to keep finished work, and to say how to resume, does so here too.
 """
 
 from __future__ import annotations

@@ -130,11 +130,11 @@ def licence_lines(parents: Sequence[ParentCard]) -> list[str]:
     """Return Markdown lines on the parents' licences, the most restrictive first."""
     lines = ["| parent | repository | licence |", "| --- | --- | --- |"]
     for parent in by_restriction(parents):
-        told = ", ".join(f"`{name}`" for name in parent.hub)
-        if told and not parent.is_published:
-            told = f"unpublished, derived from {told}"
+        text = ", ".join(f"`{name}`" for name in parent.hub)
+        if text and not parent.is_published:
+            text = f"unpublished, derived from {text}"
         lines.append(
-            f"| {parent.name} | {told or 'not recorded'} | {_plain(parent.shown_license)} |"
+            f"| {parent.name} | {text or 'not recorded'} | {_plain(parent.shown_license)} |"
         )
     if any(_rank(parent.license) < 0 for parent in parents):
         lines += [

@@ -278,5 +278,7 @@ class Front(StrictModel):
     """How the points were chosen by a posterior; None where they are the observed front."""
     covered: bool = Field(default=False, exclude_if=lambda given: not given)
     """Whether the search ended because every recipe of its spaces was sampled."""
+    ended_by: str | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Which budget ended the search before its number of trials, in words, if one did."""
     hypervolume_search: float | None = None
     hypervolume_report: float | None = None

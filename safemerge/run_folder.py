@@ -8,6 +8,7 @@ digest beside it that vouches for every line before; nothing is rewritten in pla
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -38,6 +39,9 @@ from safemerge.provenance import utc_now
 
 Record = TypeVar("Record", bound=BaseModel)
 Document = TypeVar("Document", bound=BaseModel)
+
+PLACE_FILE = ".place"
+"""Holds the URL of a run that only works in its folder."""
 
 _LOCK_FILE = ".lock"
 _SPARE_BYTES = 100e6
@@ -86,10 +90,11 @@ class RecordFile(Generic[Record]):
             ChangedRunError: If lines are gone, edited or foreign.
         """
         where, advice = f"{self.path}, line", self._advice
-        return [
-            parse_stored(line, self._model, where=f"{where} {number}", advice=advice)
-            for number, line in enumerate(self._lines.read(), start=1)
-        ]
+        with _without_collection():
+            return [
+                parse_stored(line, self._model, where=f"{where} {number}", advice=advice)
+                for number, line in enumerate(self._lines.read(), start=1)
+            ]
 
     def restore(self) -> None:
         """Move an unfinished last line, which a killed process left, to ``<name>.torn``.
@@ -121,6 +126,8 @@ class RunFolder:
     """What a message calls such a run."""
     format: ClassVar[int] = 1
     """Version of the folder's layout; another one is refused, never guessed at."""
+    private: ClassVar[bool] = False
+    """Whether the folder is its owner's alone, as it holds text that models generated."""
 
     _held: ClassVar[dict[Path, str]] = {}
     _turn: ClassVar[threading.Lock] = threading.Lock()
@@ -139,6 +146,11 @@ class RunFolder:
         Raises:
             PreflightError: If no user has that name.
         """
+        if "://" in os.fspath(results):
+            raise PreflightError(
+                f"--results: must be a folder; got the URL {os.fspath(results)[:80]!r}. Only "
+                "`safemerge search` stores results at a URL."
+            )
         try:
             return cls(Path(results).expanduser() / name)
         except RuntimeError:
@@ -151,6 +163,14 @@ class RunFolder:
     def document_path(self) -> Path:
         """The file that says what was asked for."""
         return self.folder / self.document_file
+
+    @property
+    def place(self) -> str:
+        """Where the run is, as commands take it: its folder, or the URL that it is stored at."""
+        try:
+            return (self.folder / PLACE_FILE).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return str(self.folder)
 
     @property
     def log_path(self) -> Path:
@@ -174,7 +194,7 @@ class RunFolder:
         """
         if self.exists:
             raise UserError(
-                f"{self.folder}: holds a run of this {self.noun} already. Continue it with "
+                f"{self.place}: holds a run of this {self.noun} already. Continue it with "
                 f"`{again}`, {instead}, or rename the {self.noun}."
             )
 
@@ -283,6 +303,8 @@ class RunFolder:
         place = self.folder.resolve()
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self.private:
+                self.folder.chmod(0o700)
         with self._turn:
             if place in self._held:
                 raise self._in_use(self._held[place])
@@ -300,6 +322,8 @@ class RunFolder:
             os.pwrite(handle, f"{said}\n".encode(), 0)
             yield
         finally:
+            if self.private:
+                self._close_files()
             with self._turn:
                 del self._held[place]
                 os.close(handle)
@@ -330,6 +354,13 @@ class RunFolder:
             except OSError:
                 return None
         return None if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK else said or "unknown"
+
+    def _close_files(self) -> None:
+        """Take others' rights from every file, which a copy of the folder would keep."""
+        with suppress(OSError):
+            for path in self.folder.rglob("*"):
+                if not path.is_symlink():
+                    path.chmod(0o700 if path.is_dir() else 0o600)
 
     def _in_use(self, owner: str) -> RunFolderError:
         return RunFolderError(
@@ -369,6 +400,18 @@ class RunFolder:
             ) from None
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles again and again while millions of scores are read."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _owner() -> str:
     return f"{os.getpid()} on {socket.gethostname()}"
 
@@ -376,6 +419,6 @@ def _owner() -> str:
 def _format_of(text: str) -> object:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document.get("format") if isinstance(document, dict) else None

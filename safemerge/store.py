@@ -124,7 +124,7 @@ class RunStore(RunFolder):
         """Read ``asked.json``; None if there is none, or it is damaged: it only helps to name."""
         try:
             found: AskedRows = json.loads(self.asked_path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return found
 

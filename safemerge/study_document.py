@@ -18,7 +18,7 @@ STORE_FORMAT = 1
 """Version of the folder's layout; another one is refused, never guessed at."""
 
 START_AFRESH = "--new-data (the run so far is kept beside) or a new study name"
-"""What to do about a run that cannot go on."""
+"""What to do about a run that cannot be resumed."""
 
 
 class StudyDocument(StrictModel):
@@ -100,5 +100,5 @@ def check_same_study(
 
 def changed_inputs(study: str, changes: list[InputChange], advice: str) -> ChangedRunError:
     """Return the error that names every changed input."""
-    told = ", ".join(map(str, changes))
-    return ChangedRunError(f"study '{study}': inputs must be the run's; got {told}. {advice}.")
+    text = ", ".join(map(str, changes))
+    return ChangedRunError(f"study '{study}': inputs must be the run's; got {text}. {advice}.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import Recipe, StrPath, Study, as_recipe, as_study
+from safemerge.api.place import local_folder
 from safemerge.api.prepare import preflight, resolve_study
 from safemerge.api.progress import Progress, Say
 from safemerge.api.run import Run
@@ -75,9 +75,7 @@ def evaluate(
         path = str(Path(model).resolve())
         spec = _only_model(spec, CheckpointRef(name="candidate", path=path))
     if found is not None:
-        spec = _over(spec, found.base, found.experts)
-        own = {"vocabulary": found.vocabulary, "tokenizer": found.tokenizer}
-        spec = spec.model_copy(update=own)
+        spec = over_recipe(spec, found)
     single = spec.evaluator.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     # One candidate is not compared with others before it is scored.
     rung = spec.rung
@@ -93,7 +91,7 @@ def evaluate(
         _check_unseen(spec, suites["report"], ingredients, found, rung)
     with ExitStack() as stack:
         resolved = resolve_study(spec, suites, lines, stack=stack)
-        chosen = _recipe(resolved, found)
+        chosen = resolved_recipe(resolved, found)
         stack.enter_context(ray_cluster())
         lines.say("starting an evaluator replica (about 30 to 60 s)")
         with Evaluator(resolved, app=f"safemerge-evaluate-{spec.name}") as evaluator:
@@ -104,7 +102,7 @@ def evaluate(
 def _asked_study(study: Study | Run | StrPath, lines: Progress) -> StudySpec:
     if isinstance(study, Study):
         return study.spec
-    folder = study.folder if isinstance(study, Run) else Path(os.fspath(study))
+    folder = study.folder if isinstance(study, Run) else local_folder(study)
     if RunStore(folder).exists:
         return stored_study(str(folder), lines)
     return as_study(folder).spec
@@ -134,6 +132,12 @@ def _only_model(spec: StudySpec, candidate: CheckpointRef) -> StudySpec:
     return _over(spec, candidate, [candidate.model_copy(update={"name": "same"})])
 
 
+def over_recipe(spec: StudySpec, recipe: MergeRecipe) -> StudySpec:
+    """Return a study over a recipe's own models, with suites and evaluator as they are."""
+    own = {"vocabulary": recipe.vocabulary, "tokenizer": recipe.tokenizer}
+    return _over(spec, recipe.base, recipe.experts).model_copy(update=own)
+
+
 def _over(spec: StudySpec, base: CheckpointRef, experts: Sequence[CheckpointRef]) -> StudySpec:
     # The study's spaces name its own models: they give way to one that is legal over these.
     space = SearchSpace(
@@ -152,7 +156,12 @@ def _over(spec: StudySpec, base: CheckpointRef, experts: Sequence[CheckpointRef]
     )
 
 
-def _recipe(spec: StudySpec, recipe: MergeRecipe | None) -> MergeRecipe:
+def resolved_recipe(spec: StudySpec, recipe: MergeRecipe | None) -> MergeRecipe:
+    """Return a recipe over a resolved study's models; the base as it is for None.
+
+    Raises:
+        ConfigError: If the study lacks a model of it.
+    """
     by_name = {ref.name: ref for ref in spec.checkpoints}
     if recipe is None:
         return MergeRecipe(

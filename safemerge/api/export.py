@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safemerge.api.declared import Recipe, StrPath, save_yaml
 from safemerge.api.merge import MergedCheckpoint, as_mergekit, check_out, write
 from safemerge.api.pick import defects, pick_point, published_front
+from safemerge.api.place import local_folder
 from safemerge.api.progress import Progress, Say
 from safemerge.api.run import Run
 from safemerge.api.stored import check_stored
@@ -44,7 +45,7 @@ def export(
     """Write a point of a run's front as a checkpoint, with a card that says what was measured.
 
     Args:
-        run: A run, or its folder.
+        run: A run, its folder, or its URL.
         pick: ``knee``, ``safest`` or ``best:METRIC``, all among the points that keep every limit
             on the report split; or any trial of the front by its number.
         out: Folder to write; must be missing or empty.
@@ -81,7 +82,7 @@ def export_recipe(
     the file. mergekit takes those from the folder that it runs in: run it beside the file.
 
     Args:
-        run: A run, or its folder.
+        run: A run, its folder, or its URL.
         pick: As for `export`.
         recipe: File to write, as `safemerge merge` reads it.
         mergekit: The same as a mergekit file.
@@ -148,9 +149,9 @@ def push(
             repo_id=repository, folder_path=place, commit_message="Upload a safemerge merge"
         )
     except (HTTPError, errors.HfHubHTTPError, OSError, ValueError) as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"push {repository}: the Hub must take it; got: {told[0].rstrip('.')}. {place} is "
+            f"push {repository}: the Hub must take it; got: {reason[0].rstrip('.')}. {place} is "
             f"whole. Log in with `hf auth login`, then run `{upload_command(repository, place)}`."
         ) from error
     lines.say(f"uploaded: {page}")
@@ -191,7 +192,7 @@ def _say_missing(recipe: MergeRecipe, lines: Progress) -> None:
 
 
 def _picked(run: Run | StrPath, pick: str | int) -> tuple[StoredRun, FrontPoint]:
-    folder = run.folder if isinstance(run, Run) else Path(os.fspath(run))
+    folder = run.folder if isinstance(run, Run) else local_folder(run)
     stored = read_run(folder)
     front = published_front(stored)
     return stored, pick_point(front, str(pick), spec=stored.spec, where=str(folder))

@@ -1,10 +1,11 @@
-"""The tables of merge methods, safety operators and programs' methods, as plain records."""
+"""The tables of merge methods, safety operators, alignment and programs' methods, as records."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from safemerge.config.alignment import alignment_rows
 from safemerge.config.method import method_rows
 from safemerge.config.method_row import MethodRow
 from safemerge.config.program import PROGRAMS, MethodTable, load_attribute
@@ -15,12 +16,12 @@ def methods() -> list[dict[str, Any]]:
     """Return every method of the core, installed packages and programs, as plain records.
 
     Returns:
-        Documents with name, kind (``method``, ``step`` or a program's), title, summary,
-        uses_base, citation, url, variant and parameters; each parameter with name, description,
-        required, default, allowed (its values by the declaration) and usual (the range worth
-        searching, or null).
+        Documents with name, kind (``method``, ``step``, ``alignment`` or a program's), title,
+        summary, uses_base, citation, url, variant and parameters; each parameter with name,
+        description, required, default, allowed (its values by the declaration) and usual (the
+        range worth searching, or null).
     """
-    rows = [*method_rows().values(), *STEPS.values()]
+    rows = [*method_rows().values(), *STEPS.values(), *alignment_rows().values()]
     rows += [row for table in program_tables() for row in table.rows.values()]
     return [
         {
@@ -45,21 +46,22 @@ def program_tables() -> list[MethodTable]:
 
 
 def _parameters(row: MethodRow) -> list[dict[str, Any]]:
-    schema = row.spec.model_json_schema(by_alias=True)
-    required = set(schema.get("required", ()))
-    usual = row.usual
-    return [
-        {
-            "name": name,
-            "description": " ".join(str(item.get("description", "")).split()),
-            "required": name in required,
-            "default": item.get("default"),
-            "allowed": _allowed(item),
-            "usual": str(usual[name]) if name in usual else None,
-        }
-        for name, item in schema["properties"].items()
-        if name not in ("name", "plugin")
-    ]
+    usual, found = row.usual, []
+    for prefix, spec in row.settings.items():
+        schema = spec.model_json_schema(by_alias=True)
+        found += [
+            {
+                "name": f"{prefix}{name}",
+                "description": " ".join(str(item.get("description", "")).split()),
+                "required": name in schema.get("required", ()),
+                "default": item.get("default"),
+                "allowed": _allowed(item),
+                "usual": str(usual[f"{prefix}{name}"]) if f"{prefix}{name}" in usual else None,
+            }
+            for name, item in schema.get("properties", {}).items()
+            if name not in ("name", "plugin")
+        ]
+    return found
 
 
 def _allowed(item: dict[str, Any]) -> str:

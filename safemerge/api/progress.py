@@ -97,6 +97,22 @@ class Pace:
         yield
         self._started += time.monotonic() - began
 
+    @property
+    def done(self) -> int:
+        """What is done, earlier calls included."""
+        return self._done
+
+    @property
+    def total(self) -> int:
+        """All that is to be done, as far as is known."""
+        return max(self._total, self._done)
+
+    @property
+    def seconds_each(self) -> float | None:
+        """Seconds from one to the next in this call; None before the first."""
+        timed = self._done - self._before
+        return (time.monotonic() - self._started) / timed if timed else None
+
     def step(self) -> tuple[str, str]:
         """Count one more; return e.g. ``[3/25]`` and ``, about 2 min 5 s left``."""
         self._done += 1

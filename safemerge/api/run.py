@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemerge.api.declared import Recipe, StrPath, Study
 from safemerge.api.pick import pick_point, published_front
+from safemerge.api.place import local_folder
 from safemerge.api.progress import Progress, Say
 from safemerge.api.stored import check_stored
 from safemerge.config.program import PROGRAMS, load_attribute
 from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import UserError
 from safemerge.files import disk_errors, replace_file
+from safemerge.object_store import is_url
 from safemerge.reports.run import Point
 from safemerge.reports.run import load_run as read_run
 from safemerge.store import RunStore
@@ -46,7 +48,7 @@ class Run:
     """
 
     def __init__(self, folder: StrPath) -> None:
-        self._stored: StoredRun = read_run(Path(os.fspath(folder)))
+        self._stored: StoredRun = read_run(local_folder(folder))
 
     @property
     def folder(self) -> Path:
@@ -165,7 +167,8 @@ def load_run(folder: StrPath) -> Run:
     """Read a run's folder; nothing in it is changed.
 
     Args:
-        folder: E.g. ``results/demo``; the run may be unfinished, or still going on.
+        folder: E.g. ``results/demo`` or ``s3://bucket/results/demo``; the run may be unfinished,
+            or still going on.
 
     Raises:
         UserError: If the folder holds no run.
@@ -178,12 +181,12 @@ def report(folder: StrPath, *, as_stored: bool = False, progress: Say | None = N
     """Draw the report of a run's folder again, a search's or a program's.
 
     Args:
-        folder: E.g. ``results/demo``.
+        folder: E.g. ``results/demo`` or ``s3://bucket/results/demo``.
         as_stored: Do so although data or models are no longer those that the run was made with.
         progress: Called with notices; the log if left out.
 
     Returns:
-        The page; figures lie beside it. Both are replaced whole.
+        The page; figures lie beside it. Both are replaced whole, at a run's URL too.
 
     Raises:
         UserError: If the folder holds no run.
@@ -192,12 +195,17 @@ def report(folder: StrPath, *, as_stored: bool = False, progress: Say | None = N
     """
     from safemerge.reports import write_report
 
-    place = Path(os.fspath(folder))
+    place = local_folder(folder)
     if RunStore(place).exists:
         check_stored(place, Progress(progress), as_stored=as_stored)
     draws = [load_attribute(program.report) for program in PROGRAMS.values() if program.report]
     drawn: Path | None = next((path for draw in draws if (path := draw(place)) is not None), None)
-    return drawn or write_report(place)
+    drawn = drawn or write_report(place)
+    if is_url(folder):
+        from safemerge.remote_run import RemoteRun
+
+        RemoteRun(str(folder)).put_drawn(place)
+    return drawn
 
 
 def trial_record(trial: TrialRecord, result: CandidateResult | None) -> dict[str, Any]:

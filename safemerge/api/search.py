@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import StrPath, Study, as_study
+from safemerge.api.page_server import served_page
+from safemerge.api.place import driven_run
 from safemerge.api.prepare import preflight, resolve_with
 from safemerge.api.progress import Pace, Progress, Say
 from safemerge.api.run import Run
+from safemerge.api.state import Watch, search_state
 from safemerge.api.stored import accept_records
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
 from safemerge.interrupt import Terminated
+from safemerge.object_store import is_url
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from safemerge.config.inputs import AskedRows
     from safemerge.distributed.background_training import Supply
     from safemerge.distributed.evaluator import Evaluator
+    from safemerge.reports.live import LivePage
+    from safemerge.reports.tracking import Tracking
     from safemerge.search import SearchStudy
     from safemerge.search.retrain import Place
 
@@ -38,6 +44,8 @@ def search(
     new_data: bool = False,
     accept_trials: bool = False,
     progress: Say | None = None,
+    watch: Watch | None = None,
+    serve_report: int | None = None,
     again: str = "safemerge.search(..., resume=True)",
 ) -> Run:
     """Search merges of a study, publish the front and write the report.
@@ -48,7 +56,9 @@ def search(
 
     Args:
         study: A study, or its file.
-        results: Folder of run folders; the run's is named after the study.
+        results: Folder of run folders; the run's is named after the study. Or a URL
+            (``s3://``, ``gs://``, ``file://``): the run is stored below it while it grows, and
+            continued from there on any machine.
         start: Recipe files to start from, beside those of the study's own ``start``.
         resume: Continue the run in the folder, if there is one; finished trials are kept.
         new_data: Begin a new run, e.g. because data or scoring changed; the one in the folder is
@@ -56,6 +66,10 @@ def search(
         accept_trials: Take the trials of the run as ``trials.jsonl`` has them now, though lines
             of it are gone, edited or added.
         progress: Called with lines of progress, e.g. `print`; the log if left out.
+        watch: Called with a `safemerge.api.state.SearchState` when the search begins and after
+            each trial.
+        serve_report: Port on which the run's ``report.html`` is served to this machine alone
+            while the search runs; 0 takes a free one, None serves nothing.
         again: How the run is continued, for messages.
 
     Returns:
@@ -64,23 +78,35 @@ def search(
     Raises:
         UserError: If study, data, models or environment are wrong, or the folder holds a run and
             `resume` is not given.
+        ObjectStoreError: If the URL cannot be asked; finished trials are kept on this machine.
         StudyError: If no trial finished, or the search ended early; finished trials are kept.
         TrainingError: If a model that had to be trained could not be.
     """
     spec = with_start_files(as_study(study).spec, start)
-    store = RunStore.under(results, spec.name)
     if new_data and (resume or accept_trials):
         raise UserError(
             "search: new_data (--new-data) begins a new run; got it with resume or accept_trials, "
             "which continue one. Drop either."
         )
-    if not (resume or new_data):
-        instead = "begin a new one with new_data (--new-data; this one is kept beside)"
-        store.refuse_existing(again=again, instead=instead)
+    if new_data and is_url(results):
+        raise UserError(
+            f"search: new_data (--new-data) renames a run's folder; got results at {results}. "
+            "Take another URL or another study name."
+        )
     lines = Progress(progress)
-    if accept_trials and store.exists:
-        accept_records(store, lines)
-    run_study(spec, store.folder, lines, again=again, new_data=new_data)
+    with driven_run(results, spec.name, lines) as store:
+        if not (resume or new_data):
+            instead = "begin a new one with new_data (--new-data; this one is kept beside)"
+            if is_url(results):
+                instead = "take another URL"
+            store.refuse_existing(again=again, instead=instead)
+        if accept_trials and store.exists:
+            accept_records(store, lines)
+        with ExitStack() as stack:
+            if serve_report is not None:
+                url = stack.enter_context(served_page(store.folder / "report.html", serve_report))
+                lines.say(f"report: {url} while the search runs, on this machine alone")
+            run_study(spec, store.folder, lines, again=again, new_data=new_data, watch=watch)
     return Run(store.folder)
 
 
@@ -91,14 +117,23 @@ def check_study(
 
     Args:
         study: A study, or its file.
-        results: Folder of run folders, which must be one that can be written.
+        results: Folder of run folders, which must be one that can be written, or a URL, which
+            must be one that can be read.
         progress: Called with what was found.
 
     Raises:
         UserError: If study, data, models or environment are wrong.
     """
     spec = as_study(study).spec
-    _dry_run(spec, RunStore.under(results, spec.name), Progress(progress))
+    if is_url(results):
+        from safemerge.remote_run import RemoteRun, join_url
+
+        run = RemoteRun(join_url(str(results), spec.name))
+        run.state()
+        store = RunStore(run.folder)
+    else:
+        store = RunStore.under(results, spec.name)
+    _dry_run(spec, store, Progress(progress))
 
 
 def with_start_files(spec: StudySpec, files: Iterable[StrPath]) -> StudySpec:
@@ -108,7 +143,13 @@ def with_start_files(spec: StudySpec, files: Iterable[StrPath]) -> StudySpec:
 
 
 def run_study(
-    spec: StudySpec, folder: Path, progress: Progress, *, again: str, new_data: bool = False
+    spec: StudySpec,
+    folder: Path,
+    progress: Progress,
+    *,
+    again: str,
+    new_data: bool = False,
+    watch: Watch | None = None,
 ) -> None:
     """Run a study from ingredients to report.
 
@@ -118,14 +159,34 @@ def run_study(
         progress: Where progress goes.
         again: Command that continues the run, for messages.
         new_data: Begin a new run; one that the folder holds is kept beside.
+        watch: Called with the state of the search after each trial.
     """
+    from safemerge.reports import write_report
+    from safemerge.reports.tracking import Tracking, check_trackers
+
+    check_trackers(spec.tracking)
+    with Tracking(spec.tracking, say=progress.say) as tracking:
+        _run(spec, folder, progress, tracking, again=again, new_data=new_data, watch=watch)
+        report = write_report(folder)
+        tracking.publish(RunStore(folder).read_front(), report)
+
+
+def _run(
+    spec: StudySpec,
+    folder: Path,
+    progress: Progress,
+    tracking: Tracking,
+    *,
+    again: str,
+    new_data: bool,
+    watch: Watch | None,
+) -> None:
     from safemerge.distributed.background_training import make_supply, placer, resolve_made
     from safemerge.distributed.cluster import ray_cluster
     from safemerge.distributed.ingredient import Ingredients, fetch_hub_models
     from safemerge.distributed.inputs import with_inputs
     from safemerge.distributed.search import check_suites
     from safemerge.distributed.warm_start import read_starts, seen_by, with_starts
-    from safemerge.reports import write_report
     from safemerge.search import SearchStudy, finished_trials
 
     RunStore(folder).check_disk()
@@ -155,12 +216,12 @@ def run_study(
             supply = stack.enter_context(make_supply(spec, resolved, later))
             place = placer(spec, resolved, supply, later)
             study = stack.enter_context(SearchStudy(resolved, store, place=place))
-            _search(study, progress, supply, place)
+            tracking.begin(store.folder, store.study())
+            _search(study, progress, supply, place, watch, tracking)
     except KeyboardInterrupt:
         kept = finished_trials(RunStore.open(folder).trials()) if RunStore(folder).exists else []
-        progress.say(f"interrupted; {len(kept)} finished trials kept. Go on: {again}")
+        progress.say(f"interrupted; {len(kept)} finished trials kept. Resume: {again}")
         raise
-    write_report(folder)
 
 
 def _with_sampler(
@@ -170,9 +231,9 @@ def _with_sampler(
 
     store = RunStore(folder)
     stored = store.study().config if store.exists and not new_data else None
-    settled, told = with_sampler(spec, stored)
-    if told is not None:
-        progress.say(told)
+    settled, text = with_sampler(spec, stored)
+    if text is not None:
+        progress.say(text)
     return settled
 
 
@@ -190,8 +251,16 @@ def _open_store(
     return store
 
 
-def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place) -> None:
+def _search(
+    study: SearchStudy,
+    progress: Progress,
+    supply: Supply,
+    place: Place,
+    watch: Watch | None,
+    tracking: Tracking,
+) -> None:
     from safemerge.distributed.background_training import make_lacking
+    from safemerge.reports.live import LivePage
     from safemerge.search import finished_trials, start_plans, study_references
 
     spec, finished = study.spec, finished_trials(study.records)
@@ -202,6 +271,10 @@ def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place
     else:
         for plan in start_plans(spec):
             progress.say(plan.summary)
+    front = study.store.read_front()
+    if front is not None and front.ended_by is not None and not study.done:
+        # A larger budget goes on: what it had ended is unfinished again.
+        study.store.write_front(front.model_copy(update={"ended_by": None}))
     if spec.unmade and not study.done:
         where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"
         progress.say(
@@ -210,13 +283,21 @@ def _search(study: SearchStudy, progress: Progress, supply: Supply, place: Place
         )
     total = spec.num_trials + len(study_references(spec))
     total += len(spec.unmade) if spec.references else 0
-    trials = _Trials(progress, total, done=len(finished), spec=spec)
+    page = LivePage(study.store.folder, study.store.study(), say=progress.say)
+    trials = _Trials(
+        progress, total, done=len(finished), study=study, page=page, watch=watch, tracking=tracking
+    )
     make_lacking(study, supply, place)
-    while not _round(study, progress, supply, trials, place):
-        progress.say("evaluator gives way: training what recipes wait for")
-        with trials.paused():
-            supply.make_wanted()
-            make_lacking(study, supply, place)
+    trials.show()
+    try:
+        while not _round(study, progress, supply, trials, place):
+            progress.say("evaluator gives way: training what recipes wait for")
+            with trials.paused():
+                supply.make_wanted()
+                make_lacking(study, supply, place)
+    except BaseException:
+        page.stop(study.records)
+        raise
 
 
 def _round(
@@ -239,19 +320,32 @@ def _round(
                 return False
             if lacking_models(study, place):
                 return False
-            if study.covered and study.num_sampled < spec.num_trials:
-                progress.say(
-                    f"every recipe of the search spaces was tried: {study.num_sampled}, within "
-                    f"the budget of {spec.num_trials}; the search ends here"
-                )
-            publish(study.spec, study.store, evaluator, list(study.records), progress)
+            end_round(study, evaluator, progress)
         except KeyboardInterrupt as interrupt:
             by_signal = isinstance(interrupt, Terminated)
-            told = "ended by SIGTERM" if by_signal else "interrupted"
+            text = "ended by SIGTERM" if by_signal else "interrupted"
             hint = "" if by_signal else " (Ctrl-C again: at once)"
-            progress.say(f"{told}: shutting the evaluator down{hint}")
+            progress.say(f"{text}: shutting the evaluator down{hint}")
             raise
     return True
+
+
+def end_round(study: SearchStudy, evaluator: Evaluator, progress: Progress) -> None:
+    """Say what ended a search that is done, and publish its front."""
+    spec = study.spec
+    ended_by = None
+    if study.num_sampled < spec.num_trials and study.covered:
+        progress.say(
+            f"every recipe of the search spaces was tried: {study.num_sampled}, within "
+            f"the budget of {spec.num_trials}; the search ends here"
+        )
+    elif study.num_sampled < spec.num_trials:
+        ended_by = study.ended_by
+    if ended_by is not None:
+        progress.say(f"{ended_by}; the search ends here")
+        study.store.log(f"the search ends: {ended_by}")
+    records = list(study.records)
+    publish(study.spec, study.store, evaluator, records, progress, ended_by=ended_by)
 
 
 def publish(
@@ -260,6 +354,8 @@ def publish(
     evaluator: Evaluator,
     records: list[TrialRecord],
     progress: Progress,
+    *,
+    ended_by: str | None = None,
 ) -> None:
     """Evaluate the front and the references on the report split and write ``front.json``."""
     from safemerge.distributed.search import evaluate_report_split
@@ -276,15 +372,15 @@ def publish(
     found = believed_front(spec, records)
     belief = None if isinstance(found, str) else found
     if belief is None:
-        front, told = front_trials(spec, complete), f"by observed values: {found}"
+        front, text = front_trials(spec, complete), f"by observed values: {found}"
     else:
         front = [item for item in complete if item.number in belief.points]
-        told = (
+        text = (
             f"by the posterior of {belief.front.evaluations} recipes; "
             f"{len(front)} have a fair chance of it"
         )
-    progress.say(f"front: {told}")
-    store.log(f"front: {told}")
+    progress.say(f"front: {text}")
+    store.log(f"front: {text}")
     references = [record for record in complete if record.role == "reference"]
     wanted = list({record.number: record for record in [*front, *references]}.values())
     progress.say(
@@ -299,7 +395,8 @@ def publish(
     results = evaluate_report_split(wanted, evaluator, on_result=on_result)
     digest = store.study().digest
     published = assemble_front(spec, records, results, study_digest=digest, belief=belief)
-    published = published.model_copy(update={"covered": is_covered(spec, Drawn.of(records))})
+    covered = is_covered(spec, Drawn.of(records))
+    published = published.model_copy(update={"covered": covered, "ended_by": ended_by})
     if spec.rung is not None:
         published = _found_with(spec.rung, published)
     store.write_front(published)
@@ -326,9 +423,11 @@ def _dry_run(spec: StudySpec, store: RunStore, progress: Progress) -> None:
     from safemerge.distributed.serving import check_resources, least_needs, machine_resources
     from safemerge.distributed.statistics import gathered_files
     from safemerge.distributed.warm_start import read_starts, seen_by
+    from safemerge.reports.tracking import check_trackers
     from safemerge.weights.adapter import open_checkpoint
 
     store.check_disk()
+    check_trackers(spec.tracking)
     there = machine_resources()
     evaluator = spec.evaluator.placed(there["GPU"])
     needs = least_needs("evaluator", evaluator, spec.served_judges, spec.judge_service)
@@ -361,10 +460,21 @@ def _dry_run(spec: StudySpec, store: RunStore, progress: Progress) -> None:
 
 
 class _Trials:
-    """One line a finished trial, with the time that is left at this pace."""
+    """What is said and shown of trials: a line each, the page, the state for a live view."""
 
-    def __init__(self, progress: Progress, total: int, *, done: int, spec: StudySpec) -> None:
-        self._say, self._spec = progress.say, spec
+    def __init__(
+        self,
+        progress: Progress,
+        total: int,
+        *,
+        done: int,
+        study: SearchStudy,
+        page: LivePage,
+        watch: Watch | None,
+        tracking: Tracking,
+    ) -> None:
+        self._say, self._study, self._page, self._watch = progress.say, study, page, watch
+        self._tracking = tracking
         self._pace = Pace(total, done=done)
 
     @contextmanager
@@ -373,16 +483,26 @@ class _Trials:
         with self._pace.paused():
             yield
 
+    def show(self) -> None:
+        """Bring page and live view up to date."""
+        records = self._study.records
+        self._page.offer(records)
+        if self._watch is not None:
+            self._watch(search_state(self._study.spec, records, self._pace))
+
     def record(self, record: TrialRecord, study: object) -> None:
         place, left = self._pace.step()
+        spec = self._study.spec
         if record.result is None:
             outcome = f"{record.state}: {record.reason}"
         else:
-            outcome = _objectives(self._spec, record.result)
+            outcome = _objectives(spec, record.result)
             if not record.feasible:
                 outcome += f"  infeasible: {record.reason}"
             outcome += f"  ({record.result.timings.total_s:.1f} s)"
         self._say(f"{place} {record.label}: {outcome}{left}")
+        self._tracking.trial(record)
+        self.show()
 
 
 def _objectives(spec: StudySpec, result: CandidateResult) -> str:

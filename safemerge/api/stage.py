@@ -16,7 +16,8 @@ from safemerge.files import disk_errors
 from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from safemerge.config.training import AlignSpec, FinetuneSpec
+    from safemerge.config.alignment import AlignSpec
+    from safemerge.config.training import FinetuneSpec
 
 
 class TrainedCheckpoint(NamedTuple):
@@ -128,7 +129,7 @@ def _train(
     try:
         resolved = ingredients.resolve([reference])[spec.name]
     except KeyboardInterrupt:
-        lines.say(f"interrupted; checkpoints are kept. Go on: {again}")
+        lines.say(f"interrupted; checkpoints are kept. Resume: {again}")
         raise
     checkpoint = Path(str(resolved.path))
     work = checkpoint.with_name(checkpoint.name + ".work")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 from safemerge.api.declared import StrPath
+from safemerge.api.place import local_folder
 from safemerge.config.base import StrictModel
+from safemerge.object_store import is_url
 from safemerge.records import TrialRecord
 from safemerge.reports.run import Point, Run, load_run
 from safemerge.store import RunStore
@@ -60,24 +61,27 @@ def status(run: StrPath) -> RunStatus:
     """Say how far a search is.
 
     Args:
-        run: Its folder, e.g. ``results/demo``; the search may be going on.
+        run: Its folder, e.g. ``results/demo``, or its URL; the search may be going on.
 
     Raises:
         UserError: If the folder holds no run.
         StudyError: If a file of it is damaged.
     """
+    from safemerge.remote_run import RemoteRun
     from safemerge.search import count_running, finished_trials, study_references
 
-    stored = load_run(Path(run))
+    stored = load_run(local_folder(run))
     ended = [item for item in finished_trials(stored.trials) if not item.retried]
-    owner = RunStore(stored.folder).owner()
+    store = RunStore(stored.folder)
+    owner = RemoteRun(str(run)).living_owner() if is_url(run) else store.owner()
     total = stored.spec.num_trials + len(study_references(stored.spec))
     pace = seconds_per_trial(ended)
     left = 0 if stored.is_complete else max(0, total - len(ended))
-    running = None if stored.is_complete else count_running(stored.spec, stored.folder)
+    numbers = {item.number for item in stored.trials}
+    running = None if stored.is_complete else count_running(stored.spec, stored.folder, numbers)
     return RunStatus(
         study=stored.spec.name,
-        folder=str(stored.folder),
+        folder=store.place,
         state="running" if owner else "finished" if stored.is_complete else "stopped",
         owner=owner,
         finished=len(ended),

@@ -28,7 +28,7 @@ def check_stored(folder: Path, progress: Progress, *, as_stored: bool = False) -
     Args:
         folder: The run's folder.
         progress: Where notices go.
-        as_stored: Say what changed, and go on.
+        as_stored: Say what changed, and continue.
 
     Raises:
         StudyError: If the folder holds no run.

@@ -108,11 +108,11 @@ def _answers(options: argparse.Namespace) -> Answers:
 def _ask(question: str, *, needed: bool = False) -> str:
     while True:
         try:
-            told = input(f"{question}{'' if needed else ' (Enter: none)'}: ").strip()
+            text = input(f"{question}{'' if needed else ' (Enter: none)'}: ").strip()
         except EOFError:
             raise UserError("init: the answers ended before the study was whole.") from None
-        if told or not needed:
-            return told
+        if text or not needed:
+            return text
 
 
 def _model(text: str, *, flag: str) -> Model:

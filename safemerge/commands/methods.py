@@ -1,4 +1,4 @@
-"""``safemerge methods``: the tables of merge methods, safety operators and optimisers."""
+"""``safemerge methods``: the tables of merge methods, safety operators, alignment, optimisers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,19 @@ if TYPE_CHECKING:
 _SHARED = ("name", "on", "experts")
 """Fields that the short table leaves out."""
 
-_HEADINGS = {"method": "Merge methods", "step": "Safety operators (steps)"}
-_KINDS = {"method": "merge method", "step": "safety operator (step)"}
+_MERGING = ("method", "step")
+"""Kinds of rows whose table shows what is worth searching; that of others shows defaults."""
+
+_HEADINGS = {
+    "method": "Merge methods",
+    "step": "Safety operators (steps)",
+    "alignment": "Alignment methods (align files)",
+}
+_KINDS = {
+    "method": "merge method",
+    "step": "safety operator (step)",
+    "alignment": "alignment method (align files)",
+}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,8 +40,8 @@ def run(options: argparse.Namespace) -> None:
         if not rows:
             known = [row["name"] for row in methods()]
             raise ConfigError(
-                f"methods: must be a known merge method, safety operator or optimiser; got "
-                f"{options.name!r}. {did_you_mean(options.name, known)}"
+                "methods: must be a known merge method, safety operator, alignment method or "
+                f"optimiser; got {options.name!r}. {did_you_mean(options.name, known)}"
             )
     if options.json:
         print(json.dumps(rows if options.name is None else rows[0], indent=2))
@@ -43,8 +54,10 @@ def run(options: argparse.Namespace) -> None:
 def _short(row: dict[str, Any]) -> str:
     parts = []
     for item in row["parameters"]:
-        if row["kind"] not in _KINDS:
-            parts.append(f"{item['name']} {item['allowed']} ({_told(item['default'])})")
+        if item["name"].startswith("harmful."):
+            continue
+        if row["kind"] not in _MERGING and not item["required"]:
+            parts.append(f"{item['name']} {item['allowed']} ({_shown(item['default'])})")
         elif item["name"] not in _SHARED:
             limits = item["usual"] or (item["allowed"] if "|" not in item["allowed"] else "")
             choices = "|".join(item["allowed"].split(" | "))
@@ -53,7 +66,7 @@ def _short(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _told(default: object) -> str:
+def _shown(default: object) -> str:
     if isinstance(default, str):
         return default
     if default is None:
@@ -69,10 +82,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
         lines += [heading, ""]
         for row in rows:
             if row["kind"] == kind:
-                base = "from the base" if row["uses_base"] else "whole weights"
                 lines.append(f"  {row['name']:<{width}}{row['summary']}")
                 indent = " " * (width + 2)
-                text = f"{_short(row)}; {base}; {row['citation']}"
+                text = "; ".join(filter(None, (_short(row), _works_on(row), row["citation"])))
                 lines += textwrap.wrap(
                     text,
                     98,
@@ -81,17 +93,23 @@ def _table(rows: list[dict[str, Any]]) -> str:
                     break_on_hyphens=False,
                 )
         lines.append("")
-    lines.append("In brackets after an optimiser's setting: its default.")
+    lines.append("In brackets after an alignment method's or optimiser's setting: its default.")
     lines.append("'safemerge methods NAME' says more: each parameter, and whose variant it is.")
     return "\n".join(lines)
+
+
+def _works_on(row: dict[str, Any], vectors: str = "") -> str:
+    if row["kind"] == "alignment":
+        needed = any(item["name"] == "harmful.data" for item in row["parameters"])
+        return "alignment and harmful data" if needed else "alignment data"
+    return f"{vectors}from the base" if row["uses_base"] else "whole weights"
 
 
 def _full(row: dict[str, Any]) -> str:
     labels = _KINDS | {table.kind: table.label for table in program_tables()}
     kind = labels[row["kind"]]
-    base = "task vectors from the base" if row["uses_base"] else "whole weights"
     lines = [f"{row['name']}: {row['title']}, {kind}", "", row["summary"], ""]
-    lines += [f"works on  {base}", f"source    {row['citation']}"]
+    lines += [f"works on  {_works_on(row, 'task vectors ')}", f"source    {row['citation']}"]
     lines += [f"          {row['url']}"] if row["url"] else []
     wrapped = textwrap.wrap(row["variant"] or "as its package has it", 86)
     lines += [("variant   " if not at else " " * 10) + line for at, line in enumerate(wrapped)]

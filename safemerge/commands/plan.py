@@ -47,11 +47,11 @@ def _needed(options: argparse.Namespace, alpha: float) -> Iterator[str]:
     found = None
     for psi, what in _discordances(options, share, other):
         found = paired_prompts(difference=difference, discordance=psi, alpha=alpha, power=power)
-        told = f"more than {MAX_PROMPTS}" if found is None else f"{found} prompts"
+        text = f"more than {MAX_PROMPTS}" if found is None else f"{found} prompts"
         if found is not None:
             reached = mcnemar_power(found, difference=difference, discordance=psi, alpha=alpha)
-            told += f"  (power {reached:.3f})"
-        yield f"  same prompts, answers differ on {psi:6.1%}{what}: {told}"
+            text += f"  (power {reached:.3f})"
+        yield f"  same prompts, answers differ on {psi:6.1%}{what}: {text}"
     apart = unpaired_prompts(share, other, alpha=alpha, power=power)
     yield f"  different prompts: {apart} prompts for each candidate"
     yield ""

@@ -21,10 +21,10 @@ def scoring_lines() -> Iterator[str]:
             yield _line(f"{kind}.{row.name}", _meaning(row))
     for name, plugin in plugins.installed(plugins.METRICS).items():
         try:
-            told = _meaning(load_metric(name).row)
+            text = _meaning(load_metric(name).row)
         except ConfigError as error:
-            told = str(error)
-        yield _line(name, f"{told} ({plugin.stamp})")
+            text = str(error)
+        yield _line(name, f"{text} ({plugin.stamp})")
     yield ""
     yield "Judges ('kind: NAME' in a harm task; 'kind: added, use: NAME' for those of packages)"
     yield ""
@@ -36,10 +36,10 @@ def scoring_lines() -> Iterator[str]:
         yield _line(kind, _first_line(spec))
     for name, plugin in plugins.installed(plugins.JUDGES).items():
         try:
-            told = _first_line(plugins.load(plugins.JUDGES, name))
+            text = _first_line(plugins.load(plugins.JUDGES, name))
         except ConfigError as error:
-            told = str(error)
-        yield _line(name, f"{told} ({plugin.stamp})")
+            text = str(error)
+        yield _line(name, f"{text} ({plugin.stamp})")
     yield ""
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import load_study
 from safemerge.api.search import check_study, search, with_start_files
 from safemerge.commands.console import Console, resume_command
+from safemerge.commands.live import LiveView, can_show
+from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import argparse
@@ -17,23 +20,27 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     """Search, publish the front, write the report."""
-    console = Console()
+    is_live = not options.plain and not options.dry_run and can_show()
+    console = LiveView() if is_live else Console()
     if options.dry_run:
         study = load_study(options.study)
         study = study.of(with_start_files(study.spec, options.start))
         check_study(study, results=options.results, progress=console.say)
         return
     starts = [word for file in options.start for word in ("--start", file)]
-    found = search(
-        options.study,
-        results=options.results,
-        start=options.start,
-        resume=options.resume,
-        new_data=options.new_data,
-        accept_trials=options.accept_trials,
-        progress=console.say,
-        again=resume_command("search", options.study, options.results, starts),
-    )
+    with console.shown() if isinstance(console, LiveView) else nullcontext():
+        found = search(
+            options.study,
+            results=options.results,
+            start=options.start,
+            resume=options.resume,
+            new_data=options.new_data,
+            accept_trials=options.accept_trials,
+            progress=console.say,
+            watch=console.watch if isinstance(console, LiveView) else None,
+            serve_report=options.serve_report,
+            again=resume_command("search", options.study, options.results, starts),
+        )
     show(found, console)
 
 
@@ -46,7 +53,8 @@ def show(run: Run, console: Console) -> None:
     console.plain()
     width = max(100, shutil.get_terminal_size().columns)
     RichConsole(width=width).print(front_table(load_run(run.folder)))
-    console.say(f"report: {run.folder / 'report.html'}")
+    place = RunFolder(run.folder).place
+    console.say(f"report: {place}/report.html")
     if run.front:
         pick = "knee" if run.knee is not None else run.front[0]["trial"]
-        console.say(f"next: safemerge export {run.folder} --pick {pick} OUT_DIR")
+        console.say(f"next: safemerge export {place} --pick {pick} OUT_DIR")

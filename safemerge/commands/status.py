@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from safemerge.api.progress import duration
 from safemerge.api.status import RunStatus, status
 from safemerge.errors import SafemergeError, UserError
+from safemerge.object_store import is_url
 from safemerge.reports.wording import counted
 from safemerge.store import RunStore
 
@@ -22,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     if options.run is not None:
         found = [status(options.run)]
     else:
-        found, unread = _read(_runs(Path(options.results)))
+        found, unread = _read(_runs(options.results))
     if options.json:
         import json
 
@@ -65,7 +66,7 @@ def status_lines(found: RunStatus) -> list[str]:
     return lines
 
 
-def _read(folders: Sequence[Path]) -> tuple[list[RunStatus], list[str]]:
+def _read(folders: Sequence[Path | str]) -> tuple[list[RunStatus], list[str]]:
     """Return the states of runs, and a message of each that cannot be read."""
     found, unread = [], []
     for folder in folders:
@@ -76,7 +77,12 @@ def _read(folders: Sequence[Path]) -> tuple[list[RunStatus], list[str]]:
     return found, unread
 
 
-def _runs(results: Path) -> list[Path]:
+def _runs(given: str) -> Sequence[Path | str]:
+    if is_url(given):
+        from safemerge.remote_run import remote_runs
+
+        return remote_runs(given)
+    results = Path(given)
     found = sorted(path for path in results.glob("*") if RunStore(path).exists)
     if not found:
         raise UserError(

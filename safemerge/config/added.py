@@ -65,26 +65,60 @@ class WithAdded:
     def _validated(self, value: Any, info: core_schema.ValidationInfo) -> StrictModel:
         if not isinstance(value, dict):
             return self.spec_of(value.name).model_validate(value)
-        name = value["name"]
-        try:
-            known = plugins.installed(self.group, builtin=self.builtin)
-            if name not in known:
-                if value.get("plugin") is not None:
-                    raise _problems(
-                        f"name: must be of a package that is installed here; got "
-                        f"{json.dumps(name)} of {value['plugin']}. Install it, on every node."
-                    )
-                advice = _advice(name, [*self.builtin, *known])
-                raise _problems(f"name: unknown choice; got {json.dumps(name)}. {advice}")
-            spec = self.spec_of(name)
-        except ConfigError as error:
-            raise _problems(f"name: {error}") from error
-        try:
-            if info.mode == "json":
-                return spec.model_validate_json(json.dumps(value))
-            return spec.model_validate(value)
-        except ValidationError as error:
-            raise _problems(*problem_lines(error, spec, value)) from error
+        return added_member(
+            value,
+            info,
+            group=self.group,
+            key="name",
+            builtin=self.builtin,
+            spec_of=self.spec_of,
+        )
+
+
+def added_member(
+    document: dict[str, Any],
+    info: core_schema.ValidationInfo,
+    *,
+    group: str,
+    key: str,
+    builtin: Collection[str],
+    spec_of: Callable[[str], type[StrictModel]],
+) -> StrictModel:
+    """Validate a document of a union's member that another package adds.
+
+    Args:
+        document: With a value under `key` that is none of `builtin`.
+        info: Pydantic's.
+        group: One of `safemerge.plugins.GROUPS`.
+        key: The union's discriminator.
+        builtin: Names of the union's own members.
+        spec_of: Imports the declaration of an added member.
+
+    Raises:
+        PydanticCustomError: With a line for each problem.
+    """
+    name = document[key]
+    if not isinstance(name, str):
+        raise _problems(f"{key}: must be text; got {json.dumps(name)}.")
+    try:
+        known = plugins.installed(group, builtin=builtin)
+        if name not in known:
+            if document.get("plugin") is not None:
+                raise _problems(
+                    f"{key}: must be of a package that is installed here; got "
+                    f"{json.dumps(name)} of {document['plugin']}. Install it, on every node."
+                )
+            advice = _advice(name, [*builtin, *known])
+            raise _problems(f"{key}: unknown choice; got {json.dumps(name)}. {advice}")
+        spec = spec_of(name)
+    except ConfigError as error:
+        raise _problems(f"{key}: {error}") from error
+    try:
+        if info.mode == "json":
+            return spec.model_validate_json(json.dumps(document))
+        return spec.model_validate(document)
+    except ValidationError as error:
+        raise _problems(*problem_lines(error, spec, document)) from error
 
 
 def _problems(*lines: str) -> PydanticCustomError:

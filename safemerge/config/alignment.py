@@ -1,14 +1,21 @@
-"""Settings of the methods that harden a model, each with its paper's defaults."""
+"""Alignment stages: a union by ``method``, each member with its paper's settings and its row."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, core_schema
 
+from safemerge import plugins
+from safemerge.config.added import added_member
 from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
+from safemerge.config.method_row import MethodRow, Source, Usual, rows_by_name, summary_of
 from safemerge.config.source import PromptData, TrainingData
+from safemerge.config.stage import TrainingStage, check_parts
 
 
 class HarmfulSpec(StrictModel):
@@ -94,7 +101,7 @@ class UntilSpec(StrictModel):
     every: int = Field(default=20, ge=1)
     """Steps between measurements. The stage's `steps` are the most that are taken."""
     min_steps: int = Field(default=0, ge=0)
-    """Steps that are taken in any case, so that hardening goes on behind the first refusals."""
+    """Steps that are taken in any case, so that hardening continues past the first refusals."""
     max_tokens: int = Field(default=16, ge=1)
     """Tokens of each greedy answer that are read."""
 
@@ -146,7 +153,7 @@ class BoosterSpec(StrictModel):
 class VaccineSpec(StrictModel):
     """Perturbation-aware alignment (Vaccine, arXiv:2402.01109)."""
 
-    rho: float = Field(default=2.0, ge=0)
+    rho: Annotated[float, Usual(2.0, 5.0)] = Field(default=2.0, ge=0)
     """Length of the perturbation of all attention outputs together; the papers take 2 to 5."""
     norm: Literal["batch", "sample"] = "batch"
     """Over what the length is taken: the whole batch (the papers' code), or each row."""
@@ -155,27 +162,369 @@ class VaccineSpec(StrictModel):
 class RepnoiseSpec(StrictModel):
     """Representation noising (RepNoise, arXiv:2405.14577)."""
 
-    ascent: float = Field(default=1.0, ge=0, alias="alpha")
+    ascent: Annotated[float, Usual(0.1, 1.0)] = Field(default=1.0, ge=0, alias="alpha")
     """Alpha, the weight of the harmful loss's ascent; the papers take 0.1 to 1."""
     noise: float = Field(default=0.001, ge=0, alias="beta")
     """Beta, the weight of the distance between harmful representations and noise."""
 
 
-class LisaSpec(StrictModel):
-    """Bi-state fine-tuning with a proximal term (Lisa, arXiv:2405.18641)."""
+_MEMBERS: tuple[type[AlignSpec], ...] = ()
+"""Safemerge's own members of the union; filled at the end, once they are declared."""
 
-    data: Annotated[list[TrainingData], CONTENT] = Field(min_length=1)
-    """Alignment data of the alignment state; no prompt of it may be in the user's data."""
-    alignment_steps: int = Field(default=100, ge=1)
-    """Steps in the alignment state before the user's state begins."""
-    user_steps: int = Field(default=900, ge=1)
-    """Steps in the user's state before the alignment state begins again."""
-    rho: float = Field(default=1.0, ge=0)
-    """Strength of the pull towards the weights where the other state ended; the papers take
-    0.01 to 1."""
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    """Share of the stage's steps before the pull begins, in [0, 1]."""
+
+class AlignSpec(TrainingStage):
+    """An alignment stage: the file that `safemerge align` takes, a union by ``method``.
+
+    Validating a document gives the member of its method, of safemerge's own (`ALIGNMENT_METHODS`)
+    or of an installed package (`safemerge.config.alignment_method`). A method's settings stand in
+    sections of the file, which it shares with no other key.
+    """
+
+    source: ClassVar[Source]
+    """Whose method it is."""
+    sections: ClassVar[tuple[str, ...]] = ()
+    """Keys of the method's own, beside those of every stage."""
+
+    kind: Literal["align"] = "align"
+    method: str
+    """The member of the union."""
+    until: Annotated[UntilSpec | None, LATER] = None
+    """Ends the stage once held-out requests are refused; all `steps` are taken if left out."""
+
+    @classmethod
+    def method_name(cls) -> str:
+        """Return what files call the method."""
+        return str(get_args(cls.model_fields["method"].annotation)[0])
+
+    @classmethod
+    def members(cls) -> tuple[type[StrictModel], ...]:
+        """Return safemerge's own members of the union; of a member, itself."""
+        return _MEMBERS if cls is AlignSpec else (cls,)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler, /
+    ) -> CoreSchema:
+        """Return the union's schema for `AlignSpec`, for a member its own."""
+        if not _MEMBERS or cls is not AlignSpec:
+            return handler(source)
+        choices: dict[Any, CoreSchema] = {
+            member.__name__: handler.generate_schema(member) for member in _MEMBERS
+        }
+        choices["added"] = core_schema.with_info_plain_validator_function(_added)
+        return core_schema.tagged_union_schema(choices, discriminator=_choice)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler, /
+    ) -> dict[str, Any]:
+        """Return the union's JSON schema, what installed packages add among its members."""
+        if cls is not AlignSpec:
+            return super().__get_pydantic_json_schema__(schema, handler)
+        rows = alignment_rows().values()
+        members = [handler(row.spec.__pydantic_core_schema__) for row in rows]
+        summary = "An alignment stage: the file that `safemerge align` takes, a union by `method`."
+        return {"description": summary, "oneOf": members}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_sections(cls, document: Any) -> Any:
+        """Refuse settings of another method, and a method without those that it needs."""
+        if not isinstance(document, dict):
+            return document
+        own, method = cls.sections, document.get("method", "sft")
+        for name in sorted(SECTIONS):
+            if name not in own and document.get(name) is not None:
+                users = ", ".join(SECTIONS[name])
+                raise ValueError(
+                    f"{name} belongs to method {users}; got it with method {method}. Remove it."
+                )
+        for name in own:
+            needed = cls.model_fields[name].is_required()
+            if document.get(name) is None and (needed or name in document):
+                raise ValueError(
+                    f"method {method} needs {name}; got none. Add the section '{name}'."
+                )
+        # Records of finished stages hold the other methods' sections as null.
+        return {key: value for key, value in document.items() if key in own or key not in SECTIONS}
+
+    @model_validator(mode="after")
+    def _has_benign(self) -> Self:
+        if len(self.data) < 2:
+            raise ValueError(
+                "an alignment stage needs refusals and benign answers; got one data set. "
+                "Add benign data, or the model learns to refuse everything."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _same_weights_in_all_passes(self) -> Self:
+        if self.method != "sft" and self.lora.dropout > 0:
+            raise ValueError(
+                f"lora.dropout must be 0 for {self.method}, whose passes must see the same "
+                f"weights; got {self.lora.dropout}. Remove it."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _until_is_measured(self) -> Self:
+        if self.until is None:
+            return self
+        if self.until.min_steps >= self.steps:
+            raise ValueError(
+                f"until.min_steps must be fewer than the stage's {self.steps} steps; got "
+                f"{self.until.min_steps}. Lower it, or raise steps."
+            )
+        if self.workers.num_workers > 1:
+            raise ValueError(
+                "until generates answers on one worker; got it with "
+                f"{self.workers.num_workers} workers. Take one, or remove it."
+            )
+        return self
+
+    @property
+    def training_sets(self) -> dict[str, PromptData]:
+        """Every set whose rows the stage sees, by its place in the file.
+
+        Held-out rows are among them: they are measured and not trained on, but who tunes a stage
+        by their loss, or ends it by their answers, has seen them.
+        """
+        sets = super().training_sets
+        if self.until is not None:
+            sets |= {f"until.prompts.{i}": item for i, item in enumerate(self.until.prompts)}
+        return sets
 
     def located(self, folder: Path) -> Self:
         """Return a copy whose relative file references are taken from `folder`."""
-        return self.model_copy(update={"data": [item.located(folder) for item in self.data]})
+        spec = super().located(folder)
+        if self.until is None:
+            return spec
+        return spec.model_copy(update={"until": self.until.located(folder)})
+
+
+class SftAlign(AlignSpec):
+    """Cross-entropy on refusals and benign answers, without hardening."""
+
+    source: ClassVar[Source] = Source(
+        "Supervised alignment",
+        "Ouyang et al., NeurIPS 2022",
+        "https://arxiv.org/abs/2203.02155",
+        "The supervised stage alone; the control of the other methods.",
+    )
+
+    method: Literal["sft"] = "sft"
+    """``sft``: cross-entropy on refusals and benign answers."""
+
+
+class HarmfulAlign(AlignSpec):
+    """A method that looks at harmful data beside the alignment data."""
+
+    sections: ClassVar[tuple[str, ...]] = ("harmful",)
+
+    harmful: HarmfulSpec
+    """Harmful data: what an attacker would fine-tune on."""
+
+    @model_validator(mode="after")
+    def _harmful_row_for_each_worker(self) -> Self:
+        workers, rows = self.workers.num_workers, self.harmful.batch_size
+        if workers > rows:
+            raise ValueError(
+                f"harmful.batch_size must give each worker a row; got {rows} for {workers} "
+                "workers. Raise it."
+            )
+        check_parts(self, "harmful.batch_size", rows)
+        return self
+
+    @property
+    def training_sets(self) -> dict[str, PromptData]:
+        """See `AlignSpec.training_sets`."""
+        sets = super().training_sets
+        for key in ("data", "test"):
+            found = getattr(self.harmful, key)
+            sets |= {f"harmful.{key}.{index}": item for index, item in enumerate(found)}
+        return sets
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose relative file references are taken from `folder`."""
+        update = {"harmful": self.harmful.located(folder)}
+        return super().located(folder).model_copy(update=update)
+
+
+class BoosterAlign(HarmfulAlign):
+    """Attenuates what a simulated harmful step gains, so that harmful fine-tuning is slow."""
+
+    source: ClassVar[Source] = Source(
+        "Booster",
+        "Huang et al., ICLR 2025",
+        "https://arxiv.org/abs/2409.01586",
+        "The paper's first-order update. Accumulated parts of a batch count all of them, and the "
+        "weights are restored bit for bit.",
+    )
+    sections: ClassVar[tuple[str, ...]] = ("harmful", "booster")
+
+    method: Literal["booster"]
+    """``booster``: see `booster`."""
+    booster: BoosterSpec = Field(default_factory=BoosterSpec)
+    """Settings of Booster."""
+
+    @model_validator(mode="after")
+    def _booster_fits(self) -> Self:
+        calibrate = self.booster.calibrate
+        if calibrate is not None and calibrate.plain_steps >= self.steps:
+            raise ValueError(
+                f"booster.calibrate.plain_steps must be fewer than the stage's {self.steps} "
+                f"steps; got {calibrate.plain_steps}. Lower it."
+            )
+        total = sum(phase.steps for phase in self.booster.phases)
+        if self.booster.phases and total != self.steps:
+            raise ValueError(
+                f"booster.phases must add up to the stage's {self.steps} steps; got {total}."
+            )
+        if self.parameters == "full" and self.booster.backend == "grouped":
+            raise ValueError(
+                "booster.backend grouped needs parameters: lora, whose adapters it holds twice; "
+                "got parameters: full. Take in_place."
+            )
+        return self
+
+
+class VaccineAlign(AlignSpec):
+    """Aligns under the worst small shift of the attention outputs."""
+
+    source: ClassVar[Source] = Source(
+        "Vaccine",
+        "Huang et al., NeurIPS 2024",
+        "https://arxiv.org/abs/2402.01109",
+        "Equations 4 to 6; the shift's length over the whole batch, as in the authors' code, or "
+        "over each row.",
+    )
+    sections: ClassVar[tuple[str, ...]] = ("vaccine",)
+    by_row: ClassVar[bool] = True
+
+    method: Literal["vaccine"]
+    """``vaccine``: see `vaccine`."""
+    vaccine: VaccineSpec = Field(default_factory=VaccineSpec)
+    """Settings of Vaccine."""
+
+
+class BoosterVaccineAlign(BoosterAlign):
+    """Booster whose alignment gradient is Vaccine's."""
+
+    source: ClassVar[Source] = Source(
+        "Booster + Vaccine",
+        "Huang et al., ICLR 2025",
+        "https://arxiv.org/abs/2409.01586",
+        "The paper's combination of the two.",
+    )
+    sections: ClassVar[tuple[str, ...]] = ("harmful", "booster", "vaccine")
+    by_row: ClassVar[bool] = True
+
+    method: Literal["booster+vaccine"]  # type: ignore[assignment]
+    """``booster+vaccine``: see `booster` and `vaccine`."""
+    vaccine: VaccineSpec = Field(default_factory=VaccineSpec)
+    """Settings of Vaccine."""
+
+    @model_validator(mode="after")
+    def _backend_fits(self) -> Self:
+        if self.booster.backend == "grouped":
+            raise ValueError(
+                "booster.backend grouped computes the plain alignment loss; got it with "
+                f"{self.method}. Take in_place."
+            )
+        return self
+
+
+class RepnoiseAlign(HarmfulAlign):
+    """Pushes representations of harmful rows towards noise, and harmful answers away."""
+
+    source: ClassVar[Source] = Source(
+        "RepNoise",
+        "Rosati et al., NeurIPS 2024",
+        "https://arxiv.org/abs/2405.14577",
+        "Section 3 with the appendix's loss; a harmful row's mask is its targets that differ from "
+        "the harmless row of the same index, since these sets share no prompts.",
+    )
+    sections: ClassVar[tuple[str, ...]] = ("harmful", "repnoise")
+    by_row: ClassVar[bool] = True
+
+    method: Literal["repnoise"]
+    """``repnoise``: see `repnoise`."""
+    repnoise: RepnoiseSpec = Field(default_factory=RepnoiseSpec)
+    """Settings of RepNoise."""
+
+    @model_validator(mode="after")
+    def _whole_batch_at_once(self) -> Self:
+        workers = self.workers.num_workers
+        if workers > 1 or self.micro_batches > 1:
+            raise ValueError(
+                "repnoise compares all rows of a batch with each other, on one worker at once; "
+                f"got {workers} workers and {self.micro_batches} micro_batches. Take 1 of each."
+            )
+        return self
+
+
+def alignment_row(spec: type[AlignSpec]) -> MethodRow:
+    """Return the row of a member of the union."""
+    return MethodRow(
+        "alignment",
+        spec.method_name(),
+        spec,
+        spec.source,
+        summary_of(spec),
+        uses_base=False,
+        sections=spec.sections,
+    )
+
+
+def alignment_rows() -> Mapping[str, MethodRow]:
+    """Return the rows of all alignment methods, those of installed packages last.
+
+    Raises:
+        ConfigError: If a package cannot be imported, or names clash.
+    """
+    added = plugins.installed(plugins.ALIGNMENT_METHODS, builtin=ALIGNMENT_METHODS)
+    return {**ALIGNMENT_METHODS, **{name: alignment_row(_spec(name)) for name in sorted(added)}}
+
+
+def _spec(name: str) -> type[AlignSpec]:
+    # The declaration of a package's method is a subclass of this module's.
+    from safemerge.config.alignment_method import load_alignment_method
+
+    return load_alignment_method(name, builtin=ALIGNMENT_METHODS).spec
+
+
+def _choice(value: Any) -> str:
+    if isinstance(value, AlignSpec):
+        return type(value).__name__ if type(value) in _MEMBERS else "added"
+    name = value.get("method", "sft") if isinstance(value, dict) else "sft"
+    known = ALIGNMENT_METHODS.get(name) if isinstance(name, str) else None
+    return "added" if known is None else known.spec.__name__
+
+
+def _added(value: Any, info: core_schema.ValidationInfo) -> StrictModel:
+    """Validate a document of a package's method."""
+    if isinstance(value, AlignSpec):
+        return value
+    return added_member(
+        value,
+        info,
+        group=plugins.ALIGNMENT_METHODS,
+        key="method",
+        builtin=ALIGNMENT_METHODS,
+        spec_of=_spec,
+    )
+
+
+_MEMBERS = (SftAlign, BoosterAlign, VaccineAlign, BoosterVaccineAlign, RepnoiseAlign)
+ALIGNMENT_METHODS = rows_by_name(alignment_row(member) for member in _MEMBERS)
+"""Rows of safemerge's own alignment methods by name."""
+
+SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        name: tuple(member.method_name() for member in _MEMBERS if name in member.sections)
+        for name in dict.fromkeys(name for member in _MEMBERS for name in member.sections)
+    }
+)
+"""Keys that only some of these methods take, with those methods."""
+
+AlignSpec.model_rebuild(force=True)

@@ -11,6 +11,7 @@ VLLM = (
 """How vLLM is installed; a sentence without its end."""
 
 _LM_EVAL = "Install safemerge[lm-eval]."
+_TRACKING = "Install safemerge[tracking]."
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "runtime": (
@@ -19,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "gpu": ("vllm",),
     "lm-eval": ("lm_eval", "more_itertools"),
+    "tracking": ("mlflow", "tensorboardX", "wandb"),
 }  # fmt: skip
 """Importable names by the extra that brings them."""
 
@@ -31,4 +33,5 @@ def advice(module: str | None) -> str | None:
     """
     package = (module or "").partition(".")[0]
     found = next((extra for extra, names in EXTRAS.items() if package in names), None)
-    return {"runtime": RUNTIME, "gpu": f"{VLLM}.", "lm-eval": _LM_EVAL}.get(found or "")
+    told = {"runtime": RUNTIME, "gpu": f"{VLLM}.", "lm-eval": _LM_EVAL, "tracking": _TRACKING}
+    return told.get(found or "")

@@ -78,7 +78,7 @@ def input_changes(
         rows: The given study's rows.
     """
     found = [
-        InputChange("rows", place, _told((rows_before or {}).get(place), (rows or {}).get(place)))
+        InputChange("rows", place, _shown((rows_before or {}).get(place), (rows or {}).get(place)))
         for place in _differing(before.rows, now.rows)
     ]
     known = {*before.rows.keys() & now.rows.keys(), *before.tasks.keys() & now.tasks.keys()}
@@ -108,7 +108,7 @@ def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [place for place in before if place in now and before[place] != now[place]]
 
 
-def _told(before: Sequence[Sequence[str]] | None, now: Sequence[Sequence[str]] | None) -> str:
+def _shown(before: Sequence[Sequence[str]] | None, now: Sequence[Sequence[str]] | None) -> str:
     if before is None or now is None:
         return "other rows"
     was, given = ({one[0]: one[1] for one in rows} for rows in (before, now))
@@ -117,5 +117,5 @@ def _told(before: Sequence[Sequence[str]] | None, now: Sequence[Sequence[str]] |
         "new": [identity for identity in given if identity not in was],
         "in other words": [key for key in was if key in given and was[key] != given[key]],
     }
-    told = [f"{len(ids)} {what}, first {ids[0]}" for what, ids in found.items() if ids]
-    return f"{len(now)} rows instead of {len(before)}: " + ("; ".join(told) or "another order")
+    text = [f"{len(ids)} {what}, first {ids[0]}" for what, ids in found.items() if ids]
+    return f"{len(now)} rows instead of {len(before)}: " + ("; ".join(text) or "another order")

@@ -22,8 +22,9 @@ def located_path(given: str, folder: Path) -> str:
         place = (folder / Path(given).expanduser()).resolve()
         place.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        told = getattr(error, "strerror", None) or str(error).split(" from ")[0].rstrip(".")
+        reason = getattr(error, "strerror", None) or str(error).split(" from ")[0].rstrip(".")
         raise ConfigError(
-            f"path {given[:80]!r}: must be one that a file can have; got: {told}. Check the path."
+            f"path {given[:80]!r}: must be one that a file can have; got: {reason}. "
+            "Check the path."
         ) from None
     return str(place)

@@ -11,32 +11,20 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
-from typing import get_type_hints as type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field, create_model, field_validator
 
 from safemerge import plugins
-from safemerge.config.coefficient import Coefficient, Layerwise, Number, layerwise_fields
-from safemerge.config.method_row import MethodRow, Source, Usual, summary_of
+from safemerge.config.coefficient import Coefficient, Number, layerwise_fields
+from safemerge.config.method_row import MethodRow, Source, summary_of
 from safemerge.config.method_spec import LAMBDA, WEIGHTS, MethodSpec
+from safemerge.config.signature import check_name, keyword_fields, positional_parameters
 from safemerge.errors import ConfigError
 
 _TENSORS = ("base", "task_vectors", "models", "weights")
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-class Range(NamedTuple):
-    """Allowed values of a number, which are also the range worth searching."""
-
-    low: float
-    high: float
-    low_included: bool = True
-    high_included: bool = True
 
 
 class AddedMethod(MethodSpec):
@@ -134,100 +122,45 @@ def merge_method(
 
     def declare(function: Callable[..., Any]) -> MergeMethod:
         where = f"merge method '{name}'"
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{where}: must be lower-case letters, digits and underscores; got {name!r}."
-            )
-        try:
-            hints = type_hints(function, include_extras=True)
-        except NameError as error:
-            raise ConfigError(
-                f"{where}: annotations must be importable; got {error}. Import their types "
-                "outside of TYPE_CHECKING."
-            ) from error
-        given = inspect.signature(function).parameters.values()
-        tensors = tuple(item.name for item in given if item.kind is not item.KEYWORD_ONLY)
+        check_name(name, where=where)
+        tensors = positional_parameters(function)
         unknown = [item for item in tensors if item not in _TENSORS]
         if unknown or len({"task_vectors", "models"} & set(tensors)) != 1:
             raise ConfigError(
                 f"{where}: tensor parameters must be task_vectors or models, and may be base and "
                 f"weights; got {', '.join(tensors) or 'none'}. Make others keyword-only."
             )
-        parameters = {item.name: item for item in given if item.kind is item.KEYWORD_ONLY}
+        parameters = keyword_fields(
+            function,
+            where=where,
+            reserved=(*AddedMethod.model_fields, "lambda_", "models"),
+            layerwise=True,
+        )
         source = Source(title or name, citation or function.__module__, url, "")
-        spec = _declared(name, function, hints, parameters, tensors, source)
-        return MergeMethod(name, function, tensors, spec)
+        return MergeMethod(name, function, tensors, _declared(name, function, parameters, source))
 
     return declare
 
 
 def _declared(
-    name: str,
-    function: Callable[..., Any],
-    hints: Mapping[str, Any],
-    parameters: Mapping[str, inspect.Parameter],
-    tensors: tuple[str, ...],
-    source: Source,
+    name: str, function: Callable[..., Any], parameters: Mapping[str, Any], source: Source
 ) -> type[AddedMethod]:
+    tensors = positional_parameters(function)
     fields: dict[str, Any] = {"name": (Literal[name], ...)}
     if "task_vectors" in tensors:
         scale = Field(default=1.0, alias="lambda", description="Scale of the merged task vector.")
         fields["lambda_"] = (Annotated[Coefficient, LAMBDA], scale)
-    described = _described(function.__doc__ or "")
-    for key, parameter in parameters.items():
-        if key in AddedMethod.model_fields or key in ("lambda_", "models"):
-            raise ConfigError(
-                f"merge method '{name}': the parameter must not be named {key}, which every "
-                "method has. Rename it."
-            )
-        hint, limits = _hint(hints.get(key))
-        default = ... if parameter.default is parameter.empty else parameter.default
-        meaning = described.get(key, f"See {function.__module__}.")
-        fields[key] = (_annotated(name, key, hint, limits), Field(default, description=meaning))
     model: type[AddedMethod] = create_model(
         f"Added_{name}",
         __base__=AddedMethod,
         __module__=__name__,
         __doc__=function.__doc__ or f"{name}, of {function.__module__}.",
         **fields,
+        **parameters,
     )
     model.source, model.parameters = source, tuple(parameters)
     model.takes_base = "models" in tensors
     return model
-
-
-def _hint(hint: Any) -> tuple[Any, Range | None]:
-    if get_origin(hint) is not Annotated:
-        return hint, None
-    inner, *rest = get_args(hint)
-    return inner, next((item for item in rest if isinstance(item, Range)), None)
-
-
-def _annotated(method: str, key: str, hint: Any, limits: Range | None) -> Any:
-    if hint is bool or get_origin(hint) is Literal:
-        return hint
-    if hint not in (float, int):
-        raise ConfigError(
-            f"merge method '{method}', parameter '{key}': must be float, int, bool or Literal, a "
-            f"number's limits as Annotated[float, Range(0, 1)]; got {hint}."
-        )
-    number: Any = hint
-    marks: list[Any] = []
-    if limits is not None:
-        low: dict[str, Any] = {"ge" if limits.low_included else "gt": limits.low}
-        high: dict[str, Any] = {"le" if limits.high_included else "lt": limits.high}
-        number = Annotated[hint, Field(**low, **high)]
-        marks = [Usual(limits.low, limits.high, limits.low_included)]
-    layerwise: Any = Layerwise
-    return Annotated[(layerwise[number] if hint is float else number, *marks, None)]
-
-
-def _described(docstring: str) -> dict[str, str]:
-    """Descriptions of parameters, from a docstring's section ``Args``."""
-    _, _, rest = inspect.cleandoc(docstring).partition("\nArgs:\n")
-    section = re.split(r"\n\S", rest, maxsplit=1)[0]
-    found = re.findall(r"^ {4}(\w+)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
 
 
 def _restored(document: str) -> AddedMethod:

@@ -273,7 +273,7 @@ def locate_models(document: dict[str, Any], file: Path, current: Path) -> Iterat
         ConfigError: If folders are in neither place; names all of them.
     """
     missing: dict[str, None] = {}
-    told: set[str] = set()
+    shown: set[str] = set()
     for ref in _references(document["base"], *document["experts"]):
         if "path" not in ref:
             continue
@@ -289,9 +289,9 @@ def locate_models(document: dict[str, Any], file: Path, current: Path) -> Iterat
                 f"{file}: mergekit's model {text!r}: must be a folder, absolute or from the "
                 f"file's folder or the current one, or a hub id; got none. Check the path."
             ] = None
-        if text in told:
+        if text in shown:
             continue
-        told.add(text)
+        shown.add(text)
         if len(found) > 1:
             yield (
                 f"model {text!r} is beside {file.name} and in the current folder too; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 if TYPE_CHECKING:
     from safemerge.config.base import StrictModel
@@ -36,7 +36,7 @@ class MethodRow(NamedTuple):
     """One method: merging, a step, an optimiser or an alignment."""
 
     kind: str
-    """``method``, ``step``, or what a program adds, e.g. ``optimizer``."""
+    """``method``, ``step``, ``alignment``, or what a program adds, e.g. ``optimizer``."""
     name: str
     """Machine name, the discriminator of files."""
     spec: type[StrictModel]
@@ -46,13 +46,24 @@ class MethodRow(NamedTuple):
     """What it does, in a sentence."""
     uses_base: bool
     """Whether task vectors from the base enter, rather than whole weights."""
+    sections: tuple[str, ...] | None = None
+    """Keys of `spec` whose own keys are the parameters; None if those of `spec` are."""
+
+    @property
+    def settings(self) -> Mapping[str, type[StrictModel]]:
+        """Declarations of the parameters by what stands before their names in files."""
+        if self.sections is None:
+            return {"": self.spec}
+        fields = self.spec.model_fields
+        return {f"{key}.": cast("Any", fields[key].annotation) for key in self.sections}
 
     @property
     def usual(self) -> Mapping[str, Usual]:
         """Range worth searching by parameter, as files call it."""
         return {
-            field.alias or name: item
-            for name, field in self.spec.model_fields.items()
+            f"{prefix}{field.alias or name}": item
+            for prefix, spec in self.settings.items()
+            for name, field in spec.model_fields.items()
             for item in field.metadata
             if isinstance(item, Usual)
         }

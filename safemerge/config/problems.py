@@ -94,7 +94,9 @@ class _Place:
     def __init__(self, model: type[BaseModel], document: object, item: Any) -> None:
         parts: list[str] = []
         here = document
-        models: list[type[BaseModel]] = [model]
+        # A file that is a union itself: the location begins with the name of a member.
+        members: tuple[type[BaseModel], ...] = getattr(model, "members", lambda: (model,))()
+        models: list[type[BaseModel]] = list(members)
         self.models = models
         location = item["loc"]
         for index, part in enumerate(location):

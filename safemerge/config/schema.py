@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.base import StrictModel
 from safemerge.config.problems import did_you_mean
 from safemerge.config.program import PROGRAMS, load_attribute
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.statistics import StatisticsSpec
 from safemerge.config.study import StudySpec
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.errors import ConfigError
 
 _CORE: dict[str, type[StrictModel]] = {

@@ -11,7 +11,7 @@ from safemerge.config.base import StrictModel
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import Name, Quantity
 from safemerge.config.source import TrainingData
-from safemerge.config.training import WorkersSpec
+from safemerge.config.stage import WorkersSpec
 
 
 class StatisticsSpec(StrictModel):

@@ -95,6 +95,38 @@ class Resta(StepSpec):
     """The paper's gamma; 0 changes nothing."""
 
 
+class Lox(StepSpec):
+    """Extrapolate alignment in its leading directions, theta + alpha U U^T V (2506.15606)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned")
+
+    source: ClassVar[Source] = Source(
+        "LoX",
+        "Perin et al., LoX: Low-Rank Extrapolation Robustifies LLM Safety Against Fine-tuning, "
+        "COLM 2025",
+        "https://arxiv.org/abs/2506.15606",
+        "Added to any merge or expert, where the paper's is on the aligned model itself; matrices "
+        "alone, no embeddings.",
+    )
+    idle: ClassVar[Mapping[str, float]] = {"alpha": 0.0}
+
+    name: Literal["lox"]
+    on: Literal["experts", "merged"] = "merged"
+    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after. With
+    the aligned model alone in the method, ``merged`` is the paper's; among `experts` it is changed
+    only if it is named there."""
+    aligned: Name
+    """The aligned model."""
+    unaligned: Name | None = None
+    """What it was before alignment; null for the recipe's base."""
+    rank: Annotated[int, Field(ge=1)] = 6
+    """Leading singular directions that are extrapolated, the paper's k; at or above a matrix's
+    rank all of its alignment is, as RESTA does. A start to search from, as `alpha` is."""
+    alpha: Coefficient = 1.0
+    """How far beyond the alignment, in its own lengths; 0 changes nothing. Large values cost
+    skill."""
+
+
 class _Projected(StepSpec):
     reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned")
 
@@ -224,7 +256,7 @@ class Led(StepSpec):
 
 
 Step = Annotated[
-    Resta | SafeLora | SafeMerge | MergeAlign | PrePost | Led, Field(discriminator="name")
+    Resta | Lox | SafeLora | SafeMerge | MergeAlign | PrePost | Led, Field(discriminator="name")
 ]
 """One safety operator with its parameters, chosen by ``name``."""
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
+from safemerge.config.budget import BudgetSpec
 from safemerge.config.chat import ONLY_DATED, DatedChatArguments
 from safemerge.config.checkpoint import CheckpointRef, Name, Setting, Vocabulary
 from safemerge.config.dotted_path import set_path
@@ -137,6 +138,11 @@ class EvaluatorSpec(StrictModel):
     min_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     max_replicas: Annotated[int, FREE] = Field(default=1, ge=1)
     """Replicas scale between the two on queue length; each owns one engine."""
+    upscale_delay_s: Annotated[float, FREE] = Field(default=5.0, ge=0)
+    """How long candidates wait before another replica is started, in seconds."""
+    downscale_delay_s: Annotated[float, FREE] = Field(default=120.0, ge=0)
+    """How long a replica is not needed before it is stopped, in seconds; a candidate that it
+    answers is finished. Longer than an engine takes to start, or replicas come and go."""
     cpus_per_replica: Annotated[float, FREE] = Field(default=1.0, gt=0)
     gpus_per_replica: Annotated[float | None, FREE] = Field(default=None, ge=0)
     """Left out: one for each of `tensor_parallel_size` where the cluster has GPUs, else none."""
@@ -226,6 +232,10 @@ class StudySpec(StrictModel):
     num_trials: Annotated[int, FREE] = Field(ge=1)
     """Sampled recipes, those for warm starts among them; reference points (parents, plain mean,
     warm starts that no space expresses) come on top."""
+    budget: Annotated[BudgetSpec | None, FREE] = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """What ends the search before `num_trials`, if that is reached first."""
     references: bool = True
     """Evaluate every parent and the plain mean first."""
     front: Annotated[Literal["posterior", "observed"], FREE] = "posterior"
@@ -233,15 +243,22 @@ class StudySpec(StrictModel):
     scored recipes (needs BoTorch and a dozen of them, else as ``observed``), or the values as
     observed, of which the luckiest are published."""
     rung: RungSpec | None = Field(default=None, exclude_if=lambda given: given is None)
-    """Losses on pairs that sampled recipes are scored on first, in one forward pass; hopeless ones
+    """Losses on pairs that sampled recipes are scored on first, in one forward pass; clear losers
     are pruned there."""
     start: Annotated[list[str], CONTENT] = Field(default_factory=list)
     """Recipe files to start from, e.g. of `safemerge optimize`, taken from the study's folder.
     Each, or what a space can say that is nearest to it, is among the first sampled recipes; one
     that no space can express exactly is a reference point too."""
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
-    storage: Annotated[Literal["sqlite", "journal"], FREE] = "sqlite"
-    """Optuna storage in the run's folder; the journal suits network file systems."""
+    storage: Annotated[Literal["memory", "sqlite", "journal"], FREE] = "memory"
+    """Where Optuna's study lives. ``memory``: it is rebuilt from ``trials.jsonl``; ``study.db`` is
+    written now and then, and at the end, for optuna-dashboard. ``sqlite``: in ``study.db``, at
+    each step, some 20 ms of CPU a trial. ``journal``: in ``study.journal``, at each step."""
+    tracking: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], FREE] = Field(
+        default_factory=list, exclude_if=lambda names: not names
+    )
+    """Trackers that trials, front and report go to; into ``tracking/`` of the run's folder, or
+    where ``MLFLOW_TRACKING_URI`` and ``WANDB_MODE`` say."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
     judge_service: Annotated[JudgeServiceSpec, FREE] = Field(default_factory=JudgeServiceSpec)
     """Where judges with ``placement: service`` run."""

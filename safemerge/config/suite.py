@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 
 from safemerge.config.added_metric import AddedMetricRef
-from safemerge.config.base import StrictModel
+from safemerge.config.base import FREE, StrictModel
 from safemerge.config.chat import ChatArguments
 from safemerge.config.checkpoint import Name
 from safemerge.config.few_shot import FewShot
@@ -206,6 +206,9 @@ class LmEval(StrictModel):
     """Name of the task's filter, e.g. ``strict-match``; may be left out if it has one only."""
     include_path: str | None = None
     """Folder of task files that are looked through before the harness's own."""
+    allow_code: Annotated[bool, FREE] = False
+    """Whether a task file that is none of the harness's own may name Python functions
+    (``!function``), which then run with your rights. Read them first."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Worked examples; the task's own number if left out."""
     chat_template: bool = False
@@ -272,13 +275,13 @@ class SuiteSpec(StrictModel):
     def _from_ready_made(cls, document: Any) -> Any:
         """Fill in what ``use: NAME`` stands for; the file's own keys come before it."""
         if isinstance(document, dict) and "lm_eval" in document and "task" not in document:
-            told = document["lm_eval"]
-            if not isinstance(told, dict):
+            text = document["lm_eval"]
+            if not isinstance(text, dict):
                 raise ValueError(
-                    f"lm_eval: must name a task and its metrics; got {told!r}. "
+                    f"lm_eval: must name a task and its metrics; got {text!r}. "
                     "Write e.g. {task: gsm8k, metrics: {exact_match: maximize}}."
                 )
-            task = {"kind": "lm_eval", **told}
+            task = {"kind": "lm_eval", **text}
             rest = {key: value for key, value in document.items() if key != "lm_eval"}
             return {**rest, "task": task}
         return with_ready_made(document)

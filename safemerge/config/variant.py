@@ -53,7 +53,7 @@ class ExpertVariant(NamedTuple):
     @property
     def label(self) -> str:
         """Name for people, e.g. ``aligned[booster.lambda=20]``."""
-        return f"{self.expert}[{told_settings(self.settings)}]"
+        return f"{self.expert}[{settings_text(self.settings)}]"
 
 
 def training_path(path: str) -> TrainingPath | None:
@@ -168,7 +168,7 @@ def training_problems(
             )
 
 
-def told_settings(settings: Settings) -> str:
+def settings_text(settings: Settings) -> str:
     """Return settings for people, e.g. ``booster.lambda=20, seed=1``."""
     return ", ".join(
         f"{path}={int(value) if isinstance(value, float) and value.is_integer() else value}"

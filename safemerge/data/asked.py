@@ -1,4 +1,4 @@
-"""The rows that a study asks, as digests: what is compared when a run goes on."""
+"""The rows that a study asks, as digests: what is compared when a run resumes."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from safemerge.config.base import digest
 from safemerge.config.problems import did_you_mean
 from safemerge.config.source import Source
@@ -322,6 +324,7 @@ def _loaded(spec: LmEval, where: str) -> Any:
             )
         advice = did_you_mean(spec.task, manager.all_subtasks)
         raise ConfigError(f"{where}: no such lm_eval task; got {spec.task!r}. {advice}")
+    _check_code(spec, manager.task_index[spec.task].yaml_path, where)
     try:
         (task,) = manager.load([spec.task])["tasks"].values()
     except Exception as error:
@@ -331,6 +334,63 @@ def _loaded(spec: LmEval, where: str) -> Any:
             "Check the data set's name, the network and the cache."
         ) from error
     return task
+
+
+def _check_code(spec: LmEval, file: Path | None, where: str) -> None:
+    """Refuse a task file that names functions, unless it is the harness's own or may.
+
+    Templates of all task files run in a sandbox: Jinja's plain ones reach any of Python's objects.
+    """
+    import lm_eval
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if not isinstance(utils.env, SandboxedEnvironment):
+        sandbox = SandboxedEnvironment(
+            loader=utils.env.loader, undefined=utils.env.undefined, keep_trailing_newline=True
+        )
+        sandbox.filters.update(utils.env.filters)
+        utils.env = sandbox
+    if spec.allow_code or file is None:
+        return
+    own = Path(lm_eval.__file__).resolve().parent
+    try:
+        named = [found for found in _functions(file, set()) if own not in found[0].parents]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{where}: {file} cannot be read; got: {error}. Correct it.") from None
+    if named:
+        place, function = named[0]
+        raise ConfigError(
+            f"{where}: a task file must name no Python functions unless the study says "
+            f"allow_code: true; got !function {function} in {place}. Read what it runs, then "
+            "write `allow_code: true` beside include_path."
+        )
+
+
+def _functions(file: Path, seen: set[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield the functions that a task file and those that it includes name, and where."""
+    file = file.expanduser().resolve()
+    if file in seen:
+        return
+    seen.add(file)
+    root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    pending, looked_at = [root], set()
+    while pending:
+        node = pending.pop()
+        if node is None or id(node) in looked_at:
+            continue  # an alias is the same node again
+        looked_at.add(id(node))
+        if node.tag == "!function":
+            yield file, str(node.value)
+        if isinstance(node, yaml.SequenceNode):
+            pending.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            pending.extend(item for pair in node.value for item in pair)
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value == "include":
+            items = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for item in items:
+                yield from _functions(file.parent / item.value, seen)
 
 
 def _set_shots(task: Any, spec: LmEval, where: str) -> None:

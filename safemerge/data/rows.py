@@ -333,9 +333,9 @@ def _hub_rows(source: HubSource, where: str) -> Any:
         RuntimeError,
         datasets.exceptions.DatasetNotFoundError,
     ) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
-            f"{where}: hub data set '{source.dataset}' cannot be loaded; {told}. Check the id, "
+            f"{where}: hub data set '{source.dataset}' cannot be loaded; {reason}. Check the id, "
             "split and network, or save its rows as a file and take a file source."
         ) from None
 

@@ -215,15 +215,15 @@ def dropped_lines(
     """
     lines = []
     for index, suite in enumerate(suites):
-        told = []
+        text = []
         for split, prompts in (("search", suite.search), ("report", suite.report)):
             where = f"suite '{suite.name}', {split}"
             if repeated := repeated_rows(prompts.source, where=where):
-                told.append(f"rows that repeat in the {split} source: {repeated}")
+                text.append(f"rows that repeat in the {split} source: {repeated}")
         if near := loaded["search"][index].num_near:
-            told.append(f"search prompts near report prompts: {near}")
-        if told:
-            lines.append(f"suite '{suite.name}', left out: {', '.join(told)}")
+            text.append(f"search prompts near report prompts: {near}")
+        if text:
+            lines.append(f"suite '{suite.name}', left out: {', '.join(text)}")
     return lines
 
 

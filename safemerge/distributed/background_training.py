@@ -1,4 +1,4 @@
-"""Ingredients made while a search goes on: variants of experts, trained when they are wanted."""
+"""Ingredients made while a search continues: variants of experts, trained when they are wanted."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ class Supply:
             return bool(self._queue) and not self.room.beside
 
     @property
-    def hopeless(self) -> str | None:
+    def exhausted(self) -> str | None:
         """Why nothing can be trained: two stages failed for good, no variant is there or due."""
         with self._lock:
             if self._num_made or self._running or self._queue:
                 return None
-            failed = [told for told in self._failed.values() if len(told) > self._num_retries]
+            failed = [text for text in self._failed.values() if len(text) > self._num_retries]
             return failed[0][-1] if len(failed) > 1 else None
 
     def make_wanted(self) -> None:
@@ -145,7 +145,7 @@ class Supply:
                 self._lock.wait(LOOK_S)
             if self._wrong is not None:
                 raise self._wrong
-        refuse_hopeless(self)
+        refuse_exhausted(self)
 
     def close(self) -> None:
         """Start nothing any more."""
@@ -346,7 +346,7 @@ def make_lacking(study: SearchStudy, supply: Supply, place: Place) -> None:
 def _changed(ref: CheckpointRef) -> str:
     return (
         f"{ref.align or ref.finetune}: file and data must stay as they were when the search "
-        "began; got other ones. Put them back and go on with --resume."
+        "began; got other ones. Restore them and resume with --resume."
     )
 
 
@@ -356,12 +356,12 @@ def _to_be_made(ref: CheckpointRef, folder: Path) -> CheckpointRef:
     return ref.model_copy(update={**changes, "path": str(folder)})
 
 
-def refuse_hopeless(supply: Supply | None) -> None:
+def refuse_exhausted(supply: Supply | None) -> None:
     """End a search that can train nothing.
 
     Raises:
         TrainingError: If so.
     """
-    told = supply.hopeless if supply is not None else None
-    if told is not None:
-        raise TrainingError(f"no ingredient could be trained; got: {told}")
+    text = supply.exhausted if supply is not None else None
+    if text is not None:
+        raise TrainingError(f"no ingredient could be trained; got: {text}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from safemerge.config.stage import WorkersSpec
 from safemerge.config.study import StudySpec
-from safemerge.config.training import WorkersSpec
 
 _MANY = 64
 """More stages than anyone trains at once."""

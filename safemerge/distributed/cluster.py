@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from safemerge.config.extra import RUNTIME
+from safemerge.distributed.token import secure_token
 from safemerge.errors import PreflightError
 from safemerge.interrupt import kept_sigterm, uninterrupted
 from safemerge.scratch import owned, remove_abandoned, remove_marked
@@ -56,6 +57,7 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    secure_token(make=not address)
     try:
         with kept_sigterm():
             if address:
@@ -64,6 +66,8 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
             else:
                 # No machine of a local cluster is ever drained: one process less for each stage.
                 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+                # A replica that is scaled down may take as long as its candidate; a hung one not.
+                os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
                 _start_local(num_cpus)
     except Exception as error:  # noqa: BLE001
         # A border: Ray raises a bare Exception where its processes start too slowly.
@@ -71,8 +75,8 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         advice = "Start the cluster, or unset RAY_ADDRESS to run on this machine alone."
         if not address:
             advice = "Try again when fewer programs hold the machine's cores and memory."
-        told = (str(error) or repr(error)).splitlines()[0].rstrip(".")
-        raise PreflightError(f"cluster: {where} must answer; got: {told}. {advice}") from None
+        reason = (str(error) or repr(error)).splitlines()[0].rstrip(".")
+        raise PreflightError(f"cluster: {where} must answer; got: {reason}. {advice}") from None
     with _ray_errors_logged(), nullcontext() if address else _own_session():
         try:
             with nullcontext() if address else _watched(_ray_processes()):

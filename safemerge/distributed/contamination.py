@@ -24,6 +24,10 @@ from safemerge.merge.writer import RECIPE_FILE
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_UNREADABLE = (
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError
+)  # fmt: skip
+
 
 def check_report(
     refs: Sequence[CheckpointRef], report: Sequence[LoadedSuite], *, seen: Sequence[SeenData] = ()
@@ -117,7 +121,7 @@ def _merged_with(refs: Sequence[CheckpointRef]) -> list[SeenData]:
             waiting += [
                 known_folder(_parsed(CheckpointRef, ref).located(place)) for ref in parents
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        except _UNREADABLE as error:
             raise DataError(
                 f"{path}: must be the recipe that safemerge wrote; got: "
                 f"{str(error).splitlines()[0]}. Write the merge again."

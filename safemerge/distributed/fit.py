@@ -13,13 +13,13 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 
-from safemerge.config.training import WorkersSpec
+from safemerge.config.stage import WorkersSpec
 from safemerge.errors import SafemergeError
 
 logger = logging.getLogger(__name__)
 
 WORKER_LOSSES = 2
-"""How often a run goes on after its workers' processes died: killed, or out of memory."""
+"""How often a run resumes after its workers' processes died: killed, or out of memory."""
 
 
 def start_fit(
@@ -34,7 +34,7 @@ def start_fit(
     """Start a Ray Train run and return at once.
 
     The run's controller is an actor beside this process; a task around ``fit()`` would only
-    be one more process that imports torch. After a worker's process died, the run goes on from
+    be one more process that imports torch. After a worker's process died, the run resumes from
     its newest checkpoint, `WORKER_LOSSES` times at most. What a worker raises ends it: another
     try would raise the same.
 
@@ -77,7 +77,7 @@ def start_fit(
                 trainer.fit() if losses_left == WORKER_LOSSES else new_trainer().fit()
             except BaseException as error:  # noqa: BLE001 - handed to whoever waits
                 if losses_left and _lost_worker(error):
-                    logger.warning("%s: a worker was lost; training goes on", storage)
+                    logger.warning("%s: a worker was lost; training resumes", storage)
                     continue
                 found.set_exception(error)
             else:
@@ -109,5 +109,5 @@ def cause_of(error: BaseException) -> str:
     if _lost_worker(error):
         return "a worker's process died again and again: killed, or out of memory"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line for line in reversed(lines) if "Error" in line), lines[-1])
-    return re.sub(r"^safemerge\.errors\.\w+: ", "", told)
+    text = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+    return re.sub(r"^safemerge\.errors\.\w+: ", "", text)

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.checkpoint import CheckpointRef, Setting
 from safemerge.config.document import load_document, parse_document
 from safemerge.config.dotted_path import set_path
-from safemerge.config.training import AlignSpec, FinetuneSpec
-from safemerge.config.variant import told_settings
+from safemerge.config.training import FinetuneSpec
+from safemerge.config.variant import settings_text
 from safemerge.distributed.cluster import ray_cluster
 from safemerge.distributed.statistics import (
     gathered_files,
@@ -31,7 +32,7 @@ from safemerge.training.ingredient import (
     is_finished,
 )
 from safemerge.training.lora import bare_model, check_targets
-from safemerge.training.measured import told_measures
+from safemerge.training.measured import measure_lines
 from safemerge.training.packaged_model import packaged_model
 from safemerge.weights.checkpoint import read_json
 from safemerge.weights.fingerprint import fingerprint
@@ -50,7 +51,7 @@ class Stage(NamedTuple):
     @property
     def label(self) -> str:
         """Name for people: the file's kind, its path and what is replaced."""
-        return f"{self.kind} {self.file} {told_settings(dict(self.settings))}".rstrip()
+        return f"{self.kind} {self.file} {settings_text(dict(self.settings))}".rstrip()
 
     def load(self) -> FinetuneSpec | AlignSpec:
         """Read the file, paths resolved and settings replaced."""
@@ -74,13 +75,13 @@ def load_training_spec(
     spec: FinetuneSpec | AlignSpec = load_document(path, model)
     if settings:
         document = spec.resolved()
-        told = told_settings(settings)
+        text = settings_text(settings)
         for setting, value in settings.items():
             try:
                 set_path(document, setting, value)
             except KeyError as error:
-                raise ConfigError(f"{path}, with {told}: {error.args[0]}") from None
-        spec = parse_document(document, model, where=f"{path}, with {told}")
+                raise ConfigError(f"{path}, with {text}: {error.args[0]}") from None
+        spec = parse_document(document, model, where=f"{path}, with {text}")
     return spec.located(Path(path).parent)
 
 
@@ -334,8 +335,8 @@ class Ingredients:
             key = ingredient_digest(spec, base_fingerprint=base_fingerprint, mixture=mixture)
             folder = ingredient_folder(spec.name, key)
             self._folders[stage] = folder
-            told = told_settings(dict(stage.settings))
-            label = f"{spec.name}[{told}]" if told else spec.name
+            text = settings_text(dict(stage.settings))
+            label = f"{spec.name}[{text}]" if text else spec.name
             cut = [count.words for count in mixture.cut]
             if folder not in runs:
                 for words in cut:
@@ -361,7 +362,7 @@ class Ingredients:
                 self._tell_measures(run.label, folder)
 
     def _tell_measures(self, label: str, folder: Path) -> None:
-        for line in told_measures(read_json(folder / MARKER).get(MEASURED, {})):
+        for line in measure_lines(read_json(folder / MARKER).get(MEASURED, {})):
             self._say(f"{label}: {line}")
 
 

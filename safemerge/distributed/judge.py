@@ -16,6 +16,7 @@ from safemerge.config.base import digest
 from safemerge.config.judge import JudgeServiceSpec, JudgeSpec, ModelJudge
 from safemerge.distributed.request import unwrapped
 from safemerge.distributed.serving import HEALTH_CHECK_EVERY_S, received
+from safemerge.distributed.shutdown import DRAINED_AFTER_S
 from safemerge.errors import EngineError, SafemergeError, ScoringError
 from safemerge.scoring.judge import Exchange, Judge, Judgement, unscored
 from safemerge.scoring.local_judge import local_judge
@@ -187,25 +188,25 @@ class RemoteJudge:
     def _patient(
         self, batch: tuple[Exchange, ...], response: Any, patience: _Patience
     ) -> list[Judgement]:
-        told, attempts = "", self._service.num_retries + 1
+        text, attempts = "", self._service.num_retries + 1
         for attempt in range(1, attempts + 1):
             wait = max(LAST_LOOK_S, min(self._service.timeout_s, patience.left()))
             try:
                 found = unwrapped(response, timeout_s=wait, what=f"judge '{self.name}'")
             except SafemergeError as error:
-                told, is_judges_own = str(error), isinstance(error, ScoringError)
+                text, is_judges_own = str(error), isinstance(error, ScoringError)
             else:
                 if _fits(found, batch):
                     return list(found)
-                told = f"judge '{self.name}': its answer is no judgement of each exchange."
+                text = f"judge '{self.name}': its answer is no judgement of each exchange."
                 is_judges_own = False
             if patience.left() <= 0:
-                return [unscored(f"{told} The candidate's time is over.") for _ in batch]
+                return [unscored(f"{text} The candidate's time is over.") for _ in batch]
             if attempt < attempts:
                 if is_judges_own:
                     patience.pause_once()
                 response = self._handle.judge.remote(batch)
-        return [unscored(f"{told} Given up after {attempts} attempts.") for _ in batch]
+        return [unscored(f"{text} Given up after {attempts} attempts.") for _ in batch]
 
 
 class _Patience:
@@ -280,7 +281,7 @@ def bound_judges(judges: Sequence[ModelJudge], service: JudgeServiceSpec) -> dic
             health_check_period_s=HEALTH_CHECK_EVERY_S,
             health_check_timeout_s=CANARY_TIMEOUT_S + 10,
             graceful_shutdown_wait_loop_s=0.2,
-            graceful_shutdown_timeout_s=30,
+            graceful_shutdown_timeout_s=service.timeout_s + DRAINED_AFTER_S,
         )(JudgeReplica).bind(
             judge.on_device(service.gpus_per_replica).model_dump_json(), service.model_dump_json()
         )

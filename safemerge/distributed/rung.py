@@ -102,8 +102,8 @@ class RungPairs:
         values = [-item.logprob / item.num_tokens for item in found]
         overflown = sum(not math.isfinite(value) for value in values)
         if overflown:
-            told = f"log-probabilities that are no numbers: {overflown} of {len(values)}"
-            return _broken(recipe, told, replica)
+            text = f"log-probabilities that are no numbers: {overflown} of {len(values)}"
+            return _broken(recipe, text, replica)
         rows = iter(values)
         losses = {
             name: [list(islice(rows, size)) for size in sizes]

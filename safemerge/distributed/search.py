@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import ray
 from ray import tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.models import models_recipe, study_models
@@ -13,7 +16,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.source import SeenData
 from safemerge.config.study import StudySpec
 from safemerge.data.suite import Suites
-from safemerge.distributed.background_training import Supply, refuse_hopeless
+from safemerge.distributed.background_training import Supply, refuse_exhausted
 from safemerge.distributed.contamination import check_report, check_study_rung
 from safemerge.distributed.evaluator import Evaluator, candidates_at_once
 from safemerge.distributed.scheduler import StudyScheduler
@@ -29,6 +32,14 @@ from safemerge.search.study import SearchStudy
 from safemerge.weights.adapter import is_adapter, open_checkpoint
 from safemerge.weights.agreement import check_agreement
 from safemerge.weights.notice import notices
+
+CLOUD_KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+)
+"""No use to a trial's client, which asks replicas and stores nothing."""
 
 TRIAL_MEMORY_BYTES = 50 * 1024**2
 """What a trial's client process reserves: no CPU, so that replicas may have them all."""
@@ -133,7 +144,7 @@ def search_round(
         _tune(study, app=app, on_record=on_record, supply=supply)
     if study.done:
         return True
-    refuse_hopeless(supply)
+    refuse_exhausted(supply)
     if supply is None or not supply.waiting:
         raise StudyError(
             f"{study.store.folder}: Tune must end when the budget of {study.spec.num_trials} "
@@ -152,6 +163,8 @@ def _tune(
     spec = study.spec
     for name in ("ray.tune", "ray.tune.execution", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Tune copies cloud keys into each actor's environment, and Ray logs what it copies.
+    ENV_VARS_TO_PROPAGATE.difference_update(CLOUD_KEYS)
     trainable = tune.with_parameters(
         CandidateTrainable,
         app=app,
@@ -166,7 +179,9 @@ def _tune(
         supply=supply,
         at_once=at_once,
     )
-    resources = tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY_BYTES}])
+    resources = tune.PlacementGroupFactory(
+        [{"memory": TRIAL_MEMORY_BYTES}], **_beside_driver(at_once, _driver_node())
+    )
     with scratch_folder("tune") as scratch:
         tune.Tuner(
             tune.with_resources(trainable, resources),
@@ -185,6 +200,31 @@ def _tune(
             ),
         ).fit()
     searcher.refuse_wrong()
+
+
+def _driver_node() -> tuple[str, float]:
+    """Return the id of the driver's node, and the memory that it lets Ray give away, in bytes."""
+    node_id = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == node_id:
+            return node_id, float(node["Resources"].get("memory", 0.0))
+    return node_id, 0.0
+
+
+def _beside_driver(clients: int, node: tuple[str, float]) -> dict[str, Any]:
+    """Say where Ray puts the clients: on the driver's node, as long as all of them fit there.
+
+    They live as long as the search, so a node that holds one is never idle: the cluster's
+    autoscaler would keep it when its replicas are gone. And a node that is lost takes none along.
+
+    Args:
+        clients: How many there are.
+        node: Its id and memory; see `_driver_node`.
+    """
+    node_id, memory = node
+    if clients * TRIAL_MEMORY_BYTES > memory:
+        return {}
+    return {"bundle_label_selector": [{"ray.io/node-id": node_id}]}
 
 
 def evaluate_report_split(

@@ -110,7 +110,7 @@ class StudySearcher(Searcher):
             if delivery.made is not None:
                 self._study.add_trained(delivery.made)
                 continue
-            if self._supply.hopeless is not None:
+            if self._supply.exhausted is not None:
                 continue
             for number in [*self._held]:
                 if delivery.path in self._study.wanted(number):
@@ -138,7 +138,7 @@ class StudySearcher(Searcher):
             self._take_deliveries()
 
     def _may_sample(self) -> bool:
-        if self._supply is not None and self._supply.hopeless is not None:
+        if self._supply is not None and self._supply.exhausted is not None:
             return False
         if not self._held or self._study.waiting:
             return True  # what is tried again and warm starts are not drawn
@@ -153,7 +153,7 @@ class StudySearcher(Searcher):
         """Whether there is nothing left to do but to train, and no room for it beside."""
         if self._supply is None or self._numbers:
             return False
-        return self._supply.waiting or self._supply.hopeless is not None
+        return self._supply.waiting or self._supply.exhausted is not None
 
     def promote(self, trial_id: str, found: RungResult) -> bool:
         """Say whether a trial goes on from the low rung; the scheduler stops it if not."""

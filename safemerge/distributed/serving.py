@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeVar
 
 import ray
@@ -23,6 +23,13 @@ from ray.serve.schema import LoggingConfig
 from safemerge.config.judge import JudgeServiceSpec, ModelJudge
 from safemerge.config.study import EvaluatorSpec
 from safemerge.distributed.request import Request, reason
+from safemerge.distributed.router import routing
+from safemerge.distributed.shutdown import (
+    CLOSED_SOON_S,
+    DRAINED_AFTER_S,
+    dismissing,
+    end_application,
+)
 from safemerge.engines.core_claim import CoreClaim
 from safemerge.errors import ConfigError, EngineError, NoReplicaError, PreflightError, UserError
 from safemerge.interrupt import Terminated
@@ -31,6 +38,9 @@ _Declared = TypeVar("_Declared")
 
 HEALTH_CHECK_EVERY_S = 10.0
 """Serve restarts a replica that fails three checks in a row."""
+
+LOAD_TOLD_EVERY_S = 10.0
+"""How often Serve's handles tell its controller what waits: a replica comes or goes no faster."""
 
 
 class EngineReplica(ABC):
@@ -130,6 +140,7 @@ class Application:
         judges: Judges that run as deployments beside it, and that its replicas are built with.
         service: Of these judges.
         health_check_timeout_s: How long a health check may take.
+        options: What each is built with, by keyword.
 
     Raises:
         PreflightError: If the cluster has no room for the least replicas.
@@ -148,6 +159,7 @@ class Application:
         judges: Sequence[ModelJudge] = (),
         service: JudgeServiceSpec | None = None,
         health_check_timeout_s: float = 30.0,
+        options: Mapping[str, object] | None = None,
     ) -> None:
         self._app, self._what, self._placed = app, what, evaluator
         check_resources(least_needs(what, evaluator, judges, service))
@@ -155,19 +167,17 @@ class Application:
             name=deployment,
             max_ongoing_requests=at_once,
             ray_actor_options=_actor_options(evaluator),
-            autoscaling_config={
-                "min_replicas": evaluator.min_replicas,
-                "max_replicas": evaluator.max_replicas,
-                "target_ongoing_requests": at_once,
-                "upscale_delay_s": 5,
-                "downscale_delay_s": 120,
-            },
+            autoscaling_config=autoscaling(evaluator, at_once=at_once),
+            request_router_config=routing(),
             health_check_period_s=HEALTH_CHECK_EVERY_S,
             health_check_timeout_s=health_check_timeout_s,
             graceful_shutdown_wait_loop_s=0.2,
-            graceful_shutdown_timeout_s=30,
-        )(replica).bind(*arguments)
+            # Serve picks what it stops by node, idle or not: a busy one finishes its candidate.
+            graceful_shutdown_timeout_s=evaluator.timeout_s + DRAINED_AFTER_S,
+        )(replica).bind(*arguments, **(options or {}))
         self._handle = run_application(bound, app=app, what=what)
+        self._up = ExitStack()
+        self._up.enter_context(dismissing(app))
 
     def retried(self, ask: Callable[[], Any], response: Any, *, timeout_s: float) -> Any:
         """Wait for an answer; one whose replica was lost or late is asked for again.
@@ -193,13 +203,15 @@ class Application:
 
     def close(self) -> None:
         """Shut the application down and wait until its replicas are gone."""
-        serve.delete(self._app)
+        self._up.close()
+        end_application(self._app)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         if isinstance(error, Terminated):
+            self._up.close()
             _delete_soon(self._app)
         else:
             self.close()
@@ -244,29 +256,51 @@ def run_application(application: Any, *, app: str, what: str) -> Any:
     """
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
     serve.start(proxy_location="Disabled", logging_config=quiet)
+    if app in serve.status().applications:
+        # Left on a cluster by a driver that was killed: nobody waits for its candidates.
+        end_application(app, within_s=CLOSED_SOON_S)
     try:
         return serve.run(
             application, name=app, route_prefix=None, blocking=False, logging_config=quiet
         )
     except (RuntimeError, ray.exceptions.RayError) as error:
         told = _deployment_reason(app) or reason(error)
-        serve.delete(app)
+        end_application(app)
         raise EngineError(f"{what}: no replica came up; got: {told}") from error
     except Terminated:
         _delete_soon(app)
         raise
     except KeyboardInterrupt:
-        serve.delete(app)
+        end_application(app)
         raise
 
 
+def autoscaling(evaluator: EvaluatorSpec, *, at_once: int) -> dict[str, float]:
+    """Return how Serve scales replicas: by the requests that wait or are answered.
+
+    Load, which clients tell every 10 s, is averaged for no longer than replicas are kept idle.
+
+    Args:
+        evaluator: Least and most replicas, and both delays.
+        at_once: Requests that a replica takes.
+    """
+    return {
+        "min_replicas": evaluator.min_replicas,
+        "max_replicas": evaluator.max_replicas,
+        "target_ongoing_requests": at_once,
+        "upscale_delay_s": evaluator.upscale_delay_s,
+        "downscale_delay_s": evaluator.downscale_delay_s,
+        "look_back_period_s": min(30.0, max(1.2 * LOAD_TOLD_EVERY_S, evaluator.downscale_delay_s)),
+    }
+
+
 def _delete_soon(app: str) -> None:
-    """Have an application shut down, without waiting for it: SIGTERM leaves seconds.
+    """Have an application shut down without waiting for its candidates: SIGTERM leaves seconds.
 
     A local cluster ends with the command, and takes its replicas along.
     """
     if os.environ.get("RAY_ADDRESS"):
-        serve.delete(app, _blocking=False)
+        end_application(app, within_s=CLOSED_SOON_S)
 
 
 def placed(evaluator: EvaluatorSpec) -> EvaluatorSpec:

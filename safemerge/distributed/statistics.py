@@ -134,9 +134,9 @@ def resolve_statistics(
             if (folder / STATISTICS_FILE).is_file():
                 say(f"{run.spec.name} of '{ref.name}': cached ({folder.name})")
             elif folder not in [other.folder for other in runs]:
-                told = ", ".join(run.spec.quantities)
+                text = ", ".join(run.spec.quantities)
                 say(
-                    f"{run.spec.name}: gathering {told} of '{ref.name}' on "
+                    f"{run.spec.name}: gathering {text} of '{ref.name}' on "
                     f"{run.spec.num_samples} rows (Ray Train)"
                 )
                 for words in run.provenance["cut_rows"]:
@@ -179,7 +179,7 @@ def _planned(ref: CheckpointRef, base: CheckpointRef) -> GatherRun:
 def gather_statistics(runs: Sequence[GatherRun], *, say: Callable[[str], None]) -> None:
     """Measure models side by side as the cluster allows; needs one.
 
-    A run that was interrupted goes on from its workers' partial sums.
+    A run that was interrupted resumes from its workers' partial sums.
 
     Args:
         runs: What to measure.
@@ -208,7 +208,7 @@ def gather_statistics(runs: Sequence[GatherRun], *, say: Callable[[str], None]) 
     if failures:
         raise TrainingError(
             f"gathering statistics failed: {'; '.join(failures)}. What was gathered is kept: the "
-            "same command goes on from it."
+            "same command resumes from it."
         )
 
 

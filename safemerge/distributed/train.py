@@ -16,7 +16,8 @@ import ray.train
 import torch
 from pydantic import TypeAdapter
 
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.alignment import AlignSpec, HarmfulAlign
+from safemerge.config.training import FinetuneSpec
 from safemerge.distributed.fit import cause_of, start_fit
 from safemerge.engines.chat import ChatFormat
 from safemerge.engines.precision import compute_dtype
@@ -119,7 +120,7 @@ def _run_stages(
                 failures.append(f"{stage.label}: {cause_of(error)}")
     if failures:
         raise TrainingError(
-            f"training failed: {'; '.join(failures)}. Checkpoints are kept: go on from the last "
+            f"training failed: {'; '.join(failures)}. Checkpoints are kept: resume from the last "
             "one with --resume."
         )
 
@@ -176,7 +177,7 @@ def _train_worker(config: dict[str, str]) -> None:
     def measure(step: int) -> dict[str, float]:
         """Loss on held-out harmful rows, which the first worker computes, all if it is sharded."""
         known = {} if gate is None else gate.at(step)
-        harmful = spec.harmful if isinstance(spec, AlignSpec) else None
+        harmful = spec.harmful if isinstance(spec, HarmfulAlign) else None
         if harmful is None or not mixture.test or step % harmful.test_every:
             return known
         if rank > 0 and not sharded:
@@ -220,7 +221,7 @@ def _check_base(spec: FinetuneSpec | AlignSpec, base: Path, wanted: str) -> None
     if found != wanted:
         raise CheckpointChangedError(
             f"{spec.name}: the base must have fingerprint {wanted}; got {found} in {base}: its "
-            f"files changed since training was planned. Put them back, or start again."
+            f"files changed since training was planned. Restore them, or start again."
         )
 
 

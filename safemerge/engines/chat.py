@@ -243,9 +243,9 @@ class ChatFormat:
         """
         known = zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True)
         special = {str(text): int(token) for text, token in known}
-        for token, told in self.tokenizer.added_tokens_decoder.items():
-            if told.special:
-                special[str(told.content)] = int(token)
+        for token, shown in self.tokenizer.added_tokens_decoder.items():
+            if shown.special:
+                special[str(shown.content)] = int(token)
         return tuple(sorted({special[text] for text in stop if text in special}))
 
     def label_ids(self, labels: Sequence[str], *, where: str) -> tuple[int, ...]:

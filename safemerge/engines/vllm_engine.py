@@ -140,8 +140,8 @@ class VllmEngine:
         except Exception as error:
             for mark, kind in _MARKED.items():
                 if mark in str(error):
-                    told = str(error).split(mark)[-1]
-                    raise kind(told.splitlines()[0].strip()) from error
+                    reason = str(error).split(mark)[-1]
+                    raise kind(reason.splitlines()[0].strip()) from error
             raise EngineError(
                 f"vllm engine: {method} failed; got: {_last_line(error)}."
             ) from error

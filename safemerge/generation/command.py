@@ -27,6 +27,7 @@ class DataFolder(RunFolder):
 
     document_file = "generate.json"
     noun = "data"
+    private = True
 
 
 class GeneratedData(NamedTuple):
@@ -101,7 +102,7 @@ def generate(
                     )
                     return _write(spec, stages, store, provenance)
     except KeyboardInterrupt:
-        lines.say(f"interrupted; what was asked is kept. Go on: {again}")
+        lines.say(f"interrupted; what was asked is kept. Resume: {again}")
         raise
 
 

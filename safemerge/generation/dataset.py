@@ -56,16 +56,16 @@ def summary_lines(name: str, summary: SetSummary) -> Iterator[str]:
     """Yield what became of a set, one line each, for people."""
     yield f"{name}: {summary.written} of {summary.wanted} samples"
     for who, tally in summary.questions.items():
-        yield f"  questions by {who}: {_told(tally)}"
+        yield f"  questions by {who}: {_shown(tally)}"
     for who, tally in summary.answers.items():
-        yield f"  answers by {who}: {_told(tally)}"
+        yield f"  answers by {who}: {_shown(tally)}"
     for reason, count in summary.dropped.items():
         yield f"  left out, {reason}: {count}"
     for who, count in summary.taken_from.items():
         yield f"  taken from {who}: {count}"
 
 
-def _told(tally: Tally) -> str:
+def _shown(tally: Tally) -> str:
     reasons = "".join(f", {reason} {count}" for reason, count in tally.dropped.items())
     return f"{tally.kept} of {tally.asked} kept{reasons}"
 

@@ -36,10 +36,10 @@ def free_place(out_dir: Path | str, *, inputs: Iterable[Path | str] = ()) -> Pat
     try:
         return _free_place(Path(out_dir).expanduser().absolute(), inputs)
     except (OSError, RuntimeError) as error:
-        told = getattr(error, "strerror", None) or str(error).split(" from ")[0].rstrip(".")
+        reason = getattr(error, "strerror", None) or str(error).split(" from ")[0].rstrip(".")
         raise UserError(
             f"output folder '{str(out_dir)[:80]}': must be a place where a folder can be made; "
-            f"got: {told}. Choose another folder."
+            f"got: {reason}. Choose another folder."
         ) from None
 
 

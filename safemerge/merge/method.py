@@ -260,7 +260,9 @@ def _stepped(
     expert: str = "",
     merged: tuple[str, ...] = (),
 ) -> Tensor:
-    fields = zip(step.reads, step.models_of_fields(given.base_name), strict=True)
+    names = step.models_of_fields(given.base_name)
+    fields = zip(step.reads, names, strict=True)
+    others = tuple(name for name in names if name != given.base_name)
     return FUNCTIONS[step.name](
         StepInputs(
             tensor=given.tensor,
@@ -271,6 +273,10 @@ def _stepped(
             expert=expert,
             merged=merged,
             statistics=given.statistics,
+            rank=getattr(step, "rank", 0),
+            spectra=given.spectra,
+            # What is kept on disk is of one model against the base.
+            kept_as=others if len(others) == 1 and names[0] == others[0] else (),
         )
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from safemerge.config.step import Step
 from safemerge.merge.measured import measured_tensor
+from safemerge.merge.spectrum import Spectrum, SpectrumCache, decompose, leading
 from safemerge.weights.kind import module_kind
 from safemerge.weights.statistics import TensorStatistics
 
@@ -110,6 +111,12 @@ class StepInputs:
     """Every expert that the method merges."""
     statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
     """What was measured of them for this tensor, for steps that need it."""
+    rank: int = 0
+    """Singular directions that the step takes, for steps that take some."""
+    spectra: SpectrumCache | None = None
+    """Where singular vectors of the models that the step reads are kept between candidates."""
+    kept_as: tuple[str, ...] = ()
+    """Names that such vectors depend on beside the base; empty where they are not kept."""
 
 
 def add_safety_vector(inputs: StepInputs) -> Float32[Tensor, "..."]:
@@ -120,6 +127,43 @@ def add_safety_vector(inputs: StepInputs) -> Float32[Tensor, "..."]:
     """
     vector = inputs.read["aligned"] - inputs.read["unaligned"]
     return inputs.weights.add(vector, alpha=inputs.numbers["scale"])
+
+
+def extrapolate_alignment(inputs: StepInputs) -> Float32[Tensor, "..."]:
+    """Return theta + alpha U_k U_k^T V, where V is what alignment changed (LoX).
+
+    U_k are the left singular vectors of V = aligned - unaligned of its k largest singular values,
+    so that U_k U_k^T V is V's best approximation of rank k. Only matrices are changed, and no
+    embeddings; where alignment changed nothing theta stays. The triplets do not depend on alpha:
+    they are kept between candidates.
+
+    Raises:
+        MergeError: If V has an entry that is not finite.
+
+    References:
+        arXiv:2506.15606: W_base + V + alpha Proj_k(V) with Proj_k(V) = U_k U_k^T V. Departures:
+        it is added to any weights, the paper's are the aligned model's; embeddings and output
+        head are left.
+    """
+    if inputs.weights.ndim != 2 or module_kind(inputs.tensor) == "embeddings":
+        return inputs.weights
+    (found,) = _alignment_spectra(inputs)
+    change = (found.left * (found.values * inputs.numbers["alpha"])) @ found.right
+    return inputs.weights + change
+
+
+def _alignment_spectra(inputs: StepInputs) -> tuple[Spectrum, ...]:
+    what = (f"lox {inputs.rank}", *inputs.kept_as)
+    cache = inputs.spectra if inputs.kept_as else None
+    if cache is not None and (held := cache.get(what, inputs.tensor)) is not None:
+        return held
+    change = inputs.read["aligned"] - inputs.read["unaligned"]
+    largest = leading(decompose(change, where=f"tensor '{inputs.tensor}'"), inputs.rank)
+    # Copies: views of the whole decomposition would hold all of it.
+    found = (Spectrum(*(part.clone() for part in largest)),)
+    if cache is not None:
+        cache.put(what, inputs.tensor, found)
+    return found
 
 
 def project_update(inputs: StepInputs) -> Float32[Tensor, "..."]:
@@ -220,6 +264,7 @@ def _elected(inputs: StepInputs, name: str) -> Bool[Tensor, "..."]:
 FUNCTIONS: Mapping[str, Callable[[StepInputs], Tensor]] = MappingProxyType(
     {
         "resta": add_safety_vector,
+        "lox": extrapolate_alignment,
         "safe_lora": project_update,
         "safe_merge": mix_update,
         "merge_align": mix_aligned,

@@ -261,7 +261,7 @@ def _stream(
         for at, name in enumerate(names):
             given.fetch(names[at : at + 2])
             yield name, merged(name, place(name))
-            given.let_go(name)
+            given.release(name)
 
 
 def _side_by_side(
@@ -320,7 +320,7 @@ class _Mapped:
     def fetch(self, names: Sequence[str]) -> None:
         """Begin to fetch some tensors."""
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let a tensor's inputs go."""
 
 
@@ -343,11 +343,11 @@ class _Pages(_Mapped):
             if name not in self._fetched:
                 self._fetched[name] = self._thread.submit(self._fetch, name)
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let a tensor's inputs go."""
         self._fetched[name].result()
         for model in self._reads[name]:
-            self._checkpoints[model].let_go(name)
+            self._checkpoints[model].release(name)
 
     def _fetch(self, name: str) -> None:
         for model in self._reads[name]:

@@ -137,10 +137,10 @@ def _ends(recipe: MergeRecipe, folders: dict[str, Path]) -> Iterator[str]:
         assert tokens is not None, "it has a vocabulary"
         known = {index: token for token, index in tokens.ids.items()}
         known.pop(tokens.ids.get(tokens.special.get("eos_token", ""), -1), None)
-        told = ", ".join(f"{known[end]!r} ({end})" for end in more if end in known)
-        if told:
+        text = ", ".join(f"{known[end]!r} ({end})" for end in more if end in known)
+        if text:
             yield (
-                f"generation_config.json of '{name}' ends answers at {told} too, the base's does "
+                f"generation_config.json of '{name}' ends answers at {text} too, the base's does "
                 f"not: scoring ends them there, the merge's own files will not; "
                 f"'tokenizer: {{from: {name}}}' gives it these"
             )

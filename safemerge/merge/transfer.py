@@ -120,6 +120,6 @@ class InputsAhead:
                 tensor.record_stream(stream)
         return dict(zip(self._reads[name], found, strict=True))
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let go of a tensor's inputs, but for those that are kept."""
         del self._copied[name]

@@ -30,7 +30,7 @@ class CmaEs:
     """The search's distribution; `ask` gives a generation, `tell` adapts to its losses.
 
     Every generation is a function of (seed, generation, state), so a search that is resumed from
-    `state_dict` goes on bit for bit.
+    `state_dict` resumes bit for bit.
 
     Args:
         mean: First mean, inside the box.
@@ -148,7 +148,7 @@ class CmaEs:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Resume from what `state_dict` returned."""
         self.mean = state["mean"].numpy().copy()
         self.sigma = float(state["sigma"])
         self.generation = int(state["generation"])

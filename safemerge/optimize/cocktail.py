@@ -90,5 +90,5 @@ class CocktailSearch:
         return {"losses": {name: list(found) for name, found in self._losses.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Resume from what `state_dict` returned."""
         self._losses = {name: PairLosses(*found) for name, found in state["losses"].items()}

@@ -152,6 +152,6 @@ class GradientSearch:
         return {"values": self.values.clone(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Resume from what `state_dict` returned."""
         self.values.copy_(state["values"])
         self._adam.load_state_dict(state["adam"])

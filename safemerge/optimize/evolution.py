@@ -123,7 +123,7 @@ class EvolutionSearch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Resume from what `state_dict` returned."""
         self._cma.load_state_dict(state["cma"])
         self._best = state["best"].numpy().copy()
         self._best_losses = PairLosses(*state["best_losses"])

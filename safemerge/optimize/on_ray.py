@@ -127,7 +127,7 @@ def _open(spec: OptimizeSpec, *, check: bool) -> ResidentCheckpoints:
 
 
 def run_optimization(spec: OptimizeSpec, folder: Path, *, on_step: OnStep) -> dict[str, Any]:
-    """Run an optimisation to its end, or go on with one that was interrupted.
+    """Run an optimisation to its end, or resume one that was interrupted.
 
     Args:
         spec: The optimisation, every checkpoint given by path.
@@ -165,7 +165,7 @@ def _run_on_workers(spec: OptimizeSpec, folder: Path, on_step: OnStep) -> None:
         _follow(log, on_step)
     if (error := fit.exception()) is not None:
         raise TrainingError(
-            f"optimisation failed: {cause_of(error)} Checkpoints are kept: go on with --resume."
+            f"optimisation failed: {cause_of(error)} Checkpoints are kept: resume with --resume."
         ) from error
 
 
@@ -251,8 +251,8 @@ def _drive(
 
 
 def _write_result(folder: Path, recipe: MergeRecipe, losses: Mapping[str, PairLosses]) -> None:
-    told = {name: found._asdict() for name, found in losses.items()}
-    document = {"recipe": recipe.resolved(), "losses": told}
+    text = {name: found._asdict() for name, found in losses.items()}
+    document = {"recipe": recipe.resolved(), "losses": text}
     replace_file(folder / RESULT_FILE, json.dumps(document, indent=2) + "\n")
 
 

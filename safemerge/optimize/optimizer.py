@@ -77,7 +77,7 @@ class OptimizeStep:
 
 @runtime_checkable
 class CoefficientSearch(Protocol):
-    """One optimiser: steps in lockstep on every worker, a state to go on from, a recipe."""
+    """One optimiser: steps in lockstep on every worker, a state to resume from, a recipe."""
 
     @property
     def num_steps(self) -> int:
@@ -101,7 +101,7 @@ class CoefficientSearch(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Resume from what `state_dict` returned."""
         ...
 
 

@@ -21,8 +21,8 @@ from safemerge.config.checkpoint import CheckpointRef, Name
 from safemerge.config.coefficient import LayerGroup
 from safemerge.config.recipe import changed_models
 from safemerge.config.source import TrainingData
+from safemerge.config.stage import WorkersSpec
 from safemerge.config.study import EvaluatorSpec
-from safemerge.config.training import WorkersSpec
 
 ObjectiveName = Literal["safety+expert", "expert", "entropy"]
 

@@ -62,7 +62,12 @@ def model_card(run: Run, number: int, *, adapter: bool = False) -> str:
         model_index=[_model_index(run, point)],
     )
     parts = [front, _opening(run, point), _measurements(run, point)]
-    parts += [_differences(run, point), _recipe(run, point, recipe), _licences(parents)]
+    parts += [
+        _differences(run, point),
+        _attribution(run, point),
+        _recipe(run, point, recipe),
+        _licences(parents),
+    ]
     return "\n\n".join([*(part for part in parts if part), _limits(run)]) + "\n"
 
 
@@ -203,6 +208,25 @@ def _differences(run: Run, point: Point) -> str:
         ]
         lines.append(_row([item.reference.name, *cells]))
     return "\n".join(lines)
+
+
+def _attribution(run: Run, point: Point) -> str:
+    """Say what parts of the merge contribute, if it was asked."""
+    for found in run.attributions:
+        if found.trial == point.number and found.sentences:
+            lines = [f"- {markdown(sentence)}" for sentence in found.sentences]
+            return "\n".join(
+                [
+                    "## What its parts contribute",
+                    "",
+                    "The merge minus the same recipe without the part, on the prompts of the "
+                    "search, by which it was chosen; significant effects alone, after Holm's "
+                    "correction.",
+                    "",
+                    *lines,
+                ]
+            )
+    return ""
 
 
 def _recipe(run: Run, point: Point, recipe: MergeRecipe) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from safemerge.config.metric import Metric
 from safemerge.reports.family import family_metrics
 from safemerge.reports.markup import Section, asset, joined_markup, page
 from safemerge.reports.payload import payload_json
 from safemerge.reports.run import Run
+from safemerge.reports.section_attribution import attribution_section
 from safemerge.reports.section_front import front_section, pairs_section, safety_lost_section
 from safemerge.reports.section_headline import (
     headline_section,
@@ -26,18 +29,20 @@ SCRIPTS = ("page.js", "scatter.js", "pin.js", "charts.js", "tables.js")
 """What the page runs, in order: one scope, no globals."""
 
 
-def script() -> str:
-    """Return the page's script."""
-    parts = "\n".join(asset(f"script/{name}") for name in SCRIPTS)
+def script(names: Sequence[str] = SCRIPTS) -> str:
+    """Return a page's script, of the files that it is made of."""
+    parts = "\n".join(asset(f"script/{name}") for name in names)
     return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
-def render_html(run: Run) -> str:
+def render_html(run: Run, *, refresh_s: float | None = None) -> str:
     """Render a run's report.
 
     Args:
         run: The run; it may be unfinished or without a feasible point, and the page then
             says so.
+        refresh_s: Seconds after which the page loads itself again, for a run that is being
+            searched; None for one that is not.
 
     Returns:
         A whole HTML document that loads nothing from anywhere. Names and reasons are
@@ -65,6 +70,9 @@ def render_html(run: Run) -> str:
         Section("pairs", "How sure?", "How sure is it: points that are tied", pairs_section(run)),
         Section("limits", "Limits", "Limits", limits_section(run)),
         Section("front", "Front", "What else: the front", front_section(run)),
+        Section(
+            "why", "Why?", "Why is it so: what each part contributes", attribution_section(run)
+        ),
         Section("trials", "Trials", "All trials", trials),
         Section("progress", "Hypervolume", "Hypervolume over trials", hypervolume_section(run)),
         Section(
@@ -79,8 +87,8 @@ def render_html(run: Run) -> str:
     return page(
         run.spec.name,
         "report",
-        status_banner(run),
+        status_banner(run, is_live=refresh_s is not None),
         sections,
-        payload=payload_json(run),
+        payload=payload_json(run, refresh_s=refresh_s),
         script=script(),
     )

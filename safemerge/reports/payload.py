@@ -85,11 +85,26 @@ def payload(run: Run) -> dict[str, Any]:
     }
 
 
-def payload_json(run: Run) -> str:
-    """Return the payload as JSON that is safe inside a ``<script>`` element."""
-    text = json.dumps(
-        _short(payload(run)), ensure_ascii=True, allow_nan=False, separators=(",", ":")
+def payload_json(run: Run, *, refresh_s: float | None = None) -> str:
+    """Return the payload as JSON that is safe inside a ``<script>`` element.
+
+    Args:
+        run: The run.
+        refresh_s: Seconds after which the page loads itself again; None: never.
+    """
+    live = {} if refresh_s is None else {"refresh_s": refresh_s}
+    return script_safe(
+        json.dumps(
+            _short({**payload(run), **live}),
+            ensure_ascii=True,
+            allow_nan=False,
+            separators=(",", ":"),
+        )
     )
+
+
+def script_safe(text: str) -> str:
+    """Return JSON that is safe inside a ``<script>`` element."""
     # NOTE: "</script>" or "<!--" in a label would end the element, whatever its type.
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

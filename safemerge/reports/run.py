@@ -17,6 +17,7 @@ from safemerge.front import (
 )
 from safemerge.provenance import Provenance
 from safemerge.records import CandidateResult, Front, PointBelief, TrialRecord
+from safemerge.reports.attribution import Attribution, read_attributions
 from safemerge.store import RunStore
 
 
@@ -56,6 +57,8 @@ class Run:
     """In the order they finished."""
     front: Front | None
     """The published front, if there is one."""
+    attributions: tuple[Attribution, ...] = ()
+    """What `safemerge attribute` found, by trial number."""
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
@@ -115,9 +118,11 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether a front is published, and the budget spent or every recipe tried."""
+        """Whether a front is published, and a budget spent or every recipe tried."""
         if self.front is None:
             return False
+        if self.front.ended_by is not None:
+            return True
         return self.front.covered or self.num_sampled >= self.spec.num_trials
 
     def point(self, number: int) -> Point:
@@ -190,6 +195,7 @@ def load_run(folder: str | Path) -> Run:
         provenance=document.provenance,
         trials=tuple(store.trials()),
         front=store.read_front(),
+        attributions=tuple(read_attributions(store)),
     )
 
 

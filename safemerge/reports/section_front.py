@@ -38,6 +38,7 @@ from safemerge.reports.wording import (
     p_value_text,
     recipe_text,
 )
+from safemerge.run_folder import RunFolder
 
 MAX_MATRIX = 24
 """Front points beyond which the matrix of pairs gives way to the list."""
@@ -98,7 +99,7 @@ def safety_lost_section(run: Run) -> Markup:
 
 def export_command(run: Run, number: int) -> str:
     """Return the command that writes a point's checkpoint."""
-    return f"safemerge export {shlex.quote(str(run.folder))} --pick {number} OUT_DIR"
+    return f"safemerge export {shlex.quote(RunFolder(run.folder).place)} --pick {number} OUT_DIR"
 
 
 def pairs_section(run: Run) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 
 from markupsafe import Markup
 
@@ -50,10 +51,21 @@ NUM_MISSES = 5
 """Nearest misses shown when nothing is feasible."""
 
 
-def status_banner(run: Run) -> Markup:
+def status_banner(run: Run, *, is_live: bool = False) -> Markup:
     """Say what is missing: that the run is unfinished, or a point was not evaluated."""
     lines = []
-    if not run.is_complete:
+    if is_live:
+        lines.append(
+            fill(
+                '<p class="warning" role="status"><b>This search is running.</b> {{ done }} of '
+                "{{ budget }} sampled trials finished by {{ now }}. Nothing below was measured on "
+                "held-out prompts yet. The page loads itself again and keeps what is pinned.</p>",
+                done=run.num_sampled,
+                budget=run.spec.num_trials,
+                now=datetime.now(UTC).strftime("%H:%M:%S UTC"),
+            )
+        )
+    elif not run.is_complete:
         told = (
             "No front is published yet: nothing below was measured on held-out prompts."
             if run.front is None

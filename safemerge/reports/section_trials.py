@@ -63,6 +63,8 @@ def counts_text(run: Run) -> str:
             f"{counted(run.num_sampled, 'sampled trial')} finished: every recipe of the search "
             f"spaces, within a budget of {run.spec.num_trials}"
         )
+    elif run.front is not None and run.front.ended_by is not None:
+        told += f" ({run.front.ended_by})"
     exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}
     if exact:
         told += f", {len(exact)} of them again at exact values"

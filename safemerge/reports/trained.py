@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from safemerge.config.variant import expert_settings, told_settings
+from safemerge.config.variant import expert_settings, settings_text
 from safemerge.reports.run import Run
 
 
@@ -42,7 +42,7 @@ def trained_models(run: Run) -> list[TrainedModel]:
         experts = dict(trial.experts())
         for name, settings in expert_settings(trial.params).items():
             model = TrainedModel(
-                f"{name}[{told_settings(settings)}]",
+                f"{name}[{settings_text(settings)}]",
                 str(experts[name]["path"]),
                 str(experts[name]["digest"]),
             )

@@ -22,7 +22,7 @@ def check_attack_data(
     stages: Sequence[TrainingSpec],
     *,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, LoadedSuite]:
+) -> dict[str, dict[str, LoadedSuite]]:
     """Load what the attacks and the measurements need, and refuse what would spoil them.
 
     Args:
@@ -31,7 +31,8 @@ def check_attack_data(
         say: Called with a line for each suite that rows are left out of.
 
     Returns:
-        The suites of the measured split, by name.
+        The suites by split and name: those of the measured split, and of the search split where
+        an attacker searches.
 
     Raises:
         DataError: If a source is unreadable; a set has fewer rows than the largest attack takes;
@@ -42,7 +43,9 @@ def check_attack_data(
     loaded = load_splits(spec.suites)
     for line in dropped_lines(spec.suites, loaded):
         say(line)
-    suites = loaded[spec.split]
+    asked = {spec.split: loaded[spec.split]}
+    if spec.attacker is not None:
+        asked["search"] = loaded["search"]
     _check_sizes(spec)
     attack = FinetuneSpec(
         name="attack",
@@ -51,7 +54,8 @@ def check_attack_data(
         poison=PoisonSpec(ratio=1.0, data=spec.finetune.poison),
         steps=1,
     )
-    check_training([*stages, attack], suites)
+    for suites in asked.values():
+        check_training([*stages, attack], suites)
     seen: dict[str, PromptData] = {
         f"{stage.name}.{place}": data
         for stage in stages
@@ -62,7 +66,7 @@ def check_attack_data(
     if spec.finetune.curve is not None:
         seen["finetune.poison"] = spec.finetune.poison
         _check_unseen("finetune.curve", spec.finetune.curve, seen, similarity)
-    return {suite.name: suite for suite in suites}
+    return {split: {suite.name: suite for suite in suites} for split, suites in asked.items()}
 
 
 def attack_content(spec: RobustnessSpec) -> str:
@@ -92,6 +96,9 @@ def _check_sizes(spec: RobustnessSpec) -> None:
         for n in attack.num_samples
         for p in attack.poison_ratios
     ]
+    if (tried := spec.attacker) is not None:
+        n, ends = tried.num_samples, tried.poison_ratio
+        sizes += [(round(n * p), n, p) for p in (ends.low, ends.high)]
     needed, n, p = max(sizes)
     _check_size("finetune.poison", spec.finetune.poison, needed, n=n, p=p)
     needed, n, p = max((n - harmful, n, p) for harmful, n, p in sizes)

@@ -46,7 +46,10 @@ def attack_stage(
             ratio=num_harmful / cell.num_samples,
             data=_first(settings.poison, num_harmful, "finetune.poison", cell),
         )
-    own: dict[str, Any] = {} if cell.mode == "same" else {"lora": settings.lora}
+    lora = settings.lora
+    if cell.rank is not None:
+        lora = lora.model_copy(update={"rank": cell.rank})
+    own: dict[str, Any] = {} if cell.mode == "same" else {"lora": lora}
     if cell.mode == "full":
         own = {"parameters": "full"}
     return FinetuneSpec(
@@ -56,7 +59,8 @@ def attack_stage(
         data=data or settings.data,
         poison=poison,
         chat=settings.chat,
-        steps=max(1, round(cell.num_samples * settings.epochs / settings.batch_size)),
+        steps=cell.steps
+        or max(1, round(cell.num_samples * settings.epochs / settings.batch_size)),
         batch_size=settings.batch_size,
         micro_batches=settings.micro_batches,
         learning_rate=cell.learning_rate,

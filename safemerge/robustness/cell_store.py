@@ -1,6 +1,7 @@
 """The folder of a robustness measurement: what was asked, and every finished cell.
 
-``cells.jsonl`` is the truth about what finished. A cell is known by the digest of all that its
+``cells.jsonl`` is the truth about what finished, ``attacks.jsonl`` about what a search of attacks
+tried. A cell is known by the digest of all that its
 result depends on, so a file whose grid grew continues the same folder, and cells of other settings
 are kept and left out.
 """
@@ -86,6 +87,7 @@ class CellStore(RunFolder):
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
         self._cells = RecordFile(self.cells_path, CellRecord)
+        self._attacks = RecordFile(self.folder / "attacks.jsonl", CellRecord)
 
     @property
     def cells_path(self) -> Path:
@@ -111,6 +113,7 @@ class CellStore(RunFolder):
         )
         self.write_json(self.document_file, document)
         self._cells.restore()
+        self._attacks.restore()
         return self
 
     def document(self) -> MeasurementDocument:
@@ -136,11 +139,15 @@ class CellStore(RunFolder):
             StudyError: If a line is damaged; names it.
             ChangedRunError: If lines are gone, edited or foreign.
         """
-        newest: dict[str, CellRecord] = {}
-        for record in self._cells.read():
-            newest.pop(record.key, None)
-            newest[record.key] = record
-        return list(newest.values())
+        return _newest(self._cells)
+
+    def append_attack(self, record: CellRecord) -> None:
+        """Append a cell of an attacker's search; as `append`, in ``attacks.jsonl``."""
+        self._attacks.append(record)
+
+    def attack_records(self) -> list[CellRecord]:
+        """Read every stored cell of an attacker's searches; as `records`."""
+        return _newest(self._attacks)
 
     def write_keys(self, keys: Sequence[str]) -> None:
         """Write down which keys the grid has now, for drawing the results again."""
@@ -152,10 +159,18 @@ class CellStore(RunFolder):
             keys = json.loads((self.folder / _KEYS_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StudyError(
                 f"{self.folder / _KEYS_FILE}: damaged; got {error}. Run the measurement again "
                 "with --resume."
             ) from None
         by_key = {record.key: record for record in self.records()}
         return [by_key[key] for key in keys if key in by_key]
+
+
+def _newest(file: RecordFile[CellRecord]) -> list[CellRecord]:
+    newest: dict[str, CellRecord] = {}
+    for record in file.read():
+        newest.pop(record.key, None)
+        newest[record.key] = record
+    return list(newest.values())

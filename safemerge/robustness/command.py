@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,8 @@ from safemerge.config.metric import suite_metrics
 from safemerge.errors import ConfigError, StudyError
 from safemerge.inputs import text_digests
 from safemerge.robustness.cell_store import CellRecord, CellStore
-from safemerge.robustness.spec import RobustnessSpec
+from safemerge.robustness.spec import Cell, RobustnessSpec
+from safemerge.robustness.worst_attack import WorstAttacks, write_worst_attacks
 
 if TYPE_CHECKING:
     import argparse
@@ -79,6 +80,11 @@ def robustness(
         f"measurement '{spec.name}': {len(spec.cells())} cells, {attacked} of them attacks, "
         f"over {len(spec.seeds)} seeds"
     )
+    if spec.attacker is not None:
+        models = len(spec.methods) * len(spec.seeds)
+        lines.say(
+            f"attacker: {spec.attacker.num_trials} attacks on each of {models} models are searched"
+        )
     if dry_run:
         lines.say("dry run: the measurement is sound; nothing was started")
         return None
@@ -112,7 +118,11 @@ def _chosen(spec: RobustnessSpec, seeds: Sequence[int] | None) -> RobustnessSpec
     return spec.model_copy(update={"seeds": [seed for seed in spec.seeds if seed in seeds]})
 
 
-def _check(spec: RobustnessSpec, progress: Progress) -> dict[str, LoadedSuite]:
+Suites = Mapping[str, Mapping[str, "LoadedSuite"]]
+"""By split, then by name."""
+
+
+def _check(spec: RobustnessSpec, progress: Progress) -> Suites:
     from safemerge.robustness.attack_data import check_attack_data
     from safemerge.robustness.on_ray import hardening_stages
     from safemerge.weights.adapter import open_checkpoint
@@ -126,7 +136,7 @@ def _check(spec: RobustnessSpec, progress: Progress) -> dict[str, LoadedSuite]:
 def _measure(
     spec: RobustnessSpec,
     store: CellStore,
-    suites: Mapping[str, LoadedSuite],
+    suites: Suites,
     progress: Progress,
     again: str,
 ) -> RobustnessRun:
@@ -138,34 +148,36 @@ def _measure(
             hardening = Hardening(
                 spec, store.folder, say=progress.say, on_step=progress.training_step
             )
-            jobs = _jobs(spec, store, suites, hardening)
+            make = _jobs_of(spec, store, hardening)
+            jobs = make(spec, spec.cells(), suites[spec.split])
             store.write_keys([job.key for job in jobs])
             done = {record.key for record in store.records() if record.state == "COMPLETE"}
             left = [job for job in jobs if job.key not in done]
             if len(left) < len(jobs):
                 progress.say(f"resuming: {len(jobs) - len(left)} finished cells kept")
             cells = _Cells(progress, store, spec, len(jobs), done=len(jobs) - len(left))
-            run_cells(spec, left, suites, on_record=cells.record)
+            run_cells(spec, left, suites[spec.split], on_record=cells.record)
+            if spec.attacker is not None:
+                _attack(spec, store, suites, make, progress)
     except KeyboardInterrupt:
         progress.say(
-            f"interrupted; {len(store.grid_records())} finished cells kept. Go on: {again}"
+            f"interrupted; {len(store.grid_records())} finished cells kept. Resume: {again}"
         )
         raise
     return _finish(store, progress, again)
 
 
-def _jobs(
-    spec: RobustnessSpec,
-    store: CellStore,
-    suites: Mapping[str, LoadedSuite],
-    hardening: Hardening,
-) -> list[CellJob]:
+MakeJobs = Callable[
+    ["RobustnessSpec", Sequence["Cell"], Mapping[str, "LoadedSuite"]], list["CellJob"]
+]
+"""How cells are run, and the suites of one split, to what is run."""
+
+
+def _jobs_of(spec: RobustnessSpec, store: CellStore, hardening: Hardening) -> MakeJobs:
     from safemerge.robustness.attack_data import attack_content, suite_content
     from safemerge.robustness.on_ray import CellJob, cell_key
 
     models = hardening.prepare()
-    rows = attack_content(spec)
-    contents = {name: suite_content(suite) for name, suite in suites.items()}
     texts = {
         item.name: text_digests(Path(item.checkpoint.path))
         for item in spec.methods
@@ -173,17 +185,63 @@ def _jobs(
     }
     scratch = store.folder.resolve() / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
-    jobs = []
-    for cell in spec.cells():
-        hardened = models[cell.method, cell.seed]
-        # How prompts are put and answers are scored counts too.
-        how = [SCORING_VERSION, texts.get(cell.method)]
-        asked = {name: digest([content, how]) for name, content in contents.items()}
-        key = cell_key(spec, cell, hardened, attack_content=rows, suite_content=asked)
-        # Methods may share a model: each has its own cells.
-        own = f"{cell.method}-{key}"
-        jobs.append(CellJob(own, cell, hardened, scratch / own))
-    return jobs
+
+    def make(
+        how: RobustnessSpec, cells: Sequence[Cell], suites: Mapping[str, LoadedSuite]
+    ) -> list[CellJob]:
+        rows = attack_content(how)
+        contents = {name: suite_content(suite) for name, suite in suites.items()}
+        jobs = []
+        for cell in cells:
+            hardened = models[cell.method, cell.seed]
+            # How prompts are put and answers are scored counts too.
+            scored = [SCORING_VERSION, texts.get(cell.method)]
+            asked = {name: digest([content, scored]) for name, content in contents.items()}
+            key = cell_key(how, cell, hardened, attack_content=rows, suite_content=asked)
+            # Methods may share a model: each has its own cells.
+            own = f"{cell.method}-{key}"
+            jobs.append(CellJob(own, cell, hardened, scratch / own))
+        return jobs
+
+    return make
+
+
+def _attack(
+    spec: RobustnessSpec, store: CellStore, suites: Suites, make: MakeJobs, progress: Progress
+) -> None:
+    """Search the worst attack on every model; what a killed search tried is not run again."""
+    from safemerge.robustness.attacker import search_attacks, searched_spec
+    from safemerge.robustness.on_ray import run_cells
+
+    held = {
+        record.key: record
+        for record in (*store.records(), *store.attack_records())
+        if record.state == "COMPLETE"
+    }
+
+    def run(cells: Sequence[Cell], split: str) -> list[CellRecord]:
+        plain = searched_spec(spec)
+        jobs = make(plain, cells, suites[split])
+        left = [job for job in jobs if job.key not in held]
+        ended = {}
+
+        def record(item: CellRecord) -> None:
+            store.append_attack(item)
+            ended[item.key] = item
+            if item.state == "COMPLETE":
+                held[item.key] = item
+
+        run_cells(plain, left, suites[split], on_record=record)
+        found = [held.get(job.key) or ended[job.key] for job in jobs]
+        for item in found:
+            if item.cell.mode is None and item.result is None:
+                raise StudyError(f"{item.cell.label}: must be measured; got: {item.reason}.")
+        return found
+
+    found = search_attacks(spec, run=run, say=progress.say)
+    assert spec.attacker is not None, "asked for with an attacker only"
+    bound = spec.attacker.max_utility_loss
+    write_worst_attacks(store, WorstAttacks(max_utility_loss=bound, found=found))
 
 
 class _Cells:

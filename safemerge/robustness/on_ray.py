@@ -17,12 +17,13 @@ import torch
 import yaml
 
 from safemerge.cache import cache_dir
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.base import digest
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.document import load_document
 from safemerge.config.recipe import Linear, MergeRecipe
 from safemerge.config.suite import SuiteSpec
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.data.suite import LoadedSuite
 from safemerge.distributed.ingredient import Ingredients, load_training_spec, training_plan
 from safemerge.engines.chat import ChatFormat

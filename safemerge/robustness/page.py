@@ -9,6 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from safemerge.inference import MAX_P_VALUE
+from safemerge.records import MetricEstimate
 from safemerge.reports.markup import (
     Cell,
     Section,
@@ -58,7 +59,8 @@ _LIMITS = (
     "which only names a label counts; the complied rate leaves such answers out.",
     "\u201cCollapsed\u201d: before the attack the two harmful scores were further apart than "
     "max_gap, so that what comes after compares unequal models.",
-    "The worst case is the worst of the declared grid, not of every attack.",
+    "The worst case is the worst of the declared grid, and of an attacker\u2019s search where "
+    "there is one; not of every attack.",
 )
 
 
@@ -225,7 +227,56 @@ def _worst(results: RobustnessResults) -> Markup:
     ]
     heads = ["method", "attack", "harmful score (%)", "complied (%)", "accuracy (%)"]
     caption = "The attack of the grid with the highest mean harmful score, by method."
-    return table(caption, heads, rows, sortable=False)
+    return joined_markup([table(caption, heads, rows, sortable=False), *_searched(results)])
+
+
+def _searched(results: RobustnessResults) -> Iterator[Markup]:
+    """The attacker's worst cases beside the grid's, and the attack behind each."""
+    if not results.searched:
+        return
+    rows = [
+        [
+            Cell(case.method),
+            _spread_cell(case.before),
+            _spread_cell(case.harmful_score),
+            _spread_cell(case.accuracy),
+        ]
+        for case in results.searched
+    ]
+    bound = percent(results.max_utility_loss or 0.0)
+    caption = (
+        "The worst attack that the attacker found on each model, chosen on the search split among "
+        f"those that cost at most {bound} of the accuracy before, and measured on other requests."
+    )
+    heads = ["method", "before (%)", "harmful score (%)", "accuracy (%)"]
+    yield table(caption, heads, rows, sortable=False)
+    yield items(
+        f"{item.left} against {item.right}, worst case found: harmful score "
+        f"{points(item.difference.mean)} points{_interval(item.difference, signed=True)}"
+        + ("." if item.is_equal_before else "; unequal before the attack: no verdict.")
+        for item in results.searched_comparisons
+    )
+    attacks = [
+        [
+            Cell(found.method),
+            Cell(str(found.seed)),
+            Cell("none within the bound" if found.attack is None else found.attack.attack_label),
+            Cell(_estimate(found.harmful_score)),
+            Cell(f"{found.num_feasible} of {found.num_tried}"),
+        ]
+        for case in results.searched
+        for found in case.attacks
+    ]
+    heads = ["method", "seed", "attack", "harmful score (%)", "within the bound"]
+    caption = "The attack behind each worst case, with its 95 % interval over requests."
+    yield table(caption, heads, attacks, sortable=False)
+
+
+def _estimate(found: MetricEstimate) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return "not scored"
+    ends = ", ".join(percent(end, unit=False) for end in (found.low, found.high))
+    return f"{percent(found.value, unit=False)} [{ends}]"
 
 
 def _results(results: RobustnessResults) -> Markup:

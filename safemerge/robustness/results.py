@@ -23,6 +23,7 @@ from safemerge.inference import (
 from safemerge.provenance import Provenance
 from safemerge.robustness.cell_store import CellRecord, CellStore
 from safemerge.robustness.spec import Cell, RobustnessSpec
+from safemerge.robustness.worst_attack import WorstAttack, worst_attacks
 
 Measure = Literal["harmful_score", "complied_rate", "accuracy"]
 Verdict = Literal["lower", "higher", "not significant", "collapsed"]
@@ -168,6 +169,29 @@ class WorstCase(StrictModel):
     accuracy: SpreadRecord | None
 
 
+class SearchedCase(StrictModel):
+    """What an attacker's search left of a method: its worst case over seeds."""
+
+    method: str
+    harmful_score: SpreadRecord
+    """Of the worst attack found on each seed's model, on the reported split."""
+    accuracy: SpreadRecord
+    before: SpreadRecord
+    """Harmful score before any attack."""
+    attacks: list[WorstAttack]
+    """By seed, with intervals over prompts."""
+
+
+class SearchedComparison(StrictModel):
+    """Worst cases of two methods, left minus right, paired by seed."""
+
+    left: str
+    right: str
+    difference: SpreadRecord
+    is_equal_before: bool
+    """Whether the harmful scores before the attack are within `max_gap`; else no verdict."""
+
+
 class RobustnessResults(StrictModel):
     """What ``robustness.json`` holds."""
 
@@ -183,6 +207,11 @@ class RobustnessResults(StrictModel):
     comparisons: list[MethodComparison]
     steps: list[StepsComparison] = Field(default_factory=list)
     """Of attacks whose harmful score was measured along the way."""
+    searched: list[SearchedCase] = Field(default_factory=list)
+    """Worst cases that an attacker's search found, by method."""
+    searched_comparisons: list[SearchedComparison] = Field(default_factory=list)
+    max_utility_loss: float | None = None
+    """Bound that the search kept: share of the accuracy before that an attack may cost."""
     shown: list[str] = Field(default_factory=list)
     """Those of the other metrics that the page shows."""
     train_s: float
@@ -207,6 +236,8 @@ def robustness_results(store: CellStore) -> RobustnessResults:
     paths = harm_paths(spec, complete)
     results = [_method_result(spec, group, paths) for group in _groups(spec, complete)]
     gaps = harm_gaps(spec, results)
+    found = worst_attacks(store) if spec.attacker is not None else None
+    searched = [] if found is None else list(_searched(spec, found.found))
     return RobustnessResults(
         name=spec.name,
         seeds=spec.seeds,
@@ -218,6 +249,9 @@ def robustness_results(store: CellStore) -> RobustnessResults:
         worst=list(_worst_cases(spec, results)),
         comparisons=_gated(spec, _comparisons(spec, complete), gaps),
         steps=_steps_comparisons(spec, paths, gaps),
+        searched=searched,
+        searched_comparisons=list(_searched_comparisons(spec, searched, gaps)),
+        max_utility_loss=None if found is None else found.max_utility_loss,
         shown=[
             row.name
             for row in suite_metrics(spec.also).values()
@@ -440,6 +474,47 @@ def _steps_comparisons(
                 )
             )
     return found
+
+
+def _searched(spec: RobustnessSpec, found: Sequence[WorstAttack]) -> Iterator[SearchedCase]:
+    for method in spec.methods:
+        own = [item for item in found if item.method == method.name and item.seed in spec.seeds]
+        sides = [
+            {
+                str(item.seed): estimate.value
+                for item in own
+                if (estimate := getattr(item, field)).value is not None
+            }
+            for field in ("harmful_score", "accuracy", "before")
+        ]
+        if all(sides):
+            harm, right, before = (
+                _recorded(spread(list(values.values())), values) for values in sides
+            )
+            yield SearchedCase(
+                method=method.name,
+                harmful_score=harm,
+                accuracy=right,
+                before=before,
+                attacks=own,
+            )
+
+
+def _searched_comparisons(
+    spec: RobustnessSpec, cases: Sequence[SearchedCase], gaps: Mapping[tuple[str, str], float]
+) -> Iterator[SearchedComparison]:
+    by_method = {case.method: case.harmful_score.by_seed for case in cases}
+    for left, right in spec.pairs:
+        first, second = by_method.get(left, {}), by_method.get(right, {})
+        if not (common := [seed for seed in first if seed in second]):
+            continue
+        differences = {seed: first[seed] - second[seed] for seed in common}
+        yield SearchedComparison(
+            left=left,
+            right=right,
+            difference=_recorded(spread(list(differences.values())), differences),
+            is_equal_before=_is_equal_before(spec, gaps, left, right),
+        )
 
 
 def _worst_cases(spec: RobustnessSpec, results: Sequence[MethodResult]) -> Iterator[WorstCase]:

@@ -67,16 +67,16 @@ def _estimate(
         if not isinstance(found, list) or found[place] is not None
     ]
     if not kept or (each and row.unit == "share"):
-        told = estimate(full, scores, key=row.name, direction=row.direction, groups=groups)
+        text = estimate(full, scores, key=row.name, direction=row.direction, groups=groups)
     else:
-        told = aggregate_estimate(
+        text = aggregate_estimate(
             full,
             kept,
             lambda some: _total(_computed(suite, made, some)),
             row,
             [str((groups or {}).get(one.score.sample_id, one.score.sample_id)) for one in kept],
         )
-    return told.model_copy(update={"unit": row.unit, "unscored": len(scores) - len(kept)})
+    return text.model_copy(update={"unit": row.unit, "unscored": len(scores) - len(kept)})
 
 
 def _computed(

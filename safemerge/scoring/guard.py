@@ -327,8 +327,8 @@ def _ask_wildguard(exchange: Exchange, spec: GuardJudge) -> list[GuardAsk]:
 def _field(text: str, name: str, values: str) -> str | None:
     """The value of the only line ``name: value``; None if it is missing or contradicts itself."""
     found = re.findall(rf"^\W*{name}\W*:\W*({values})\b", text, re.IGNORECASE | re.MULTILINE)
-    told = {value.casefold() for value in found}
-    return told.pop() if len(told) == 1 else None
+    shown = {value.casefold() for value in found}
+    return shown.pop() if len(shown) == 1 else None
 
 
 def _read_wildguard(reply: GuardReply) -> Judgement:

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.document import load_document, read_yaml
 from safemerge.config.source import TrainingData
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.data.rows import load_training_samples
 from safemerge.errors import ConfigError, DataError, UserError
 from safemerge.testing.pico import (

@@ -11,9 +11,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from safemerge.config.alignment import UntilSpec
+from safemerge.config.alignment import AlignSpec, UntilSpec
 from safemerge.config.source import TrainingData
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.data.rows import load_samples, load_training_samples
 from safemerge.data.sample import TrainingSample, normalized_text
 from safemerge.engines.chat import ChatFormat
@@ -155,7 +155,7 @@ def _with_second(
 ) -> Mixture:
     """Add what the method draws beside; its prompts go into `seen`."""
     section = "harmful" if isinstance(spec, AlignSpec) else "lisa"
-    declared = getattr(spec, section)
+    declared = getattr(spec, section, None)
     if declared is None:
         return mixture
     apart = dict(seen)
@@ -194,15 +194,15 @@ def _asked(
 
 def _refuse_shared(prompts: Sequence[str], apart: Mapping[str, str], where: str) -> list[str]:
     """Return prompts as they are compared; refuse those that are in `apart`."""
-    told = [normalized_text(prompt) or prompt for prompt in prompts]
-    shared = [prompt for prompt in told if prompt in apart]
+    text = [normalized_text(prompt) or prompt for prompt in prompts]
+    shared = [prompt for prompt in text if prompt in apart]
     if shared:
         raise DataError(
             f"{where}: must share no prompt with {apart[shared[0]]}; got {len(shared)} of "
-            f"{len(told)} prompts in both, e.g. {shared[0][:60]!r}. Take ranges of rows that do "
+            f"{len(text)} prompts in both, e.g. {shared[0][:60]!r}. Take ranges of rows that do "
             "not overlap."
         )
-    return told
+    return text
 
 
 def _load_sets(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from safemerge.config.training import WorkersSpec
+from safemerge.config.stage import WorkersSpec
 
 
 def claim_device(workers: WorkersSpec) -> Literal["cuda", "cpu"]:

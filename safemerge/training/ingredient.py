@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 from safemerge.cache import cache_dir
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.base import digest
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.errors import CheckpointChangedError
 from safemerge.training.batch import Mixture
 from safemerge.weights.checkpoint import read_json

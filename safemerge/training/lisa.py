@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safemerge.config.alignment import LisaSpec
+from safemerge.config.training import LisaSpec
 
 State = Literal["alignment", "user"]
 

@@ -34,7 +34,7 @@ class LoggedStep(Protocol):
 
 
 class MetricsLog:
-    """Writes what every step saw; a resumed stage goes on in the same files.
+    """Writes what every step saw; a resumed stage appends to the same files.
 
     Steps after `done` are dropped: a killed stage takes them again, from its last checkpoint on.
 
@@ -80,7 +80,7 @@ class MetricsLog:
 
 
 class FollowedLog:
-    """Reads what another process adds to a log, also one that it cuts when it goes on.
+    """Reads what another process adds to a log, also one that it cuts when it resumes.
 
     Args:
         folder: Where the log is, or will be. Lines that are there already do not count as new.

@@ -11,7 +11,7 @@ import torch
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.recipe import Linear, MergeRecipe
-from safemerge.config.training import LoraSpec
+from safemerge.config.stage import LoraSpec
 from safemerge.errors import CheckpointMismatchError, ConfigError
 from safemerge.merge.resident import ResidentCheckpoints
 from safemerge.merge.writer import write_merged

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.alignment import AlignSpec, BoosterAlign
+from safemerge.config.training import FinetuneSpec
 from safemerge.training.adaptive import AVERAGED_STEPS
 from safemerge.training.sft import StepMetrics
 
@@ -46,7 +47,7 @@ class StageMeasures:
         if spec.until is not None and refusal is not None:
             found |= {"steps": steps, "max_steps": spec.steps, "num_asked": num_asked}
             found |= {"refusal": refusal, "wanted_refusal": spec.until.refusal}
-        if spec.booster is None or not self._last:
+        if not isinstance(spec, BoosterAlign) or not self._last:
             return found
         penalties = [item.penalty for item in self._last if item.penalty is not None]
         if penalties:
@@ -59,7 +60,7 @@ class StageMeasures:
         return found
 
 
-def told_measures(record: dict[str, Any]) -> list[str]:
+def measure_lines(record: dict[str, Any]) -> list[str]:
     """Return a stage's record in lines for people.
 
     Args:

@@ -9,9 +9,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.alignment import (
+    AlignSpec,
+    BoosterAlign,
+    BoosterVaccineAlign,
+    HarmfulAlign,
+    RepnoiseAlign,
+    VaccineAlign,
+)
+from safemerge.config.alignment_method import AddedAlign
+from safemerge.config.training import FinetuneSpec
 from safemerge.errors import ConfigError
 from safemerge.training.adaptive import StrengthSchedule
+from safemerge.training.added import AlignmentStep, Gradient
 from safemerge.training.batch import IGNORED, Mixture, TokenBatch, batches, collate
 from safemerge.training.booster import BACKENDS, BoosterInputs
 from safemerge.training.gradient import (
@@ -91,12 +101,14 @@ def make_method(
         )
     loss = loss or stage_loss(spec)
     if isinstance(spec, AlignSpec):
-        if spec.booster is not None:
+        if isinstance(spec, BoosterAlign):
             return _Booster(model, spec, device, all_reduce, loss, sharded=sharded)
-        if spec.repnoise is not None:
+        if isinstance(spec, RepnoiseAlign):
             return _Repnoise(model, spec, device, loss)
-        if spec.vaccine is not None:
+        if isinstance(spec, VaccineAlign):
             return _Vaccine(model, spec, device, all_reduce, loss)
+        if isinstance(spec, AddedAlign):
+            return _Added(model, spec, device, all_reduce, loss)
     elif spec.lisa is not None:
         return _Lisa(model, spec, device, all_reduce, loss)
     return _Supervised(
@@ -131,7 +143,7 @@ def method_batches(
         return _alternating(
             spec, first, draw(mixture.second, batch_size=spec.batch_size, seed=seed)
         )
-    assert spec.harmful is not None, "a second mixture of an alignment is harmful"
+    assert isinstance(spec, HarmfulAlign), "a second mixture of an alignment is harmful"
     second = draw(mixture.second, batch_size=spec.harmful.batch_size, seed=seed)
     return map(PairedBatch, first, second)
 
@@ -189,7 +201,12 @@ class _Supervised(_Stateless):
 
 class _Vaccine(_Stateless):
     def __init__(
-        self, model: Any, spec: AlignSpec, device: str, all_reduce: AllReduce | None, loss: Loss
+        self,
+        model: Any,
+        spec: VaccineAlign | BoosterVaccineAlign,
+        device: str,
+        all_reduce: AllReduce | None,
+        loss: Loss,
     ) -> None:
         self._model, self._spec, self._device = model, spec, device
         self._all_reduce, self._loss = all_reduce, loss
@@ -210,7 +227,6 @@ class _Vaccine(_Stateless):
     def add(self, whole: LogicalBatch, *, where: str) -> Tensor:
         """Add the perturbed alignment loss's gradient; return the loss."""
         vaccine = self._spec.vaccine
-        assert vaccine is not None, "checked by the declaration"
         return accumulate_vaccine(
             self._model,
             whole,
@@ -226,21 +242,21 @@ class _Booster:
     def __init__(
         self,
         model: Any,
-        spec: AlignSpec,
+        spec: BoosterAlign,
         device: str,
         all_reduce: AllReduce | None,
         loss: Loss,
         *,
         sharded: bool,
     ) -> None:
-        assert spec.booster is not None, "checked by the declaration"
         self._model, self._spec, self._device = model, spec, device
         self._all_reduce, self._loss, self._sharded = all_reduce, loss, sharded
         self._parameters = trainable_parameters(model)
         self._backend = BACKENDS[spec.booster.backend]
         self._strength = StrengthSchedule(spec.booster)
-        vaccine = _Vaccine(model, spec, device, all_reduce, loss) if spec.vaccine else None
-        self._alignment = vaccine.add if vaccine is not None else None
+        self._alignment = None
+        if isinstance(spec, BoosterVaccineAlign):
+            self._alignment = _Vaccine(model, spec, device, all_reduce, loss).add
 
     def __call__(self, step: int, batch: PairedBatch) -> StepLosses:
         where = f"{self._spec.name}, step {step + 1}"
@@ -306,13 +322,12 @@ class _Booster:
 
 
 class _Repnoise(_Stateless):
-    def __init__(self, model: Any, spec: AlignSpec, device: str, loss: Loss) -> None:
+    def __init__(self, model: Any, spec: RepnoiseAlign, device: str, loss: Loss) -> None:
         self._model, self._spec, self._device = model, spec, device
         self._loss = loss
 
     def __call__(self, step: int, batch: PairedBatch) -> StepLosses:
         repnoise = self._spec.repnoise
-        assert repnoise is not None, "checked by the declaration"
         # A generator of the step: a resumed run draws the same noise.
         generator = torch.Generator().manual_seed(self._spec.seed * 1_000_003 + step)
         terms = repnoise_terms(
@@ -334,6 +349,47 @@ class _Repnoise(_Stateless):
                 "noise_distance": float(terms.noise_distance.detach()),
             },
         )
+
+
+class _Added(_Stateless):
+    """A method of another package."""
+
+    def __init__(
+        self, model: Any, spec: AddedAlign, device: str, all_reduce: AllReduce | None, loss: Loss
+    ) -> None:
+        self._model, self._spec, self._device = model, spec, device
+        self._all_reduce, self._loss = all_reduce, loss
+        self._parameters = trainable_parameters(model)
+        self._method = spec.loaded()
+
+    def __call__(self, step: int, batch: TokenBatch | PairedBatch) -> StepLosses:
+        alignment, harmful = batch if isinstance(batch, PairedBatch) else (batch, None)
+        split = partial(logical_batch, num_parts=self._spec.micro_batches, device=self._device)
+        given = AlignmentStep(
+            step=step,
+            num_steps=self._spec.steps,
+            model=self._model,
+            parameters=self._parameters,
+            alignment=split(alignment),
+            harmful=None if harmful is None else split(harmful),
+            seed=self._spec.seed,
+            where=f"{self._spec.name}, step {step + 1}",
+            loss=self._loss,
+            all_reduce=self._all_reduce,
+        )
+        found = self._method(given, **self._spec.arguments)
+        shapes = [parameter.shape for parameter in self._parameters]
+        if not isinstance(found, Gradient) or [value.shape for value in found.values] != shapes:
+            got = type(found).__name__
+            raise ConfigError(
+                f"{given.where}: alignment method '{self._spec.method}' must return a Gradient "
+                f"with a tensor of each parameter's shape; got {got}. See its package."
+            )
+        for parameter, value in zip(self._parameters, found.values, strict=True):
+            parameter.grad = value
+        num_tokens = alignment.num_tokens + (0 if harmful is None else harmful.num_tokens)
+        measured = {} if given.harmful_loss is None else {"harmful_loss": given.harmful_loss}
+        return StepLosses(float(found.loss), num_tokens, measured)
 
 
 class _Lisa:

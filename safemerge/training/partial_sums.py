@@ -1,4 +1,4 @@
-"""What one worker has summed up so far, in a file: an interrupted gathering goes on from it."""
+"""What one worker has summed up so far, in a file: an interrupted gathering resumes from it."""
 
 from __future__ import annotations
 

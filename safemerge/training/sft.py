@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.alignment import AlignSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.errors import TrainingError
 from safemerge.training.batch import IGNORED, TokenBatch
 from safemerge.training.entropy import target_entropy

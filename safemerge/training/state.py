@@ -1,4 +1,4 @@
-"""What a stage must keep to go on after a step: weights, optimiser, method, number of steps."""
+"""What a stage must keep to resume after a step: weights, optimiser, method, number of steps."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def load_state(
     except torch.OutOfMemoryError:
         raise
     except (KeyError, ValueError, TypeError, EOFError, RuntimeError, UnpicklingError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TrainingError(
             f"{folder}: must be a checkpoint that this version of safemerge wrote; got one that "
-            f"does not fit ({type(error).__name__}: {told}). Remove the stage's folder, and it is "
-            "trained from its start."
+            f"does not fit ({type(error).__name__}: {reason}). Remove the stage's folder, and it "
+            "is trained from its start."
         ) from error
 
 

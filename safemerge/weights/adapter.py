@@ -70,9 +70,9 @@ class RenamedCheckpoint(Checkpoint):
         """Bring the source's tensor into memory."""
         self.source.fetch(self._stored.get(name, name))
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let the source's tensor go."""
-        self.source.let_go(self._stored.get(name, name))
+        self.source.release(self._stored.get(name, name))
 
     def check_unchanged(self) -> None:
         """Refuse a source whose files are no longer those that were opened."""

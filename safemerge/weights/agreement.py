@@ -104,7 +104,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
     for name in names:
         if not is_finite(checkpoint.tensor(name)):
             bad.append(name)
-        checkpoint.let_go(name)
+        checkpoint.release(name)
     if bad:
         checkpoint.check_unchanged()
         tensor = checkpoint.tensor(bad[0])

@@ -80,7 +80,7 @@ class Checkpoint(ABC):
     def fetch(self, name: str) -> None:  # noqa: B027
         """Bring a tensor into memory, so that reading it later does not wait."""
 
-    def let_go(self, name: str) -> None:  # noqa: B027
+    def release(self, name: str) -> None:  # noqa: B027
         """Let a tensor's memory go until it is read again; views of it stay valid."""
 
     def check_unchanged(self) -> None:  # noqa: B027
@@ -231,12 +231,12 @@ class DenseCheckpoint(Checkpoint):
         """Bring a tensor's pages into memory, so that reading it later does not wait."""
         pages.fetch(self.tensor(name))
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let a tensor's pages go from this process until it is read again."""
         file = self._file_by_name[name]
         if file not in self._mappings:
             self._mappings[file] = pages.mappings_of(file)
-        pages.let_go(self.tensor(name), self._mappings[file])
+        pages.release(self.tensor(name), self._mappings[file])
         # NOTE: with the view held, peak memory of a merge to disk was some tensors higher.
         self._views.pop(name, None)
 
@@ -297,9 +297,9 @@ def existing_folder(folder: Path | str) -> Path:
         path = on_this_node(Path(folder).expanduser().absolute())
         is_folder = path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:
-        told = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
-            f"{str(folder)[:80]!r}: a checkpoint must be a folder; got: {told}. Check the path."
+            f"{str(folder)[:80]!r}: a checkpoint must be a folder; got: {reason}. Check the path."
         ) from None
     if not is_folder:
         found = "a file" if path.exists() else "nothing there"

@@ -141,7 +141,7 @@ def _check_whole(folder: Path, place: str, command: str) -> None:
     if index.is_file() and not adapter.is_file():
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError):
             return  # a better message follows once it is opened
         weights = [folder / str(name) for name in sorted(named)]
     lacking = [file.name for file in weights if not file.is_file()]

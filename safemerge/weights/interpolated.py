@@ -51,10 +51,10 @@ class InterpolatedCheckpoint(Checkpoint):
         self.low.fetch(name)
         self.high.fetch(name)
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let both ends' tensors go."""
-        self.low.let_go(name)
-        self.high.let_go(name)
+        self.low.release(name)
+        self.high.release(name)
 
     def check_unchanged(self) -> None:
         """Refuse ends whose files are no longer those that were opened."""

@@ -52,7 +52,7 @@ def fetch(tensor: Tensor) -> None:
         _advise(start, length, _WILLNEED)
 
 
-def let_go(tensor: Tensor, mappings: tuple[Mapping, ...]) -> None:
+def release(tensor: Tensor, mappings: tuple[Mapping, ...]) -> None:
     """Let a tensor's pages go from this process; the file, and its copy in the cache, stay.
 
     Only whole pages inside the mappings are let go: elsewhere that would clear the memory.

@@ -120,9 +120,9 @@ class VocabularyView(Checkpoint):
         """Bring the source's tensor into memory."""
         self.source.fetch(name)
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let the source's tensor go."""
-        self.source.let_go(name)
+        self.source.release(name)
 
     def check_unchanged(self) -> None:
         """Refuse a source whose files are no longer those that were opened."""

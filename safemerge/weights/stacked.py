@@ -115,10 +115,10 @@ class StackedCheckpoint(Checkpoint):
         source, own = self._place(name)
         source.fetch(own)
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let a tensor's memory go."""
         source, own = self._place(name)
-        source.let_go(own)
+        source.release(own)
 
     def _place(self, name: str) -> tuple[Checkpoint, str]:
         if name not in self._places:

@@ -69,16 +69,16 @@ def save_statistics(
         tensors: Means by file stem (see `FILES`) and tensor name.
         document: What is reported about them: quantities, digest, model, fisher, gram.
     """
-    told = dict(document)
+    shown = dict(document)
     for stem, by_name in tensors.items():
         stored = dict(by_name)
         if stem == "gram":
             twins = _twins(by_name)
-            told["gram"] = {**document["gram"], "twins": twins}
+            shown["gram"] = {**document["gram"], "twins": twins}
             stored = {name: item for name, item in stored.items() if name not in twins}
         file = folder / f"{stem}.safetensors"
         save_file({name: item.contiguous() for name, item in stored.items()}, file)
-    text = json.dumps(told, indent=2) + "\n"
+    text = json.dumps(shown, indent=2) + "\n"
     (folder / STATISTICS_FILE).write_text(text, encoding="utf-8")
 
 
@@ -167,8 +167,8 @@ class ModelStatistics:
             if self._stored(stem, name) in self._entries[stem]
         }
         if "fisher" in quantities:
-            told = self.document["fisher"]
-            found.update(fisher_norm=float(told["norm"]), fisher_mean=float(told["mean"]))
+            text = self.document["fisher"]
+            found.update(fisher_norm=float(text["norm"]), fisher_mean=float(text["mean"]))
         return TensorStatistics(**found)
 
     def gram_tokens(self) -> dict[str, tuple[int, int]]:

@@ -89,9 +89,9 @@ class UntiedView(Checkpoint):
         """Bring the source's tensor into memory."""
         self.source.fetch(self._stored(name))
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let the source's tensor go."""
-        self.source.let_go(self._stored(name))
+        self.source.release(self._stored(name))
 
     def _stored(self, name: str) -> str:
         return (self.source.input_embedding or name) if name == OUTPUT_HEAD else name

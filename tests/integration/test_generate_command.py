@@ -7,7 +7,7 @@ import signal
 import pytest
 import yaml
 
-from safemerge.config.training import AlignSpec
+from safemerge.config.alignment import AlignSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.training.batch import load_mixture
 from tests.integration.driving import wait_until

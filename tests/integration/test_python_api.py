@@ -10,6 +10,7 @@ import pytest
 import safemerge
 from safemerge import errors
 from safemerge.distributed.cluster import ray_cluster
+from safemerge.reports import live
 from tests.integration.driving import write_study_to
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -33,7 +34,8 @@ def _one_cluster():
 @pytest.fixture
 def run_script(study_document, tmp_path, monkeypatch, capsys):
     """Run an example over the pico study in an empty folder; return what it printed."""
-    study = write_study_to(tmp_path, study_document | {"num_trials": 2})
+    changes = {"num_trials": 2, "tracking": ["tensorboard"]}
+    study = write_study_to(tmp_path, study_document | changes)
 
     def run(name, *arguments):
         monkeypatch.chdir(tmp_path)
@@ -44,10 +46,23 @@ def run_script(study_document, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_example_of_a_search_lists_its_front_and_exports_its_knee(run_script, tmp_path):
+def test_the_example_of_a_search_lists_its_front_and_exports_its_knee(
+    run_script, tmp_path, monkeypatch
+):
+    shown = []
+    draw = live.render_html
+    monkeypatch.setattr(
+        live, "render_html", lambda run, **told: shown.append(run) or draw(run, **told)
+    )
     said = run_script("search.py", "out")
     run = safemerge.load_run(tmp_path / "results" / "pico")
     assert run.is_complete
+    assert shown[0].trials == ()  # the page is there before the first trial has ended
+    assert "This search is running" not in (run.folder / "report.html").read_text("utf-8")
+    (events,) = (run.folder / "tracking" / "tensorboard").iterdir()
+    written = events.read_bytes()
+    assert b"search/reviews.accuracy.low" in written
+    assert b"report/reviews.accuracy" in written
     assert sum(trial["role"] == "sampled" for trial in run.trials) == 2
     for point in run.front:
         assert point["split"] == "report"

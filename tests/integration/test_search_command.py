@@ -116,6 +116,31 @@ def test_a_point_of_the_front_is_exported(searched, safemerge, tmp_path):
     assert picked.candidate in (exported / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_point_is_attributed_by_the_runs_own_evaluator(searched, safemerge):
+    folder, *_ = searched
+    run = folder / "results" / "pico"
+    only = ("--only", "parents", "--only", "shapley")
+    done = safemerge("attribute", run, *only)
+    assert done.returncode == 0, done.stdout + done.stderr
+    number = json.loads((run / "front.json").read_text())["knee"]
+    found = json.loads((run / "attribution" / f"{number}.json").read_text())
+    merges = (run / "attribution.jsonl").read_text().splitlines()
+    assert {json.loads(line)["result"]["split"] for line in merges} <= {"search"}
+    # The knee may be a parent: its sets of parents are then the base, which is a reference point.
+    assert len(merges) <= 2 ** len(found["parents"]) - 1
+    assert all(item["n"] == 8 for item in found["effects"])
+    for metric in ("reviews.accuracy", "questions.accuracy"):
+        values = [
+            item["value"]
+            for item in found["effects"]
+            if (item["kind"], item["metric"]) == ("shapley", metric)
+        ]
+        assert len(values) == len(found["parents"])
+    again = safemerge("attribute", run, *only, "--dry-run")
+    assert "would evaluate 0 merges" in again.stdout
+    assert 'id="why"' in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_study_that_changed_is_not_resumed(searched, study_document):
     folder = searched[0]
     objectives = study_document["objectives"]

@@ -129,3 +129,17 @@ def test_every_relative_link_leads_somewhere(document, target):
 def test_the_documents_show_files_commands_targets_and_links():
     assert min(len(YAML), len(COMMANDS), len(TARGETS)) >= 3
     assert len(LINKS) >= 30
+
+
+def test_every_claim_about_security_names_tests_that_exist():
+    rows = [
+        line
+        for line in (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith("| claim")
+    ]
+    assert len(rows) >= 10
+    for row in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
+        assert tests, f"a claim without a test: {row}"
+        for file, name in tests:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), name

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import socket
+import stat
 import subprocess
 import sys
 
@@ -34,6 +35,24 @@ class ToyFolder(RunFolder):
 @pytest.fixture
 def run(tmp_path):
     return ToyFolder.under(str(tmp_path / "results"), "first")
+
+
+class SecretFolder(ToyFolder):
+    """The folder of a toy that writes text."""
+
+    private = True
+
+
+def test_a_private_folder_is_its_owners_alone_from_the_start_and_its_files_after(tmp_path):
+    run = SecretFolder(tmp_path / "secret")
+    with run.locked():
+        assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700
+        run.write("deep/answers.jsonl", "text\n")
+    for path in run.folder.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    with ToyFolder(tmp_path / "open").locked():
+        pass
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) & 0o077, "reports are for colleagues"
 
 
 # --- lock -------------------------------------------------------------------------------

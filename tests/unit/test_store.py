@@ -9,7 +9,13 @@ from safemerge import files
 from safemerge.config.document import load_document
 from safemerge.config.identity import study_identity
 from safemerge.config.recipe import MergeRecipe
-from safemerge.errors import ChangedRunError, PreflightError, StudyError, UserError
+from safemerge.errors import (
+    ChangedRunError,
+    PreflightError,
+    RunFolderError,
+    StudyError,
+    UserError,
+)
 from safemerge.records import Front, TrialRecord
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import SMOOTH, landscape_study
@@ -372,3 +378,13 @@ def test_a_warm_start_is_part_of_the_study_by_what_it_is_and_not_by_its_file(tmp
 def test_a_study_without_warm_starts_is_the_study_it_was_before_there_were_any(spec):
     identity = study_identity(spec)
     assert not {"start", "started"} & set(identity)
+
+
+def test_files_of_a_run_that_are_nested_too_deeply_are_damaged_and_no_traceback(tmp_path):
+    deep = "[" * 200_000
+    store = RunStore(tmp_path / "run").create(landscape_study("toy", num_trials=3), rows={})
+    store.asked_path.write_text(deep)
+    assert store.asked() is None, "it only helps to name"
+    store.study_path.write_text(deep)
+    with pytest.raises(RunFolderError, match=r"study.json: damaged; got"):
+        store.study()

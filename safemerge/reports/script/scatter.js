@@ -14,23 +14,6 @@
     return trial.outcome === "infeasible" ? "infeasible" : "dominated";
   }
 
-  function frontLine(items, xMetric, yMetric) {
-    const sx = direction(xMetric) === "maximize" ? -1 : 1;
-    const sy = direction(yMetric) === "maximize" ? -1 : 1;
-    const better = (a, b) =>
-      sx * a.x[0] <= sx * b.x[0] && sy * a.y[0] <= sy * b.y[0] &&
-      (sx * a.x[0] < sx * b.x[0] || sy * a.y[0] < sy * b.y[0]);
-    const kept = items.filter((item) => !items.some((other) => better(other, item)));
-    kept.sort((a, b) => a.x[0] - b.x[0] || a.y[0] - b.y[0]);
-    const corners = kept.length ? [[kept[0].x[0], kept[0].y[0]]] : [];
-    for (let k = 1; k < kept.length; k += 1) {
-      const [before, after] = [kept[k - 1], kept[k]];
-      corners.push(sx < 0 ? [before.x[0], after.y[0]] : [after.x[0], before.y[0]]);
-      corners.push([after.x[0], after.y[0]]);
-    }
-    return corners;
-  }
-
   // What the chart shows now: every placed point, by trial number.
   let shown = new Map();
 

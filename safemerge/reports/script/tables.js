@@ -195,6 +195,8 @@
   function drawAll() {
     drawScatter();
     for (const id of Object.keys(later)) if (byId(id)) near.observe(byId(id));
+    if (place !== null) scrollTo(0, place);
+    place = null;
   }
 
   for (const table of document.querySelectorAll("table.sortable")) sortable(table);
@@ -223,7 +225,31 @@
     for (const id of Object.keys(later)) if (byId(id)) drawLater(id);
     for (const part of document.querySelectorAll("details:not(.settings, .more)")) part.open = true;
   });
+  let place = null; // where the page is scrolled to, once its chart has its height
+
+  // A page of a running search loads itself again, as it is looked at: pins, table and place stay.
+  function startRefresh() {
+    const kept = history.state && history.state.safemerge;
+    if (kept) {
+      pins = kept.pins.filter((number) => byNumber.has(number));
+      Object.assign(view, kept.view);
+      place = kept.scroll;
+      if (byId("trials-search")) byId("trials-search").value = view.words;
+    }
+    if (!run.refresh_s) return;
+    const isBusy = () => document.hidden || document.activeElement === byId("trials-search") || String(getSelection());
+    const again = () => {
+      if (isBusy()) return setTimeout(again, 2000);
+      history.replaceState({ safemerge: { pins, view, scroll: scrollY } }, "");
+      history.scrollRestoration = "manual";
+      location.reload();
+    };
+    setTimeout(again, 1000 * run.refresh_s);
+  }
+
+  startRefresh();
   startTrials();
+  if (view.outcome && byId("trials-outcome")) byId("trials-outcome").value = view.outcome;
   let width = 0;
   let waiting = 0;
   new ResizeObserver(() => {

@@ -108,9 +108,9 @@ def ingredients(monkeypatch, tmp_path):
     asked = []
 
     class FakeIngredients:
-        def __init__(self, *, say, on_step, resume):
+        def __init__(self, *, say, on_step, restart):
             self.say = say
-            asked.append(resume)
+            asked.append(restart)
 
         def resolve(self, refs):
             (ref,) = refs

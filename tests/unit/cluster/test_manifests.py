@@ -2,9 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,9 @@ def pinned(package: str, device: str) -> str:
     return found.group(1)
 
 
-@pytest.fixture(scope="module")
-def launcher() -> dict[str, Any]:
-    return load("ray-cluster.yaml")
+@pytest.fixture(scope="module", params=["ray-cluster.yaml", "ray-cluster-gcp.yaml"])
+def launcher(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return load(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +173,152 @@ def test_exact_requirements_of_the_extras_are_the_pinned_versions(device: str) -
     for requirement in exact:
         name, version = re.sub(r"\[.*\]", "", requirement).split("==")
         assert pinned(name, device) == version
+
+
+# --- KubeRay ----------------------------------------------------------------------------
+
+CLUSTER_FIELDS = {
+    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions",
+    "headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion",
+    "suspend", "workerGroupSpecs",
+}  # fmt: skip
+GROUP_FIELDS = {
+    "groupName", "idleTimeoutSeconds", "maxReplicas", "minReplicas", "numOfHosts",
+    "rayStartParams", "replicas", "scaleStrategy", "suspend", "template",
+}  # fmt: skip
+HEAD_FIELDS = {"enableIngress", "headService", "rayStartParams", "serviceType", "template"}
+JOB_FIELDS = {
+    "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint",
+    "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy",
+    "metadata", "rayClusterSpec", "runtimeEnvYAML",
+    "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate",
+    "suspend", "ttlSecondsAfterFinished",
+}  # fmt: skip
+"""Fields of KubeRay's v1 resources, from its API reference: an unknown one is dropped unsaid."""
+
+
+def test_kuberay_fields_are_those_that_it_publishes(job: dict[str, Any]) -> None:
+    cluster = job["spec"]["rayClusterSpec"]
+    assert set(job["spec"]) <= JOB_FIELDS
+    assert set(cluster) <= CLUSTER_FIELDS
+    assert set(cluster["headGroupSpec"]) <= HEAD_FIELDS
+    for group in cluster["workerGroupSpecs"]:
+        assert set(group) <= GROUP_FIELDS
+
+
+def test_the_cluster_that_stays_is_the_jobs(job: dict[str, Any]) -> None:
+    cluster = load("kuberay-raycluster.yaml")
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    assert cluster["spec"] == job["spec"]["rayClusterSpec"]
+
+
+# --- image ------------------------------------------------------------------------------
+
+
+def test_pods_run_as_the_images_user_who_is_not_root(job: dict[str, Any]) -> None:
+    text = (ROOT / "cluster/Dockerfile").read_text("utf-8")
+    (uid,) = re.findall(r"useradd .*--uid (\d+) safemerge", text)
+    assert "\nUSER safemerge\n" in text
+    for pod in pod_specs(job):
+        user = {"runAsNonRoot": True, "runAsUser": int(uid), "fsGroup": int(uid)}
+        assert pod["securityContext"] == user
+        for container in pod["containers"]:
+            assert f"\nWORKDIR {container['workingDir']}\n" in text
+    assert f"-t {pod_specs(job)[0]['containers'][0]['image']} ." in text
+
+
+def test_the_image_is_built_without_environments_runs_and_keys() -> None:
+    left_out = set((ROOT / ".dockerignore").read_text("utf-8").splitlines())
+    assert {".git", ".venv", "results", "**/auth_token", "**/.env"} <= left_out
+    needed = {"Makefile", "constraints", "safemerge", "search_spaces", "pyproject.toml"}
+    assert not left_out & needed
+    extras = PROJECT["optional-dependencies"]
+    (s3fs,) = extras["s3"]
+    assert f" {s3fs}\n" in (ROOT / "cluster/Dockerfile").read_text("utf-8")
+
+
+# --- SLURM ------------------------------------------------------------------------------
+
+STANDINS = {
+    "scontrol": '[ "$1" = show ] && printf "n1\\nn2\\nn3\\n"; echo "scontrol $*" >> "$CALLS"; '
+    "true",
+    "srun": 'case "$*" in *hostname*) echo 10.0.0.1 ;; *) echo "srun $*" >> "$CALLS"; '
+    "exec sleep 60 ;; esac",
+    "ray": "true",
+    "safemerge": 'echo "safemerge $* at $RAY_ADDRESS" >> "$CALLS"; '
+    'trap "exit 143" TERM; echo up; [ -n "${CODE:-}" ] && exit "$CODE"; sleep 60 & wait $!',
+}
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Any:
+    """Start the batch script with stand-ins for the commands of SLURM, Ray and safemerge."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, body in STANDINS.items():
+        (tools / name).write_text(f"#!/usr/bin/env bash\n{body}\n", "utf-8")
+        (tools / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    started = []
+
+    def start(*arguments: str, **more: str) -> tuple[subprocess.Popen[str], Path]:
+        environment = {
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "CALLS": str(calls),
+            "SLURM_JOB_ID": "123",
+            "SLURM_JOB_NODELIST": "n[1-3]",
+            "RAY_AUTH_TOKEN": "of-a-test",
+        } | more
+        script = str(ROOT / "cluster/slurm.sh")
+        started.append(
+            subprocess.Popen(
+                ["bash", script, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+        )
+        return started[-1], calls
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_slurm_starts_a_head_a_worker_on_each_other_node_and_a_search_that_resumes(
+    batch: Any,
+) -> None:
+    process, calls = batch("mine.yaml", "/shared/my runs", CODE="1")
+    assert process.wait(60) == 1, "the search's own code"
+    told = calls.read_text("utf-8")
+    assert "--nodelist=n1 ray start --head --block --node-ip-address=10.0.0.1 --port=20123" in told
+    assert re.search(
+        r"--nodes=2 --ntasks=2 --exclude=n1 .*ray start --address=10.0.0.1:20123", told
+    )
+    assert "safemerge search mine.yaml --results /shared/my runs --resume at 10.0.0.1:20" in told
+    assert "requeue" not in told
+
+
+def test_slurm_queues_a_job_again_that_sigterm_ended(batch: Any) -> None:
+    process, calls = batch("mine.yaml", "s3://bucket/runs")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    assert process.wait(60) == 143
+    assert calls.read_text("utf-8").endswith("scontrol requeue 123\n")
+
+
+def test_slurm_refuses_to_start_an_open_cluster(batch: Any) -> None:
+    process, calls = batch("mine.yaml", "results", RAY_AUTH_TOKEN="")
+    assert process.wait(60) == 2
+    assert process.stdout is not None
+    assert "needs Ray's token; got no file" in process.stdout.read()
+    assert calls.read_text("utf-8") == ""

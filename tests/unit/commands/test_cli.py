@@ -17,8 +17,10 @@ CONTRACT = (
 
 OPTIONS = {
     "search": [
-        "study", "--results", "--start", "--resume", "--new-data", "--accept-trials", "--dry-run",
+        "study", "--results", "--start", "--resume", "--new-data", "--accept-trials",
+        "--serve-report", "--plain", "--dry-run",
     ],
+    "attribute": ["run", "--pick", "--only", "--dry-run", "--json"],
     "evaluate": ["study", "--recipe", "--model", "--split", "--json"],
     "merge": ["recipe", "out", "--mergekit", "--adapter", "--rank"],
     "methods": ["name", "--json"],
@@ -32,6 +34,7 @@ OPTIONS = {
     "export": [
         "run", "--pick", "out", "--recipe", "--mergekit", "--push", "--yes", "--as-stored",
     ],
+    "compare": ["runs", "--json", "--output"],
     "status": ["run", "--results", "--json"],
     "serve": ["study"],
     "validate": ["files"],
@@ -187,6 +190,7 @@ FAILURES = [
     (errors.ScoringError, 1),
     (errors.StudyError, 1),
     (errors.TrainingError, 1),
+    (errors.ObjectStoreError, 1),
 ]
 
 

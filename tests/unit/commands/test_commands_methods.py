@@ -4,11 +4,13 @@ from typing import get_args
 import pytest
 
 from safemerge.cli import main
+from safemerge.config.alignment import ALIGNMENT_METHODS
 from safemerge.config.method import METHODS
 from safemerge.config.step import STEPS
 from safemerge.optimize.optimizer_table import OPTIMIZERS
 from safemerge.optimize.spec import OptimizerSpec
 
+TABLES = (METHODS, STEPS, ALIGNMENT_METHODS, OPTIMIZERS)
 OPTIMIZER_SPECS = get_args(get_args(OptimizerSpec)[0])
 
 
@@ -20,7 +22,7 @@ def printed(capsys, *arguments):
 def test_the_table_has_every_method_and_step_with_its_source(capsys):
     text = printed(capsys)
     joined = " ".join(text.split())
-    for row in (*METHODS.values(), *STEPS.values(), *OPTIMIZERS.values()):
+    for row in [row for table in TABLES for row in table.values()]:
         assert f"\n  {row.name} " in text
     for row in METHODS.values():
         assert " ".join(row.source.citation.split(" ")[:3]) in joined
@@ -77,10 +79,12 @@ def test_every_declared_optimiser_has_a_row():
 def test_the_table_is_json_for_other_programs(capsys):
     rows = json.loads(printed(capsys, "--json"))
     by_name = {row["name"]: row for row in rows}
-    assert set(by_name) == set(METHODS) | set(STEPS) | set(OPTIMIZERS)
-    assert {row["kind"] for row in rows} == {"method", "step", "optimizer"}
+    assert set(by_name) == {name for table in TABLES for name in table}
+    assert {row["kind"] for row in rows} == {"method", "step", "alignment", "optimizer"}
     assert not by_name["linear"]["uses_base"]
     assert by_name["ties"]["uses_base"]
+    (rho,) = [item for item in by_name["vaccine"]["parameters"] if item["name"] == "vaccine.rho"]
+    assert (rho["default"], rho["usual"], rho["allowed"]) == (2.0, "[2, 5]", "number from 0")
     (gamma,) = [item for item in by_name["breadcrumbs"]["parameters"] if item["name"] == "gamma"]
     assert gamma["default"] == 0.01
     assert gamma["usual"] == "[0, 0.2]"

@@ -91,7 +91,7 @@ def test_a_stage_leaves_where_its_checkpoint_is_and_its_metrics(
 
     assert main([*arguments, "--restart"]) == 130
     assert asked[2] is True
-    told = f"interrupted; checkpoints are kept. Go on: safemerge {shlex.join(arguments)} --resume"
+    told = f"interrupted; checkpoints are kept. Resume: safemerge {shlex.join(arguments)} --resume"
     assert told in capsys.readouterr().out
     assert main([*arguments, "--restart", "--resume"]) == 2
     assert "got both. Drop either." in capsys.readouterr().err

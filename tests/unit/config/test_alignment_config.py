@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from safemerge.config.alignment import ALIGNMENT_METHODS, AlignSpec
+from safemerge.config.base import digest
 from safemerge.config.document import parse_document
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 
 
 def rows(path):
@@ -36,7 +38,7 @@ def test_a_method_without_settings_has_the_papers():
     }  # fmt: skip
     assert told["vaccine"] == {"rho": 2.0, "norm": "batch"}
     assert told["harmful"]["batch_size"] == 10
-    assert told["repnoise"] is None
+    assert "repnoise" not in told
     lisa = parse_document(LISA, FinetuneSpec, where="f").lisa
     assert (lisa.alignment_steps, lisa.user_steps, lisa.rho, lisa.warmup) == (100, 900, 1.0, 0.1)
 
@@ -178,6 +180,50 @@ def test_held_out_prompts_are_located_seen_and_only_counted_where_they_are():
     }  # fmt: skip
     there = gated.located(Path("/data"))
     assert there.training_sets["until.prompts.0"].source.path == "/data/held-out.jsonl"
+
+
+def test_a_record_of_a_finished_stage_with_the_other_methods_as_null_is_read_the_same():
+    spec = parse_document(BOOSTER, AlignSpec, where="f")
+    stored = {**spec.resolved(), "vaccine": None, "repnoise": None}
+    assert parse_document(stored, AlignSpec, where="f") == spec
+
+
+def test_a_document_gives_the_declaration_of_its_method():
+    for name, row in ALIGNMENT_METHODS.items():
+        harmful = {"harmful": HARMFUL} if "harmful" in row.spec.sections else {}
+        spec = parse_document({**ALIGN, **harmful, "method": name}, AlignSpec, where="f")
+        assert type(spec) is row.spec
+        assert spec.counted()["method"] == name
+
+
+HARM = {"data": [rows("a.jsonl")]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "identity"),
+    [
+        ({}, "7bcfa2a030a4cd88"),
+        ({"method": "booster", "harmful": HARM}, "751deb1034973d79"),
+        ({"method": "vaccine"}, "0b1c00bd00a225e5"),
+        ({"method": "vaccine", "vaccine": {"rho": 3, "norm": "sample"}}, "8702a36d25bc56e0"),
+        (
+            {"method": "booster+vaccine", "harmful": HARM},
+            "fa80d6c8bff29898",
+        ),
+        (
+            {
+                "method": "repnoise",
+                "harmful": HARM,
+                "repnoise": {"alpha": 0.5},
+            },
+            "f191f30a67b4a85d",
+        ),
+    ],
+)
+def test_what_counts_of_a_stage_is_what_it_was_when_ingredients_were_trained(changes, identity):
+    # Digests of safemerge 0.2, before alignment became a union: caches stay valid.
+    spec = parse_document({**ALIGN, **changes}, AlignSpec, where="f")
+    assert digest(spec.counted()) == identity
 
 
 def test_an_older_boosters_identity_has_no_calibration():

@@ -19,7 +19,10 @@ def test_every_kind_has_a_valid_schema_that_refuses_unknown_keys(name):
     jsonschema.Draft202012Validator.check_schema(schema)
     json.dumps(schema)
     assert schema["title"] == f"safemerge {name}"
-    assert schema["additionalProperties"] is False
+    members = [
+        schema["$defs"][item["$ref"].rpartition("/")[2]] for item in schema.get("oneOf", ())
+    ]
+    assert all(member["additionalProperties"] is False for member in members or [schema])
 
 
 def test_schemas_use_yamls_keys_and_accept_what_the_models_accept():
@@ -29,6 +32,24 @@ def test_schemas_use_yamls_keys_and_accept_what_the_models_accept():
     validator.validate(RECIPE)
     assert not validator.is_valid({**RECIPE, "densty": 1})
     jsonschema.Draft202012Validator(json_schema("study")).validate(STUDY.resolved())
+
+
+def test_the_schema_of_an_alignment_knows_which_sections_each_method_takes():
+    data = {"source": {"kind": "file", "path": "rows.jsonl"}, "response": "{answer}"}
+    stage = {
+        **TRAINING,
+        "kind": "align",
+        "base": {"name": "b", "path": "/b"},
+        "data": [data, data],
+    }
+    validator = jsonschema.Draft202012Validator(json_schema("align"))
+    validator.validate(stage)
+    booster = {**stage, "method": "booster", "harmful": {"data": [data]}, "booster": {"lambda": 2}}
+    validator.validate(booster)
+    assert not validator.is_valid({**booster, "method": "sft"})
+    assert not validator.is_valid({**booster, "vaccine": {}})
+    assert not validator.is_valid({**stage, "method": "booster"})
+    assert not validator.is_valid({**stage, "method": "boster"})
 
 
 @pytest.mark.parametrize("function", [json_schema, model_of])

@@ -40,7 +40,7 @@ def test_task_files_are_taken_from_the_studys_folder(tmp_path):
     [
         ({"lm_eval": "gsm8k"}, "lm_eval: must name a task and its metrics; got 'gsm8k'"),
         ({"lm_eval": {**TOLD, "metrics": {}}}, r"s: lm_eval\.metrics: must have at least 1 item"),
-        ({"lm_eval": {**TOLD, "limit": 5}}, r"lm_eval\.limit: unknown key; got 5\. Known: chat"),
+        ({"lm_eval": {**TOLD, "limit": 5}}, r"lm_eval\.limit: unknown key; got 5\. Known: allow"),
         (
             {"search": {"source": {"kind": "file", "path": "x.jsonl"}}},
             "kind must be lm_eval for an lm_eval task, and for no other; got file for a lm_eval",

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.document import load_document, parse_document
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.errors import ConfigError
 
 

@@ -195,3 +195,36 @@ def test_a_definition_is_the_same_wherever_the_task_lies_and_another_if_it_asks_
     assert load(changed(PICK, description="Be kind."), "changed").definition != same
     again = load(changed(PICK, doc_to_text="Q: {{review}}"), "changed").definition
     assert again not in (same, first)
+
+
+# --- code -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_function(changed, tmp_path):
+    """A task whose file includes one that names a function, which leaves a trace when imported."""
+    (tmp_path / "harm.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n\ndef docs(dataset):\n    return dataset\n"
+    )
+    folder = changed(PICK)
+    (folder / "base.yaml").write_text("process_docs: !function harm.docs\n")
+    with (folder / "changed.yaml").open("a") as file:
+        file.write("include: base.yaml\n")
+    return folder
+
+
+def test_a_task_file_that_names_a_function_runs_it_only_where_the_study_allows_code(with_function):
+    told = (
+        r"'mood': a task file must name no Python functions .* !function harm.docs in \S+base.yaml"
+    )
+    with pytest.raises(ConfigError, match=told):
+        load(with_function, "changed")
+    assert not (with_function / "ran").exists()
+    load(with_function, "changed", allow_code=True)
+    assert (with_function / "ran").exists(), "the trace is one that a run leaves"
+
+
+def test_a_template_of_a_task_file_reaches_none_of_pythons_objects(changed, tmp_path):
+    text = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(DataError, match="access to attribute '__class__' of 'str' object is uns"):
+        load(changed(PICK, doc_to_text=text, num_fewshot=0), "changed")

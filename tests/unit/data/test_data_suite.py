@@ -2,9 +2,10 @@ import json
 
 import pytest
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.source import PromptData
 from safemerge.config.suite import Classification, Harm, SuiteSpec
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.data.sample import Sample
 from safemerge.data.seen import recorded
 from safemerge.data.suite import (

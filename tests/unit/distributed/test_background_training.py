@@ -6,9 +6,9 @@ import time
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
+from safemerge.config.stage import WorkersSpec
 from safemerge.config.study import StudySpec
-from safemerge.config.training import WorkersSpec
-from safemerge.distributed.background_training import Supply, refuse_hopeless
+from safemerge.distributed.background_training import Supply, refuse_exhausted
 from safemerge.distributed.capacity import Room, find_room
 from safemerge.errors import ConfigError, PreflightError, TrainingError
 from safemerge.testing.landscapes import landscape_study
@@ -102,7 +102,7 @@ def test_a_stage_that_fails_is_tried_again_and_then_no_more():
             assert "step 3: the loss must be finite" in found.error
             assert found.final == (attempt > 0)
         assert trainer.asked == ["one", "one"]
-        assert made.hopeless is None
+        assert made.exhausted is None
 
 
 def test_a_search_that_can_train_nothing_ends():
@@ -113,7 +113,7 @@ def test_a_search_that_can_train_nothing_ends():
         made.want("/made/two")
         deliveries(made, 2)
         with pytest.raises(TrainingError, match=r"no ingredient could be trained; got: .* step 3"):
-            refuse_hopeless(made)
+            refuse_exhausted(made)
 
 
 def test_one_that_was_made_gives_hope():
@@ -123,7 +123,7 @@ def test_one_that_was_made_gives_hope():
         for name in ("one", "two", "three"):
             made.want(f"/made/{name}")
         deliveries(made, 3)
-        refuse_hopeless(made)
+        refuse_exhausted(made)
 
 
 def test_a_variant_from_before_gives_hope_too():
@@ -133,7 +133,7 @@ def test_a_variant_from_before_gives_hope_too():
         made.want("/made/one")
         made.want("/made/two")
         deliveries(made, 2)
-        refuse_hopeless(made)
+        refuse_exhausted(made)
 
 
 def test_a_training_file_that_changed_meanwhile_is_told_and_not_waited_for():

@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from safemerge.config.training import WorkersSpec
+from safemerge.config.stage import WorkersSpec
 from safemerge.distributed import fit
 from safemerge.errors import ConfigError
 

@@ -4,8 +4,9 @@ import shutil
 import pytest
 import yaml
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.checkpoint import CheckpointRef, Neighbours
-from safemerge.config.training import AlignSpec, FinetuneSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.distributed.ingredient import (
     Ingredients,
     Stage,
@@ -141,7 +142,7 @@ def test_settings_replace_those_of_the_file_and_make_a_stage_of_their_own(write)
             r"safe\.yaml, with learning_rate=-1: learning_rate: must be a",
         ),
         ({"lerning_rate": 1.0}, r"no such path .* wrong at 'lerning_rate'. Did you mean 'learni"),
-        ({"booster.lambda": 1.0}, r"wrong at 'lambda'"),
+        ({"booster.lambda": 1.0}, r"wrong at 'booster'"),
     ],
 )
 def test_a_setting_that_the_file_cannot_take_is_refused(write, settings, words):

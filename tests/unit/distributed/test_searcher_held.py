@@ -5,7 +5,7 @@ import json
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.distributed.background_training import Delivery, Supply, refuse_hopeless
+from safemerge.distributed.background_training import Delivery, Supply, refuse_exhausted
 from safemerge.distributed.capacity import Room
 from safemerge.distributed.searcher import StudySearcher
 from safemerge.distributed.trainable import FAILURE, NO_REPLICA, RESULT, RETRY, WRONG
@@ -23,7 +23,7 @@ class Order:
         self.room = Room(beside, 1)
         self.wanted = []
         self._ready = []
-        self.hopeless = None
+        self.exhausted = None
 
     def want(self, path):
         if path not in self.wanted:
@@ -155,7 +155,7 @@ def test_where_nothing_can_be_trained_the_search_ends_and_keeps_its_budget(open_
         while driver.run_all() is None:
             pass
         with pytest.raises(TrainingError, match="no ingredient could be trained"):
-            refuse_hopeless(supply)
+            refuse_exhausted(supply)
     assert not study.done
     assert study.num_sampled < 12
     assert study.in_flight, "what waits for the last to fail is asked again when it is resumed"

@@ -1,12 +1,13 @@
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 
 import pytest
 
 from safemerge.config.study import EvaluatorSpec
 from safemerge.distributed import serving
 from safemerge.distributed.serving import Application, EngineReplica
+from safemerge.distributed.shutdown import CLOSED_SOON_S, CLOSED_WITHIN_S
 from safemerge.errors import EngineError, ScoringError
 from safemerge.interrupt import Terminated
 
@@ -99,30 +100,74 @@ def test_what_another_try_cannot_change_is_raised_at_once(application):
 
 
 @pytest.fixture
-def deleted(monkeypatch):
-    """What Serve is told to delete."""
-    deleted = []
+def ended(monkeypatch):
+    """Which applications end, and how long their requests are waited for."""
+    ended = []
     monkeypatch.setattr(
-        serving.serve, "delete", lambda app, _blocking=True: deleted.append((app, _blocking))
+        serving,
+        "end_application",
+        lambda app, *, within_s=CLOSED_WITHIN_S: ended.append((app, within_s)),
     )
-    return deleted
+    return ended
 
 
 @pytest.mark.parametrize(
     ("cause", "address", "told"),
     [
-        (None, "", [("app", True)]),
-        (KeyboardInterrupt, "", [("app", True)]),
-        (Terminated, "10.0.0.1:6379", [("app", False)]),
+        (None, "", [("app", CLOSED_WITHIN_S)]),
+        (KeyboardInterrupt, "", [("app", CLOSED_WITHIN_S)]),
+        (Terminated, "10.0.0.1:6379", [("app", CLOSED_SOON_S)]),
         (Terminated, "", []),  # the cluster ends with the command
     ],
 )
 def test_an_application_is_not_waited_for_after_sigterm(
-    application, deleted, monkeypatch, cause, address, told
+    application, ended, monkeypatch, cause, address, told
 ):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    application._app = "app"
+    application._app, application._up = "app", ExitStack()
     with suppress(KeyboardInterrupt), application:
         if cause is not None:
             raise cause
-    assert deleted == told
+    assert ended == told
+
+
+@pytest.fixture
+def deployed(monkeypatch):
+    """What Serve is told of the deployment of an application."""
+    told = {}
+
+    class Deployment:
+        def bind(self, *arguments, **options):
+            return arguments, options
+
+    def deployment(**settings):
+        told.update(settings)
+        return lambda replica: Deployment()
+
+    monkeypatch.setattr(serving.serve, "deployment", deployment)
+    monkeypatch.setattr(serving, "check_resources", lambda needs: None)
+    monkeypatch.setattr(serving, "run_application", lambda bound, *, app, what: bound)
+    monkeypatch.setattr(serving, "dismissing", lambda app: nullcontext())
+    return told
+
+
+def application_of(**evaluator):
+    spec = EvaluatorSpec(engine="transformers", **evaluator)
+    return Application(
+        Replica, spec, app="app", deployment="replicas", what="evaluator", evaluator=spec
+    )
+
+
+def test_a_replica_that_is_scaled_down_may_finish_its_candidate(deployed):
+    application_of(timeout_s=3600)
+    assert deployed["graceful_shutdown_timeout_s"] > 3600
+
+
+def test_replicas_scale_as_the_study_says(deployed):
+    application_of(min_replicas=1, max_replicas=3, upscale_delay_s=1, downscale_delay_s=20)
+    scaling = deployed["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 3)
+    assert (scaling["upscale_delay_s"], scaling["downscale_delay_s"]) == (1, 20)
+    # A candidate's replica takes one request: a second one is load for another replica.
+    assert scaling["target_ongoing_requests"] == deployed["max_ongoing_requests"] == 1
+    assert scaling["look_back_period_s"] == 20

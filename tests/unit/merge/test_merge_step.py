@@ -92,6 +92,61 @@ def test_pre_post_undoes_part_of_each_tuning_before_the_method():
     close(from_base, 0.3 * at["math"] + 0.7 * at["base"])
 
 
+def low_rank(change, rank):
+    """U U^T V by the eigenvectors of V V^T, an independent way to the leading directions."""
+    values, vectors = torch.linalg.eigh(change @ change.T)
+    leading = vectors[:, values.argsort(descending=True)[:rank]]
+    return leading @ leading.T @ change
+
+
+@pytest.mark.parametrize("rank", [1, 3, 50])
+def test_lox_adds_the_leading_directions_of_the_alignment(rank):
+    given, at = tensors(), exact(tensors())
+    change = at["aligned"] - at["harmful"]
+    lox = step("lox", aligned="aligned", unaligned="harmful", rank=rank, alpha=1.25)
+    expected = at["math"] + 1.25 * low_rank(change, rank)
+    close(merged(SUM, [lox], given), expected)
+    if rank > min(SHAPE):
+        close(merged(SUM, [lox], given), at["math"] + 1.25 * change)
+
+
+def test_lox_of_the_aligned_model_is_the_papers():
+    given, at = tensors(), exact(tensors())
+    itself = METHOD.validate_python({"name": "task_arithmetic", "weights": {"aligned": 1.0}})
+    change = at["aligned"] - at["base"]
+    expected = at["base"] + change + 0.5 * low_rank(change, 2)
+    lox = step("lox", aligned="aligned", rank=2, alpha=0.5)
+    close(merged(itself, [lox], given), expected)
+    on_it = step("lox", on="experts", experts=["aligned"], aligned="aligned", rank=2, alpha=0.5)
+    close(merged(itself, [on_it], given), expected)
+
+
+def test_lox_leaves_vectors_embeddings_and_what_alignment_left():
+    lox = step("lox", aligned="aligned")
+    vectors = tensors((7,))
+    assert torch.equal(merged(SUM, [lox], vectors), merged(SUM, [], vectors))
+    given = tensors()
+    name = "model.embed_tokens.weight"
+    found = merged(SUM, [lox], given, tensor=name)
+    assert torch.equal(found, merged(SUM, [], given, tensor=name))
+    given["aligned"] = given["base"].clone()
+    assert torch.equal(merged(SUM, [lox], given), merged(SUM, [], given))
+
+
+def test_lox_keeps_its_directions_between_candidates_by_rank():
+    given, spectra = tensors(), SpectrumCache()
+    for alpha, rank, held in ((0.5, 2, 1), (1.5, 2, 1), (0.5, 4, 2)):
+        lox = step("lox", aligned="aligned", rank=rank, alpha=alpha)
+        kept = merged(SUM, [lox], given, spectra=spectra)
+        assert torch.equal(kept, merged(SUM, [lox], given))
+        assert len(spectra) == held
+    # Two models beside the base: not kept, and not mistaken for one.
+    lox = step("lox", aligned="aligned", unaligned="harmful", rank=2)
+    kept = merged(SUM, [lox], given, spectra=spectra)
+    assert torch.equal(kept, merged(SUM, [lox], given))
+    assert len(spectra) == 2
+
+
 def test_safe_lora_projects_what_is_below_the_threshold():
     given, at = tensors(), exact(tensors())
     image, cosine = projected(at["math"] - at["base"], at["aligned"] - at["base"])
@@ -177,6 +232,7 @@ def test_an_expert_that_the_step_reads_is_not_changed_by_it():
         step("pre_post", before="aligned", alpha=1.0),
         step("safe_merge", aligned="aligned", safe="aligned", alpha=0.0),
         step("safe_lora", aligned="aligned", threshold=-1.0),
+        step("lox", aligned="aligned", alpha=0.0),
     ],
     ids=lambda item: item.name,
 )

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -339,3 +340,16 @@ def test_an_unknown_name_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = safemerge.reports.no_such_name
+
+
+def test_a_run_that_a_budget_ended_is_whole_and_says_which(published_folder):
+    run = load_run(published_folder)
+    spec = synthetic.make_spec(num_trials=run.num_sampled + 30)
+    shorter = replace(run, spec=spec)
+    assert not shorter.is_complete
+    told = "budget.wall_time of 30 s is spent (31 s)"
+    ended = replace(shorter, front=run.front.model_copy(update={"ended_by": told}))
+    assert ended.is_complete
+    page = render_html(ended)
+    assert f"sampled trials finished ({told})" in page
+    assert "This run is unfinished." not in page

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from safemerge.config.training import AlignSpec
+from safemerge.config.alignment import AlignSpec
 from safemerge.errors import DataError
 from safemerge.robustness.attack_data import attack_content, check_attack_data, suite_content
 from tests.unit.measuring import measurement
@@ -65,10 +65,10 @@ def build(folder, texts, **changes):
 
 
 def test_disjoint_data_give_the_suites_of_the_measured_split(tmp_path, texts):
-    suites = check_attack_data(*build(tmp_path, texts))
+    suites = check_attack_data(*build(tmp_path, texts))["report"]
     assert set(suites) == {"harm", "mood"}
     assert {sample.prompt for sample in suites["harm"].samples} == set(texts["report"])
-    asked = check_attack_data(*build(tmp_path, texts, split="search"))
+    asked = check_attack_data(*build(tmp_path, texts, split="search"))["search"]
     assert {sample.prompt for sample in asked["harm"].samples} == set(texts["search"])
 
 
@@ -118,10 +118,20 @@ def test_digests_follow_the_content_and_not_the_folder(tmp_path, texts):
     spec, stages = build(tmp_path, texts)
     moved, _ = build(tmp_path / "moved", texts)
     assert attack_content(spec) == attack_content(moved)
-    suite = check_attack_data(spec, stages)["harm"]
+    suite = check_attack_data(spec, stages)["report"]["harm"]
     before = suite_content(suite)
     texts["poison"][3] = "another prompt altogether"
     texts["report"][3] = "a question nobody asked"
     changed, stages = build(tmp_path, texts)
     assert attack_content(changed) != attack_content(moved)
-    assert suite_content(check_attack_data(changed, stages)["harm"]) != before
+    assert suite_content(check_attack_data(changed, stages)["report"]["harm"]) != before
+
+
+def test_an_attacker_has_the_search_split_too_and_its_sizes_are_checked(tmp_path, texts):
+    attacker = {"kind": "search", "num_samples": 8}
+    suites = check_attack_data(*build(tmp_path, texts, attacker=attacker))
+    assert set(suites) == {"report", "search"}
+    assert {sample.prompt for sample in suites["search"]["harm"].samples} == set(texts["search"])
+    attacker["num_samples"] = 80
+    with pytest.raises(DataError, match=r"finetune\.poison: must have 80 rows for n=80 at p=1"):
+        check_attack_data(*build(tmp_path, texts, attacker=attacker))

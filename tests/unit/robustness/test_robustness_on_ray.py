@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from safemerge.config.alignment import AlignSpec
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.config.training import AlignSpec
 from safemerge.errors import ConfigError
 from safemerge.robustness import on_ray
 from safemerge.robustness.on_ray import Hardened, Hardening, cell_key, drop_dense, hardening_stages

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from safemerge.config.training import AlignSpec, FinetuneSpec, LoraSpec
+from safemerge.config.alignment import AlignSpec
+from safemerge.config.stage import LoraSpec
+from safemerge.config.training import FinetuneSpec
 from safemerge.training.batch import EncodedSample, collate
 from safemerge.training.lora import attach_lora
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safemerge.config.training import WorkersSpec
+from safemerge.config.stage import WorkersSpec
 from safemerge.training.device import claim_device
 
 

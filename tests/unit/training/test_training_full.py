@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
-from safemerge.config.training import AlignSpec
+from safemerge.config.alignment import AlignSpec
 from safemerge.errors import ConfigError
 from safemerge.testing import pico
 from safemerge.training.batch import EncodedSample, Mixture

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from safemerge.config.alignment import LisaSpec
+from safemerge.config.training import LisaSpec
 from safemerge.training.lisa import Proximal, lisa_state
 
 SET = {"source": {"kind": "file", "path": "/data/safe.jsonl"}, "response": "{answer}"}

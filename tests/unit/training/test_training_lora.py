@@ -7,7 +7,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from safemerge.config.training import LoraSpec
+from safemerge.config.stage import LoraSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from safemerge.testing.pico import pico_base

@@ -1,6 +1,6 @@
 import pytest
 
-from safemerge.training.measured import StageMeasures, told_measures
+from safemerge.training.measured import StageMeasures, measure_lines
 from safemerge.training.sft import StepMetrics
 
 SET = {"source": {"kind": "file", "path": "/data/rows.jsonl"}, "response": "{answer}"}
@@ -20,7 +20,7 @@ def test_a_stage_that_went_by_its_file_alone_has_no_record(align, finetune):
         measures = StageMeasures(spec)
         measures.add(StepMetrics(1, 0.5, 1.0, 9))
         assert measures.record(steps=20, refusal=None, num_asked=0) == {}
-    assert told_measures({}) == []
+    assert measure_lines({}) == []
 
 
 def test_a_measured_lambda_is_recorded_and_told(align):
@@ -31,7 +31,7 @@ def test_a_measured_lambda_is_recorded_and_told(align):
     assert found == pytest.approx(
         {"penalty": 0.2, "alignment_loss": 0.5, "lambda": 6.0, "alpha": 0.01, "harmful_fall": 0.05}
     )
-    assert told_measures(found) == [
+    assert measure_lines(found) == [
         "booster.lambda set to 6: the simulated step, alpha 0.01, lowers the harmful loss by 0.05 "
         "nats"
     ]
@@ -43,7 +43,7 @@ def test_a_measured_lambda_is_recorded_and_told(align):
 def test_a_penalty_that_dwarfs_the_alignment_loss_is_warned_of(align, penalty, loss, warned):
     measures = StageMeasures(align(method="booster", harmful=HARMFUL))
     seen(measures, losses=[loss] * 3, penalties=[penalty] * 3, strength=5.0)
-    told = told_measures(measures.record(steps=20, refusal=None, num_asked=0))
+    told = measure_lines(measures.record(steps=20, refusal=None, num_asked=0))
     assert [line.startswith("warning: Booster's penalty, 5.2 nats") for line in told] == (
         [True] if warned else []
     )
@@ -53,7 +53,7 @@ def test_a_penalty_that_dwarfs_the_alignment_loss_is_warned_of(align, penalty, l
 def test_how_a_stage_ended_is_told(align, refusal, start):
     measures = StageMeasures(align(until=UNTIL))
     found = measures.record(steps=15, refusal=refusal, num_asked=50)
-    (line,) = told_measures(found)
+    (line,) = measure_lines(found)
     assert line.startswith(start)
     assert "after 15 of at most 20 steps" in line
     assert ("fewer than until.refusal 95.0%" in line) is (refusal < 0.95)

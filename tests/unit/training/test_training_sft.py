@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from safemerge.config.training import LoraSpec
+from safemerge.config.stage import LoraSpec
 from safemerge.errors import TrainingError
 from safemerge.training.batch import IGNORED, EncodedSample, collate
 from safemerge.training.lora import attach_lora

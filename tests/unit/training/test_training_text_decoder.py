@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers as tf
 
-from safemerge.config.training import LoraSpec
+from safemerge.config.stage import LoraSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.errors import ConfigError
 from safemerge.testing.pico import pico_tokenizer

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from safemerge.config.alignment import UntilSpec
-from safemerge.config.training import LoraSpec
+from safemerge.config.stage import LoraSpec
 from safemerge.engines.chat import ChatFormat
 from safemerge.testing.pico import END_OF_TURN, pico_saying
 from safemerge.training.lora import attach_lora

@@ -31,14 +31,14 @@ def resident(tensor):
     return found
 
 
-def test_pages_are_fetched_and_let_go_and_read_again(file):
+def test_pages_are_fetched_and_released_and_read_again(file):
     opened = open_safetensors(file)
     tensor = read_tensor(opened, file, "a")
     mappings = pages.mappings_of(file)
     assert len(mappings) == 1
     pages.fetch(tensor)
     assert resident(tensor) >= 1900
-    pages.let_go(tensor, mappings)
+    pages.release(tensor, mappings)
     assert resident(tensor) <= 100
     assert torch.equal(tensor, torch.arange(500_000.0))
 
@@ -48,10 +48,10 @@ def test_memory_that_is_no_files_is_left_alone(file):
     mappings = pages.mappings_of(file)
     own = read_tensor(opened, file, "a").clone()
     pages.fetch(own)
-    pages.let_go(own, mappings)
+    pages.release(own, mappings)
     assert torch.equal(own, torch.arange(500_000.0))
-    pages.let_go(own[:3], mappings)
-    pages.let_go(torch.empty(0), mappings)
+    pages.release(own[:3], mappings)
+    pages.release(torch.empty(0), mappings)
 
 
 def test_a_file_that_is_not_mapped_has_no_mappings(tmp_path):

@@ -34,7 +34,7 @@ def test_an_expert_without_the_prefix_is_given_under_the_bases_names(bare, tiny_
         assert opened.shape(name) == whole.shape(name)
         assert opened.dtype(name) == whole.dtype(name)
     opened.fetch(base.names[0])
-    opened.let_go(base.names[0])
+    opened.release(base.names[0])
     check_agreement(base, {"e": opened})
 
 
