@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from safemerge.config.metric import Direction
 from safemerge.config.study import Constraint, StudySpec
 from safemerge.errors import StudyError
@@ -62,6 +64,64 @@ def front_trials(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[TrialRe
         StudyError: If a feasible trial lacks an objective.
     """
     return non_dominated(spec, filter(_is_eligible, trials))
+
+
+class RunningFront:
+    """`front_trials` of a search that goes on: a new trial is compared with the front alone.
+
+    Args:
+        spec: The study, for objectives and directions.
+    """
+
+    def __init__(self, spec: StudySpec) -> None:
+        self._spec = spec
+        self._signs = np.array([1.0 if way == "maximize" else -1.0 for way in _directions(spec)])
+        self._eligible: dict[str, TrialRecord] = {}
+        self._front: list[TrialRecord] = []
+        self._rows = np.empty((0, len(self._signs)))
+        self._hypervolume: float | None = 0.0
+
+    def add(self, trial: TrialRecord) -> None:
+        """Take in a finished trial.
+
+        Raises:
+            StudyError: If it is feasible and lacks an objective.
+        """
+        if not _is_eligible(trial):
+            return
+        known = self._eligible.get(trial.candidate)
+        if known is not None and _precedence(known) < _precedence(trial):
+            return
+        self._eligible[trial.candidate] = trial
+        if known is None:
+            self._insert(trial)
+            return
+        self._front, self._rows = [], np.empty((0, len(self._signs)))
+        for item in self._eligible.values():
+            self._insert(item)
+
+    def trials(self) -> list[TrialRecord]:
+        """Return the front, by number."""
+        return sorted(self._front, key=lambda trial: trial.number)
+
+    def hypervolume(self) -> float:
+        """Return the front's exact hypervolume; it is computed once for each front."""
+        if self._hypervolume is None:
+            self._hypervolume = _hypervolume(self._spec, (self._rows * self._signs).tolist())
+        return self._hypervolume
+
+    def _insert(self, trial: TrialRecord) -> None:
+        row = self._signs * _objective_row(self._spec, trial)
+        if np.any(np.isnan(row)):
+            raise StudyError(f"trial {trial.number}: objectives must not be NaN; got {row}.")
+        no_worse = np.all(self._rows >= row, axis=1)
+        if np.any(no_worse & np.any(self._rows > row, axis=1)):
+            return
+        kept = ~np.all(self._rows <= row, axis=1) | no_worse
+        self._front = [item for item, stays in zip(self._front, kept, strict=True) if stays]
+        self._front.append(trial)
+        self._rows = np.concatenate([self._rows[kept], row[None]])
+        self._hypervolume = None
 
 
 def non_dominated(spec: StudySpec, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -210,13 +270,10 @@ def hypervolume_steps(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[Hy
         One step a trial; a failed, pruned or infeasible trial leaves the value as it was.
     """
     steps: list[HypervolumeStep] = []
-    rows: list[list[float]] = []
-    value = 0.0
+    front = RunningFront(spec)
     for count, trial in enumerate(trials, start=1):
-        if _is_eligible(trial):
-            rows.append(_objective_row(spec, trial))
-            value = _hypervolume(spec, rows)
-        steps.append(HypervolumeStep(count, trial.number, value))
+        front.add(trial)
+        steps.append(HypervolumeStep(count, trial.number, front.hypervolume()))
     return steps
 
 
@@ -294,9 +351,14 @@ def _point(
 
 def _once(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     first: dict[str, TrialRecord] = {}
-    for trial in sorted(trials, key=lambda trial: (trial.role != "reference", trial.number)):
+    for trial in sorted(trials, key=_precedence):
         first.setdefault(trial.candidate, trial)
     return list(first.values())
+
+
+def _precedence(trial: TrialRecord) -> tuple[bool, int]:
+    """Which of several trials of one candidate counts: the lowest."""
+    return trial.role != "reference", trial.number
 
 
 def _is_eligible(trial: TrialRecord) -> bool:

@@ -56,7 +56,7 @@ def non_dominated_mask(values: Values, directions: Sequence[str]) -> npt.NDArray
     """Mark the points that no other point dominates.
 
     Duplicates of a non-dominated point are all marked. The order of the points does not
-    matter. Cost is O(n^2) comparisons, done with arrays.
+    matter. Cost is one pass over the points, done with arrays, for each distinct point kept.
 
     Args:
         values: Objective values, shape (points, objectives); no points give an empty mask.
@@ -69,11 +69,13 @@ def non_dominated_mask(values: Values, directions: Sequence[str]) -> npt.NDArray
         StudyError: If a value is NaN, or shapes and directions disagree.
     """
     losses = _losses(values, directions)
-    mask = np.ones(len(losses), dtype=np.bool_)
-    for index, loss in enumerate(losses):
-        no_worse = np.all(losses <= loss, axis=1)
-        better = np.any(losses < loss, axis=1)
-        mask[index] = not np.any(no_worse & better)
+    mask = np.zeros(len(losses), dtype=np.bool_)
+    rows = np.lexsort(losses.T[::-1])
+    while len(rows):
+        # NOTE: rows are sorted, so nothing that is left can dominate the first one.
+        first, rest = losses[rows[0]], losses[rows]
+        mask[rows[np.all(rest == first, axis=1)]] = True
+        rows = rows[~np.all(rest >= first, axis=1)]
     return mask
 
 
@@ -227,13 +229,13 @@ def _slices(front: _Array, corner: _Array) -> float:
 
 def _front(losses: _Array) -> _Array:
     """Non-dominated distinct rows."""
-    distinct = np.unique(losses, axis=0)
-    # NOTE: rows come sorted, so only an earlier row can dominate a later one.
-    kept: list[int] = []
-    for index, loss in enumerate(distinct):
-        if not np.any(np.all(distinct[kept] <= loss, axis=1)):
-            kept.append(index)
-    return distinct[kept]
+    rest = np.unique(losses, axis=0)
+    kept: list[_Array] = []
+    while len(rest):
+        # NOTE: rows come sorted, so nothing that is left can dominate the first one.
+        kept.append(rest[0])
+        rest = rest[~np.all(rest >= rest[0], axis=1)]
+    return np.array(kept).reshape(len(kept), losses.shape[1])
 
 
 def _losses(values: Values, directions: Sequence[str]) -> _Array:

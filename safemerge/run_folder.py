@@ -8,6 +8,7 @@ digest beside it that vouches for every line before; nothing is rewritten in pla
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -89,10 +90,11 @@ class RecordFile(Generic[Record]):
             ChangedRunError: If lines are gone, edited or foreign.
         """
         where, advice = f"{self.path}, line", self._advice
-        return [
-            parse_stored(line, self._model, where=f"{where} {number}", advice=advice)
-            for number, line in enumerate(self._lines.read(), start=1)
-        ]
+        with _without_collection():
+            return [
+                parse_stored(line, self._model, where=f"{where} {number}", advice=advice)
+                for number, line in enumerate(self._lines.read(), start=1)
+            ]
 
     def restore(self) -> None:
         """Move an unfinished last line, which a killed process left, to ``<name>.torn``.
@@ -396,6 +398,18 @@ class RunFolder:
                 f"{str(folder)[:80]}: must be a place where a folder can be made; got: {reason}. "
                 "Choose another folder with --results."
             ) from None
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles again and again while millions of scores are read."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _owner() -> str:

@@ -77,7 +77,8 @@ def status(run: StrPath) -> RunStatus:
     total = stored.spec.num_trials + len(study_references(stored.spec))
     pace = seconds_per_trial(ended)
     left = 0 if stored.is_complete else max(0, total - len(ended))
-    running = None if stored.is_complete else count_running(stored.spec, stored.folder)
+    numbers = {item.number for item in stored.trials}
+    running = None if stored.is_complete else count_running(stored.spec, stored.folder, numbers)
     return RunStatus(
         study=stored.spec.name,
         folder=store.place,

@@ -12,6 +12,7 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, StudyError
 from safemerge.files import disk_errors
 from safemerge.records import TrialRecord
+from safemerge.search.flight import FlightFile
 from safemerge.search.known import REFERENCE, is_reference_of
 from safemerge.search.recovery import FIXED, NUMBER, RETRY_OF, START, sampled_records
 from safemerge.search.space import SPACE_PARAMETER, parameter_name, settled, space_by_name
@@ -56,6 +57,15 @@ def open_agreeing_study(
     """
     path = storage_path(spec, folder)
     study = open_study(spec, folder)
+    if spec.storage == "memory":
+        told = None
+        if path.is_file() and not FlightFile(folder).path.exists():
+            # Of a run whose storage was SQLite so far: what was in flight is known there alone.
+            live = open_agreeing_study(_with_file(spec), folder, records)
+            study.add_trials(live.study.get_trials(deepcopy=False))
+            close_study(live.study)
+            told = live.rebuilt
+        return OpenedStudy(study, told)
     try:
         with storage_errors(path):
             found = disagreement(spec, study, records)
@@ -69,6 +79,10 @@ def open_agreeing_study(
         kept = set_aside(path)
     told = f"{path.name} {found}: rebuilt from trials.jsonl; the old file is kept as {kept.name}"
     return OpenedStudy(open_study(spec, folder), told)
+
+
+def _with_file(spec: StudySpec) -> StudySpec:
+    return spec.model_copy(update={"storage": "sqlite"})
 
 
 def disagreement(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -20,6 +19,7 @@ from safemerge.search.surrogate import Surrogate
 from safemerge.search.verdict import BROKEN
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.distributions import BaseDistribution
 
 Array = npt.NDArray[np.float64]
@@ -70,10 +70,9 @@ class BayesianSampler(BaseSampler):
         """Return the parameters of all spaces; `sample_relative` gives values to one space's."""
         del study, trial
         encoding = self._encoding
-        names = tuple(encoding.spaces)
         found = {name: item for space in encoding.spaces.values() for name, item in space.items()}
         if encoding.chooser is not None:
-            found[encoding.chooser] = optuna.distributions.CategoricalDistribution(names)
+            found[encoding.chooser] = encoding.choice
         return found
 
     def sample_relative(

@@ -131,6 +131,11 @@ class Encoding:
         return found
 
     @property
+    def choice(self) -> CategoricalDistribution:
+        """The distribution of the parameter that holds the space."""
+        return CategoricalDistribution(tuple(self.spaces))
+
+    @property
     def num_patterns(self) -> int:
         """How many `patterns` there are."""
         return sum(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, RungResult, TrialRecord
+from safemerge.search.flight import FlyingTrial
 from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.rung import Rival
 from safemerge.search.verdict import Verdict
@@ -23,10 +24,26 @@ class Pending:
     started_at: str
     trial: optuna.Trial | None
     """Optuna's side of it; None for a reference."""
+    retry_of: int | None = None
+    """Trial that it tries again."""
     rung: RungResult | None = None
     """Its losses, once it has been on the low rung."""
     rival: Rival | None = None
     """Candidate that beat it there."""
+
+    def flying(self) -> FlyingTrial:
+        """Return what is kept of a sampled trial while it is in flight."""
+        proposal = self.proposal
+        assert proposal.space is not None, "asked of sampled trials only"
+        return FlyingTrial(
+            number=proposal.number,
+            space=proposal.space,
+            params=dict(proposal.params),
+            start=proposal.start,
+            attempt=proposal.attempt,
+            retry_of=self.retry_of,
+            started_at=self.started_at,
+        )
 
     def record(
         self, verdict: Verdict, outcome: CandidateResult | Failure | Pruned, *, retried: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 import optuna
@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from safemerge.config.study import SearchSpace, StudySpec
 from safemerge.provenance import utc_now
 from safemerge.records import INTERRUPTED, TrialRecord
+from safemerge.search.flight import FlyingTrial
 from safemerge.search.noise import VARIANCES, variances
 from safemerge.search.space import (
     SPACE_PARAMETER,
@@ -49,12 +50,25 @@ class Recovery:
         spec: The study.
         study: Optuna's side of it.
         records: Every finished trial of the store.
+        flying: What a driver without a storage of its own had in flight; see `FlightFile`.
     """
 
-    def __init__(self, spec: StudySpec, study: optuna.Study, records: list[TrialRecord]) -> None:
+    def __init__(
+        self,
+        spec: StudySpec,
+        study: optuna.Study,
+        records: Iterable[TrialRecord],
+        *,
+        flying: Iterable[FlyingTrial] = (),
+    ) -> None:
         self._spec = spec
         self._study = study
         self._sampled = sampled_records(records)
+        self._flying = list(flying)
+        self._same = _by_values(self._sampled)
+        self._distributions = {
+            space.name: optuna_distributions(spec, space) for space in spec.spaces
+        }
         self.interrupted: tuple[int, ...] = ()
         """Numbers of the trials found in flight, once `run` is exhausted."""
 
@@ -66,6 +80,7 @@ class Recovery:
             is taken.
         """
         self._finish_or_add_recorded()
+        self._add_flying()
         for trial in self._trials(TrialState.RUNNING):
             live = self._live(trial)
             live.set_user_attr(RETRIED, True)
@@ -94,12 +109,46 @@ class Recovery:
                         live.set_constraint(metric, violation)
                 if record.reason is not None:
                     live.set_user_attr(REASON, record.reason)
+                if record.is_tried_again:
+                    live.set_user_attr(RETRIED, True)
                 live.set_user_attr(VARIANCES, variances(record))
                 state = TrialState[record.state]
                 self._study.tell(trial.number, self._values(record), state=state)
 
+    def _add_flying(self) -> None:
+        numbers = {trial.user_attrs.get(NUMBER) for trial in self._trials()}
+        for item in self._flying:
+            trial = self._running(item)
+            if trial is not None and item.number not in numbers:
+                self._study.add_trial(trial)
+
+    def _running(self, item: FlyingTrial) -> FrozenTrial | None:
+        """A running Optuna trial for what was in flight; None if it is of no space."""
+        space = next((found for found in self._spec.spaces if found.name == item.space), None)
+        if space is None or set(space.vary) != set(item.params):
+            return None
+        attributes: dict[str, Any] = {NUMBER: item.number, ATTEMPT: item.attempt}
+        if item.start is not None:
+            attributes[START] = item.start
+        if item.retry_of is not None:
+            attributes[RETRY_OF] = item.retry_of
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=optuna_params(self._spec, space, item.params),
+            distributions=self._distributions[space.name],
+            user_attrs=attributes,
+        )
+        started = datetime.fromisoformat(item.started_at)
+        trial.datetime_start = started.astimezone().replace(tzinfo=None)
+        return trial
+
     def _enqueue_again(self) -> None:
         trials = self._trials()
+        last_try = {
+            trial.user_attrs[RETRY_OF]: trial.number
+            for trial in trials
+            if RETRY_OF in trial.user_attrs
+        }
         for trial in trials:
             attributes = trial.user_attrs
             if trial.state != TrialState.FAIL or not attributes.get(RETRIED, False):
@@ -114,11 +163,7 @@ class Recovery:
                 attempt = attributes.get(ATTEMPT, 0)
             else:
                 continue
-            tried = any(
-                other.user_attrs.get(RETRY_OF) == parent and other.number > trial.number
-                for other in trials
-            )
-            if not tried:
+            if last_try.get(parent, -1) <= trial.number:
                 start = {START: attributes[START]} if START in attributes else {}
                 self._study.enqueue_trial(
                     params, user_attrs={RETRY_OF: parent, ATTEMPT: attempt, **start}
@@ -152,9 +197,7 @@ class Recovery:
     def _rebuilt(self, record: TrialRecord) -> FrozenTrial:
         """A finished Optuna trial for a record that Optuna lacks."""
         space = space_by_name(self._spec, record.space or "")
-        # By values: a candidate's digest is another one once its models are trained.
-        drawn = (record.space, record.params)
-        same = [item for item in self._sampled if (item.space, item.params) == drawn]
+        same = self._same[_values_key(record)]
         earlier = [item for item in same if item.number < record.number and item.state == "FAIL"]
         later = [item for item in same if item.number > record.number]
         attributes: dict[str, Any] = {
@@ -174,7 +217,7 @@ class Recovery:
             state=TrialState[record.state],
             values=self._values(record),
             params=optuna_params(self._spec, space, record.params),
-            distributions=optuna_distributions(self._spec, space),
+            distributions=self._distributions[space.name],
             user_attrs=attributes,
             constraints=record.violations or None,
         )
@@ -193,6 +236,20 @@ class Recovery:
 
     def _live(self, trial: FrozenTrial) -> optuna.Trial:
         return optuna.Trial(self._study, trial._trial_id)
+
+
+def _by_values(
+    records: Iterable[TrialRecord],
+) -> dict[tuple[Any, ...], list[TrialRecord]]:
+    # By values: a candidate's digest is another one once its models are trained.
+    found: dict[tuple[Any, ...], list[TrialRecord]] = {}
+    for record in records:
+        found.setdefault(_values_key(record), []).append(record)
+    return found
+
+
+def _values_key(record: TrialRecord) -> tuple[Any, ...]:
+    return record.space, tuple(sorted(record.params.items()))
 
 
 def sampled_records(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -84,22 +84,6 @@ def _p_value(
     return flip_p_value(strata, weights=spec.weights(name))
 
 
-def may_prune(records: Iterable[TrialRecord], *, startup: int) -> bool:
-    """Say whether the sampler has enough to learn from that candidates may be kept from it.
-
-    A pruned trial has no values: with too few others a sampler would take pruned ones for good.
-
-    Args:
-        records: Finished trials.
-        startup: Sampled trials that must have been scored and be feasible.
-    """
-    scored = sum(
-        record.role == "sampled" and record.state == "COMPLETE" and record.feasible
-        for record in records
-    )
-    return scored >= startup
-
-
 def is_audited(spec: RungSpec, *, seed: int, candidate: str) -> bool:
     """Say whether a candidate that is to be pruned is scored all the same, at every try.
 

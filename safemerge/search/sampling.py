@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import optuna
+from optuna.trial import TrialState
 
 from safemerge.config.study import StudySpec
 from safemerge.provenance import utc_now
@@ -18,6 +20,9 @@ from safemerge.search.space import Suggestion, optuna_params, space_by_name, sug
 from safemerge.search.unseen import Drawn, unseen
 from safemerge.search.warm_start import start_plans
 
+if TYPE_CHECKING:
+    import optuna
+
 _MAX_REPEATS = 10
 """How often a sampler may draw what was drawn before, until something else is taken."""
 
@@ -26,29 +31,31 @@ class Sampling:
     """Asks Optuna for recipes and tells it what became of them.
 
     Args:
-        study: Optuna's study.
+        study: Optuna's study; from now on no one else adds trials to it or ends them.
     """
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study
+        trials = study.get_trials(deepcopy=False)
+        self._queue = {trial.number for trial in trials if trial.state == TrialState.WAITING}
+        self._counted = {
+            trial.number: trial.state.is_finished() for trial in trials if not _is_free(trial)
+        }
+        """Whether it is finished, by Optuna's number, of what counts against the budget."""
 
     @property
     def waiting(self) -> bool:
         """Whether something is queued: tries again, warm starts."""
-        state = optuna.trial.TrialState.WAITING
-        return bool(self._study.get_trials(deepcopy=False, states=(state,)))
+        return bool(self._queue)
 
     @property
     def num_counted(self) -> int:
         """Sampled candidates against the budget: a try again counts with its first try."""
-        trials = self._study.get_trials(deepcopy=False)
-        return sum(not _is_free(trial) for trial in trials)
+        return len(self._counted)
 
     def is_told(self, count: int) -> bool:
         """Whether none of the first `count` candidates against the budget is open."""
-        trials = self._study.get_trials(deepcopy=False)
-        counted = [trial for trial in trials if not _is_free(trial)]
-        return all(trial.state.is_finished() for trial in counted[:count])
+        return all(itertools.islice(self._counted.values(), count))
 
     def ask(self, spec: StudySpec, number: int, drawn: Drawn) -> Pending | None:
         """Sample the next recipe.
@@ -74,6 +81,7 @@ class Sampling:
             return None
         trial, (space, params, recipe) = asked
         trial.set_user_attr(NUMBER, number)
+        attributes = trial.user_attrs
         proposal = Proposal(
             number=number,
             role="sampled",
@@ -81,10 +89,10 @@ class Sampling:
             recipe=recipe,
             space=space,
             params=params,
-            start=trial.user_attrs.get(START),
-            attempt=int(trial.user_attrs.get(ATTEMPT, 0)),
+            start=attributes.get(START),
+            attempt=int(attributes.get(ATTEMPT, 0)),
         )
-        return Pending(proposal, utc_now(), trial)
+        return Pending(proposal, utc_now(), trial, attributes.get(RETRY_OF))
 
     def _ask_new(self, spec: StudySpec, drawn: Drawn) -> tuple[optuna.Trial, Suggestion] | None:
         """Ask until a draw is no repeat; what was queued is taken as it is."""
@@ -94,8 +102,10 @@ class Sampling:
                 if left is None:
                     return None
                 space = space_by_name(spec, left.space)
-                self._study.enqueue_trial(optuna_params(spec, space, left.params))
+                self._enqueue(optuna_params(spec, space, left.params))
             trial = self._study.ask()
+            self._queue.discard(trial.number)
+            self._counted[trial.number] = False
             queued = RETRY_OF in trial.user_attrs or START in trial.user_attrs
             try:
                 found = suggest(trial, spec)
@@ -111,7 +121,8 @@ class Sampling:
     def _drop(self, trial: optuna.Trial, reason: str) -> None:
         """End a trial that is none: without a number it costs no budget."""
         trial.set_user_attr(REASON, reason)
-        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._study.tell(trial, state=TrialState.FAIL)
+        del self._counted[trial.number]
 
     def tell(self, trial: optuna.Trial, record: TrialRecord, values: Sequence[float]) -> None:
         """Finish a trial as its record has it.
@@ -124,13 +135,21 @@ class Sampling:
         if record.reason is not None:
             trial.set_user_attr(REASON, record.reason)
         if record.state != "COMPLETE":
-            self._study.tell(trial, state=optuna.trial.TrialState[record.state])
+            self._study.tell(trial, state=TrialState[record.state])
+            self._end(trial, retried=record.retried)
             return
         # NOTE: samplers read constraints from the finished trial, so they come before tell.
         for metric, violation in record.violations.items():
             trial.set_constraint(metric, violation)
         trial.set_user_attr(VARIANCES, variances(record))
         self._study.tell(trial, values)
+        self._end(trial)
+
+    def _end(self, trial: optuna.Trial, *, retried: bool = False) -> None:
+        if retried:
+            del self._counted[trial.number]
+        else:
+            self._counted[trial.number] = True
 
     def tell_references(self, spec: StudySpec, records: Iterable[TrialRecord]) -> None:
         """Let the sampler know of reference points that the spaces express, once each."""
@@ -140,33 +159,35 @@ class Sampling:
         """Let a proposal that crashed be sampled once more."""
         space = space_by_name(spec, proposal.space or "")
         start = {} if proposal.start is None else {START: proposal.start}
-        self._study.enqueue_trial(
-            optuna_params(spec, space, proposal.params),
-            user_attrs={RETRY_OF: proposal.number, ATTEMPT: proposal.attempt + 1, **start},
-        )
+        attributes = {RETRY_OF: proposal.number, ATTEMPT: proposal.attempt + 1, **start}
+        self._enqueue(optuna_params(spec, space, proposal.params), attributes)
 
-    def queue_starts(self, spec: StudySpec, trials: Sequence[optuna.trial.FrozenTrial]) -> None:
+    def queue_starts(self, spec: StudySpec) -> None:
         """Let the warm starts be sampled that neither have been nor wait to be."""
-        waiting = optuna.trial.TrialState.WAITING
+        trials = self._study.get_trials(deepcopy=False)
         # One that was killed while it was being asked for has no number: it is sampled anew.
         taken = {
             trial.user_attrs.get(START)
             for trial in trials
-            if NUMBER in trial.user_attrs or trial.state == waiting
+            if NUMBER in trial.user_attrs or trial.state == TrialState.WAITING
         }
         for start, _, point, _ in start_plans(spec):
             if point is not None and start.name not in taken:
                 space = space_by_name(spec, point.space)
-                self._study.enqueue_trial(
-                    optuna_params(spec, space, point.params), user_attrs={START: start.name}
-                )
+                self._enqueue(optuna_params(spec, space, point.params), {START: start.name})
+
+    def _enqueue(self, params: dict[str, Any], attributes: dict[str, Any] | None = None) -> None:
+        self._study.enqueue_trial(params, user_attrs=attributes)
+        number = self._study._storage.get_n_trials(self._study._study_id) - 1
+        self._queue.add(number)
+        self._counted[number] = False
 
 
 def _is_free(trial: optuna.trial.FrozenTrial) -> bool:
     """Whether a trial costs no budget: a reference, one without a record or that is retried."""
     if REFERENCE in trial.user_attrs:
         return True
-    failed = trial.state == optuna.trial.TrialState.FAIL
+    failed = trial.state == TrialState.FAIL
     return failed and (
         NUMBER not in trial.user_attrs or bool(trial.user_attrs.get(RETRIED, False))
     )

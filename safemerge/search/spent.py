@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from safemerge.config.study import StudySpec
-from safemerge.front import front_hypervolume
+from safemerge.front import RunningFront
 from safemerge.provenance import utc_now
 from safemerge.records import INTERRUPTED, TrialRecord
 
@@ -26,7 +26,7 @@ class Spent:
         self.standing_still = 0
         """Scored sampled recipes since the hypervolume last grew."""
         self._busy: list[tuple[float, float]] = []
-        self._records: list[TrialRecord] = []
+        self._front = RunningFront(spec)
         self._scored: set[str] = set()
         self._screened: set[str] = set()
         self._num_sampled = 0
@@ -46,7 +46,7 @@ class Spent:
             self._screened.add(record.candidate)
             self.evaluator_s += record.rung.timings.total_s
         if (self._spec.budget and self._spec.budget.hypervolume_plateau) is not None:
-            self._records.append(record)
+            self._front.add(record)
             if record.state == "COMPLETE":
                 self._watch_front(record)
 
@@ -100,7 +100,7 @@ class Spent:
 
     def _watch_front(self, record: TrialRecord) -> None:
         assert self._spec.budget is not None, "watched for its plateau only"
-        hypervolume = front_hypervolume(self._spec, self._records)
+        hypervolume = self._front.hypervolume()
         grown = hypervolume > self._reached * (1 + self._spec.budget.plateau_growth)
         if grown:
             self._reached = hypervolume

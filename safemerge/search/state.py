@@ -5,23 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.study import StudySpec
 from safemerge.config.variant import expert_settings
 from safemerge.errors import StudyError
-from safemerge.front import front_hypervolume, front_trials
 from safemerge.provenance import utc_now
 from safemerge.records import CandidateResult, RungResult, TrialRecord
+from safemerge.search.finished import FinishedTrials
 from safemerge.search.pending import Pending
 from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.retrain import Place, exact_recipe, to_train
-from safemerge.search.rung import find_rival, is_audited, may_prune
+from safemerge.search.rung import find_rival, is_audited
 from safemerge.search.space import Reference
 from safemerge.search.spent import Spent
-from safemerge.search.unseen import Drawn, is_covered
+from safemerge.search.unseen import Coverage, Drawn
 from safemerge.search.untrained import check_weights, supplied, unmade_paths, wanted_paths
 from safemerge.search.verdict import judge
 from safemerge.search.warm_start import study_references
@@ -54,7 +54,7 @@ class SearchState:
         self, spec: StudySpec, records: Iterable[TrialRecord] = (), *, place: Place | None = None
     ) -> None:
         self.spec = spec
-        self.records = list(records)
+        self._finished = FinishedTrials(spec, records)
         self.pending: dict[int, Pending] = {}
         """Proposals in flight by number."""
         self.untrained = unmade_paths(spec)
@@ -64,26 +64,43 @@ class SearchState:
         self._spent = Spent(spec, self.records)
         self._ended_by: str | None = None
         self._exhausted: set[str] = set()
-        self._references: list[Reference] = study_references(spec)
+        self._place_references()
         check_weights(self.records, spec.trained)
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """Every finished trial, in the order they finished."""
+        return self._finished.records
+
+    def add(self, record: TrialRecord) -> None:
+        """Take in a finished trial."""
+        self._finished.add(record)
+        self._spent.add(record)
+
+    def _place_references(self) -> None:
+        """List the reference points of the study as it is now, with their digests."""
+        self._references = [(item, item.recipe.digest) for item in study_references(self.spec)]
+        self._coverage = Coverage(self.spec)
 
     # --- proposals ----------------------------------------------------------------------
 
     def next_reference(self) -> Pending | None:
         """Propose a reference point that is still to be evaluated."""
-        for label, recipe in self.open_references():
+        for (label, recipe), candidate in self._open_references():
             proposal = Proposal(
                 number=self.next_number,
                 role="reference",
                 label=label,
                 recipe=recipe,
-                attempt=_num_failed(self.records, recipe.digest),
+                attempt=self._finished.failed_references[candidate],
             )
             return Pending(proposal, utc_now(), None)
         return None
 
     def next_exact(self) -> Pending | None:
         """Propose what would be on the front with interpolated weights, at its exact values."""
+        if not self._finished.any_interpolated:
+            return None
         flying = [item.proposal.exact_of for item in self.pending.values()]
         known = [number for number in flying if number is not None]
         if len(known) < len(flying):
@@ -105,7 +122,7 @@ class SearchState:
                 space=record.space,
                 params=dict(record.params),
                 exact_of=record.number,
-                attempt=sum(item.exact_of == record.number for item in self.records),
+                attempt=self._finished.exact_tries[record.number],
             )
             return Pending(proposal, utc_now(), None)
         return None
@@ -113,20 +130,24 @@ class SearchState:
     def start(self, pending: Pending) -> Proposal:
         """Put a proposal in flight."""
         self.pending[pending.proposal.number] = pending
+        self.drawn.add(pending.proposal)
         self.next_number = pending.proposal.number + 1
         return pending.proposal
 
-    def open_references(self) -> list[Reference]:
+    def _open_references(self) -> list[tuple[Reference, str]]:
         """Return the references that are neither finished, nor in flight, nor failed for good."""
-        finished = {item.candidate for item in self.records if item.state == "COMPLETE"}
-        flying = {item.proposal.candidate for item in self.pending.values()}
-        settled = finished | self._exhausted | flying
-        return [
-            item
-            for item in self._references
-            if (candidate := item.recipe.digest) not in settled
-            and _num_failed(self.records, candidate) <= self.spec.evaluator.num_retries
+        found, retries = self._finished, self.spec.evaluator.num_retries
+        left = [
+            (item, candidate)
+            for item, candidate in self._references
+            if candidate not in found.complete
+            and candidate not in self._exhausted
+            and found.failed_references[candidate] <= retries
         ]
+        if left:
+            flying = {item.proposal.candidate for item in self.pending.values()}
+            left = [(item, candidate) for item, candidate in left if candidate not in flying]
+        return left
 
     def is_done(self, *, num_sampled: int, waiting: bool) -> bool:
         """Whether nothing is in flight and nothing is left to propose.
@@ -137,10 +158,10 @@ class SearchState:
         """
         return not (
             self.pending
-            or self.open_references()
+            or self._open_references()
             or waiting
             or (num_sampled < self.spec.num_trials and not self.covered and self.ended_by is None)
-            or to_train(self.spec, self.records, ())
+            or (self._finished.any_interpolated and to_train(self.spec, self.records, ()))
         )
 
     @property
@@ -154,12 +175,12 @@ class SearchState:
     @property
     def drawn(self) -> Drawn:
         """What was sampled so far, in flight or finished."""
-        return Drawn.of([*self.records, *(item.proposal for item in self.pending.values())])
+        return self._finished.drawn
 
     @property
     def covered(self) -> bool:
         """Whether every recipe that the spaces can express was sampled: the search ends there."""
-        return is_covered(self.spec, self.drawn)
+        return self._coverage.is_covered(self.drawn)
 
     # --- trials in flight ---------------------------------------------------------------
 
@@ -194,7 +215,7 @@ class SearchState:
         check_weights(self.records, [made])
         self.spec = self.spec.with_made(made)
         self.untrained.discard(str(made.path))
-        self._references = study_references(self.spec)
+        self._place_references()
         for number, pending in self.pending.items():
             recipe = supplied(pending.proposal.recipe, made)
             proposal = replace(pending.proposal, recipe=recipe)
@@ -225,7 +246,8 @@ class SearchState:
             return None
         rival = find_rival(rung, found, self.records)
         self.pending[number] = replace(pending, rung=found, rival=rival)
-        if rival is None or not may_prune(self.records, startup=self.spec.sampler.startup):
+        # Pruned trials have no values: with too few others a sampler would take them for good.
+        if rival is None or self._finished.num_scored < self.spec.sampler.startup:
             return None
         audited = is_audited(rung, seed=self.spec.seed, candidate=found.candidate)
         return None if audited else Pruned(rival.reason)
@@ -248,8 +270,7 @@ class SearchState:
     def finish(self, ending: Ending) -> None:
         """Take a trial out of flight, now that its record is stored."""
         record = ending.record
-        self.records.append(record)
-        self._spent.add(record)
+        self.add(record)
         del self.pending[record.number]
         if record.state == "FAIL" and not ending.retried:
             self._exhausted.add(record.candidate)
@@ -265,13 +286,11 @@ class SearchState:
         Returns:
             Its result on the search split; None if it has none, e.g. because it only failed.
         """
-        found = (item.result for item in self.records if item.candidate == candidate)
-        return next((result for result in found if result is not None), None)
+        return self._finished.result_by_candidate.get(candidate)
 
     def known_rung(self, candidate: str) -> RungResult | None:
         """Return the losses of a candidate that was on the low rung already, if it was."""
-        found = (item.rung for item in self.records if item.candidate == candidate)
-        return next((rung for rung in found if rung is not None), None)
+        return self._finished.rung_by_candidate.get(candidate)
 
     def front(self) -> list[TrialRecord]:
         """Return the feasible COMPLETE trials that no other one dominates, by number.
@@ -280,20 +299,12 @@ class SearchState:
         interpolated weights do not. A candidate that was reported twice is listed once; different
         candidates with equal values all stay.
         """
-        return front_trials(self.spec, self.records)
+        return self._finished.front.trials()
 
     def hypervolume(self) -> float:
         """Return the exact hypervolume of `front` up to the objectives' reference values."""
-        return front_hypervolume(self.spec, self.records)
+        return self._finished.front.hypervolume()
 
     def values(self, record: TrialRecord) -> list[float]:
         """Return a COMPLETE trial's objective values, in the study's order."""
         return [record.objectives[item.metric] for item in self.spec.objectives]
-
-
-def _num_failed(records: Sequence[TrialRecord], candidate: str) -> int:
-    """Return how often a candidate failed as a reference point."""
-    return sum(
-        item.candidate == candidate and item.state == "FAIL" and item.role == "reference"
-        for item in records
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,10 +24,12 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, PreflightError, StudyError
 from safemerge.files import disk_errors, free_name, restore_last_line
 from safemerge.search.bayesian_sampler import BayesianSampler
+from safemerge.search.flight import FlightFile
 from safemerge.search.known import num_expressions
 from safemerge.search.space import encoding
+from safemerge.search.tpe_sampler import BoundedTPESampler
 
-_FILE = {"sqlite": "study.db", "journal": "study.journal"}
+_FILE = {"memory": "study.db", "sqlite": "study.db", "journal": "study.journal"}
 _LOCK_TIMEOUT_S = 60
 _MAX_PATTERNS = 100
 """Combinations of a space and its choices that the Bayesian sampler is taken for, unless named: it
@@ -35,7 +37,10 @@ looks at each one for every recipe."""
 
 
 def storage_path(spec: StudySpec, folder: Path) -> Path:
-    """Return the file of Optuna's storage: ``study.db`` or ``study.journal``."""
+    """Return the file of Optuna's storage: ``study.db`` or ``study.journal``.
+
+    With the study in memory it is written for the dashboard alone.
+    """
     return folder / _FILE[spec.storage]
 
 
@@ -60,30 +65,42 @@ def open_study(spec: StudySpec, folder: Path) -> optuna.Study:
     # NOTE: the journal's lock is a link to this path, which must hold from any folder.
     path = storage_path(spec, folder.resolve())
     with storage_errors(path):
-        study = optuna.create_study(
-            storage=_storage(spec, path),
-            study_name=spec.name,
-            directions=[objective.direction for objective in spec.objectives],
-            load_if_exists=True,
-        )
-        names = [objective.metric for objective in spec.objectives]
-        if study.metric_names != names:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*set_metric_names", ExperimentalWarning)
-                study.set_metric_names(names)
-        return study
+        return create_named_study(spec, _storage(spec, path))
 
 
-def count_running(spec: StudySpec, folder: Path) -> int | None:
+def create_named_study(spec: StudySpec, storage: BaseStorage) -> optuna.Study:
+    """Create a study's counterpart in a storage of Optuna's, or find it there."""
+    study = optuna.create_study(
+        storage=storage,
+        study_name=spec.name,
+        directions=[objective.direction for objective in spec.objectives],
+        load_if_exists=True,
+    )
+    names = [objective.metric for objective in spec.objectives]
+    # NOTE: one of other objectives is set aside by who opened it.
+    if study.metric_names != names and len(study.directions) == len(names):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*set_metric_names", ExperimentalWarning)
+            study.set_metric_names(names)
+    return study
+
+
+def count_running(spec: StudySpec, folder: Path, finished: Collection[int]) -> int | None:
     """Count the sampled trials that a driver has in flight; nothing is changed.
 
     Args:
         spec: The study.
         folder: The run's folder, which another process may work in.
+        finished: Numbers of the trials that have a record.
 
     Returns:
-        The number; None if Optuna's storage is not there yet or cannot be read.
+        The number; None if it is not known yet, or Optuna's storage cannot be read.
     """
+    flight = FlightFile(folder)
+    if flight.path.is_file():
+        return flight.count_open(finished)
+    if spec.storage == "memory":
+        return None
     path = storage_path(spec, folder.resolve())
     if not path.is_file():
         return None
@@ -205,12 +222,9 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
         return BayesianSampler(encoding(spec), objectives, startup=startup, seed=seed)
     if spec.sampler.name == "nsga2":
         return NSGAIISampler(seed=seed, population_size=max(2, startup))
-    with warnings.catch_warnings():
-        # `group`, experimental since Optuna 2.8.
-        warnings.filterwarnings("ignore", "Argument ``group``", ExperimentalWarning)
-        return TPESampler(
-            seed=seed, n_startup_trials=told, multivariate=True, group=True, constant_liar=True
-        )
+    cube = encoding(spec)
+    chooser = {} if cube.chooser is None else {cube.chooser: cube.choice}
+    return BoundedTPESampler(cube.spaces, chooser=chooser, startup=told, seed=seed)
 
 
 def violations(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
@@ -277,6 +291,8 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def _storage(spec: StudySpec, path: Path) -> BaseStorage:
+    if spec.storage == "memory":
+        return InMemoryStorage()
     if spec.storage == "sqlite":
         return RDBStorage(
             f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}}

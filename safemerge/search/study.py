@@ -10,6 +10,8 @@ from safemerge.config.checkpoint import CheckpointRef
 from safemerge.config.study import StudySpec
 from safemerge.records import CandidateResult, RungResult, TrialRecord
 from safemerge.search.agreement import open_agreeing_study
+from safemerge.search.dashboard import Dashboard
+from safemerge.search.flight import FlightFile
 from safemerge.search.records import Failure, Proposal, Pruned
 from safemerge.search.recovery import NUMBER, Recovery
 from safemerge.search.retrain import Place
@@ -31,10 +33,11 @@ class SearchStudy:
     The references (each parent, the plain mean, warm starts that no space can express) come
     first. They live in the run's store, and where a space expresses one, the sampler is told of it
     as a finished trial that costs no budget. Then come the points that are sampled for warm
-    starts. Sampled trials live in Optuna as well, which may be
-    rebuilt: ``trials.jsonl`` is the truth. Every trial ends COMPLETE, PRUNED or FAIL with a
-    reason. A crashed candidate is proposed again up to ``evaluator.num_retries`` times, each try
-    under its own number. Methods may be called from several threads.
+    starts. Sampled trials live in Optuna as well, in memory
+    unless the study says otherwise, and are rebuilt there: ``trials.jsonl`` is the truth. Every
+    trial ends COMPLETE, PRUNED or FAIL with a reason. A crashed candidate is proposed again up to
+    ``evaluator.num_retries`` times, each try under its own number. Methods may be called from
+    several threads.
 
     Opening it again resumes: trials that were in flight are recorded as FAIL, *interrupted*,
     and their parameters proposed again before anything new; a trial that finished in one of
@@ -64,15 +67,25 @@ class SearchStudy:
             self._study, self.rebuilt = open_agreeing_study(spec, store.folder, records)
             """Why Optuna's storage was begun anew, in one line; None if it agreed."""
             undo.callback(close_study, self._study)
-            self._sampling = Sampling(self._study)
+            flight = FlightFile(store.folder)
             with storage_errors(self._path):
-                recovery = Recovery(spec, self._study, records)
+                recovery = Recovery(spec, self._study, records, flying=flight.read())
                 for record in recovery.run():
                     store.append(record)
-                    records.append(record)
+                    self._state.add(record)
+                self._flight: FlightFile | None = None
+                self._dashboard: Dashboard | None = None
+                if spec.storage == "memory":
+                    flight.clear()
+                    self._flight = flight
+                    self._dashboard = Dashboard(spec, self._path, self._study)
+                    undo.callback(self._dashboard.close)
+                else:
+                    flight.path.unlink(missing_ok=True)
+                self._sampling = Sampling(self._study)
                 self._sampling.tell_references(spec, records)
+                self._sampling.queue_starts(spec)
                 trials = self._study.get_trials(deepcopy=False)
-                self._sampling.queue_starts(spec, trials)
             self.interrupted: tuple[int, ...] = recovery.interrupted
             """Numbers of the trials that a killed driver had in flight."""
             self._study.sampler = make_sampler(spec, num_existing=len(trials))
@@ -111,6 +124,8 @@ class SearchStudy:
                 if state.ended_by is None or self._sampling.waiting:
                     pending = self._sampling.ask(state.spec, state.next_number, state.drawn)
                 pending = pending or state.next_exact()
+            if pending is not None and self._flight is not None and pending.trial is not None:
+                self._flight.add(pending.flying())
             return None if pending is None else state.start(pending)
 
     def wanted(self, number: int) -> list[str]:
@@ -165,6 +180,10 @@ class SearchStudy:
                     self._sampling.tell(trial, record, values)
                     if ending.retried:
                         self._sampling.queue_again(state.spec, ending.pending.proposal)
+                if self._flight is not None:
+                    self._flight.remove(number)
+                if self._dashboard is not None:
+                    self._dashboard.note_change()
             return record
 
     def known_result(self, candidate: str) -> CandidateResult | None:

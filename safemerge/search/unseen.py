@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from safemerge.config.checkpoint import Setting
 from safemerge.config.grid import GridPoint, grid_point, grid_points, grid_size
-from safemerge.config.study import StudySpec
+from safemerge.config.study import SearchSpace, StudySpec
 from safemerge.records import TrialRecord
 from safemerge.search.records import Proposal
 from safemerge.search.space import Suggestion, recipe_at, suggest
@@ -25,18 +26,23 @@ _NUM_DRAWS = 200
 class Drawn:
     """What was sampled so far, in flight or finished, under whatever state it ended."""
 
-    points: frozenset[GridPoint]
-    candidates: frozenset[str]
+    points: set[GridPoint] = field(default_factory=set)
+    candidates: set[str] = field(default_factory=set)
     """Digests: two spaces, or two values, may make one recipe."""
 
     @classmethod
     def of(cls, sampled: Iterable[TrialRecord | Proposal]) -> Drawn:
         """Return what these trials have drawn; references and exact counterparts count as none."""
-        own = [item for item in sampled if item.role == "sampled" and item.exact_of is None]
-        return cls(
-            frozenset(grid_point(item.space or "", item.params) for item in own),
-            frozenset(item.candidate for item in own),
-        )
+        drawn = cls()
+        for item in sampled:
+            drawn.add(item)
+        return drawn
+
+    def add(self, sampled: TrialRecord | Proposal) -> None:
+        """Take in a trial; a reference or an exact counterpart is none that was drawn."""
+        if sampled.role == "sampled" and sampled.exact_of is None:
+            self.points.add(grid_point(sampled.space or "", sampled.params))
+            self.candidates.add(sampled.candidate)
 
     def __contains__(self, suggestion: Suggestion) -> bool:
         """Whether a draw repeats an earlier one."""
@@ -44,12 +50,37 @@ class Drawn:
         return point in self.points or suggestion.recipe.digest in self.candidates
 
 
+class Coverage:
+    """Whether every recipe that the spaces can express was drawn; never for a continuum.
+
+    Asked again and again while more is drawn, it looks at each point of a grid once.
+
+    Args:
+        spec: The study.
+    """
+
+    def __init__(self, spec: StudySpec) -> None:
+        size = grid_size(spec)
+        self._spec = spec
+        self._is_small = size is not None and size <= _MAX_LISTED
+        self._left = iter(grid_points(spec)) if self._is_small else iter(())
+        self._open: Suggestion | None = None
+        """The first point that was not drawn when last looked at; None before, and at the end."""
+
+    def is_covered(self, drawn: Drawn) -> bool:
+        """Say whether nothing is left.
+
+        Args:
+            drawn: What was drawn; never less than before.
+        """
+        if self._is_small and (self._open is None or self._open in drawn):
+            self._open = next(_undrawn(self._spec, self._left, drawn), None)
+        return self._is_small and self._open is None
+
+
 def is_covered(spec: StudySpec, drawn: Drawn) -> bool:
     """Say whether every recipe that the spaces can express was drawn; never for a continuum."""
-    size = grid_size(spec)
-    if size is None or size > _MAX_LISTED:
-        return False
-    return _first_unseen(spec, drawn) is None
+    return Coverage(spec).is_covered(drawn)
 
 
 def unseen(spec: StudySpec, drawn: Drawn) -> Suggestion | None:
@@ -65,24 +96,24 @@ def unseen(spec: StudySpec, drawn: Drawn) -> Suggestion | None:
     generator = np.random.default_rng((spec.seed, len(drawn.points)))
     size = grid_size(spec)
     if size is not None and size <= _MAX_LISTED:
-        return _first_unseen(spec, drawn, order=generator.permutation(size))
+        points = list(grid_points(spec))
+        shuffled = (points[place] for place in generator.permutation(size))
+        return next(_undrawn(spec, shuffled, drawn), None)
     draw = _RandomDraw(generator)
     draws = (suggest(draw, spec) for _ in range(_NUM_DRAWS))
     return next((found for found in draws if found not in drawn), None)
 
 
-def _first_unseen(
-    spec: StudySpec, drawn: Drawn, *, order: np.ndarray[Any, Any] | None = None
-) -> Suggestion | None:
-    points = list(grid_points(spec))
-    for place in range(len(points)) if order is None else order:
-        space, params = points[place]
+def _undrawn(
+    spec: StudySpec, points: Iterable[tuple[SearchSpace, dict[str, Setting]]], drawn: Drawn
+) -> Iterator[Suggestion]:
+    """Yield the points that were not drawn."""
+    for space, params in points:
         if grid_point(space.name, params) in drawn.points:
             continue
         found = Suggestion(space.name, params, recipe_at(spec, space, params))
         if found not in drawn:
-            return found
-    return None
+            yield found
 
 
 class _RandomDraw:

@@ -261,7 +261,7 @@ def test_an_unknown_key_is_refused_at_every_level(places, set_in, problems):
         ("num_trials", 0, "num_trials: must be at least 1; got 0."),
         ("num_trials", 1e3, "num_trials: must be a whole number; got 1000.0."),
         ("seed", 2**32, "seed: must be below 4.29497e+09; got 4294967296."),
-        ("storage", "redis", "storage: must be 'sqlite' or 'journal'; got \"redis\"."),
+        ("storage", "redis", "storage: must be 'memory', 'sqlite' or 'journal'; got \"redis\"."),
     ],
 )
 def test_a_study_that_breaks_a_rule_is_told_with_place_and_value(

@@ -254,15 +254,15 @@ def test_a_study_that_does_not_match_the_folder_is_refused(begin):
 
 
 def test_a_damaged_optuna_storage_is_told_with_the_way_out(begin):
-    first = begin(references=False, num_trials=1)
+    first = begin(references=False, num_trials=1, storage="sqlite")
     records = finish(first)
     first.close()
     path = first.store.folder / "study.db"
     path.write_bytes(b"this is not a database, whatever its name says" * 100)
     with pytest.raises(StudyError, match=r"study\.db: Optuna's storage cannot be used.*delete it"):
-        begin(references=False, num_trials=1)
+        begin(references=False, num_trials=1, storage="sqlite")
     path.unlink()
-    second = begin(references=False, num_trials=1)
+    second = begin(references=False, num_trials=1, storage="sqlite")
     assert list(second.records) == records
     assert second.done
 

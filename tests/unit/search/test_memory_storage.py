@@ -1,0 +1,174 @@
+"""Optuna's study in memory: what was in flight is known, and study.db shows it all."""
+
+import json
+import logging
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from search_driving import answer, finish, optuna_states, stored
+
+from safemerge.api import status
+from safemerge.search import Failure, dashboard
+from safemerge.testing.landscapes import ACCURACY, CRASHING, HARM, SMOOTH
+
+MEMORY = {"storage": "memory", "references": False, "sampler": {"name": "random"}}
+CONSTRAINTS = [{"metric": HARM, "budget": 0.4}]
+
+
+def shown(folder, name="landscape"):
+    """The study as a dashboard reads it."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder.resolve() / 'study.db'}")
+    study = optuna.load_study(study_name=name, storage=storage)
+    trials = study.get_trials()
+    names = study.metric_names
+    storage.remove_session()
+    storage.engine.dispose()
+    return trials, names
+
+
+def facts(trial):
+    return (
+        trial.number,
+        trial.state,
+        trial.params,
+        trial.distributions,
+        trial.values,
+        trial.constraints,
+        trial.user_attrs,
+        trial.datetime_start,
+        trial.datetime_complete,
+    )
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_the_dashboards_file_shows_the_study_as_it_is_in_memory(begin, sampler):
+    study = begin(
+        **{**MEMORY, "sampler": {"name": sampler, "startup": 3}},
+        num_trials=8,
+        constraints=CONSTRAINTS,
+    )
+    finish(study, CRASHING, limit=7)
+    study.ask()
+    held = [facts(trial) for trial in study._study.get_trials()]
+    study.close()
+    trials, names = shown(study.store.folder)
+    assert [facts(trial) for trial in trials] == held
+    assert names == [ACCURACY, HARM]
+    assert {trial.state for trial in trials} >= {TrialState.COMPLETE, TrialState.RUNNING}
+
+
+def test_the_file_is_written_at_intervals_and_only_then(begin, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(dashboard.time, "monotonic", lambda: now[0])
+    study = begin(**MEMORY, num_trials=9)
+    path = study.store.folder / "study.db"
+    finish(study, limit=3)
+    assert not path.exists()
+    now[0] += dashboard.EVERY_S
+    finish(study, limit=1)
+    assert len(shown(study.store.folder)[0]) == 4
+    finish(study, limit=2)
+    assert len(shown(study.store.folder)[0]) == 4
+    now[0] += dashboard.EVERY_S
+    finish(study, limit=1)
+    assert len(shown(study.store.folder)[0]) == 7
+
+
+def test_a_file_that_cannot_be_written_does_not_end_the_search(begin, caplog, monkeypatch):
+    study = begin(**MEMORY, num_trials=2)
+    finish(study)
+
+    def refused(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(dashboard, "_file_storage", refused)
+    with caplog.at_level(logging.WARNING):
+        study.close()
+    assert "study.db: could not be written for the dashboard: No space left" in caplog.text
+    assert len(stored(study)) == 2
+
+
+@pytest.mark.parametrize("content", ["other study", "no database"])
+def test_a_file_that_is_not_this_studys_is_kept_beside(begin, content):
+    first = begin(**MEMORY, num_trials=2)
+    finish(first)
+    first.close()
+    path = first.store.folder / "study.db"
+    if content == "no database":
+        path.write_bytes(b"this is not a database, whatever its name says" * 100)
+    else:
+        path.unlink()
+        optuna.create_study(storage=f"sqlite:///{path.resolve()}", study_name="other")
+    before = path.read_bytes()
+    second = begin(**MEMORY, num_trials=3)
+    assert len(finish(second)) == 1
+    second.close()
+    assert path.with_name("study.db.old-1").read_bytes() == before
+    assert len(shown(second.store.folder)[0]) == 3
+
+
+def test_what_is_in_flight_is_counted_from_outside(begin):
+    study = begin(**MEMORY, num_trials=6)
+    asked = [study.ask() for _ in range(3)]
+    study.tell(asked[0].number, SMOOTH.evaluate(asked[0].recipe))
+    assert status.status(study.store.folder).in_flight == 2
+
+
+def test_a_crash_in_flight_is_tried_again_as_the_same_try(begin):
+    changes = {**MEMORY, "num_trials": 1, "evaluator": {"num_retries": 2}}
+    first = begin(**changes)
+    proposal = first.ask()
+    first.tell(proposal.number, Failure("engine died"))
+    second_try = first.ask()
+    assert second_try.attempt == 1
+    first.close()
+    again = begin(**changes)
+    assert again.interrupted == (second_try.number,)
+    third = again.ask()
+    assert (third.candidate, third.attempt) == (proposal.candidate, 1)
+    again.tell(third.number, answer(SMOOTH, third))
+    assert again.done
+    assert again.num_sampled == 1
+
+
+@pytest.mark.parametrize("after", ["sqlite", "journal"])
+@pytest.mark.parametrize("before", ["sqlite", "memory"])
+def test_a_run_may_change_its_storage(begin, before, after):
+    """What was in flight in the one is interrupted and proposed again in the other."""
+    second = "memory" if before == "sqlite" else after
+    first = begin(**{**MEMORY, "storage": before}, num_trials=5)
+    finish(first, limit=2)
+    lost = first.ask()
+    first.close()
+    study = begin(**{**MEMORY, "storage": second}, num_trials=5)
+    assert study.rebuilt is None
+    assert study.interrupted == (lost.number,)
+    again = study.ask()
+    assert again.candidate == lost.candidate
+    study.tell(again.number, answer(SMOOTH, again))
+    assert len(finish(study)) == 2
+    assert study.done
+    assert optuna_states(study).count(TrialState.COMPLETE) == 5
+    study.close()
+    third = begin(**{**MEMORY, "storage": before}, num_trials=6)
+    assert (third.rebuilt, third.interrupted) == (None, ())
+    assert len(finish(third)) == 1
+
+
+def test_a_damaged_or_foreign_list_of_what_is_in_flight_costs_nothing(begin):
+    first = begin(**MEMORY, num_trials=3)
+    finish(first, limit=1)
+    first.ask()
+    first.close()
+    path = first.store.folder / "in_flight.json"
+    document = json.loads(path.read_text())
+    document["trials"][-1]["space"] = "another"
+    path.write_text(json.dumps(document))
+    second = begin(**MEMORY, num_trials=3)
+    assert second.interrupted == ()
+    second.close()
+    path.write_text("{")
+    third = begin(**MEMORY, num_trials=3)
+    assert third.interrupted == ()
+    assert len(finish(third)) == 2
