@@ -17,6 +17,7 @@ from safemerge.reports.markup import (
 )
 from safemerge.reports.run import Run
 from safemerge.reports.wording import DIRECTION_WORDS, change, counted
+from safemerge.run_folder import RunFolder
 
 _KINDS = {
     "parent": "parent left out",
@@ -34,7 +35,7 @@ def attribution_section(run: Run) -> Markup:
             fill(
                 "Not asked yet. <code>safemerge attribute {{ run }}</code> evaluates the knee "
                 "without each of its parents, operators and groups of layers.",
-                run=run.folder,
+                run=RunFolder(run.folder).place,
             )
         )
     return joined_markup(_point(found) for found in run.attributions)

@@ -36,7 +36,6 @@ THROUGH = {
     "safemerge/api/": "tests/unit/api",
     "safemerge/commands/": "tests/unit/commands",
     "safemerge/generation/on_ray.py": "tests/integration",
-    "safemerge/robustness/command.py": "tests/integration",
     "safemerge/robustness/figure.py": "tests/unit/robustness",
     "safemerge/engines/vllm_backend.py": "tests/integration",
     "safemerge/engines/vllm_plugin.py": "tests/integration",

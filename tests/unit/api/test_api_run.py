@@ -128,3 +128,17 @@ def test_the_page_is_written_and_nothing_is_printed(run, capsys, caplog):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"must hold a run .*no such folder"):
         safemerge.load_run(tmp_path / "absent")
+
+
+def test_a_report_names_the_url_of_its_run_and_no_folder_of_this_machine(tmp_path):
+    folder = synthetic.write_run(tmp_path / "demo", num_sampled=12)
+    (folder / ".place").write_text("s3://bucket/results/demo")
+    page = safemerge.load_run(folder).report().read_text("utf-8")
+    assert "safemerge export s3://bucket/results/demo --pick" in page
+    assert "safemerge attribute s3://bucket/results/demo" in page
+    assert str(tmp_path) not in page
+
+
+def test_attribution_of_a_run_at_a_url_is_refused_with_what_to_do():
+    with pytest.raises(UserError, match="s3://bucket/demo: must be a run's folder"):
+        safemerge.attribute("s3://bucket/demo")
