@@ -208,7 +208,7 @@ def test_without_a_recipe_a_candidate_is_the_checkpoint_as_it_is():
     alone = evaluate._only_model(spec, candidate)
     assert {ref.path for ref in alone.checkpoints} == {"/model"}
     assert StudySpec.model_validate(alone.resolved()).base == candidate
-    recipe = evaluate._recipe(alone, None)
+    recipe = evaluate.resolved_recipe(alone, None)
     assert recipe.method == Linear(name="linear", weights={"candidate": 1.0})
 
 
@@ -222,7 +222,7 @@ def test_a_recipe_over_other_models_than_the_studys_is_refused():
         }
     )
     with pytest.raises(ConfigError, match="recipe: no such model in the study; got 'stranger'"):
-        evaluate._recipe(spec, recipe)
+        evaluate.resolved_recipe(spec, recipe)
 
 
 # --- evaluate, serve: a live evaluator --------------------------------------------------
