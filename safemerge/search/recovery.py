@@ -63,8 +63,10 @@ class Recovery:
     ) -> None:
         self._spec = spec
         self._study = study
-        self._sampled = sampled_records(records)
-        self._flying = list(flying)
+        every = list(records)
+        self._sampled = sampled_records(every)
+        finished = {record.number for record in every}
+        self._flying = [item for item in flying if item.number not in finished]
         self._same = _by_values(self._sampled)
         self._distributions = {
             space.name: optuna_distributions(spec, space) for space in spec.spaces

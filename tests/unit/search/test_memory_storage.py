@@ -172,3 +172,24 @@ def test_a_damaged_or_foreign_list_of_what_is_in_flight_costs_nothing(begin):
     third = begin(**MEMORY, num_trials=3)
     assert third.interrupted == ()
     assert len(finish(third)) == 2
+
+
+def test_a_stale_list_in_flight_never_repeats_the_number_of_a_reference(begin):
+    """Two records of one number would make the run unreadable."""
+    changes = {**MEMORY, "references": True, "num_trials": 2}
+    first = begin(**changes)
+    finish(first)
+    reference = next(record for record in first.records if record.role == "reference")
+    sampled = next(record for record in first.records if record.role == "sampled")
+    first.close()
+    stale = {
+        "number": reference.number,
+        "space": sampled.space,
+        "params": sampled.params,
+        "started_at": sampled.started_at,
+    }
+    path = first.store.folder / "in_flight.json"
+    path.write_text(json.dumps({"trials": [stale]}))
+    second = begin(**changes)
+    assert second.interrupted == ()
+    assert len(stored(second)) == len(first.records)
