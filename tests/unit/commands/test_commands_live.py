@@ -88,8 +88,12 @@ def test_the_view_writes_lines_above_itself(capsys):
 
 def fetch(url, host=None):
     request = urllib.request.Request(url, headers={"Host": host} if host else {})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as reply:
-        return reply.read().decode()
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as reply:
+            return reply.read().decode()
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
 
 
 def test_the_page_alone_is_served_and_only_under_this_machines_name(tmp_path):
