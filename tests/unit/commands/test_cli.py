@@ -39,6 +39,7 @@ OPTIONS = {
     "serve": ["study"],
     "validate": ["files"],
     "schema": ["name"],
+    "completion": ["shell"],
     "data": ["action", "names"],
     "plan": [
         "--share", "--difference", "--prompts", "--discordance", "--alpha", "--power",
