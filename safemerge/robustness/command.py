@@ -239,7 +239,7 @@ def _attack(
         run_cells(plain, left, suites[split], on_record=record)
         found = [held.get(job.key) or ended[job.key] for job in jobs]
         for item in found:
-            # Attacks of the search may fail; what is reported of a model, before or after, may not.
+            # Attacks of the search may fail; a model before, or under its worst attack, may not.
             is_reported = item.cell.mode is None or split == spec.split
             if is_reported and item.result is None:
                 raise StudyError(

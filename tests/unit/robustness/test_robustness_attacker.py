@@ -275,7 +275,7 @@ def test_a_worst_attack_that_cannot_be_measured_is_never_reported_as_the_model_b
     monkeypatch.setattr(on_ray, "run_cells", run_cells)
     suites = {split: {"split": split} for split in ("search", "report")}
     down = True
-    with pytest.raises(StudyError, match="must be measured; got: the worker was lost.*`again`"):
+    with pytest.raises(StudyError, match=r"must be measured; got: the worker was lost.*`again`"):
         command._attack(declared, store, suites, make, Progress(print), "again")
     assert worst_attacks(store) is None
     down = False
