@@ -270,5 +270,5 @@ def _said(merged: MergedAdapter, config: Mapping[str, Any]) -> str:
     return said
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
