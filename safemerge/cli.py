@@ -275,6 +275,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--mergekit", metavar="FILE", help="the same as a mergekit file")
     export.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write one LoRA adapter instead of a whole model; without --rank it is exact, of "
+        "LoRA experts merged by task_arithmetic or linear",
+    )
+    export.add_argument(
+        "--rank",
+        type=int,
+        metavar="N",
+        help="with --adapter, replace each weight's update by the nearest of rank N, of any "
+        "merge, and say what that loses",
+    )
+    export.add_argument(
+        "--modules-to-save",
+        action="store_true",
+        help="with --rank, store norms, embeddings and head whole where they differ; left out, "
+        "they stay the base's, and a merge that changes them much is refused",
+    )
+    export.add_argument(
         "--push",
         metavar="ORG/NAME",
         help="upload the checkpoint to the Hugging Face Hub, once you confirmed it",

@@ -23,7 +23,7 @@ class LivePage:
 
     The time to draw and write a page sets when the next may be: a page that took 0.2 s is
     followed by none for 20 s. A page that cannot be drawn or written is said once, and the search
-    goes on without.
+    continues without.
 
     Args:
         folder: The run's folder.

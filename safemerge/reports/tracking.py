@@ -44,7 +44,7 @@ class Tracker(Protocol):
 
 
 class Tracking:
-    """The trackers of a run. One that fails is named once and left; the search goes on.
+    """The trackers of a run. One that fails is named once and left; the search continues.
 
     Args:
         names: Of `PACKAGES`.
