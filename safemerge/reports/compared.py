@@ -194,7 +194,7 @@ def verdicts(compared: RunsCompared) -> list[str]:
             elif run.gain.high < 0:
                 parts.append("dominates less (hypervolume)")
             else:
-                parts.append("dominates as much, as far as these prompts tell (hypervolume)")
+                parts.append("the hypervolumes do not differ significantly")
         knees = [item for item in compared.pairs if item.kind == "knee" and item.run == run.name]
         clear = [
             f"{item.verdict} in {item.metric} ({change(item.value, item.unit)}"
@@ -343,7 +343,9 @@ def _axes(metrics: dict[str, Metric]) -> list[str]:
 
 
 def _result(point: Point, split: Split) -> CandidateResult | None:
-    return point.report if split == "report" else point.search
+    """Return a point's result; None if it is broken: degenerate text can look safe."""
+    result = point.report if split == "report" else point.search
+    return None if result is None or result.broken is not None else result
 
 
 def _sound_results(run: Run, split: Split) -> list[CandidateResult]:
@@ -359,7 +361,7 @@ def _points(run: Run, split: Split, metrics: list[str]) -> list[ComparedPoint]:
     found = []
     for number, point in sorted(shown.items()):
         result = _result(point, split)
-        if result is None or result.broken is not None:
+        if result is None:
             continue
         estimates: dict[str, list[float | int | None]] = {
             name: [item.value, item.low, item.high, item.n]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from safemerge.reports.compared import ComparedPair, ComparedRun, RunsCompared, verdicts
 from safemerge.reports.volume import Volume
-from safemerge.reports.wording import amount, change, p_value_text
+from safemerge.reports.wording import amount, change, counted, p_value_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 MOST_SETTINGS = 40
 """Settings listed on a terminal; the page and the JSON have all."""
 ONE_RUN = (
-    "One search a run: another seed would move each front, and no interval or p-value here "
-    "holds that."
+    "Each run is one search: another seed would move its front, and no interval or p-value here "
+    "accounts for that."
 )
 
 
@@ -104,7 +104,7 @@ def _runs(compared: RunsCompared) -> Table:
         table.add_row(
             escape(run.name),
             f"{run.sampled} of {run.budget}{state}",
-            f"{front} points" if run.published else f"{front}, not published",
+            counted(front, "point") if run.published else f"{front}, not published",
             volume_text(run.hypervolume),
             volume_text(run.gain, signed=True),
         )

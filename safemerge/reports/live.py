@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from safemerge.errors import SafemergeError
 from safemerge.files import disk_errors, replace_file
 from safemerge.records import TrialRecord
 from safemerge.reports.html import render_html
@@ -82,7 +81,7 @@ class LivePage:
             content = render_html(run, refresh_s=self._pause if is_live else None)
             with disk_errors(self._folder):
                 replace_file(self._folder / "report.html", content)
-        except (SafemergeError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - a border: no page may end a search
             self._works = False
             self._say(f"report.html is not kept up to date: {error}")
         self._written = len(trials)

@@ -1,6 +1,7 @@
 """Runs side by side: what is paired, what is refused, and what is said of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,6 +45,23 @@ def test_one_candidate_in_two_runs_differs_by_nothing(compared):
     assert {item.label for item in common} >= {"smol", "aligned", "mean"}
     assert all(item.value == 0.0 for item in common)
     assert all(item.verdict == "not significant" for item in common)
+
+
+def test_a_candidate_that_is_broken_on_the_split_is_in_no_pair(runs, tmp_path):
+    folder = shutil.copytree(runs[1], tmp_path / "longer")
+    front = json.loads((folder / "front.json").read_text())
+    (smol,) = (item for item in front["references"] if item["label"] == "smol")
+    smol["report"]["broken"] = "loops"
+    (folder / "front.json").write_text(json.dumps(front))
+    found = safemerge.compare([runs[0], folder])
+    assert "aligned" in {item.label for item in found.pairs}
+    assert "smol" not in {item.label for item in found.pairs}
+
+
+def test_hypervolumes_that_may_be_alike_are_not_called_equal(runs, compared):
+    (told,) = verdicts(compared)
+    assert compared.runs[1].gain.low <= 0 <= compared.runs[1].gain.high
+    assert "the hypervolumes do not differ significantly" in told
 
 
 def test_all_pairs_are_one_family(compared):
