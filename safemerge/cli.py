@@ -230,7 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare = add("compare", "lay runs side by side: fronts, hypervolume, knees, settings")
     compare.add_argument(
-        "runs", nargs="+", metavar="RUN_DIR", help="two or more runs; the first is the baseline"
+        "runs", nargs="+", metavar="RUN_DIR", help="two to eight runs; the first is the baseline"
     )
     compare.add_argument("--json", action="store_true", help="as JSON")
     compare.add_argument("--output", metavar="FILE.html", help="also write the page there")

@@ -25,6 +25,7 @@ from safemerge.reports.run import Point, Run
 from safemerge.reports.settings import Setting, differing_settings
 from safemerge.reports.volume import Volume, volumes
 from safemerge.reports.wording import change, change_word, recipe_text
+from safemerge.run_folder import RunFolder
 from safemerge.store import RunStore
 
 MOST_RUNS = 8
@@ -59,6 +60,7 @@ class ComparedRun(StrictModel):
     name: str
     """Its folder's name, or its whole path where two runs have the same."""
     folder: str
+    """Or the URL that it is stored at."""
     sampled: int
     """Sampled trials that finished."""
     budget: int
@@ -166,7 +168,7 @@ def compare_runs(runs: Sequence[Run]) -> RunsCompared:
         runs=[
             ComparedRun(
                 name=name,
-                folder=str(run.folder),
+                folder=RunFolder(run.folder).place,
                 sampled=run.num_sampled,
                 budget=run.spec.num_trials,
                 complete=run.is_complete,
@@ -221,10 +223,12 @@ def _names(runs: Sequence[Run]) -> list[str]:
     folders = [run.folder.resolve() for run in runs]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:
-            raise UserError(f"compare: each run once; got {runs[place].folder} twice. Drop one.")
-    short = [folder.name for folder in folders]
+            given = RunFolder(runs[place].folder).place
+            raise UserError(f"compare: each run once; got {given} twice. Drop one.")
+    places = [RunFolder(folder).place.rstrip("/") for folder in folders]
+    short = [place.rpartition("/")[2] for place in places]
     return [
-        name if short.count(name) == 1 else str(run.folder)
+        name if short.count(name) == 1 else RunFolder(run.folder).place
         for run, name in zip(runs, short, strict=True)
     ]
 

@@ -25,7 +25,6 @@ FOLDER = "tracking"
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """Importable client by tracker."""
 
-
 MOST_AT_ONCE = 100
 """Parameters, and metrics, that MLflow takes in one request."""
 
