@@ -139,20 +139,20 @@ def attribution_of(
     known = metrics_of(spec)
     goals = [metric for metric in known.values() if metric.use in ("objective", "constraint")]
     found: list[tuple[EffectKind, str, PairedDifference]] = []
-    told: list[Part] = []
+    measured: list[Part] = []
     for part in parts:
         result = None if part.candidate is None else results[part.candidate]
         if result is not None and result.broken is not None:
             # Degenerate text is scored, and can look safe: it says nothing about the part.
             part = part.model_copy(update={"problem": f"broken without it: {result.broken}"})
-        told.append(part)
+        measured.append(part)
         if result is not None and result.broken is None:
             pairs = _differences(picked, result, goals)
             found += [(part.kind, part.name, pair) for pair in pairs]
     if sets:
         for name in parents:
             part = _shapley_part(name, sets, results)
-            told.append(part)
+            measured.append(part)
             if part.problem is None:
                 left, right = _shapley_sides(name, parents, sets, results)
                 pairs = _differences(left, right, goals)
@@ -184,7 +184,7 @@ def attribution_of(
         parents=list(parents),
         num_merges=len(digests - {picked.candidate}),
         num_prompts=picked.num_prompts,
-        parts=told,
+        parts=measured,
         effects=effects,
         sentences=list(_sentences(effects, goals)),
     )
@@ -211,8 +211,8 @@ def _shapley_part(
     broken = [digest for digest in sets.values() if results[digest].broken is not None]
     if not broken:
         return Part(kind="shapley", name=name)
-    told = f"{len(broken)} of {len(sets)} merges of parents are broken"
-    return Part(kind="shapley", name=name, problem=f"{told}: {results[broken[0]].broken}")
+    count = f"{len(broken)} of {len(sets)} merges of parents are broken"
+    return Part(kind="shapley", name=name, problem=f"{count}: {results[broken[0]].broken}")
 
 
 def _shapley_sides(

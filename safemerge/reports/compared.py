@@ -29,7 +29,7 @@ from safemerge.run_folder import RunFolder
 from safemerge.store import RunStore
 
 MOST_RUNS = 8
-"""Runs that one chart can tell apart."""
+"""Runs that one chart can distinguish."""
 
 
 class DifferingSuite(StrictModel):
@@ -264,8 +264,8 @@ def _differing_suites(runs: Sequence[Run], names: Sequence[str]) -> list[Differi
             reason = _difference(by_run[0][name], by_run[k][name], inputs[0], inputs[k])
             reason = reason or _other_samples(base, runs[k], name)
             if reason is not None:
-                told = f"{names[k]} against {names[0]}: {reason}"
-                found.append(DifferingSuite(suite=name, reason=told))
+                detail = f"{names[k]} against {names[0]}: {reason}"
+                found.append(DifferingSuite(suite=name, reason=detail))
                 break
     return found
 

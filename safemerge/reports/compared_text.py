@@ -45,14 +45,16 @@ def pair_text(pair: ComparedPair) -> str:
 def compared_lines(compared: RunsCompared, *, width: int = 80) -> list[str]:
     """Return what a reader needs before the tables, wrapped."""
     base = compared.runs[0]
-    told = [*verdicts(compared)]
+    sentences = [*verdicts(compared)]
     split = "held-out prompts (report split)" if compared.split == "report" else "the search split"
-    told.append(f"Values of {split}; differences are a run's minus those of {base.name}.")
+    sentences.append(f"Values of {split}; differences are a run's minus those of {base.name}.")
     if compared.no_hypervolume is not None:
-        told.append(f"Hypervolumes are not compared: {compared.no_hypervolume}.")
-    told += [f"Not compared: suite {item.suite}, {item.reason}." for item in compared.suites]
-    told.append(ONE_RUN)
-    return [line for text in told for line in textwrap.wrap(text, width, subsequent_indent="  ")]
+        sentences.append(f"Hypervolumes are not compared: {compared.no_hypervolume}.")
+    sentences += [f"Not compared: suite {item.suite}, {item.reason}." for item in compared.suites]
+    sentences.append(ONE_RUN)
+    return [
+        line for text in sentences for line in textwrap.wrap(text, width, subsequent_indent="  ")
+    ]
 
 
 def compared_tables(compared: RunsCompared) -> Iterator[Table]:
