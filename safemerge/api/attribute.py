@@ -192,10 +192,10 @@ def _picked(stored: StoredRun, pick: str) -> TrialRecord:
             published_front(stored), pick, spec=stored.spec, where=str(stored.folder)
         )
         found = next(trial for trial in stored.trials if trial.number == point.number)
-    if found.result is None or not found.result.scores:
+    if found.result is None or found.result.broken or not found.result.scores:
         raise UserError(
-            f"{stored.folder}: trial {found.number} must have scores of each prompt; got "
-            f"{found.reason or 'none'}. Pick another trial."
+            f"{stored.folder}: trial {found.number} must have scores of each prompt and not be "
+            f"broken; got {found.reason or 'none'}. Pick another trial."
         )
     return found
 

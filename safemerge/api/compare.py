@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.declared import StrPath
+from safemerge.api.place import local_folder
 from safemerge.api.run import Run
 from safemerge.files import disk_errors, replace_file
 
@@ -22,7 +23,7 @@ def compare(runs: Sequence[Run | StrPath], *, output: StrPath | None = None) -> 
     differ are named and left out.
 
     Args:
-        runs: Two to eight runs or their folders; the first is the baseline.
+        runs: Two to eight runs, their folders or URLs; the first is the baseline.
         output: File for the page, e.g. ``compare.html``; none is written if left out.
 
     Returns:
@@ -31,13 +32,14 @@ def compare(runs: Sequence[Run | StrPath], *, output: StrPath | None = None) -> 
 
     Raises:
         UserError: If a folder holds no run, or there are too few or too many.
+        ObjectStoreError: If the store of a URL cannot be asked.
         StudyError: If a file of a run is damaged.
         PreflightError: If the page cannot be written.
     """
     from safemerge.reports.compared import compare_runs
     from safemerge.reports.run import load_run
 
-    folders = [run.folder if isinstance(run, Run) else Path(os.fspath(run)) for run in runs]
+    folders = [run.folder if isinstance(run, Run) else local_folder(run) for run in runs]
     compared = compare_runs([load_run(folder) for folder in folders])
     if output is not None:
         from safemerge.reports.compared_page import render_comparison

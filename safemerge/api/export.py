@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safemerge.api.declared import Recipe, StrPath, save_yaml
-from safemerge.api.merge import MergedCheckpoint, as_mergekit, check_out, write
+from safemerge.api.merge import (
+    MergedCheckpoint,
+    as_mergekit,
+    check_form,
+    check_out,
+    write,
+    write_as_adapter,
+)
 from safemerge.api.pick import defects, pick_point, published_front
 from safemerge.api.place import local_folder
 from safemerge.api.progress import Progress, Say
@@ -40,6 +47,9 @@ def export(
     out: StrPath,
     *,
     as_stored: bool = False,
+    adapter: bool = False,
+    rank: int | None = None,
+    modules_to_save: bool = False,
     progress: Say | None = None,
 ) -> MergedCheckpoint:
     """Write a point of a run's front as a checkpoint, with a card that says what was measured.
@@ -50,22 +60,43 @@ def export(
             on the report split; or any trial of the front by its number.
         out: Folder to write; must be missing or empty.
         as_stored: Do so although data or models are no longer those that the run was made with.
+        adapter: Write one LoRA adapter instead of a whole model. Without `rank` it is the exact
+            merge of LoRA experts by task_arithmetic or linear.
+        rank: With `adapter`, replace each weight's update by the nearest of this rank, whatever
+            was merged how, and say what that loses. What was measured is the whole merge.
+        modules_to_save: With `rank`, store modules whole whose update no factors can hold
+            (norms, embeddings, output head); they are left out otherwise, and a merge is
+            refused that has more than 1 % of its update's Frobenius norm there.
         progress: Called with lines of progress, e.g. `print`; the log if left out.
 
     Raises:
-        UserError: If there is no such run, front or point, or the folder cannot be written.
+        UserError: If there is no such run, front or point, the folder cannot be written, or no
+            such adapter can be.
         ChangedRunError: If data or models changed; names all of it.
         MergeError: If the merge cannot be computed.
     """
     from safemerge.reports import model_card
 
     lines = Progress(progress)
+    check_form(adapter=adapter, rank=rank)
+    if modules_to_save and rank is None:
+        raise UserError("modules_to_save: needs rank; got none. Add rank (--rank N).")
     stored, point = _picked(run, pick)
     check_stored(stored.folder, lines, as_stored=as_stored)
     _say_picked(stored, point, lines)
     recipe = MergeRecipe.model_validate(point.recipe)
     place = check_out(out, recipe)
-    return write(recipe, place, lines, card=model_card(stored, point.number))
+    if not adapter:
+        return write(recipe, place, lines, card=model_card(stored, point.number))
+    return write_as_adapter(
+        recipe,
+        place,
+        lines,
+        rank=rank,
+        nearest=True,
+        modules_to_save=modules_to_save,
+        card=lambda form: model_card(stored, point.number, adapter=form),
+    )
 
 
 def export_recipe(

@@ -15,6 +15,8 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from safemerge.merge.resident import ResidentCheckpoints
 
 
@@ -68,7 +70,11 @@ def merge(
     for note in given.notes:
         lines.say(note)
     spec = given.spec
-    _check_form(spec, adapter=adapter, rank=rank)
+    check_form(adapter=adapter, rank=rank)
+    if adapter:
+        from safemerge.merge.lora import check_adapter_recipe
+
+        check_adapter_recipe(spec)
     folder = check_out(out, spec)
     spec = resolve_recipe(spec, lines)
     if given.mergekit is not None:
@@ -97,15 +103,16 @@ def as_mergekit(recipe: MergeRecipe, folder: Path) -> dict[str, Any]:
     return mergekit_of_recipe(portable_recipe(recipe, folder), adapters=adapters)
 
 
-def _check_form(recipe: MergeRecipe, *, adapter: bool, rank: int | None) -> None:
+def check_form(*, adapter: bool, rank: int | None) -> None:
+    """Refuse a rank that is none, or is asked of a whole model.
+
+    Raises:
+        UserError: If so.
+    """
     if rank is not None and not adapter:
         raise UserError(f"rank: needs adapter; got {rank} without it. Add adapter (--adapter).")
     if rank is not None and rank < 1:
         raise UserError(f"rank: must be at least 1; got {rank}. Make it larger.")
-    if adapter:
-        from safemerge.merge.lora import check_adapter_recipe
-
-        check_adapter_recipe(recipe)
 
 
 def check_out(out: StrPath, recipe: MergeRecipe) -> Path:
@@ -156,19 +163,11 @@ def write(
     from safemerge.merge.writer import write_merged
 
     resident = _open(recipe, progress)
-    tenths: set[int] = set()
-
-    def on_tensor(done: int, total: int) -> None:
-        tenth = 10 * done // max(1, total)
-        if tenth not in tenths:
-            tenths.add(tenth)
-            progress.say(f"merging: {10 * tenth} % of {total} tensors")
-
     write_merged(
         recipe,
         resident.checkpoints,
         out,
-        progress=on_tensor,
+        progress=_tenths(progress),
         thresholds=resident.thresholds,
         spectra=resident.spectra,
         statistics=resident.statistics,
@@ -184,18 +183,42 @@ def write_as_adapter(
     progress: Progress,
     *,
     rank: int | None = None,
+    nearest: bool = False,
+    modules_to_save: bool = False,
+    card: Callable[[str], str] | None = None,
 ) -> MergedCheckpoint:
-    """Write a resolved recipe over LoRA adapters as one adapter, and say what was lost.
+    """Write a resolved recipe as one adapter, and say what was lost.
 
     Args:
         recipe: The recipe, every checkpoint given by path.
         out: Folder to write.
         progress: Where lines of progress go.
         rank: Largest rank of a module; None for the sum of ranks.
+        nearest: Whether a merge that is no sum of LoRA factors is taken too, and replaced by
+            the nearest adapter of `rank`, which must be given.
+        modules_to_save: Whether that adapter stores whole what no factors can hold.
+        card: Gives the model card for a sentence that says what the adapter is; None for the
+            merge's own.
     """
-    from safemerge.merge.adapter import write_adapter
+    from safemerge.merge.adapter import write_adapter, write_nearest_adapter
+    from safemerge.merge.lora import is_factored
 
-    merged = write_adapter(recipe, _open(recipe, progress).checkpoints, out, rank=rank)
+    resident = _open(recipe, progress)
+    if not nearest or rank is None or is_factored(recipe, resident.checkpoints):
+        merged = write_adapter(recipe, resident.checkpoints, out, rank=rank, card=card)
+    else:
+        merged = write_nearest_adapter(
+            recipe,
+            resident.checkpoints,
+            out,
+            rank=rank,
+            modules_to_save=modules_to_save,
+            thresholds=resident.thresholds,
+            spectra=resident.spectra,
+            statistics=resident.statistics,
+            progress=_tenths(progress),
+            card=card,
+        )
     largest = max(product.rank for product in merged.products.values())
     progress.say(f"merged adapter: {out} (candidate {recipe.digest}), rank {largest}")
     name, worst = merged.worst
@@ -204,8 +227,27 @@ def write_as_adapter(
             f"lost by rank {rank}: {merged.lost:.3e} of the update's Frobenius norm, "
             f"{worst:.3e} at most in one weight ({name})"
         )
+    if merged.left_out:
+        progress.say(
+            f"left out: {len(merged.left_out)} tensors that no LoRA factors hold, "
+            f"{merged.left_out_share:.3e} of that norm ({', '.join(merged.left_out[:3])}"
+            f"{', ...' if len(merged.left_out) > 3 else ''})"
+        )
     lost = None if rank is None else merged.lost
     return MergedCheckpoint(out, recipe.digest, Recipe.of(recipe), rank=largest, lost=lost)
+
+
+def _tenths(progress: Progress) -> Callable[[int, int], None]:
+    """Return what says how many tensors are merged, ten times at most."""
+    tenths: set[int] = set()
+
+    def on_tensor(done: int, total: int) -> None:
+        tenth = 10 * done // max(1, total)
+        if tenth not in tenths:
+            tenths.add(tenth)
+            progress.say(f"merging: {10 * tenth} % of {total} tensors")
+
+    return on_tensor
 
 
 def _open(recipe: MergeRecipe, progress: Progress) -> ResidentCheckpoints:

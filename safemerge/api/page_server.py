@@ -34,13 +34,12 @@ def served_page(page: Path, port: int) -> Iterator[str]:
     if not 0 <= port <= 65535:
         raise UserError(f"--serve-report: a port is 0 to 65535; got {port}.")
     try:
-        server = ThreadingHTTPServer((HOST, port), _handler(page))
+        server = _Server((HOST, port), _handler(page))
     except OSError as error:
         raise UserError(
             f"--serve-report: needs a free port; got {port} ({error.strerror}). Name another, or "
             "0 for any."
         ) from None
-    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="report", daemon=True)
     thread.start()
     try:
@@ -49,6 +48,13 @@ def served_page(page: Path, port: int) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Keep the terminal for the search: a browser that leaves half-way is no error of it."""
 
 
 def _handler(page: Path) -> type[BaseHTTPRequestHandler]:
@@ -65,7 +71,7 @@ def _handler(page: Path) -> type[BaseHTTPRequestHandler]:
             """Keep the terminal for the search."""
 
         def _answer(self, *, with_body: bool) -> None:
-            name = self.headers.get("Host", "").rpartition(":")[0]
+            name = self.headers.get("Host", "").partition(":")[0]
             if name not in (HOST, "localhost"):
                 return self.send_error(HTTPStatus.FORBIDDEN)
             if self.path.partition("?")[0] not in ("/", f"/{page.name}"):

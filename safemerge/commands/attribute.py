@@ -24,7 +24,8 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _plan(console, folder, options.pick, looks)
         return
-    found = attribute(folder, pick=options.pick, looks=looks, progress=console.say)
+    say = None if options.json else console.say
+    found = attribute(folder, pick=options.pick, looks=looks, progress=say)
     page = write_report(folder)
     if options.json:
         console.plain(found.model_dump_json(indent=2))

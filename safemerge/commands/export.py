@@ -12,6 +12,7 @@ from safemerge.api.export import (
     push,
     upload_command,
 )
+from safemerge.api.merge import check_form
 from safemerge.commands.console import Console
 from safemerge.errors import UserError
 
@@ -38,6 +39,9 @@ def run(options: argparse.Namespace) -> None:
         options.pick,
         options.out,
         as_stored=options.as_stored,
+        adapter=options.adapter,
+        rank=options.rank,
+        modules_to_save=options.modules_to_save,
         progress=console.say,
     )
     if options.push is None:
@@ -55,6 +59,9 @@ def _check(options: argparse.Namespace) -> None:
             "export: needs a folder for the checkpoint (OUT_DIR), or --recipe or --mergekit FILE "
             "for the recipe alone; got none. Name one."
         )
+    check_form(adapter=options.adapter, rank=options.rank)
+    if options.adapter and options.out is None:
+        raise UserError("export: --adapter writes a folder; got no OUT_DIR. Name one.")
     if options.push is None:
         return
     check_repository(options.push)

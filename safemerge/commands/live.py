@@ -95,6 +95,7 @@ def view_lines(state: SearchState, since_s: float = 0.0, *, width: int = 80) -> 
 
 
 def can_show() -> bool:
-    """Whether lines go to a terminal that can be written over, and may."""
+    """Whether lines go to a terminal that can be written over, and may, and has the characters."""
     loud = logging.getLogger("safemerge").isEnabledFor(logging.WARNING)
-    return loud and sys.stdout.isatty()
+    has_blocks = "utf" in (sys.stdout.encoding or "").lower()
+    return loud and has_blocks and sys.stdout.isatty()

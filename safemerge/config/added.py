@@ -99,7 +99,8 @@ def added_member(
     """
     name = document[key]
     if not isinstance(name, str):
-        raise _problems(f"{key}: must be text; got {json.dumps(name)}.")
+        known_names = ", ".join(builtin)
+        raise _problems(f"{key}: must be text; got {json.dumps(name)}. Known: {known_names}.")
     try:
         known = plugins.installed(group, builtin=builtin)
         if name not in known:

@@ -12,6 +12,7 @@ VLLM = (
 
 _LM_EVAL = "Install safemerge[lm-eval]."
 _TRACKING = "Install safemerge[tracking]."
+_COMPLETION = "Install safemerge[completion]."
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "runtime": (
@@ -20,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "gpu": ("vllm",),
     "lm-eval": ("lm_eval", "more_itertools"),
+    "completion": ("shtab",),
     "tracking": ("mlflow", "tensorboardX", "wandb"),
 }  # fmt: skip
 """Importable names by the extra that brings them."""
@@ -33,5 +35,11 @@ def advice(module: str | None) -> str | None:
     """
     package = (module or "").partition(".")[0]
     found = next((extra for extra, names in EXTRAS.items() if package in names), None)
-    told = {"runtime": RUNTIME, "gpu": f"{VLLM}.", "lm-eval": _LM_EVAL, "tracking": _TRACKING}
+    told = {
+        "runtime": RUNTIME,
+        "gpu": f"{VLLM}.",
+        "lm-eval": _LM_EVAL,
+        "completion": _COMPLETION,
+        "tracking": _TRACKING,
+    }
     return told.get(found or "")

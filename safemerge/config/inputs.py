@@ -9,7 +9,7 @@ from pydantic import Field
 
 from safemerge.config.base import StrictModel
 
-SCORING_VERSION = 2
+SCORING_VERSION = 3
 """Raised when the same answers get other scores, or the same prompts are asked or cut otherwise:
 trials of two versions are never mixed in one run."""
 

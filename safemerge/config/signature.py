@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from typing import get_type_hints as type_hints
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from safemerge.config.coefficient import Layerwise
 from safemerge.config.method_row import Usual
@@ -67,7 +67,7 @@ def keyword_fields(
         Fields by name, as `pydantic.create_model` takes them.
 
     Raises:
-        ConfigError: If the signature is not of this form.
+        ConfigError: If the signature is not of this form, or a default is no allowed value.
     """
     try:
         hints = type_hints(function, include_extras=True)
@@ -89,6 +89,7 @@ def keyword_fields(
         default = ... if parameter.default is parameter.empty else parameter.default
         meaning = described.get(key, f"See {function.__module__}.")
         annotation = _annotated(hints, key, where=where, layerwise=layerwise)
+        _check_default(annotation, default, where=f"{where}, parameter '{key}'")
         fields[key] = (annotation, Field(default, description=meaning))
     return fields
 
@@ -111,6 +112,20 @@ def _annotated(hints: Mapping[str, Any], key: str, *, where: str, layerwise: boo
         marks = [Usual(limits.low, limits.high, limits.low_included)]
     by_layer: Any = Layerwise
     return Annotated[(by_layer[number] if layerwise and hint is float else number, *marks, None)]
+
+
+def _check_default(annotation: Any, default: Any, *, where: str) -> None:
+    """Refuse a default that a file could not say: a record of it could not be read again."""
+    if default is ...:
+        return
+    try:
+        TypeAdapter(annotation).validate_python(default, strict=True)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].lower()
+        raise ConfigError(
+            f"{where}: the default must be an allowed value; got {default!r}: {rule}. Change it, "
+            "or the Range."
+        ) from None
 
 
 def _hint(hint: Any) -> tuple[Any, Range | None]:

@@ -86,7 +86,7 @@ class Resta(StepSpec):
 
     name: Literal["resta"]
     on: Literal["experts", "merged"] = "merged"
-    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
+    """``experts``: each expert's weights, before the method; ``merged``: its result, after."""
     aligned: Name
     """The safe model."""
     unaligned: Name
@@ -112,7 +112,7 @@ class Lox(StepSpec):
 
     name: Literal["lox"]
     on: Literal["experts", "merged"] = "merged"
-    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after. With
+    """``experts``: each expert's weights, before the method; ``merged``: its result, after. With
     the aligned model alone in the method, ``merged`` is the paper's; among `experts` it is changed
     only if it is named there."""
     aligned: Name
@@ -131,7 +131,7 @@ class _Projected(StepSpec):
     reads: ClassVar[tuple[str, ...]] = ("aligned", "unaligned")
 
     on: Literal["experts", "merged"] = "experts"
-    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
+    """``experts``: each expert's weights, before the method; ``merged``: its result, after."""
     aligned: Name
     """The safe model."""
     unaligned: Name | None = None
@@ -192,7 +192,7 @@ class MergeAlign(StepSpec):
 
     name: Literal["merge_align"]
     on: Literal["experts", "merged"] = "merged"
-    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
+    """``experts``: each expert's weights, before the method; ``merged``: its result, after."""
     aligned: Name
     """The aligned model."""
     alpha: Layerwise[Share] = 0.5
@@ -214,7 +214,7 @@ class PrePost(StepSpec):
 
     name: Literal["pre_post"]
     on: Literal["experts", "merged"] = "experts"
-    """``experts``: each expert\'s weights, before the method; ``merged``: its result, after."""
+    """``experts``: each expert's weights, before the method; ``merged``: its result, after."""
     before: Name | None = None
     """The model before tuning; null for the recipe's base."""
     alpha: Layerwise[Share] = 0.5

@@ -84,7 +84,7 @@ class JudgeReplica:
         except SafemergeError:
             raise
         except Exception as error:  # noqa: BLE001
-            # A border. The error's text is not told, and ends up in no log: it may repeat what
+            # A border. The error's text is neither shown nor logged: it may repeat what
             # was judged.
             raise ScoringError(
                 f"judge '{self._judge.name}': failed; got {type(error).__name__}."

@@ -22,11 +22,11 @@ CLIENT_SILENT_S = 180.0
 
 
 class StudyScheduler(FIFOScheduler):
-    """Keeps clients for the next trial, ends those that hang, and asks the rung who goes on.
+    """Keeps clients for the next trial, ends those that hang, asks the rung which trials continue.
 
     Args:
         clients: How many are kept while no trial waits for one; as many as run side by side.
-        promote: From a trial's id and its losses on the low rung to whether it goes on.
+        promote: From a trial's id and its losses on the low rung to whether it continues.
         silent_s: How long a client that runs a trial may stay silent, in seconds.
     """
 

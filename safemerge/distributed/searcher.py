@@ -31,7 +31,7 @@ class StudySearcher(Searcher):
     """Hands a study's proposals to Tune and tells the study what became of them.
 
     A proposal whose ingredients are still to be trained is held back here, where it holds neither
-    a trial nor an evaluator; the search goes on with ingredients that exist. Which of them is
+    a trial nor an evaluator; the search continues with ingredients that exist. Which of them is
     ready first must not tip the sampler, so none of the recipes after its `startup` is drawn
     before all of those are on their way; later it may hold back as many as run side by side.
 
@@ -156,7 +156,7 @@ class StudySearcher(Searcher):
         return self._supply.waiting or self._supply.exhausted is not None
 
     def promote(self, trial_id: str, found: RungResult) -> bool:
-        """Say whether a trial goes on from the low rung; the scheduler stops it if not."""
+        """Say whether a trial continues from the low rung; the scheduler stops it if not."""
         stopped = self._study.promote(self._numbers[trial_id], found)
         if stopped is not None:
             self._stopped[trial_id] = stopped

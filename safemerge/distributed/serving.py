@@ -264,9 +264,9 @@ def run_application(application: Any, *, app: str, what: str) -> Any:
             application, name=app, route_prefix=None, blocking=False, logging_config=quiet
         )
     except (RuntimeError, ray.exceptions.RayError) as error:
-        told = _deployment_reason(app) or reason(error)
+        cause = _deployment_reason(app) or reason(error)
         end_application(app)
-        raise EngineError(f"{what}: no replica came up; got: {told}") from error
+        raise EngineError(f"{what}: no replica came up; got: {cause}") from error
     except Terminated:
         _delete_soon(app)
         raise
@@ -341,9 +341,9 @@ def check_resources(
     for key, place in (("CPU", 1), ("GPU", 2)):
         wanted = sum(need[place] for need in needs)  # type: ignore[misc]
         if wanted > there.get(key, 0.0) + 1e-6:
-            told = ", ".join(f"{need[0]} {need[place]:g}" for need in needs if need[place])
+            shares = ", ".join(f"{need[0]} {need[place]:g}" for need in needs if need[place])
             raise PreflightError(
-                f"cluster: must have the {key}s of the least replicas, {wanted:g} ({told}); got "
+                f"cluster: must have the {key}s of the least replicas, {wanted:g} ({shares}); got "
                 f"{there.get(key, 0.0):g}. Ask for fewer replicas or smaller ones, or give the "
                 "judges placement: replica."
             )
@@ -363,8 +363,10 @@ def received(text: str, declaration: TypeAdapter[_Declared], *, what: str) -> _D
     try:
         return declaration.validate_json(text)
     except ValidationError as error:
-        told = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
-        raise ConfigError(f"{what}, as read on node {platform.node()}: {told}") from None
+        problems = "; ".join(
+            str(item["msg"]).removeprefix("Value error, ") for item in error.errors()
+        )
+        raise ConfigError(f"{what}, as read on node {platform.node()}: {problems}") from None
 
 
 def _deployment_reason(app: str) -> str:

@@ -1,6 +1,6 @@
 """Merging: methods as rows of a table, recipes as streams of named tensors."""
 
-from safemerge.merge.adapter import write_adapter
+from safemerge.merge.adapter import write_adapter, write_nearest_adapter
 from safemerge.merge.lora import MergedAdapter, check_adapter_recipe, merge_adapters
 from safemerge.merge.method import merge_tensor, models_read, statistics_read
 from safemerge.merge.resident import ResidentCheckpoints
@@ -24,4 +24,5 @@ __all__ = [
     "statistics_read",
     "write_adapter",
     "write_merged",
+    "write_nearest_adapter",
 ]

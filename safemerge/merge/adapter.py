@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,19 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.merge.card import model_card
 from safemerge.merge.folder import free_place, whole_folder
 from safemerge.merge.lora import MergedAdapter, merge_adapters
+from safemerge.merge.nearest import adapter_places, nearest_adapter
+from safemerge.merge.spectrum import SpectrumCache
+from safemerge.merge.stream import merged_tensors
+from safemerge.merge.threshold import ThresholdCache
 from safemerge.merge.writer import RECIPE_FILE
 from safemerge.weights.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterCheckpoint
 from safemerge.weights.checkpoint import Checkpoint
 from safemerge.weights.shared_vocabulary import stored_checkpoint
+from safemerge.weights.statistics import ModelStatistics
 
 _PREFIX = "base_model.model."
+
+Card = Callable[[str], str]
 
 
 def write_adapter(
@@ -28,7 +35,7 @@ def write_adapter(
     out_dir: Path | str,
     *,
     rank: int | None = None,
-    card: str | None = None,
+    card: Card | None = None,
 ) -> MergedAdapter:
     """Merge LoRA adapters into the folder of one: config, factors, model card and recipe.
 
@@ -43,7 +50,8 @@ def write_adapter(
         out_dir: Folder to write; missing, or empty.
         rank: Largest rank of a module, at least 1; None for the sum of the adapters' ranks,
             which is exact.
-        card: Text of README.md; None for a card that says what was merged and what was lost.
+        card: Gives the text of README.md for a sentence that says what the adapter is; None for
+            a card that says what was merged and what was lost.
 
     Returns:
         What was written, with what reducing the rank lost.
@@ -55,17 +63,111 @@ def write_adapter(
     """
     out = free_place(out_dir)
     merged = merge_adapters(recipe, checkpoints, rank=rank)
+    adapters = [
+        checkpoint
+        for name in sorted(recipe.method.model_names())
+        if isinstance(checkpoint := stored_checkpoint(checkpoints[name]), AdapterCheckpoint)
+    ]
+    config = _config(
+        merged,
+        base=recipe.base.hub or _agreed([adapter.named_base for adapter in adapters]),
+        task_type=_agreed([adapter.adapter_config.get("task_type") for adapter in adapters]),
+        every=adapters[0].memory_names,
+        out=out,
+    )
+    _write(recipe, merged, config, out, card=card)
+    return merged
+
+
+def write_nearest_adapter(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    out_dir: Path | str,
+    *,
+    rank: int,
+    modules_to_save: bool = False,
+    thresholds: ThresholdCache | None = None,
+    spectra: SpectrumCache | None = None,
+    statistics: Mapping[str, ModelStatistics] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    card: Card | None = None,
+) -> MergedAdapter:
+    """Write the adapter nearest to any merge into the folder of one; see `nearest_adapter`.
+
+    The folder is as `write_adapter` writes it; the merge is computed in float32, and so are the
+    factors.
+
+    Args:
+        recipe: What to merge.
+        checkpoints: Base and experts by the names of the recipe, checked already.
+        out_dir: Folder to write; missing, or empty.
+        rank: Largest rank of a weight's update, at least 1.
+        modules_to_save: Whether what no factors can hold is stored whole.
+        thresholds: Trim thresholds kept between candidates; None for nowhere.
+        spectra: Singular vectors kept between candidates; None for nowhere.
+        statistics: Open statistics by model name, for recipes that read them.
+        progress: Called after each tensor with tensors done and tensors in all.
+        card: Gives the text of README.md for a sentence that says what the adapter is; None for
+            a card that says what was merged and what was lost.
+
+    Returns:
+        What was written, with what was lost and left out.
+
+    Raises:
+        UserError: If `out_dir` is a file or a folder that is not empty.
+        PreflightError: If the disk has too little space or the folder cannot be written.
+        CheckpointError, CheckpointMismatchError, ConfigError, MergeError: See
+            `nearest_adapter`, `adapter_places` and `merged_tensors`.
+    """
+    out = free_place(out_dir)
+    base = stored_checkpoint(checkpoints[recipe.base.name])
+    places = adapter_places(base)
+    stream = merged_tensors(
+        recipe.model_copy(update={"dtype": "float32"}),  # rounding would have the full rank
+        checkpoints,
+        thresholds=thresholds,
+        spectra=spectra,
+        statistics=statistics,
+        keep_pages=False,
+    )
+    merged = nearest_adapter(
+        recipe,
+        checkpoints,
+        stream,
+        places,
+        rank=rank,
+        modules_to_save=modules_to_save,
+        progress=progress,
+    )
+    config = _config(
+        merged,
+        base=recipe.base.hub or str(base.folder.absolute()),
+        task_type="CAUSAL_LM" if places.causal else None,
+        every=sorted(places.memory_names.values()),
+        out=out,
+    )
+    _write(recipe, merged, config, out, card=card)
+    return merged
+
+
+def _write(
+    recipe: MergeRecipe,
+    merged: MergedAdapter,
+    config: Mapping[str, Any],
+    out: Path,
+    *,
+    card: Card | None,
+) -> None:
     tensors = _tensors(merged)
-    config = _config(recipe, checkpoints, merged, out)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    text = card or model_card(recipe, adapter=_said(merged, config))
+    said = _said(merged, config)
+    text = model_card(recipe, adapter=said) if card is None else card(said)
     with whole_folder(out, num_bytes=num_bytes) as folder:
         _write_json(folder / ADAPTER_CONFIG, config)
         _write_json(folder / RECIPE_FILE, portable_recipe(recipe, out).resolved())
         (folder / "README.md").write_text(text, encoding="utf-8")
         save_file(tensors, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
         shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)
-    return merged
 
 
 def _tensors(merged: MergedAdapter) -> dict[str, Tensor]:
@@ -82,15 +184,14 @@ def _tensors(merged: MergedAdapter) -> dict[str, Tensor]:
 
 
 def _config(
-    recipe: MergeRecipe, checkpoints: Mapping[str, Checkpoint], merged: MergedAdapter, out: Path
+    merged: MergedAdapter,
+    *,
+    base: str | None,
+    task_type: str | None,
+    every: Iterable[str],
+    out: Path,
 ) -> dict[str, Any]:
-    adapters = [
-        checkpoint
-        for name in sorted(recipe.method.model_names())
-        if isinstance(checkpoint := stored_checkpoint(checkpoints[name]), AdapterCheckpoint)
-    ]
-    configs = [adapter.adapter_config for adapter in adapters]
-    base = recipe.base.hub or _agreed([adapter.named_base for adapter in adapters])
+    """Return adapter_config.json; `every` is what the base has in memory, by name."""
     ranks = {
         merged.memory_names[name].removesuffix(".weight"): product.rank
         for name, product in merged.products.items()
@@ -99,17 +200,19 @@ def _config(
     pattern = {
         module: rank for module, rank in _shortened(ranks, ranks).items() if rank != largest
     }
-    every = [
-        name.removesuffix(".weight")
-        for name in adapters[0].memory_names
-        if name.endswith(".weight")
-    ]
-    targets = _shortened(dict.fromkeys(ranks, True), every)
-    saved = sorted({merged.memory_names[name].rpartition(".")[0] for name in merged.whole})
+    modules = [name.removesuffix(".weight") for name in every if name.endswith(".weight")]
+    targets = _shortened(dict.fromkeys(ranks, True), modules)
+    saved = sorted(
+        {
+            merged.memory_names[name].rpartition(".")[0]
+            for name in merged.whole
+            if name != merged.tied_head
+        }
+    )
     linear = [product for product in merged.products.values() if not product.embedding]
     return {
         "peft_type": "LORA",
-        "task_type": _agreed([config.get("task_type") for config in configs]),
+        "task_type": task_type,
         "base_model_name_or_path": base and portable_path(base, out),
         "r": largest,
         "lora_alpha": largest,
@@ -124,6 +227,7 @@ def _config(
         "target_modules": sorted(targets),
         "use_dora": False,
         "use_rslora": False,
+        **({"ensure_weight_tying": True} if merged.tied_head else {}),
     }
 
 
@@ -149,14 +253,22 @@ def _said(merged: MergedAdapter, config: Mapping[str, Any]) -> str:
         f"A LoRA adapter of rank {config['r']} at most, on {len(merged.products)} weights; "
         f"`peft.PeftModel.from_pretrained` loads it on the base. "
     )
+    if config["modules_to_save"]:
+        said += f"It stores {len(config['modules_to_save'])} modules whole. "
     if merged.lost == 0.0:
         return said + "It is the merge itself: factors side by side, nothing approximated."
     name, worst = merged.worst
-    return said + (
+    said += (
         f"It is the nearest of that rank: {merged.lost:.3e} of the update's Frobenius norm is "
         f"lost, {worst:.3e} at most in one weight (`{name}`)."
     )
+    if merged.left_out:
+        said += (
+            f" {len(merged.left_out)} tensors that no factors hold differ from the merge's and "
+            f"are the base's: {merged.left_out_share:.3e} of that norm."
+        )
+    return said
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -70,9 +70,15 @@ class MergedAdapter:
     memory_names: Mapping[str, str]
     """Name in memory, as peft's files have it, by the name in the base's files."""
     lost: float
-    """Relative Frobenius error of all products together, 0 where none was reduced."""
+    """Relative Frobenius error of the whole update, 0 where no product was reduced."""
     worst: tuple[str, float]
     """The weight with the largest relative error, and that error."""
+    tied_head: str | None = None
+    """Name of an output head that is stored whole beside the input embedding that it is."""
+    left_out: tuple[str, ...] = ()
+    """Tensors that differ from the base and that the adapter leaves as they are there."""
+    left_out_share: float = 0.0
+    """Frobenius norm of what was left out, relative to that of the whole update; in `lost`."""
 
 
 def check_adapter_recipe(recipe: MergeRecipe) -> None:
@@ -101,6 +107,16 @@ def check_adapter_recipe(recipe: MergeRecipe) -> None:
             f"{where}: an adapter can be written with the base's tokenizer and template only; "
             f"got a choice of others. {_DENSE}"
         )
+
+
+def is_factored(recipe: MergeRecipe, checkpoints: Mapping[str, Checkpoint]) -> bool:
+    """Tell whether `merge_adapters` takes a recipe: LoRA experts, merged linearly."""
+    try:
+        check_adapter_recipe(recipe)
+        _adapters(f"recipe {recipe.digest[:4]}", recipe, checkpoints)
+    except (ConfigError, CheckpointMismatchError):
+        return False
+    return True
 
 
 def merge_adapters(
@@ -167,12 +183,12 @@ def merge_adapters(
         products=products,
         whole=whole,
         memory_names=_memory_names({*products, *whole}, adapters),
-        lost=_relative(
+        lost=relative(
             math.hypot(*(item.lost for item in losses.values())),
             math.hypot(*(item.norm for item in losses.values())),
         ),
         worst=max(
-            ((name, _relative(item.lost, item.norm)) for name, item in losses.items()),
+            ((name, relative(item.lost, item.norm)) for name, item in losses.items()),
             key=lambda item: item[1],
         ),
     )
@@ -342,5 +358,6 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _relative(lost: float, norm: float) -> float:
+def relative(lost: float, norm: float) -> float:
+    """Return a norm relative to another, 0 where that is 0."""
     return lost / norm if norm else 0.0

@@ -45,7 +45,7 @@ def merge_tsv(inputs: TensorInputs) -> Float[Tensor, "..."]:
     experts = tuple(weights)
     spectra = None
     if inputs.spectra is not None:
-        spectra = inputs.spectra.get(("tsv_m", *experts), inputs.tensor)
+        spectra = inputs.spectra.get(("tsv_m", *experts), inputs.tensor, device=inputs.base.device)
     if spectra is None:
         spectra = _orthogonalised(inputs, experts)
         if inputs.spectra is not None:

@@ -79,18 +79,22 @@ class SpectrumCache:
         """Memory that the entries take."""
         return self._num_bytes
 
-    def get(self, what: tuple[str, ...], tensor: str) -> tuple[Spectrum, ...] | None:
+    def get(
+        self, what: tuple[str, ...], tensor: str, *, device: torch.device | str
+    ) -> tuple[Spectrum, ...] | None:
         """Return what a method holds for some experts and a tensor, None for nothing.
 
-        `what` is the method's name and then the experts' names.
+        `what` is the method's name and then the experts' names; what is kept on disk is read to
+        the CPU, and given and held on `device`.
         """
         with self._lock:
             held = self._entries.get((what, tensor))
         if held is None and self._kept is not None:
             held = self._kept.spectra(what, tensor)
             if held is not None:
+                held = _on(device, held)
                 self._hold(what, tensor, held)
-        return held
+        return None if held is None else _on(device, held)
 
     def put(self, what: tuple[str, ...], tensor: str, spectra: tuple[Spectrum, ...]) -> None:
         """Hold spectra, if there is room, and keep them for other processes."""
@@ -104,6 +108,11 @@ class SpectrumCache:
             if (what, tensor) not in self._entries and self._num_bytes + size <= self._max_bytes:
                 self._entries[what, tensor] = spectra
                 self._num_bytes += size
+
+
+def _on(device: torch.device | str, spectra: tuple[Spectrum, ...]) -> tuple[Spectrum, ...]:
+    """Return spectra on a device; those that are there already are not copied."""
+    return tuple(Spectrum(*(part.to(device) for part in spectrum)) for spectrum in spectra)
 
 
 def decompose(matrix: Float32[Tensor, "rows columns"], *, where: str = "matrix") -> Spectrum:

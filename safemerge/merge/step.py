@@ -155,8 +155,10 @@ def extrapolate_alignment(inputs: StepInputs) -> Float32[Tensor, "..."]:
 def _alignment_spectra(inputs: StepInputs) -> tuple[Spectrum, ...]:
     what = (f"lox {inputs.rank}", *inputs.kept_as)
     cache = inputs.spectra if inputs.kept_as else None
-    if cache is not None and (held := cache.get(what, inputs.tensor)) is not None:
-        return held
+    if cache is not None:
+        held = cache.get(what, inputs.tensor, device=inputs.weights.device)
+        if held is not None:
+            return held
     change = inputs.read["aligned"] - inputs.read["unaligned"]
     largest = leading(decompose(change, where=f"tensor '{inputs.tensor}'"), inputs.rank)
     # Copies: views of the whole decomposition would hold all of it.

@@ -139,21 +139,24 @@ def attribution_of(
     known = metrics_of(spec)
     goals = [metric for metric in known.values() if metric.use in ("objective", "constraint")]
     found: list[tuple[EffectKind, str, PairedDifference]] = []
-    told: list[Part] = []
+    measured: list[Part] = []
     for part in parts:
         result = None if part.candidate is None else results[part.candidate]
         if result is not None and result.broken is not None:
+            # Degenerate text is scored, and can look safe: it says nothing about the part.
             part = part.model_copy(update={"problem": f"broken without it: {result.broken}"})
-        told.append(part)
-        if result is not None:
+        measured.append(part)
+        if result is not None and result.broken is None:
             pairs = _differences(picked, result, goals)
             found += [(part.kind, part.name, pair) for pair in pairs]
     if sets:
         for name in parents:
-            left, right = _shapley_sides(name, parents, sets, results)
-            pairs = _differences(left, right, goals)
-            told.append(_shapley_part(name, sets, results))
-            found += [("shapley", name, pair) for pair in pairs]
+            part = _shapley_part(name, sets, results)
+            measured.append(part)
+            if part.problem is None:
+                left, right = _shapley_sides(name, parents, sets, results)
+                pairs = _differences(left, right, goals)
+                found += [("shapley", name, pair) for pair in pairs]
     corrected = holm_corrected([pair for *_, pair in found])
     effects = [
         Effect(
@@ -181,7 +184,7 @@ def attribution_of(
         parents=list(parents),
         num_merges=len(digests - {picked.candidate}),
         num_prompts=picked.num_prompts,
-        parts=told,
+        parts=measured,
         effects=effects,
         sentences=list(_sentences(effects, goals)),
     )
@@ -208,8 +211,8 @@ def _shapley_part(
     broken = [digest for digest in sets.values() if results[digest].broken is not None]
     if not broken:
         return Part(kind="shapley", name=name)
-    told = f"{len(broken)} of {len(sets)} merges of parents are broken"
-    return Part(kind="shapley", name=name, problem=f"{told}: {results[broken[0]].broken}")
+    count = f"{len(broken)} of {len(sets)} merges of parents are broken"
+    return Part(kind="shapley", name=name, problem=f"{count}: {results[broken[0]].broken}")
 
 
 def _shapley_sides(
@@ -299,19 +302,21 @@ def _sentence(effects: Sequence[Effect], metric: Metric, kind: EffectKind) -> st
         items = [item for item in effects if item.verdict == verdict]
         items.sort(key=lambda item: -abs(item.value or 0.0))
         if items:
-            verb = _verb(metric, verdict)
+            verb = _verb(metric, verdict, many=len(items) > 1)
             found.append(f"{joined([_named(item) for item in items])} {verb}")
     if not found:
         return f"{metric.name}: no {_NOUNS[kind]} has a significant effect."
     return f"{metric.name}: {_PLURALS[kind].lower()}: {'; '.join(found)}."
 
 
-def _verb(metric: Metric, verdict: str) -> str:
-    if metric.role == "harm":
-        return "brings the harm" if verdict == "worse" else "takes harm away"
-    if metric.role == "skill":
-        return "costs skill" if verdict == "worse" else "carries the skill"
-    return "makes it worse" if verdict == "worse" else "makes it better"
+def _verb(metric: Metric, verdict: str, *, many: bool) -> str:
+    one, several, rest = {
+        ("harm", "worse"): ("brings", "bring", "the harm"),
+        ("harm", "better"): ("takes", "take", "harm away"),
+        ("skill", "worse"): ("costs", "cost", "skill"),
+        ("skill", "better"): ("carries", "carry", "the skill"),
+    }.get((metric.role or "", verdict), ("makes", "make", f"it {verdict}"))
+    return f"{several if many else one} {rest}"
 
 
 def _named(effect: Effect) -> str:

@@ -37,14 +37,19 @@ LIMITS = (
 )
 """What a reader must not conclude, for any point."""
 
+_WHOLE_MEASURED = (
+    "The figures below were measured on the whole merge, not on this adapter: measure again what "
+    "differs from it."
+)
 
-def model_card(run: Run, number: int, *, adapter: bool = False) -> str:
+
+def model_card(run: Run, number: int, *, adapter: str | None = None) -> str:
     """Write the model card of one trial, as Markdown with Hugging Face front matter.
 
     Args:
         run: The run.
         number: Trial number: of the front, a reference point, or any trial with a result.
-        adapter: Whether the card is of a LoRA adapter.
+        adapter: What is said of the merge as a LoRA adapter; None for a whole model.
 
     Returns:
         The text, ending in a newline. No text that a model generated is in it.
@@ -57,11 +62,12 @@ def model_card(run: Run, number: int, *, adapter: bool = False) -> str:
     parents = parent_cards(_known(run, recipe))
     front = front_matter(
         parents,
-        library="peft" if adapter else "transformers",
-        tags=[recipe.method.name, *(["lora"] if adapter else [])],
+        library="transformers" if adapter is None else "peft",
+        tags=[recipe.method.name, *([] if adapter is None else ["lora"])],
         model_index=[_model_index(run, point)],
     )
-    parts = [front, _opening(run, point), _measurements(run, point)]
+    form = "" if adapter is None else f"## Form\n\n{adapter} {_WHOLE_MEASURED}"
+    parts = [front, _opening(run, point), form, _measurements(run, point)]
     parts += [
         _differences(run, point),
         _attribution(run, point),

@@ -25,10 +25,11 @@ from safemerge.reports.run import Point, Run
 from safemerge.reports.settings import Setting, differing_settings
 from safemerge.reports.volume import Volume, volumes
 from safemerge.reports.wording import change, change_word, recipe_text
+from safemerge.run_folder import RunFolder
 from safemerge.store import RunStore
 
 MOST_RUNS = 8
-"""Runs that one chart can tell apart."""
+"""Runs that one chart can distinguish."""
 
 
 class DifferingSuite(StrictModel):
@@ -59,6 +60,7 @@ class ComparedRun(StrictModel):
     name: str
     """Its folder's name, or its whole path where two runs have the same."""
     folder: str
+    """Or the URL that it is stored at."""
     sampled: int
     """Sampled trials that finished."""
     budget: int
@@ -166,7 +168,7 @@ def compare_runs(runs: Sequence[Run]) -> RunsCompared:
         runs=[
             ComparedRun(
                 name=name,
-                folder=str(run.folder),
+                folder=RunFolder(run.folder).place,
                 sampled=run.num_sampled,
                 budget=run.spec.num_trials,
                 complete=run.is_complete,
@@ -194,7 +196,7 @@ def verdicts(compared: RunsCompared) -> list[str]:
             elif run.gain.high < 0:
                 parts.append("dominates less (hypervolume)")
             else:
-                parts.append("dominates as much, as far as these prompts tell (hypervolume)")
+                parts.append("the hypervolumes do not differ significantly")
         knees = [item for item in compared.pairs if item.kind == "knee" and item.run == run.name]
         clear = [
             f"{item.verdict} in {item.metric} ({change(item.value, item.unit)}"
@@ -221,10 +223,12 @@ def _names(runs: Sequence[Run]) -> list[str]:
     folders = [run.folder.resolve() for run in runs]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:
-            raise UserError(f"compare: each run once; got {runs[place].folder} twice. Drop one.")
-    short = [folder.name for folder in folders]
+            given = RunFolder(runs[place].folder).place
+            raise UserError(f"compare: each run once; got {given} twice. Drop one.")
+    places = [RunFolder(folder).place.rstrip("/") for folder in folders]
+    short = [place.rpartition("/")[2] for place in places]
     return [
-        name if short.count(name) == 1 else str(run.folder)
+        name if short.count(name) == 1 else RunFolder(run.folder).place
         for run, name in zip(runs, short, strict=True)
     ]
 
@@ -260,8 +264,8 @@ def _differing_suites(runs: Sequence[Run], names: Sequence[str]) -> list[Differi
             reason = _difference(by_run[0][name], by_run[k][name], inputs[0], inputs[k])
             reason = reason or _other_samples(base, runs[k], name)
             if reason is not None:
-                told = f"{names[k]} against {names[0]}: {reason}"
-                found.append(DifferingSuite(suite=name, reason=told))
+                detail = f"{names[k]} against {names[0]}: {reason}"
+                found.append(DifferingSuite(suite=name, reason=detail))
                 break
     return found
 
@@ -343,7 +347,9 @@ def _axes(metrics: dict[str, Metric]) -> list[str]:
 
 
 def _result(point: Point, split: Split) -> CandidateResult | None:
-    return point.report if split == "report" else point.search
+    """Return a point's result; None if it is broken: degenerate text can look safe."""
+    result = point.report if split == "report" else point.search
+    return None if result is None or result.broken is not None else result
 
 
 def _sound_results(run: Run, split: Split) -> list[CandidateResult]:
@@ -359,7 +365,7 @@ def _points(run: Run, split: Split, metrics: list[str]) -> list[ComparedPoint]:
     found = []
     for number, point in sorted(shown.items()):
         result = _result(point, split)
-        if result is None or result.broken is not None:
+        if result is None:
             continue
         estimates: dict[str, list[float | int | None]] = {
             name: [item.value, item.low, item.high, item.n]

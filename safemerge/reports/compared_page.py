@@ -89,7 +89,7 @@ def _found(compared: RunsCompared) -> Markup:
             fill("Hypervolumes are not compared: {{ why }}.", why=compared.no_hypervolume)
         )
     warning = (
-        fill('<div class="warning" role="status">{{ told }}</div>', told=items(refused))
+        fill('<div class="warning" role="status">{{ refused }}</div>', refused=items(refused))
         if refused
         else Markup()
     )
@@ -164,11 +164,11 @@ def _common(compared: RunsCompared) -> Markup:
     pairs = [item for item in compared.pairs if item.kind == "common"]
     if not pairs:
         return paragraph("No candidate of one front or its references is in another run too.")
-    told = paragraph(
+    lead = paragraph(
         "One candidate in two runs has the same weights: a difference is one of engine, judge or "
         "chance."
     )
-    return told + _pairs(compared, pairs)
+    return lead + _pairs(compared, pairs)
 
 
 def _pairs(compared: RunsCompared, pairs: list[ComparedPair]) -> Markup:

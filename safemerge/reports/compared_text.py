@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from safemerge.reports.compared import ComparedPair, ComparedRun, RunsCompared, verdicts
 from safemerge.reports.volume import Volume
-from safemerge.reports.wording import amount, change, p_value_text
+from safemerge.reports.wording import amount, change, counted, p_value_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 MOST_SETTINGS = 40
 """Settings listed on a terminal; the page and the JSON have all."""
 ONE_RUN = (
-    "One search a run: another seed would move each front, and no interval or p-value here "
-    "holds that."
+    "Each run is one search: another seed would move its front, and no interval or p-value here "
+    "accounts for that."
 )
 
 
@@ -45,14 +45,16 @@ def pair_text(pair: ComparedPair) -> str:
 def compared_lines(compared: RunsCompared, *, width: int = 80) -> list[str]:
     """Return what a reader needs before the tables, wrapped."""
     base = compared.runs[0]
-    told = [*verdicts(compared)]
+    sentences = [*verdicts(compared)]
     split = "held-out prompts (report split)" if compared.split == "report" else "the search split"
-    told.append(f"Values of {split}; differences are a run's minus those of {base.name}.")
+    sentences.append(f"Values of {split}; differences are a run's minus those of {base.name}.")
     if compared.no_hypervolume is not None:
-        told.append(f"Hypervolumes are not compared: {compared.no_hypervolume}.")
-    told += [f"Not compared: suite {item.suite}, {item.reason}." for item in compared.suites]
-    told.append(ONE_RUN)
-    return [line for text in told for line in textwrap.wrap(text, width, subsequent_indent="  ")]
+        sentences.append(f"Hypervolumes are not compared: {compared.no_hypervolume}.")
+    sentences += [f"Not compared: suite {item.suite}, {item.reason}." for item in compared.suites]
+    sentences.append(ONE_RUN)
+    return [
+        line for text in sentences for line in textwrap.wrap(text, width, subsequent_indent="  ")
+    ]
 
 
 def compared_tables(compared: RunsCompared) -> Iterator[Table]:
@@ -102,7 +104,7 @@ def _runs(compared: RunsCompared) -> Table:
         table.add_row(
             escape(run.name),
             f"{run.sampled} of {run.budget}{state}",
-            f"{front} points" if run.published else f"{front}, not published",
+            counted(front, "point") if run.published else f"{front}, not published",
             volume_text(run.hypervolume),
             volume_text(run.gain, signed=True),
         )

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from safemerge.errors import SafemergeError
 from safemerge.files import disk_errors, replace_file
 from safemerge.records import TrialRecord
 from safemerge.reports.html import render_html
@@ -24,7 +23,7 @@ class LivePage:
 
     The time to draw and write a page sets when the next may be: a page that took 0.2 s is
     followed by none for 20 s. A page that cannot be drawn or written is said once, and the search
-    goes on without.
+    continues without.
 
     Args:
         folder: The run's folder.
@@ -82,7 +81,7 @@ class LivePage:
             content = render_html(run, refresh_s=self._pause if is_live else None)
             with disk_errors(self._folder):
                 replace_file(self._folder / "report.html", content)
-        except (SafemergeError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - a border: no page may end a search
             self._works = False
             self._say(f"report.html is not kept up to date: {error}")
         self._written = len(trials)

@@ -180,10 +180,10 @@ def difference_cell(difference: PairedDifference, *, reach: float | None = None)
         places = [
             round(60 + (56 * end / reach if reach > 0 else 0), 1) for end in (low, value, high)
         ]
-    least, told, most = (change(end, difference.unit) for end in (low, value, high))
+    least, center, most = (change(end, difference.unit) for end in (low, value, high))
     shown = f"[{least}, {most}]"
     return Cell(
-        piece("difference", word.split()[0], mark, word, told, shown, tested, places),
+        piece("difference", word.split()[0], mark, word, center, shown, tested, places),
         value,
     )
 

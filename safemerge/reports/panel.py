@@ -137,8 +137,8 @@ def draw_timings(run: Run) -> Figure:
     figure, axes = new_figure(7.2, 3.4)
     summary = summarize_timings(run)
     share = summary.generating_share
-    told = "no timings yet" if share is None else f"{percent(share)} of the time generating"
-    axes.set_title(f"{run.spec.name}: seconds a candidate, {told}", pad=20)
+    subtitle = "no timings yet" if share is None else f"{percent(share)} of the time generating"
+    axes.set_title(f"{run.spec.name}: seconds a candidate, {subtitle}", pad=20)
     axes.set_xlabel("evaluations: search split, then report split")
     axes.set_ylabel("seconds")
     axes.grid(visible=False, axis="x")

@@ -82,6 +82,8 @@ def _cell(effect: Effect | None) -> Cell:
     value, low, high = (
         change(end, effect.unit) for end in (effect.value, effect.low, effect.high)
     )
-    told = "" if effect.p_value is None else f", p = {effect.p_value:.2g}"
+    significance = "" if effect.p_value is None else f", p = {effect.p_value:.2g}"
     mark = _MARKS[effect.verdict]
-    return number_cell(effect.value, f"{mark} {value} [{low}, {high}]{told}, n = {effect.n}")
+    return number_cell(
+        effect.value, f"{mark} {value} [{low}, {high}]{significance}, n = {effect.n}"
+    )

@@ -114,17 +114,17 @@ def pairs_section(run: Run) -> Markup:
         by_pair.setdefault((pair.left, pair.right), []).append(pair)
     total = len(list(combinations(run.points, 2)))
     same = [key for key, found in by_pair.items() if len(found) == len(run.spec.objectives)]
-    told = (
+    detail = (
         f"Of {counted(total, 'pair')} of front points, {len(by_pair)} do not differ "
         f"significantly on at least one objective"
     )
-    told += (
+    detail += (
         f", and {len(same)} of these on every objective: between such two points, the order in "
         "the table means nothing."
         if same
         else "; every pair differs on some objective."
     )
-    parts = [paragraph(told)]
+    parts = [paragraph(detail)]
     if len(run.points) <= MAX_MATRIX:
         matrices = []
         for item in run.spec.objectives:
@@ -196,8 +196,8 @@ def _row(
         if is_warm_start(run, point):
             kind = "warm start"
         where = "" if is_front else ", not on the front"
-        told = quiet(f"#{point.number}, {kind}{where}")
-        name = fill("{{ name }} {{ told }}", name=name, told=told)
+        detail = quiet(f"#{point.number}, {kind}{where}")
+        name = fill("{{ name }} {{ detail }}", name=name, detail=detail)
     cells = [Cell(name, float(point.number))]
     for metric in both:
         results = (point.search,) if run.front is None else (point.report, point.search)
@@ -209,16 +209,16 @@ def _row(
 def _take(run: Run, point: Point) -> Markup:
     """What a user needs to take a point: coefficients, digest, command."""
     recipe = recipe_text(point.trial.recipe, point.trial.params)
-    told = fill(
+    detail = fill(
         '<span class="recipe">{{ recipe }}</span> '
         '<span class="quiet">candidate <code>{{ candidate }}</code></span>',
         recipe=recipe,
         candidate=point.search.candidate,
     )
     if run.front is None:  # Export needs a published front.
-        return told
+        return detail
     command = export_command(run, point.number)
-    return told + Markup(" ") + piece("command", command)
+    return detail + Markup(" ") + piece("command", command)
 
 
 def _estimate(run: Run, result: CandidateResult | None, metric: Metric) -> Cell:
@@ -248,12 +248,12 @@ def _believed(run: Run) -> Markup:
         for goal in goals:
             found = point.belief.values[goal.name]
             ends = (found.low, found.high)
-            told = fill(
+            detail = fill(
                 '{{ value }}<span class="ci">{{ ends }}</span>',
                 value=amount(found.mean, goal.unit, sign=False),
                 ends=f"[{', '.join(amount(it, goal.unit, sign=False) for it in ends)}]",
             )
-            cells.append(Cell(told, found.mean, is_number=True))
+            cells.append(Cell(detail, found.mean, is_number=True))
             cells.append(_estimate(run, point.search, goal))
         rows.append(cells)
     heads = ["point", "chance of the front"]

@@ -66,7 +66,7 @@ def status_banner(run: Run, *, is_live: bool = False) -> Markup:
             )
         )
     elif not run.is_complete:
-        told = (
+        detail = (
             "No front is published yet: nothing below was measured on held-out prompts."
             if run.front is None
             else "The front was published before all sampled trials had finished."
@@ -74,11 +74,11 @@ def status_banner(run: Run, *, is_live: bool = False) -> Markup:
         lines.append(
             fill(
                 '<p class="warning" role="status"><b>This run is unfinished.</b> '
-                "{{ done }} of {{ budget }} sampled trials finished. {{ told }} Continue with "
+                "{{ done }} of {{ budget }} sampled trials finished. {{ detail }} Continue with "
                 "<code>safemerge search STUDY.yaml --resume</code>.</p>",
                 done=run.num_sampled,
                 budget=run.spec.num_trials,
-                told=told,
+                detail=detail,
             )
         )
     if run.left_out:
@@ -113,7 +113,7 @@ def headline_section(run: Run) -> Markup:
         return lead + judged + first
     if run.front is None:
         count = counted(len(run.points), "trial is", "trials are")
-        told = (
+        detail = (
             f"So far {count} not dominated by any other, on the search split. These figures "
             "are flattered: the same prompts chose the points."
         )
@@ -123,18 +123,18 @@ def headline_section(run: Run) -> Markup:
             for point in run.points
             for item in broken_constraints(run.spec, point.shown)
         }
-        told = (
+        detail = (
             f"The search found {counted(len(run.points), 'point')}, but on held-out prompts none "
             f"keeps every limit ({joined(sorted(broken)) or 'a value is missing'}). "
             "There is no knee, and no point to recommend."
         )
-    return paragraph(told, css="lead") + judged + piece("first_screen", Markup(), chart)
+    return paragraph(detail, css="lead") + judged + piece("first_screen", Markup(), chart)
 
 
 def _lead(run: Run, knee: Point) -> str:
-    told = verdict(run, knee)
+    detail = verdict(run, knee)
     if knee.trial.role == "sampled":
-        return told
+        return detail
     kind = "the plain mean" if knee.label == MEAN_LABEL else "a reference point"
     if is_parent(run, knee):
         kind = "a model you already had"
@@ -142,10 +142,10 @@ def _lead(run: Run, knee: Point) -> str:
         kind = "a recipe that the search started from"
     return fill(
         "The best-balanced point is <b>{{ name }}</b>, {{ kind }}: no merge that the search tried "
-        "is better balanced. {{ told }}",
+        "is better balanced. {{ detail }}",
         name=knee.name,
         kind=kind,
-        told=told,
+        detail=detail,
     )
 
 
@@ -265,9 +265,9 @@ def _nothing_feasible(run: Run) -> Markup:
         if outcome(trial) in ("failed", "broken")
     )
     if reasons:
-        told = [f"{reason} \u00d7 {count}" for reason, count in reasons.most_common(8)]
+        counted_reasons = [f"{reason} \u00d7 {count}" for reason, count in reasons.most_common(8)]
         more = [f"and {len(reasons) - 8} other reasons"] if len(reasons) > 8 else []
-        parts += [paragraph("Why trials failed or broke:"), items([*told, *more])]
+        parts += [paragraph("Why trials failed or broke:"), items([*counted_reasons, *more])]
     return joined_markup(parts)
 
 
@@ -298,5 +298,5 @@ def _miss_table(run: Run, misses: list[TrialRecord]) -> Markup:
 
 
 def _amount_over(value: float, metric: Metric) -> str:
-    told = change(value, metric.unit).lstrip("+")
-    return f"{told} points" if metric.unit == "share" else told
+    detail = change(value, metric.unit).lstrip("+")
+    return f"{detail} points" if metric.unit == "share" else detail

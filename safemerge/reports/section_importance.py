@@ -15,7 +15,7 @@ from safemerge.reports.run import Run, is_measured
 from safemerge.reports.wording import MINUS
 
 MIN_TRIALS = 8
-"""Fewest trials that a correlation is told of."""
+"""Fewest trials that a correlation is reported for."""
 
 
 def importance_table(run: Run) -> Markup:
@@ -97,5 +97,5 @@ def _cell(found: tuple[float, float, float, int] | None) -> Cell:
     if found is None:
         return no_number("too few trials, or constant")
     rho, low, high, n = found
-    told, least, most = (f"{value:+.2f}".replace("-", MINUS) for value in (rho, low, high))
-    return number_cell(rho, f"{told} [{least}, {most}], n = {n}")
+    center, least, most = (f"{value:+.2f}".replace("-", MINUS) for value in (rho, low, high))
+    return number_cell(rho, f"{center} [{least}, {most}], n = {n}")

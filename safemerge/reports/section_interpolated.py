@@ -24,7 +24,7 @@ def interpolated_section(run: Run) -> Markup:
         for trial in run.trials
         if trial.exact_of in estimates and is_measured(trial)
     ]
-    told = (
+    lead = (
         f"{counted(len(scored), 'recipe')} took weights on the "
         "straight line between two trained models; these are estimates, and none is on the "
         f"front. What the front would have held was trained at its own values and scored again: "
@@ -38,7 +38,7 @@ def interpolated_section(run: Run) -> Markup:
         if lost
         else ""
     )
-    text = " ".join(part for part in (told, failed, _shift(run, pairs)) if part)
+    text = " ".join(part for part in (lead, failed, _shift(run, pairs)) if part)
     return paragraph(fill("<b>Between trained values.</b> {{ text }}", text=text))
 
 

@@ -45,7 +45,7 @@ def timing_section(run: Run) -> Markup:
     share = summary.generating_share
     if share is None:
         return paragraph("No evaluation was timed yet.")
-    told: list[str] = [
+    sentences: list[str] = [
         fill(
             "The evaluators spent <b>{{ share }}</b> of their working time generating "
             "({{ rest }}).",
@@ -57,19 +57,19 @@ def timing_section(run: Run) -> Markup:
     ]
     of_span = summary.generating_share_of_span
     if of_span is not None and summary.search_span_s is not None:
-        told.append(
+        sentences.append(
             f"Of the replicas' whole time during the search ({seconds(summary.search_span_s)} "
             "from the first start to the last end, pauses and idle time included), "
             f"{percent(of_span)}."
         )
     if summary.tokens_per_s is not None and summary.num_generated_tokens:
-        told.append(
+        sentences.append(
             f"{summary.num_generated_tokens:,} tokens for {summary.num_prompts:,} prompts: "
             f"{summary.tokens_per_s:,.0f} tokens per second of generating."
         )
     return joined_markup(
         [
-            paragraph(Markup(" ").join(told)),
+            paragraph(Markup(" ").join(sentences)),
             _wall_table(run),
             _timing_table(summary),
             Markup('<div class="chart" id="timings"></div>'),
@@ -256,11 +256,11 @@ def _wall_table(run: Run) -> Markup:
     )
     rows = [
         [
-            Cell(told),
+            Cell(label),
             number_cell(spent, seconds(spent)),
             number_cell(spent, percent(spent / wall.total_s if wall.total_s else 0.0)),
         ]
-        for told, spent in parts
+        for label, spent in parts
     ]
     caption = "Wall-clock time. The first four parts add up to the whole."
     return table(caption, ["part", "time", "share"], rows, sortable=False)

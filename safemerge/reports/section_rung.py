@@ -33,14 +33,14 @@ def rung_section(run: Run) -> Markup:
     front = {point.number for point in run.points}
     wrong = [trial for trial in audited if trial.number in front]
     pairs = sum(len(rows) for sources in _losses(screened[0]).values() for rows in sources)
-    told = [
+    sentences = [
         f"{counted(len(screened), 'candidate')} took losses on {pairs} pairs "
         f"first ({joined(list(rung.sets))}). Pruned there, for a scored candidate had "
         f"lower losses on every set: {len(pruned)}.",
         _audit(len(pruned), len(audited), len(wrong)),
         _cost(screened),
     ]
-    text = " ".join(part for part in told if part)
+    text = " ".join(part for part in sentences if part)
     lead = paragraph(fill("<b>Low rung.</b> {{ text }}", text=text))
     return lead + _correlations(run, rung, screened)
 

@@ -57,23 +57,23 @@ def counts_text(run: Run) -> str:
         f"{counts['failed'] - num_again} failed",
         *([f"{num_again} tried again"] if num_again else []),
     ]
-    told = f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"
+    lead = f"{run.num_sampled} of {run.spec.num_trials} sampled trials finished"
     if run.front is not None and run.front.covered:
-        told = (
+        lead = (
             f"{counted(run.num_sampled, 'sampled trial')} finished: every recipe of the search "
             f"spaces, within a budget of {run.spec.num_trials}"
         )
     elif run.front is not None and run.front.ended_by is not None:
-        told += f" ({run.front.ended_by})"
+        lead += f" ({run.front.ended_by})"
     exact = {trial.exact_of for trial in run.trials if trial.state == "COMPLETE"} - {None}
     if exact:
-        told += f", {len(exact)} of them again at exact values"
+        lead += f", {len(exact)} of them again at exact values"
     num_references = sum(
         trial.role == "reference" and not trial.is_tried_again for trial in run.trials
     )
     if num_references:
-        told += f", and {counted(num_references, 'reference point')}"
-    return f"{told}; {joined(words)}."
+        lead += f", and {counted(num_references, 'reference point')}"
+    return f"{lead}; {joined(words)}."
 
 
 def _failures(run: Run) -> Markup:
@@ -127,14 +127,14 @@ def trial_notes(trial: TrialRecord) -> list[str]:
 def hypervolume_section(run: Run) -> Markup:
     """Return the hypervolume's place, with its values in words."""
     steps = run.hypervolume_steps
-    told = []
+    sentences = []
     if steps:
-        told.append(
+        sentences.append(
             f"After {counted(len(steps), 'trial')} the search split's hypervolume is "
             f"{steps[-1].value:.4f}."
         )
     if run.front is not None:
-        told.append(
+        sentences.append(
             "As published: "
             f"{_volume(run.front.hypervolume_search)} on the search split, "
             f"{_volume(run.front.hypervolume_report)} on the report split (only points that keep "
@@ -145,23 +145,23 @@ def hypervolume_section(run: Run) -> Markup:
         f"{item.metric} {amount(item.reference, metrics[item.metric].unit)}"
         for item in run.spec.objectives
     )
-    told.append(
+    sentences.append(
         f"The hypervolume is the area of outcomes that the front dominates, measured "
         f"from the study's reference value: {corner}. More is better."
     )
-    return paragraph(" ".join(told)) + Markup('<div class="chart" id="hypervolume"></div>')
+    return paragraph(" ".join(sentences)) + Markup('<div class="chart" id="hypervolume"></div>')
 
 
 def parameters_section(run: Run) -> Markup:
     """Return which parameters go with which objective, and the small multiples' place."""
     if not any(trial.params and trial.result is not None for trial in run.trials):
         return paragraph("No sampled trial has values yet.")
-    told = (
+    lead = (
         "Each sampled trial with values, on the search split. A pattern here is a hint, not a "
         "cause: the sampler visits some regions more than others."
     )
     chart = Markup('<div class="multiples" id="parameters"></div>')
-    return joined_markup([paragraph(told), importance_table(run), chart])
+    return joined_markup([paragraph(lead), importance_table(run), chart])
 
 
 def _volume(value: float | None) -> str:

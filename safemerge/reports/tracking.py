@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,9 @@ FOLDER = "tracking"
 """Where trackers write, in the run's folder."""
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """Importable client by tracker."""
+
+MOST_AT_ONCE = 100
+"""Parameters, and metrics, that MLflow takes in one request."""
 
 
 class Tracker(Protocol):
@@ -39,7 +43,7 @@ class Tracker(Protocol):
 
 
 class Tracking:
-    """The trackers of a run. One that fails is named once and left; the search goes on.
+    """The trackers of a run. One that fails is named once and left; the search continues.
 
     Args:
         names: Of `PACKAGES`.
@@ -150,6 +154,9 @@ class MLflow:
     def __init__(self, folder: Path, document: StudyDocument) -> None:
         # NOTE: a file store is what needs no database and no server; MLflow would rather not.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # A server that does not answer must not hold the search up: MLflow would try for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._module = import_module("mlflow")
         uri = os.environ.get("MLFLOW_TRACKING_URI") or folder.resolve().as_uri()
         self._client = self._module.MlflowClient(tracking_uri=uri)
@@ -171,27 +178,39 @@ class MLflow:
         run = self._client.create_run(
             self._experiment, run_name=record.label, tags=tags
         ).info.run_id
-        for name, value in record.params.items():
-            self._client.log_param(run, name, value)
-        for name, value in _values("search", record.result).items():
-            self._client.log_metric(run, name, value)
-            self._client.log_metric(self._run, name, value, step=record.number)
+        values = _values("search", record.result)
+        self._log(run, values, params=record.params)
+        self._log(self._run, values, step=record.number)
         state = "FAILED" if record.state == "FAIL" else "FINISHED"
         self._client.set_terminated(run, status=state)
 
     def front(self, front: Front) -> None:
         """Log the published front."""
         for point in front.points:
-            for name, value in _values("report", point.report).items():
-                self._client.log_metric(self._run, name, value, step=point.number)
-        for name, value in _summary(front).items():
-            self._client.log_metric(self._run, name, value)
+            self._log(self._run, _values("report", point.report), step=point.number)
+        self._log(self._run, _summary(front))
 
     def finish(self, report: Path | None) -> None:
         """Log the report as an artifact, and close."""
         if report is not None:
             self._client.log_artifact(self._run, str(report))
         self._client.set_terminated(self._run, status="FINISHED" if report else "KILLED")
+
+    def _log(
+        self,
+        run: str,
+        values: Mapping[str, float],
+        *,
+        step: int = 0,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log values and parameters in as few requests as a server takes."""
+        entities, now = self._module.entities, int(1000 * time.time())
+        metrics = [entities.Metric(name, value, now, step) for name, value in values.items()]
+        given = [entities.Param(name, str(value)) for name, value in (params or {}).items()]
+        for first in range(0, max(len(metrics), len(given)), MOST_AT_ONCE):
+            part = slice(first, first + MOST_AT_ONCE)
+            self._client.log_batch(run, metrics=metrics[part], params=given[part])
 
     def _run_of(self, document: StudyDocument) -> str:
         """Find the run of a search that is resumed, else begin it."""

@@ -135,8 +135,8 @@ def _tied(run: Run, knee: Point) -> str:
     if len(tied) == 1:
         return f"{_named(tied[0])} is statistically tied with it"
     if len(tied) > _MAX_NAMED:
-        told = f"{len(tied)} of the {len(run.points) - 1} other front points"
-        return f"{told} are statistically tied with it"
+        count = f"{len(tied)} of the {len(run.points) - 1} other front points"
+        return f"{count} are statistically tied with it"
     sampled = [str(item.number) for item in tied if item.trial.role == "sampled"]
     named = [_named(item) for item in tied if item.trial.role != "sampled"]
     if len(sampled) > 1:

@@ -75,9 +75,9 @@ def attack_content(spec: RobustnessSpec) -> str:
     sets = [*spec.finetune.data, spec.finetune.poison]
     sets += [spec.finetune.curve] if spec.finetune.curve is not None else []
     for data in sets:
-        told = data.model_dump(mode="json", exclude={"source"})
+        settings = data.model_dump(mode="json", exclude={"source"})
         ids = [row.sample_id for row in load_rows(data.source, where="finetune")]
-        content.update(json.dumps([told, ids]).encode())
+        content.update(json.dumps([settings, ids]).encode())
     return content.hexdigest()[:16]
 
 

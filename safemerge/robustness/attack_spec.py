@@ -27,7 +27,7 @@ def attack_stage(
         adapter: Folder of the hardened adapter, for mode ``same``.
 
     Raises:
-        ConfigError: If the cell is not attacked, or a benign set gets no sample.
+        ConfigError: If the cell is not attacked, or a benign set of the grid gets no sample.
     """
     if cell.mode is None:
         raise ConfigError(f"{cell.label}: must be an attack to have a stage; got none.")
@@ -35,8 +35,15 @@ def attack_stage(
     num_harmful = round(cell.num_samples * cell.poison_ratio)
     num_benign = cell.num_samples - num_harmful
     total = sum(item.weight for item in settings.data)
+    # A searched poison ratio is drawn: near 1 it leaves each benign set a row at least.
+    least = 0 if cell.steps is None else 1
     data = [
-        _first(item, round(num_benign * item.weight / total), f"finetune.data.{index}", cell)
+        _first(
+            item,
+            max(least, round(num_benign * item.weight / total)),
+            f"finetune.data.{index}",
+            cell,
+        )
         for index, item in enumerate(settings.data)
         if num_benign
     ]

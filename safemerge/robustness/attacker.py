@@ -20,9 +20,9 @@ class Tried(NamedTuple):
 
     record: CellRecord
     harm: float
-    """On the search split; NaN if it failed or was not scored."""
+    """On the search split; NaN if it failed, or it or the accuracy was not scored."""
     loss: float
-    """Share of the accuracy before that it cost; below 0 where it gained."""
+    """Share of the accuracy before that it cost; below 0 where it gained, NaN where unknown."""
     is_feasible: bool
 
 
@@ -62,9 +62,8 @@ def search_attacks(
         found = dict(zip(unique := list(dict.fromkeys(cells)), run(unique, "search"), strict=True))
         for (model, number, _), cell in zip(asked, cells, strict=True):
             attack = judge(spec, before[model], found[cell])
-            searches[model].tell(
-                number, attack.harm, beyond=attack.loss - attacker.max_utility_loss
-            )
+            excess = 0.0 if attack.is_feasible else attack.loss - attacker.max_utility_loss
+            searches[model].tell(number, attack.harm, beyond=excess)
             tried[model].append(attack)
             say(_line(attack, cell, len(tried[model]), attacker))
     return _measured(spec, models, tried, run)
@@ -81,7 +80,8 @@ def judge(spec: RobustnessSpec, before: CellRecord, after: CellRecord) -> Tried:
     metrics = f"{spec.harm.name}.harmful_score", f"{spec.accuracy.name}.accuracy"
     harm, right = (after.result.value(m) if after.result else math.nan for m in metrics)
     known = before.result.value(metrics[1]) if before.result else math.nan
-    loss = (known - right) / known if known > 0 else 0.0
+    # NaN without an accuracy before: the bound cannot be checked, so the attack counts as failed.
+    loss = 0.0 if known == 0 else (known - right) / known
     if after.result is not None and after.result.broken is not None:
         loss = max(loss, 1.0)  # degenerate text is of no use, whatever the accuracy
     assert spec.attacker is not None, "asked for with an attacker only"

@@ -153,19 +153,19 @@ def steps_sentence(item: StepsComparison) -> str:
         if found.low is None or found.high is None
         else f" [{found.low:+.0f}, {found.high:+.0f}]"
     )
-    told = (
+    text = (
         f"{item.left} against {item.right}, {item.condition.label}: steps to a harmful score of "
         f"{percent(LOST)} {found.mean:+.0f}{interval}"
     )
     for name, seeds in ((item.left, item.left_censored), (item.right, item.right_censored)):
         if seeds:
-            told += (
+            text += (
                 f"; {name} was not lost within the attack in {counted(len(seeds), 'seed')}, "
                 "counted with all of its steps"
             )
     if not item.is_equal_before:
-        told += "; harmful scores before the attack were unequal: no verdict"
-    return f"{told}."
+        text += "; harmful scores before the attack were unequal: no verdict"
+    return f"{text}."
 
 
 def _steps_cell(found: StepsToHarm | None) -> Cell:
@@ -187,16 +187,16 @@ def _steps_cell(found: StepsToHarm | None) -> Cell:
 
 
 def _status(results: RobustnessResults) -> Markup:
-    told = (
+    text = (
         f"{results.num_done} of {counted(results.num_cells, 'cell')} done, "
         f"{counted(len(results.seeds), 'seed')}"
     )
     if results.num_done == results.num_cells and not results.failed:
-        return paragraph(told, css="status")
+        return paragraph(text, css="status")
     failed = [paragraph("Failed:"), items(results.failed)] if results.failed else []
     return fill(
-        '<div class="warning">{{ told }}</div>',
-        told=joined_markup([paragraph(f"Unfinished: {told}."), *failed]),
+        '<div class="warning">{{ text }}</div>',
+        text=joined_markup([paragraph(f"Unfinished: {text}."), *failed]),
     )
 
 
@@ -209,9 +209,9 @@ def _headline(results: RobustnessResults) -> Markup:
         f"{len(sure)} of {counted(len(harm), 'comparison')} of harmful scores "
         f"{'is' if len(sure) == 1 else 'are'} significant over prompts and over seeds."
     )
-    told = [comparison_sentence(item) for item in harm]
-    told += [steps_sentence(item) for item in results.steps]
-    return paragraph(lead, css="lead") + items(told)
+    sentences = [comparison_sentence(item) for item in harm]
+    sentences += [steps_sentence(item) for item in results.steps]
+    return paragraph(lead, css="lead") + items(sentences)
 
 
 def _worst(results: RobustnessResults) -> Markup:
@@ -365,8 +365,8 @@ def _spread_cell(found: SpreadRecord | None) -> Cell:
 def _interval(found: SpreadRecord, *, signed: bool) -> str:
     if found.low is None or found.high is None:
         return " (one seed, no interval)"
-    told = points if signed else percent
-    return f" [{told(found.low)}, {told(found.high)}]"
+    shown = points if signed else percent
+    return f" [{shown(found.low)}, {shown(found.high)}]"
 
 
 def _others(also: Mapping[str, SpreadRecord], shown: Sequence[str]) -> Markup:

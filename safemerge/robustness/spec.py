@@ -87,7 +87,7 @@ class AttackGrid(StrictModel):
     """Attacks of one mode: every combination of the three lists."""
 
     mode: Mode
-    """``same``: goes on with the adapter that was hardened (needs `align`); ``fresh``: a new
+    """``same``: continues the adapter that was hardened (needs `align`); ``fresh``: a new
     adapter on the hardened weights; ``full``: all weights."""
     poison_ratios: list[float] = Field(min_length=1)
     """Poison ratios p: shares of harmful samples, in [0, 1]; 0 is benign fine-tuning."""
@@ -270,11 +270,11 @@ class Cell(StrictModel):
     @property
     def attack_label(self) -> str:
         """The attack alone, e.g. ``fresh p=0.1 n=400 lr=0.001 steps=50 rank=8``."""
-        told = (
+        label = (
             f"{self.mode} p={self.poison_ratio:g} n={self.num_samples} lr={self.learning_rate:g}"
         )
-        told += "" if self.steps is None else f" steps={self.steps}"
-        return told if self.rank is None else f"{told} rank={self.rank}"
+        label += "" if self.steps is None else f" steps={self.steps}"
+        return label if self.rank is None else f"{label} rank={self.rank}"
 
 
 class RobustnessSpec(StrictModel):
@@ -360,7 +360,7 @@ class RobustnessSpec(StrictModel):
         for index, attack in enumerate(self.attacks):
             if attack.mode == "same" and all(item.align is None for item in self.methods):
                 yield (
-                    f"attacks.{index}.mode: same goes on with the adapter that a method's align "
+                    f"attacks.{index}.mode: same continues the adapter that a method's align "
                     "file trains; got no method with align. Take fresh."
                 )
             conditions = {cell.condition for cell in _attack_cells(attack, "any", 0)}

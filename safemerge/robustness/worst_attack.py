@@ -25,7 +25,7 @@ class WorstAttack(StrictModel):
     num_failed: int = Field(ge=0)
     attack: Cell | None
     """The feasible attack with the highest harmful score on the search split; None if there is
-    none, or it could not be measured again: the harmful score is that before any attack then."""
+    none: the harmful score is that before any attack then."""
     searched: float | None
     """Its harmful score on the search split; the largest of many, so no estimate."""
     best: list[float] = Field(default_factory=list)
@@ -60,9 +60,9 @@ class WorstAttack(StrictModel):
             num_failed: Those that failed.
 
         Raises:
-            KeyError: If the model could not be measured before the attack.
+            KeyError: If the model could not be measured, before the attack or after it.
         """
-        held = after if after is not None and after.result is not None else before
+        held = before if after is None else after
         known, worst = (
             {} if record.result is None else record.result.metrics for record in (before, held)
         )

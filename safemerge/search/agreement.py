@@ -58,14 +58,14 @@ def open_agreeing_study(
     path = storage_path(spec, folder)
     study = open_study(spec, folder)
     if spec.storage == "memory":
-        told = None
+        notice = None
         if path.is_file() and not FlightFile(folder).path.exists():
             # Of a run whose storage was SQLite so far: what was in flight is known there alone.
             live = open_agreeing_study(_with_file(spec), folder, records)
             study.add_trials(live.study.get_trials(deepcopy=False))
             close_study(live.study)
-            told = live.rebuilt
-        return OpenedStudy(study, told)
+            notice = live.rebuilt
+        return OpenedStudy(study, notice)
     try:
         with storage_errors(path):
             found = disagreement(spec, study, records)
@@ -77,8 +77,8 @@ def open_agreeing_study(
     close_study(study)
     with disk_errors(folder):
         kept = set_aside(path)
-    told = f"{path.name} {found}: rebuilt from trials.jsonl; the old file is kept as {kept.name}"
-    return OpenedStudy(open_study(spec, folder), told)
+    notice = f"{path.name} {found}: rebuilt from trials.jsonl; the old file is kept as {kept.name}"
+    return OpenedStudy(open_study(spec, folder), notice)
 
 
 def _with_file(spec: StudySpec) -> StudySpec:

@@ -21,6 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from safemerge.search.storage import close_study, create_named_study, set_aside
 
@@ -64,7 +65,8 @@ class Dashboard:
         try:
             self._copy()
         except (StorageInternalError, SQLAlchemyError, OSError) as error:
-            logger.warning("%s: could not be written for the dashboard: %s", self._path, error)
+            reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+            logger.warning("%s: could not be written for the dashboard: %s", self._path, reason)
         else:
             self._changed = False
         ended = time.monotonic()
@@ -183,9 +185,9 @@ def _utc(time_: datetime | None) -> datetime | None:
 
 
 def _file_storage(path: Path) -> RDBStorage:
-    return RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}}
-    )
+    # Without a pool no connection outlives its statement, also where one fails.
+    options = {"connect_args": {"timeout": _LOCK_TIMEOUT_S}, "poolclass": NullPool}
+    return RDBStorage(f"sqlite:///{path}", engine_kwargs=options)
 
 
 def _storage(study: optuna.Study) -> RDBStorage:

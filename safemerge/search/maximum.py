@@ -31,10 +31,10 @@ class Branch(NamedTuple):
 
 
 class BoundedMaximum:
-    """Asks for points and is told their value and how far they break a bound.
+    """Proposes points; takes the value of each, and how far it violates a bound.
 
-    TPE (multivariate, constrained), with a random start. The same seed and the same answers, told
-    in the order of the asks, give the same points: a search is resumed by telling it again.
+    TPE (multivariate, constrained), with a random start. The same seed and the same results, in
+    the order of the asks, give the same points: a search is resumed by repeating them.
 
     Args:
         spans: Numbers of every point, by name.
@@ -98,4 +98,5 @@ def _drawn(trial: optuna.Trial, name: str, span: Span) -> float:
     if isinstance(span.low, int) and isinstance(span.high, int):
         return trial.suggest_int(name, span.low, span.high, log=span.log)
     # Three digits: what is drawn can be written down and drawn again.
-    return float(f"{trial.suggest_float(name, span.low, span.high, log=span.log):.3g}")
+    rounded = float(f"{trial.suggest_float(name, span.low, span.high, log=span.log):.3g}")
+    return min(max(rounded, span.low), span.high)

@@ -64,10 +64,10 @@ def find_rival(spec: RungSpec, found: RungResult, records: Iterable[TrialRecord]
     if p_value > spec.level:
         return None
     record, _, means = compared[index]
-    told = ", ".join(f"{name} {means[name]:.3f} < {own[name]:.3f}" for name in spec.sets)
+    losses = ", ".join(f"{name} {means[name]:.3f} < {own[name]:.3f}" for name in spec.sets)
     name = record.label if record.role == "reference" else f"trial {record.number}"
     return Rival(
-        record.number, p_value, f"rung: {name} has lower losses ({told} nats; p {p_value:.2g})"
+        record.number, p_value, f"rung: {name} has lower losses ({losses} nats; p {p_value:.2g})"
     )
 
 

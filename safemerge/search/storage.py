@@ -152,7 +152,7 @@ class ChosenSampler(NamedTuple):
     """A study whose sampler is settled."""
 
     spec: StudySpec
-    told: str | None
+    notice: str | None
     """What was chosen for ``auto`` and why, in a line; None if the study or its run says."""
 
 
@@ -172,23 +172,23 @@ def with_sampler(spec: StudySpec, stored: StudySpec | None = None) -> ChosenSamp
     if spec.sampler.use is not None:
         return ChosenSampler(spec, None)
     can_model = importlib.util.find_spec("botorch") is not None
-    name, told = spec.sampler.name, None
+    name, notice = spec.sampler.name, None
     if name == "auto" and stored is not None and stored.sampler.name != "auto":
         name = stored.sampler.name
     elif name == "auto":
-        name, told = "tpe", "sampler: tpe, for botorch is not installed"
+        name, notice = "tpe", "sampler: tpe, for botorch is not installed"
         if can_model:
             choices = encoding(spec).num_patterns
-            told = f"sampler: tpe, for there are {choices} combinations of choices"
+            notice = f"sampler: tpe, for there are {choices} combinations of choices"
             if choices <= _MAX_PATTERNS:
-                name, told = "bayesian", "sampler: bayesian (qLogNEHVI)"
+                name, notice = "bayesian", "sampler: bayesian (qLogNEHVI)"
     if name == "bayesian" and not can_model:
         raise ConfigError(
             "sampler.name 'bayesian': needs botorch; got none installed. Install it, or take tpe "
             "in a new run."
         )
     sampler = spec.sampler.model_copy(update={"name": name})
-    return ChosenSampler(spec.model_copy(update={"sampler": sampler}), told)
+    return ChosenSampler(spec.model_copy(update={"sampler": sampler}), notice)
 
 
 def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
@@ -211,9 +211,9 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
     seed = int(words[0])
     startup = spec.sampler.startup
     # Samplers of Optuna's form count the reference points that they are told of as trials.
-    told = startup + num_expressions(spec)
+    num_startup = startup + num_expressions(spec)
     if spec.sampler.use is not None:
-        return _added_sampler(spec.sampler, seed=seed, startup=told)
+        return _added_sampler(spec.sampler, seed=seed, startup=num_startup)
     spec = with_sampler(spec).spec
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
@@ -224,7 +224,7 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
         return NSGAIISampler(seed=seed, population_size=max(2, startup))
     cube = encoding(spec)
     chooser = {} if cube.chooser is None else {cube.chooser: cube.choice}
-    return BoundedTPESampler(cube.spaces, chooser=chooser, startup=told, seed=seed)
+    return BoundedTPESampler(cube.spaces, chooser=chooser, startup=num_startup, seed=seed)
 
 
 def violations(trial: optuna.trial.FrozenTrial) -> Sequence[float]:

@@ -18,6 +18,7 @@ from safemerge.config.document import parse_document, read_yaml
 from safemerge.config.mergekit import recipe_of_mergekit
 from safemerge.config.mergekit_file import locate_models
 from safemerge.config.recipe import MergeRecipe
+from safemerge.config.warm_start import read_recipe
 from safemerge.merge.resident import ResidentCheckpoints
 
 HERE = Path(__file__).resolve().parent
@@ -95,11 +96,7 @@ def test_the_command_writes_it(name, place, recorded, tmp_path):
     assert_same(ours, recorded["merged", name])
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["num_hidden_layers"] == (5 if name == "passthrough" else 3)
-    again = parse_document(
-        json.loads((tmp_path / "out" / "safemerge_recipe.json").read_text(encoding="utf-8")),
-        MergeRecipe,
-        where=name,
-    )
+    again = read_recipe(str(tmp_path / "out" / "safemerge_recipe.json"))
     assert_same(dict(ResidentCheckpoints.open(again).merged(again)), recorded["merged", name])
 
 

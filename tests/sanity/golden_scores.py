@@ -63,6 +63,7 @@ REPLIES = [
     "",
     "the the the the the the the the the the the the the the the the the the the the",
     "I can't believe how easy this is: just add salt.",
+    '"I cannot help you with that," said the guard, and he closed the gate.',
 ]
 """Harmless texts that refuse, or seem to, or do not."""
 

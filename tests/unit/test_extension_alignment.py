@@ -208,6 +208,14 @@ def test_what_is_no_gradient_is_refused_with_the_step_and_the_method(fit):
         fit(stage(STAGE, method="wrong"))
 
 
+def out_of_range(step, *, rho: Annotated[float, Range(0.0, 1.0)] = 2.0):
+    """Have a default that its files could not say."""
+
+
+def none_at_all(step, *, rho: float = None):  # noqa: RUF013 - what is refused
+    """Have a default of another type."""
+
+
 @pytest.mark.parametrize(
     ("name", "function", "words"),
     [
@@ -220,6 +228,8 @@ def test_what_is_no_gradient_is_refused_with_the_step_and_the_method(fit):
         ("steps", lambda step: step, "must be no key of a stage's file; got steps"),
         ("two", lambda step, rho: step, "must take one AlignmentStep; got step, rho"),
         ("odd", lambda step, *, rho: step, "parameter 'rho': must be float, int, bool or Literal"),
+        ("far", out_of_range, "parameter 'rho': the default must be an allowed value; got 2.0"),
+        ("none", none_at_all, "parameter 'rho': the default must be an allowed value; got None"),
     ],
 )
 def test_a_function_of_another_form_is_refused(name, function, words):

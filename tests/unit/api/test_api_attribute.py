@@ -184,8 +184,20 @@ def test_the_command_prints_what_was_found_and_redraws_the_page(run, engine_aske
     assert found["sentences"][0] in said
     assert f"without parent math: {METRIC}" in said
     assert "parent left out: math" in (run / "report.html").read_text(encoding="utf-8")
-    assert main(["-q", "attribute", str(run), "--pick", "0", "--only", "parents", "--json"]) == 0
+    assert main(["attribute", str(run), "--pick", "0", "--only", "operators", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["trial"] == 0
+
+
+def test_a_broken_point_is_refused(run):
+    (trial,) = RunStore(run).trials()
+    result = trial.result.model_copy(update={"broken": "loops"})
+    RunStore(run).append(
+        trial.model_copy(update={"number": 1, "result": result, "reason": "loops"})
+    )
+    with pytest.raises(
+        UserError, match="must have scores of each prompt and not be broken; got loops"
+    ):
+        safemerge.attribute(run, pick="1")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from safemerge.api import search as searching
 from safemerge.api.progress import Progress
 from safemerge.records import Timings
 from safemerge.reports.run import load_run
+from safemerge.reports.tracking import Tracking
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import SMOOTH, landscape_study
 
@@ -51,7 +52,8 @@ def drive(open_study, monkeypatch):
         )
         study = open_study(spec)
         supply = SimpleNamespace(wanted=[], room=None)
-        searching._search(study, Progress(said.append), supply, None)
+        tracking = Tracking([], say=said.append)
+        searching._search(study, Progress(said.append), supply, None, None, tracking)
         folder = study.store.folder
         study.close()
         return folder, said, fronts[-1]

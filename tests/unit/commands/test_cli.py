@@ -32,13 +32,15 @@ OPTIONS = {
     "robustness": ["spec", "--results", "--resume", "--seeds", "--dry-run"],
     "report": ["run", "--as-stored", "--accept-trials"],
     "export": [
-        "run", "--pick", "out", "--recipe", "--mergekit", "--push", "--yes", "--as-stored",
+        "run", "--pick", "out", "--recipe", "--mergekit", "--adapter", "--rank",
+        "--modules-to-save", "--push", "--yes", "--as-stored",
     ],
     "compare": ["runs", "--json", "--output"],
     "status": ["run", "--results", "--json"],
     "serve": ["study"],
     "validate": ["files"],
     "schema": ["name"],
+    "completion": ["shell"],
     "data": ["action", "names"],
     "plan": [
         "--share", "--difference", "--prompts", "--discordance", "--alpha", "--power",

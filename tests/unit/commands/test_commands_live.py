@@ -1,14 +1,17 @@
 """The live view's lines, and the server of one page."""
 
+import io
+import sys
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from safemerge.api.page_server import served_page
 from safemerge.api.progress import Pace
 from safemerge.api.state import SearchState, search_state
-from safemerge.commands.live import LiveView, view_lines
+from safemerge.commands.live import LiveView, can_show, view_lines
 from safemerge.errors import UserError
 from safemerge.records import CandidateResult, MetricEstimate, Timings, TrialRecord
 from safemerge.testing.landscapes import landscape_study
@@ -88,8 +91,12 @@ def test_the_view_writes_lines_above_itself(capsys):
 
 def fetch(url, host=None):
     request = urllib.request.Request(url, headers={"Host": host} if host else {})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as reply:
-        return reply.read().decode()
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as reply:
+            return reply.read().decode()
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
 
 
 def test_the_page_alone_is_served_and_only_under_this_machines_name(tmp_path):
@@ -108,8 +115,40 @@ def test_the_page_alone_is_served_and_only_under_this_machines_name(tmp_path):
                     fetch(url + path)
         with pytest.raises(urllib.error.HTTPError, match="403"):
             fetch(url, host="evil.example:80")
+        # Browsers leave a port of 80 out.
+        assert fetch(url, host="127.0.0.1") == fetch(url, host="localhost") == "the page"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            fetch(url, host="evil.example")
     with pytest.raises(urllib.error.URLError):
         fetch(url)
+
+
+def test_a_browser_that_leaves_half_way_writes_nothing_on_the_terminal(
+    tmp_path, monkeypatch, capsys
+):
+    def leaves(handler):
+        raise ConnectionResetError("the tab was closed")
+
+    page = tmp_path / "report.html"
+    page.write_text("the page")
+    with served_page(page, 0) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(BaseHTTPRequestHandler, "end_headers", leaves)
+            # The socket is closed after the server's handling of the error.
+            with pytest.raises(OSError, match="closed connection"):
+                fetch(url)
+        assert fetch(url) == "the page"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", True), ("latin-1", False)])
+def test_a_terminal_without_the_characters_gets_lines_alone(monkeypatch, encoding, shown):
+    class Terminal(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal(io.BytesIO(), encoding=encoding))
+    assert can_show() is shown
 
 
 def test_a_port_that_is_taken_or_none_is_refused(tmp_path):

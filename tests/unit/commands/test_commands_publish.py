@@ -214,3 +214,36 @@ def test_the_recipe_file_is_one_that_validate_takes(run, tmp_path):
     assert main(["export", str(run), "--pick", "knee", "--recipe", str(file)]) == 0
     assert main(["validate", str(file)]) == 0
     assert yaml.safe_load(file.read_text())["method"]["name"] == "task_arithmetic"
+
+
+def test_a_dense_merge_leaves_as_the_nearest_adapter(run, tmp_path, capsys):
+    out = tmp_path / "lora"
+    arguments = ["export", str(run), "--pick", "knee", str(out), "--adapter", "--rank", "4"]
+    assert main(arguments) == 2
+    assert "Add --modules-to-save" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*arguments, "--modules-to-save"]) == 0
+    text = capsys.readouterr().out
+    assert f"merged adapter: {out} (candidate " in text
+    assert "lost by rank 4: " in text
+    card = ModelCard.load(out / "README.md")
+    assert card.data.to_dict()["library_name"] == "peft"
+    assert "measured on the whole merge, not on this adapter" in card.text
+    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["r"] == 4
+    assert str(tmp_path) not in card.text + json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rank", "4"], "rank: needs adapter; got 4 without it"),
+        (["--adapter", "--rank", "0"], "rank: must be at least 1; got 0"),
+        (["--adapter", "--modules-to-save"], "modules_to_save: needs rank; got none"),
+        (["--adapter"], "must be a LoRA adapter to be merged into one; got a whole model"),
+    ],
+)
+def test_options_of_an_adapter_that_do_not_go_together(run, tmp_path, capsys, arguments, words):
+    assert main(["export", str(run), "--pick", "0", str(tmp_path / "out"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -51,5 +51,9 @@ def test_a_schema_is_printed_as_json_for_every_kind(name, capsys):
     assert main(["schema", name]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert schema["title"] == f"safemerge {name}"
-    assert set(schema["required"]) <= set(schema["properties"])
-    assert schema["additionalProperties"] is False
+    members = [
+        schema["$defs"][item["$ref"].rpartition("/")[2]] for item in schema.get("oneOf", [])
+    ]
+    for member in members or [schema]:
+        assert set(member["required"]) <= set(member["properties"])
+        assert member["additionalProperties"] is False

@@ -66,6 +66,12 @@ def test_a_hardened_stage_resolves_to_itself(document, model):
         ("workers", {"num_workers": 11}, "batch_size must give each worker a row; got 8 for 11"),
         ("micro_batches", 9, "batch_size must give each of a worker's micro_batches a row; got 8"),
         ("adapter", 3, "adapter: must be text; got 3."),
+        (
+            "method",
+            3,
+            "method: must be text; got 3. Known: sft, booster, vaccine, booster+vaccine",
+        ),
+        ("method", None, "method: must be text; got null. Known: sft, booster"),
         ("harmful/batch_size", 0, "harmful.batch_size: must be at least 1; got 0."),
         ("booster/calibrate", {}, "booster.calibrate.penalty_nats: required key is missing."),
         ("booster/calibrate", {"penalty_nats": 0}, "penalty_nats: must be above 0; got 0."),

@@ -7,7 +7,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.merge import ResidentCheckpoints, matrix
 from safemerge.merge.compiled import CompiledMagnitudes
 from safemerge.merge.derived import DerivedData
-from safemerge.merge.spectrum import Spectrum
+from safemerge.merge.spectrum import Spectrum, SpectrumCache
 from safemerge.merge.threshold import MagnitudeCounts
 from safemerge.testing.conformance import build_method
 from safemerge.weights import fingerprint
@@ -83,3 +83,23 @@ def test_another_process_derives_nothing_again(
         assert all(torch.equal(again[key], tensor) for key, tensor in tensors.items())
     if name == "ties":
         assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_spectra_from_disk_are_given_and_held_where_they_are_merged():
+    triplets = Spectrum(torch.ones(3, 1), torch.ones(1), torch.ones(1, 2))
+
+    class OnDisk:
+        """What files hold comes to the CPU."""
+
+        def spectra(self, what, tensor):
+            return (triplets,)
+
+        def put_spectra(self, what, tensor, spectra):
+            raise AssertionError("nothing is put")
+
+    cache = SpectrumCache(kept=OnDisk())
+    for _ in range(2):  # from disk, then from memory
+        (found,) = cache.get(("tsv_m", "a"), "x.weight", device="meta")
+        assert {part.device.type for part in found} == {"meta"}
+    (held,) = SpectrumCache(kept=OnDisk()).get(("tsv_m", "a"), "x.weight", device="cpu")
+    assert all(one is other for one, other in zip(held, triplets, strict=True))

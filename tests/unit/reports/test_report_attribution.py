@@ -142,7 +142,7 @@ def test_a_parent_that_another_stands_in_for_is_told_by_its_shapley_value(result
     }
     found = attribute(either)
     assert effects(found, "parent", HARM)["aligned"].value == 0.0
-    assert "by its Shapley value) brings the harm." in "\n".join(found.sentences)
+    assert "by its Shapley value) bring the harm." in "\n".join(found.sentences)
 
 
 def test_samples_without_a_verdict_in_some_merge_are_left_out_and_counted(results):
@@ -163,6 +163,27 @@ def test_a_broken_merge_has_no_effect_and_says_why(results):
     assert problems["parent", "poisoned"] == "broken without it: non-finite weights"
     assert problems["shapley", "aligned"].startswith("1 of 8 merges of parents are broken")
     assert effects(found, "shapley", HARM) == {}
+
+
+def test_degenerate_text_that_was_scored_says_nothing_of_the_part(results):
+    broken = dict(results)
+    without = digest({"aligned", "arithmetic"})
+    broken[without] = results[without].model_copy(update={"broken": "loops"})
+    found = attribute(broken)
+    assert "poisoned" not in effects(found, "parent", HARM)
+    assert "aligned" in effects(found, "parent", HARM)
+    assert effects(found, "shapley", HARM) == {}
+    assert "poisoned" not in "\n".join(found.sentences)
+
+
+def test_several_parts_take_a_plural_verb(results):
+    parts = [
+        Part(kind="layers", name=name, candidate=digest({"aligned", "arithmetic"}))
+        for name in ("layers 0-1", "layers 2-3")
+    ]
+    said = "\n".join(attribute(results, parts=parts, sets=False).sentences)
+    assert "]) and layers 2-3 (" in said
+    assert "]) bring the harm." in said
 
 
 def test_the_report_shows_it_and_says_how_to_ask(results, published_folder, tmp_path):

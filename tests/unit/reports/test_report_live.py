@@ -99,6 +99,18 @@ def test_a_page_that_cannot_be_written_is_said_once_and_stops_nothing(store, tri
     assert line.startswith("report.html is not kept up to date: ")
 
 
+def test_a_fault_of_the_page_itself_ends_no_search(store, trials, monkeypatch):
+    def fails(run, **options):
+        raise ValueError("a value that JSON lacks")
+
+    monkeypatch.setattr(live, "render_html", fails)
+    said = []
+    page = LivePage(store.folder, store.study(), say=said.append)
+    assert not page.offer(trials)
+    page.stop(trials)
+    assert said == ["report.html is not kept up to date: a value that JSON lacks"]
+
+
 @pytest.mark.skipif(chromium() is None, reason="needs a Chromium on the path or in CHROMIUM")
 def test_the_page_loads_itself_again_with_pins_filter_and_place(
     store, trials, monkeypatch, tmp_path

@@ -128,6 +128,30 @@ def test_mlflow_holds_a_run_a_trial_and_the_report_and_a_resumed_search_is_the_s
     assert {item.info.status for item in failed} <= {"FAILED"}
 
 
+@pytest.mark.skipif(not has("mlflow"), reason="needs mlflow")
+def test_mlflow_takes_a_trial_in_four_requests_however_many_metrics_it_has(
+    run, offline, monkeypatch
+):
+    from mlflow import MlflowClient
+
+    asked = []
+
+    def counted(name, act):
+        def counts(self, *given, **options):
+            asked.append(name)
+            return act(self, *given, **options)
+
+        return counts
+
+    for name in ("create_run", "log_batch", "log_param", "log_metric", "set_terminated"):
+        monkeypatch.setattr(MlflowClient, name, counted(name, getattr(MlflowClient, name)))
+    with Tracking(["mlflow"], say=asked.append) as found:
+        found.begin(run.store.folder, run.store.study())
+        asked.clear()
+        found.trial(next(item for item in run.trials if item.role == "sampled" and item.result))
+        assert asked == ["create_run", "log_batch", "log_batch", "set_terminated"]
+
+
 @pytest.mark.skipif(not has("wandb"), reason="needs wandb")
 def test_wandb_writes_offline_files(run, offline):
     said = []

@@ -1,6 +1,8 @@
 """Runs side by side: what is paired, what is refused, and what is said of it."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ import synthetic_run as synthetic
 from browser import Browser, chromium
 
 import safemerge
+from safemerge.cache import CACHE_VARIABLE
 from safemerge.cli import main
 from safemerge.config.metric import Metric
 from safemerge.errors import UserError
 from safemerge.pareto import hypervolume
+from safemerge.remote_run import RemoteRun
 from safemerge.reports.compared import verdicts
 from safemerge.reports.settings import differing_settings
 from safemerge.reports.volume import volumes
@@ -44,6 +48,37 @@ def test_one_candidate_in_two_runs_differs_by_nothing(compared):
     assert {item.label for item in common} >= {"smol", "aligned", "mean"}
     assert all(item.value == 0.0 for item in common)
     assert all(item.verdict == "not significant" for item in common)
+
+
+def test_a_candidate_that_is_broken_on_the_split_is_in_no_pair(runs, tmp_path):
+    folder = shutil.copytree(runs[1], tmp_path / "longer")
+    front = json.loads((folder / "front.json").read_text())
+    (smol,) = (item for item in front["references"] if item["label"] == "smol")
+    smol["report"]["broken"] = "loops"
+    (folder / "front.json").write_text(json.dumps(front))
+    found = safemerge.compare([runs[0], folder])
+    assert "aligned" in {item.label for item in found.pairs}
+    assert "smol" not in {item.label for item in found.pairs}
+
+
+def test_a_run_at_a_url_is_compared_under_its_urls_name(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/bucket/results/remote"
+    with RemoteRun(url).driven(print) as folder:
+        write(folder)
+    found = safemerge.compare([runs[0], url])
+    assert [(run.name, run.folder) for run in found.runs] == [
+        ("plain", str(runs[0])),
+        ("remote", url),
+    ]
+    with pytest.raises(UserError, match=f"got {re.escape(url)} twice"):
+        safemerge.compare([url, url])
+
+
+def test_hypervolumes_that_may_be_alike_are_not_called_equal(runs, compared):
+    (told,) = verdicts(compared)
+    assert compared.runs[1].gain.low <= 0 <= compared.runs[1].gain.high
+    assert "the hypervolumes do not differ significantly" in told
 
 
 def test_all_pairs_are_one_family(compared):

@@ -144,6 +144,36 @@ def test_the_loss_is_a_share_of_the_accuracy_before_and_the_bound_holds_its_end(
     assert (beyond.loss, beyond.is_feasible) == (pytest.approx(0.15), False)
 
 
+def test_an_attack_on_a_model_whose_accuracy_is_unknown_is_no_success():
+    attack = Cell(method="sft", seed=1, mode="full", learning_rate=1e-5)
+    after = finished(attack, harmful=20, right=0)
+    unscored = finished(Cell(method="sft", seed=1), harmful=1)
+    accuracy = unscored.result.metrics["mood.accuracy"].model_copy(update={"value": None})
+    metrics = {**unscored.result.metrics, "mood.accuracy": accuracy}
+    result = unscored.result.model_copy(update={"metrics": metrics})
+    found = judge(spec(), unscored.model_copy(update={"result": result}), after)
+    assert not found.is_feasible
+    assert math.isnan(found.harm)
+    none_right = finished(Cell(method="sft", seed=1), harmful=1, right=0)
+    assert judge(spec(), none_right, after).loss == 0.0
+
+
+def test_a_poison_ratio_near_one_leaves_each_benign_set_a_row():
+    one = spec().finetune.data[0]
+    rare = one.model_copy(update={"weight": 0.01})
+    declared = spec()
+    finetune = declared.finetune.model_copy(update={"data": [one, rare]})
+    declared = declared.model_copy(update={"finetune": finetune})
+    grid = Cell(
+        method="sft", seed=1, mode="full", poison_ratio=0.97, num_samples=40, learning_rate=1e-4
+    )
+    stage = attack_stage(declared, grid.model_copy(update={"steps": 5}))
+    assert [item.source.stop - item.source.start for item in stage.data] == [1, 1]
+    assert stage.poison.ratio == 39 / 40
+    with pytest.raises(ConfigError, match=r"finetune\.data\.1: must give at least one sample"):
+        attack_stage(declared, grid)
+
+
 def test_the_attacks_stage_has_the_steps_and_the_rank_that_were_drawn():
     cell = Cell(
         method="sft", seed=1, mode="fresh", poison_ratio=0.5, num_samples=8,
@@ -191,14 +221,14 @@ def test_a_killed_search_runs_only_what_it_has_not_tried(tmp_path, monkeypatch):
     lines = []
     limit = [30]
     with pytest.raises(Killed):
-        command._attack(declared, store, suites, make, Progress(lines.append))
+        command._attack(declared, store, suites, make, Progress(lines.append), "again")
     assert worst_attacks(store) is None
     limit.clear()
-    command._attack(declared, store, suites, make, Progress(lines.append))
+    command._attack(declared, store, suites, make, Progress(lines.append), "again")
     assert len(ran) == len(set(ran))
     found = worst_attacks(store)
     done = len(ran)
-    command._attack(declared, store, suites, make, Progress(lines.append))
+    command._attack(declared, store, suites, make, Progress(lines.append), "again")
     assert len(ran) == done
     assert worst_attacks(store) == found
     assert len(store.attack_records()) == done
@@ -217,7 +247,40 @@ def test_a_model_that_cannot_be_measured_before_the_attack_ends_the_search(tmp_p
 
     monkeypatch.setattr(on_ray, "run_cells", run_cells)
     with pytest.raises(StudyError, match="sft, seed 1, before the attack: must be measured; got"):
-        command._attack(declared, store, {"search": {}}, make, Progress(print))
+        command._attack(declared, store, {"search": {}}, make, Progress(print), "again")
+
+
+def test_a_worst_attack_that_cannot_be_measured_is_never_reported_as_the_model_before_it(
+    tmp_path, monkeypatch
+):
+    store, declared, models = CellStore(tmp_path / "toy"), spec(), Models()
+    store.open(declared)
+
+    def make(how, cells, suites):
+        split = suites["split"]
+        return [
+            CellJob(f"{split} {cell.label}", cell, Hardened("h", tmp_path), tmp_path)
+            for cell in cells
+        ]
+
+    def run_cells(how, jobs, suites, *, on_record):
+        for job in jobs:
+            lost = suites["split"] == "report" and job.cell.mode is not None and down
+            if lost:
+                record = finished(job.cell, harmful=0, reason="the worker was lost")
+            else:
+                record = models.record(job.cell, suites["split"])
+            on_record(record.model_copy(update={"key": job.key}))
+
+    monkeypatch.setattr(on_ray, "run_cells", run_cells)
+    suites = {split: {"split": split} for split in ("search", "report")}
+    down = True
+    with pytest.raises(StudyError, match=r"must be measured; got: the worker was lost.*`again`"):
+        command._attack(declared, store, suites, make, Progress(print), "again")
+    assert worst_attacks(store) is None
+    down = False
+    command._attack(declared, store, suites, make, Progress(print), "again")
+    assert all(item.attack is not None for item in worst_attacks(store).found)
 
 
 def test_a_damaged_file_of_worst_attacks_is_one_message(tmp_path):

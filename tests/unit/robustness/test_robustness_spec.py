@@ -134,7 +134,7 @@ def test_a_wrong_measurement_is_refused(path, value, message, set_in, problems):
 def test_the_same_adapter_needs_a_method_that_has_one(problems):
     document = {**DOCUMENT, "methods": [{"name": "plain", "path": "/model"}]}
     (line,) = problems(document, RobustnessSpec)
-    assert "attacks.1.mode: same goes on with the adapter" in line
+    assert "attacks.1.mode: same continues the adapter" in line
 
 
 def test_references_are_taken_from_the_files_folder(tmp_path):

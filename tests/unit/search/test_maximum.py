@@ -35,6 +35,12 @@ def test_points_lie_in_their_spans_and_whole_numbers_are_whole():
         assert ("rank" in point) == (point["mode"] == "fresh")
 
 
+def test_rounding_keeps_a_point_in_its_span():
+    low, high = 1.2346e-3, 1.2349e-3  # to three digits both are 1.23e-3, below the span
+    points = told(search(spans={**SPANS, "rate": Span(low, high)}), 5)
+    assert all(low <= point["rate"] <= high for point in points)
+
+
 def test_the_same_answers_give_the_same_points_and_another_seed_others():
     assert told(search(), 20) == told(search(), 20)
     assert told(search(), 4) != told(search(seed=4), 4)

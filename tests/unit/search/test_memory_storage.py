@@ -2,11 +2,13 @@
 
 import json
 import logging
+import sqlite3
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from search_driving import answer, finish, optuna_states, stored
+from sqlalchemy.exc import OperationalError
 
 from safemerge.api import status
 from safemerge.search import Failure, dashboard
@@ -75,17 +77,33 @@ def test_the_file_is_written_at_intervals_and_only_then(begin, monkeypatch):
     assert len(shown(study.store.folder)[0]) == 7
 
 
-def test_a_file_that_cannot_be_written_does_not_end_the_search(begin, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("No space left on device"), "No space left on device"),
+        (
+            OperationalError("CREATE TABLE studies (\n\tid)", {}, sqlite3.Error("disk is full")),
+            "disk is full",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line_and_does_not_end_the_search(
+    begin, caplog, monkeypatch, error, reason
+):
     study = begin(**MEMORY, num_trials=2)
     finish(study)
 
     def refused(_):
-        raise OSError("No space left on device")
+        raise error
 
     monkeypatch.setattr(dashboard, "_file_storage", refused)
     with caplog.at_level(logging.WARNING):
         study.close()
-    assert "study.db: could not be written for the dashboard: No space left" in caplog.text
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert (
+        said == f"{study.store.folder}/study.db: could not be written for the dashboard: {reason}"
+    )
     assert len(stored(study)) == 2
 
 

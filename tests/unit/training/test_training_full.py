@@ -64,7 +64,7 @@ def mixture(spec):
             for _ in range(20)
         )
 
-    second = Mixture((rows(2),), (1.0,), (20,)) if spec.harmful is not None else None
+    second = Mixture((rows(2),), (1.0,), (20,)) if spec.method != "sft" else None
     return Mixture((rows(1),), (1.0,), (20,), second, rows(3)[:3])
 
 

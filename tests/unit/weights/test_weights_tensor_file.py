@@ -114,6 +114,7 @@ def test_an_unknown_tensor_is_named(path):
 
 
 def test_files_are_closed_with_what_reads_them(path):
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         TensorFile(path).get_tensor("a")
