@@ -125,7 +125,7 @@ class Recovery:
                 self._study.add_trial(trial)
 
     def _running(self, item: FlyingTrial) -> FrozenTrial | None:
-        """A running Optuna trial for what was in flight; None if it is of no space."""
+        """A running Optuna trial for what was in flight; None if it is of no space, or damaged."""
         space = next((found for found in self._spec.spaces if found.name == item.space), None)
         if space is None or set(space.vary) != set(item.params):
             return None
@@ -134,13 +134,16 @@ class Recovery:
             attributes[START] = item.start
         if item.retry_of is not None:
             attributes[RETRY_OF] = item.retry_of
-        trial = create_trial(
-            state=TrialState.RUNNING,
-            params=optuna_params(self._spec, space, item.params),
-            distributions=self._distributions[space.name],
-            user_attrs=attributes,
-        )
-        started = datetime.fromisoformat(item.started_at)
+        try:
+            started = datetime.fromisoformat(item.started_at)
+            trial = create_trial(
+                state=TrialState.RUNNING,
+                params=optuna_params(self._spec, space, item.params),
+                distributions=self._distributions[space.name],
+                user_attrs=attributes,
+            )
+        except ValueError:
+            return None
         trial.datetime_start = started.astimezone().replace(tzinfo=None)
         return trial
 

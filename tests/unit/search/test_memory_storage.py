@@ -211,3 +211,21 @@ def test_a_stale_list_in_flight_never_repeats_the_number_of_a_reference(begin):
     second = begin(**changes)
     assert second.interrupted == ()
     assert len(stored(second)) == len(first.records)
+
+
+@pytest.mark.parametrize("damage", [{"started_at": "noon"}, {"params": 99.0}])
+def test_a_value_in_flight_that_nothing_can_have_written_costs_nothing(begin, damage):
+    first = begin(**MEMORY, num_trials=2)
+    finish(first, limit=1)
+    first.ask()
+    first.close()
+    path = first.store.folder / "in_flight.json"
+    document = json.loads(path.read_text())
+    trial = document["trials"][-1]
+    if "params" in damage:
+        damage = {"params": dict.fromkeys(trial["params"], damage["params"])}
+    trial.update(damage)
+    path.write_text(json.dumps(document))
+    second = begin(**MEMORY, num_trials=2)
+    assert second.interrupted == ()
+    assert len(finish(second)) == 1
