@@ -63,8 +63,10 @@ class Recovery:
     ) -> None:
         self._spec = spec
         self._study = study
-        self._sampled = sampled_records(records)
-        self._flying = list(flying)
+        every = list(records)
+        self._sampled = sampled_records(every)
+        finished = {record.number for record in every}
+        self._flying = [item for item in flying if item.number not in finished]
         self._same = _by_values(self._sampled)
         self._distributions = {
             space.name: optuna_distributions(spec, space) for space in spec.spaces
@@ -123,7 +125,7 @@ class Recovery:
                 self._study.add_trial(trial)
 
     def _running(self, item: FlyingTrial) -> FrozenTrial | None:
-        """A running Optuna trial for what was in flight; None if it is of no space."""
+        """A running Optuna trial for what was in flight; None if it is of no space, or damaged."""
         space = next((found for found in self._spec.spaces if found.name == item.space), None)
         if space is None or set(space.vary) != set(item.params):
             return None
@@ -132,13 +134,16 @@ class Recovery:
             attributes[START] = item.start
         if item.retry_of is not None:
             attributes[RETRY_OF] = item.retry_of
-        trial = create_trial(
-            state=TrialState.RUNNING,
-            params=optuna_params(self._spec, space, item.params),
-            distributions=self._distributions[space.name],
-            user_attrs=attributes,
-        )
-        started = datetime.fromisoformat(item.started_at)
+        try:
+            started = datetime.fromisoformat(item.started_at)
+            trial = create_trial(
+                state=TrialState.RUNNING,
+                params=optuna_params(self._spec, space, item.params),
+                distributions=self._distributions[space.name],
+                user_attrs=attributes,
+            )
+        except ValueError:
+            return None
         trial.datetime_start = started.astimezone().replace(tzinfo=None)
         return trial
 

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.ray
 APP = "safemerge-scaled"
 START_S = 6.0
 """As long as a replica takes to start; candidates take a fraction of it."""
-LONG_S = 20.0
+LONG_S = 45.0
+"""Longer than the reports of the handles (10 s) and the delay of scaling down together."""
 
 # Ray's processes can't import a test file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -190,3 +190,42 @@ def test_a_damaged_or_foreign_list_of_what_is_in_flight_costs_nothing(begin):
     third = begin(**MEMORY, num_trials=3)
     assert third.interrupted == ()
     assert len(finish(third)) == 2
+
+
+def test_a_stale_list_in_flight_never_repeats_the_number_of_a_reference(begin):
+    """Two records of one number would make the run unreadable."""
+    changes = {**MEMORY, "references": True, "num_trials": 2}
+    first = begin(**changes)
+    finish(first)
+    reference = next(record for record in first.records if record.role == "reference")
+    sampled = next(record for record in first.records if record.role == "sampled")
+    first.close()
+    stale = {
+        "number": reference.number,
+        "space": sampled.space,
+        "params": sampled.params,
+        "started_at": sampled.started_at,
+    }
+    path = first.store.folder / "in_flight.json"
+    path.write_text(json.dumps({"trials": [stale]}))
+    second = begin(**changes)
+    assert second.interrupted == ()
+    assert len(stored(second)) == len(first.records)
+
+
+@pytest.mark.parametrize("damage", [{"started_at": "noon"}, {"params": 99.0}])
+def test_a_value_in_flight_that_nothing_can_have_written_costs_nothing(begin, damage):
+    first = begin(**MEMORY, num_trials=2)
+    finish(first, limit=1)
+    first.ask()
+    first.close()
+    path = first.store.folder / "in_flight.json"
+    document = json.loads(path.read_text())
+    trial = document["trials"][-1]
+    if "params" in damage:
+        damage = {"params": dict.fromkeys(trial["params"], damage["params"])}
+    trial.update(damage)
+    path.write_text(json.dumps(document))
+    second = begin(**MEMORY, num_trials=2)
+    assert second.interrupted == ()
+    assert len(finish(second)) == 1
