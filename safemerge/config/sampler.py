@@ -18,11 +18,13 @@ GIVEN = ("seed", "n_startup_trials", "constraints_func")
 class SamplerSpec(StrictModel):
     """How the next recipe is chosen (Optuna)."""
 
-    name: Literal["auto", "tpe", "bayesian", "nsga2", "random"] = "auto"
+    name: Literal["auto", "tpe", "bayesian", "nsga2", "nsga3", "random"] = "auto"
     """``bayesian``: the largest expected gain of hypervolume (qLogNEHVI, BoTorch) by Gaussian
     processes that know each evaluation's noise; about a CPU second a recipe. ``auto``: what the
     run began with; a new one takes ``bayesian``, or ``tpe`` without BoTorch or with more than
-    a hundred combinations of choices. The run stores which."""
+    a hundred combinations of choices. The run stores which. ``nsga2`` and ``nsga3``: genetic
+    algorithms with populations of `startup`; ``nsga3`` keeps those near evenly spread directions,
+    for three objectives and more."""
     startup: int = Field(default=8, ge=1)
     """Recipes drawn over the whole space before the sampler learns."""
     use: str | None = Field(default=None, exclude_if=lambda given: given is None)

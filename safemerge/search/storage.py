@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
@@ -201,8 +201,8 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
 
     Returns:
         TPE (multivariate, grouped by space, with a constant liar for parallel asks), NSGA-II
-        (populations of ``startup``, at least 2), random sampling, Bayesian optimisation, or what
-        the study names.
+        or NSGA-III (populations of ``startup``, at least 2), random sampling, Bayesian
+        optimisation, or what the study names.
 
     Raises:
         ConfigError: If the sampler that the study names cannot be made, or is none.
@@ -222,6 +222,10 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
         return BayesianSampler(encoding(spec), objectives, startup=startup, seed=seed)
     if spec.sampler.name == "nsga2":
         return NSGAIISampler(seed=seed, population_size=max(2, startup))
+    if spec.sampler.name == "nsga3":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return NSGAIIISampler(seed=seed, population_size=max(2, startup))
     cube = encoding(spec)
     chooser = {} if cube.chooser is None else {cube.chooser: cube.choice}
     return BoundedTPESampler(cube.spaces, chooser=chooser, startup=num_startup, seed=seed)

@@ -255,7 +255,8 @@ def test_an_unknown_key_is_refused_at_every_level(places, set_in, problems):
         (
             "sampler/name",
             "tpee",
-            "sampler.name: must be 'auto', 'tpe', 'bayesian', 'nsga2' or 'random'; got \"tpee\".",
+            "sampler.name: must be 'auto', 'tpe', 'bayesian', 'nsga2', 'nsga3' or 'random'; "
+            'got "tpee".',
         ),
         ("sampler/startup", 0, "sampler.startup: must be at least 1; got 0."),
         ("num_trials", 0, "num_trials: must be at least 1; got 0."),

@@ -1,7 +1,7 @@
 """Which sampler ``auto``, the default, is; a run keeps the one that it began with."""
 
 import pytest
-from optuna.samplers import TPESampler
+from optuna.samplers import NSGAIIISampler, TPESampler
 from search_driving import finish
 from warm_start_driving import BOTH, space
 
@@ -9,7 +9,7 @@ from safemerge.config.sampler import SamplerSpec
 from safemerge.errors import ConfigError
 from safemerge.search import storage
 from safemerge.search.bayesian_sampler import BayesianSampler
-from safemerge.search.storage import with_sampler
+from safemerge.search.storage import make_sampler, with_sampler
 from safemerge.testing.landscapes import landscape_study
 
 AUTO = {"storage": "journal", "references": False, "sampler": {}}
@@ -50,9 +50,16 @@ def test_a_bayesian_run_is_not_continued_without_botorch(without_botorch):
 
 
 def test_a_sampler_that_is_named_stays():
-    for name in ("tpe", "random", "nsga2"):
+    for name in ("tpe", "random", "nsga2", "nsga3"):
         spec = landscape_study(sampler={"name": name})
         assert with_sampler(spec, landscape_study(**AUTO)) == (spec, None)
+
+
+def test_nsga3_has_populations_of_startup():
+    spec = landscape_study(sampler={"name": "nsga3", "startup": 6})
+    sampler = make_sampler(spec, num_existing=0)
+    assert isinstance(sampler, NSGAIIISampler)
+    assert sampler.population_size == 6
 
 
 def test_a_run_from_before_goes_on_with_tpe(begin):

@@ -149,7 +149,7 @@ def search(study, limit=10_000):
     return records
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random"])
 def test_what_is_pruned_is_dominated_and_costs_its_trial(begin, sampler):
     settings = {"name": sampler, "startup": 6}
     study = begin(storage="journal", num_trials=40, rung=RUNG, sampler=settings)

@@ -18,6 +18,7 @@ from safemerge.testing.landscapes import (
     BROKEN,
     CRASHING,
     FRONT_HYPERVOLUME,
+    HARM,
     SMOOTH,
     UNSCORED,
     landscape_study,
@@ -34,7 +35,7 @@ def searched(folder, landscape, **changes):
         return study.records, study.hypervolume()
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random"])
 def test_a_search_covers_most_of_the_known_front(tmp_path, sampler):
     records, volume = searched(tmp_path, SMOOTH, sampler={"name": sampler, "startup": 8})
     assert len(records) == 64
@@ -51,6 +52,25 @@ def test_tpe_learns_where_the_front_is(tmp_path):
     ]
     # Uniform draws have a mean misfit of 1/3 with a standard error of 0.04 over 40 draws.
     assert sum(misfit[-40:]) / 40 < 0.5 / 3
+
+
+def test_nsga3_learns_what_breaks_a_budget(tmp_path):
+    early = late = 0
+    for seed in range(3):
+        records, _ = searched(
+            tmp_path / str(seed),
+            SMOOTH,
+            references=False,
+            num_trials=80,
+            seed=seed,
+            sampler={"name": "nsga3"},
+            constraints=[{"metric": HARM, "budget": 0.25}],
+        )
+        feasible = [record.feasible for record in records]
+        early += sum(feasible[:40])
+        late += sum(feasible[40:])
+    # 18 and 41; uniform draws have 19 and 20.
+    assert late > 1.6 * early
 
 
 def test_tpe_covers_more_of_the_front_than_random_sampling(tmp_path):

@@ -267,7 +267,7 @@ def test_a_damaged_optuna_storage_is_told_with_the_way_out(begin):
     assert second.done
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random"])
 def test_a_resumed_sampler_does_not_repeat_its_draws(begin, sampler):
     changes = {**FAST, "sampler": {"name": sampler}, "num_trials": 8}
     first = begin(**changes)
@@ -278,7 +278,7 @@ def test_a_resumed_sampler_does_not_repeat_its_draws(begin, sampler):
     assert not before & after
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random"])
 def test_the_same_seed_gives_the_same_search(tmp_path, sampler):
     drawn = []
     for folder in ("one", "two"):

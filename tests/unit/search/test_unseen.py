@@ -35,7 +35,7 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random"])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_grid_as_large_as_the_budget_is_covered(begin, grid, sampler):
     spaces, size = GRIDS[grid]
