@@ -86,8 +86,8 @@ def open_store(url: str) -> ObjectStore:
         # An @ would be a password, a ? options of somebody's: neither is printed back.
         raise PreflightError(
             f"{scheme}://…: must be a bucket and a folder, in letters, digits and ._~=+- alone; "
-            "got something else. Keys belong into the environment (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS), an endpoint into "
+            "got something else. Keys belong in the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS), an endpoint in "
             "AWS_ENDPOINT_URL."
         )
     if scheme == "file":
@@ -272,4 +272,7 @@ def _told(error: Exception) -> str:
 
 
 def _short(url: str) -> str:
-    return url.partition("@")[0].partition("?")[0][:80]
+    """Return a URL for a message, without what may be a secret: options, and all of it with an @."""
+    if "@" in url:
+        return f"{url.partition('://')[0][:80]}://…"
+    return url.partition("?")[0][:80]

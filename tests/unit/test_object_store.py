@@ -83,7 +83,7 @@ def test_whatever_a_providers_client_raises_is_one_error_without_traceback():
         ("file://relative", "must be file:// and an absolute path; got 'relative'"),
         ("s3://", "must be a bucket and a folder"),
         ("s3://bucket/../other", "must be a bucket and a folder"),
-        ("s3://bucket/a?endpoint=x", "an endpoint into AWS_ENDPOINT_URL"),
+        ("s3://bucket/a?endpoint=x", "an endpoint in AWS_ENDPOINT_URL"),
     ],
 )
 def test_a_url_that_names_no_store_is_refused(url, told):
@@ -93,10 +93,17 @@ def test_a_url_that_names_no_store_is_refused(url, told):
     assert told in str(caught.value)
 
 
-def test_a_secret_in_a_url_is_refused_and_not_printed():
-    with pytest.raises(PreflightError, match="Keys belong into the environment") as caught:
-        open_store("s3://AKIA:topsecret@bucket/run")
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "https"])
+def test_a_secret_in_a_url_is_refused_and_not_printed(scheme):
+    with pytest.raises(PreflightError) as caught:
+        open_store(f"{scheme}://AKIA:topsecret@bucket/run")
     assert "topsecret" not in str(caught.value)
+    assert "AKIA:" not in str(caught.value)
+
+
+def test_where_keys_belong_is_said():
+    with pytest.raises(PreflightError, match="Keys belong in the environment"):
+        open_store("s3://AKIA:topsecret@bucket/run")
 
 
 def test_a_path_is_no_url():
