@@ -272,7 +272,7 @@ def _told(error: Exception) -> str:
 
 
 def _short(url: str) -> str:
-    """Return a URL for a message, without what may be a secret: options, and all of it with an @."""
+    """Return a URL for a message without what may be a secret: with an @, its scheme alone."""
     if "@" in url:
         return f"{url.partition('://')[0][:80]}://…"
     return url.partition("?")[0][:80]

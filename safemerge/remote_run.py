@@ -348,8 +348,6 @@ class _Driver:
                 raise self._lost from None
             try:
                 self._sync(ends=True)
-            except RunFolderError as error:
-                self._lost = error
             except ObjectStoreError as error:
                 if tries_left:
                     time.sleep(1.0)

@@ -1,5 +1,6 @@
 """A run at a URL: stored as it grows, continued elsewhere, never by two at once."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -17,6 +18,7 @@ from safemerge.errors import ChangedRunError, ObjectStoreError, RunFolderError, 
 from safemerge.object_store import FolderStore, open_store
 from safemerge.records import TrialRecord
 from safemerge.remote_run import RemoteRun, remote_runs
+from safemerge.search import SearchStudy
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import landscape_study
 
@@ -271,6 +273,45 @@ def test_an_outage_at_the_end_fails_and_the_same_machine_stores_it_later(
     with one.drive(url) as folder:
         assert len(RunStore.open(folder).trials()) == 2
     assert stored_trials(url) == 2
+
+
+def test_a_run_that_was_lost_behind_an_outage_at_the_end_is_no_success(machine, url, monkeypatch):
+    monkeypatch.setattr(remote_run, "SYNC_EVERY_S", 60)
+    monkeypatch.setattr(remote_run.time, "sleep", lambda _: None)
+    create, tries = FolderStore.create, []
+
+    def refuse_then_lose(self, name, content):
+        tries.append(name)
+        if len(tries) < remote_run.FINAL_TRIES:
+            raise ObjectStoreError(f"{self.url}: no network.")
+        other = {"format": 1, "driver": "other", "owner": "7 on elsewhere"}
+        create(self, name, json.dumps(other).encode())
+        return create(self, name, content)
+
+    with pytest.raises(RunFolderError, match="took the run over"):  # noqa: PT012, SIM117
+        with machine("one").drive(url) as folder:
+            begin(folder)
+            monkeypatch.setattr(FolderStore, "create", refuse_then_lose)
+    assert len(tries) == remote_run.FINAL_TRIES
+
+
+def test_what_is_in_flight_travels_to_the_next_machine(machine, url, monkeypatch):
+    with pytest.raises(SystemError), monkeypatch.context() as patch:  # noqa: PT012
+        patch.setattr(remote_run._Driver, "_finish", lambda self, failed: None)
+        with machine("one").drive(url) as folder:
+            spec = landscape_study("toy", num_trials=9, references=False)
+            with SearchStudy(spec, RunStore(folder).create(spec, rows={})) as study:
+                lost = study.ask()
+                asked = hashlib.sha256((folder / "in_flight.json").read_bytes()).hexdigest()
+                until = time.monotonic() + 30
+                while RemoteRun(url).state().documents.get("in_flight.json") != asked:
+                    assert time.monotonic() < until
+                    time.sleep(0.02)
+            raise SystemError("killed")
+    with machine("two").drive(url) as folder:
+        store = RunStore.open(folder)
+        with SearchStudy(store.study().config, store) as study:
+            assert study.interrupted == (lost.number,)
 
 
 def test_a_lost_answer_of_the_store_is_no_other_driver(machine, url, monkeypatch):
