@@ -79,7 +79,7 @@ def open_store(url: str) -> ObjectStore:
     scheme, place = (match["scheme"], match["place"].rstrip("/")) if match else ("", "")
     if scheme not in ("file", *PACKAGES):
         raise PreflightError(
-            f"{_short(url)}: must begin with s3://, gs:// or file://; got "
+            f"{shown_url(url)}: must begin with s3://, gs:// or file://; got "
             f"{scheme or 'no scheme'}. Name a bucket and a folder in it, or a folder here."
         )
     if not _PLACE.fullmatch(place) or ".." in place.split("/") or "//" in place:
@@ -93,7 +93,7 @@ def open_store(url: str) -> ObjectStore:
     if scheme == "file":
         if not place.startswith("/"):
             raise PreflightError(
-                f"{_short(url)}: must be file:// and an absolute path; got {place!r}. Write "
+                f"{shown_url(url)}: must be file:// and an absolute path; got {place!r}. Write "
                 "file:///FOLDER."
             )
         return FolderStore(f"file://{place}")
@@ -105,14 +105,14 @@ def open_store(url: str) -> ObjectStore:
         )
     except ImportError as error:
         raise PreflightError(
-            f"{_short(url)}: needs the package {PACKAGES[scheme]}; got: {error}. Install "
+            f"{shown_url(url)}: needs the package {PACKAGES[scheme]}; got: {error}. Install "
             f"safemerge[{scheme}]."
         ) from None
     except Exception as error:  # noqa: BLE001
         # A border: libraries of providers raise what they like, e.g. without credentials.
         raise PreflightError(
-            f"{_short(url)}: must be a store that can be reached; got: {_told(error)}. Check its "
-            "credentials."
+            f"{shown_url(url)}: must be a store that can be reached; got: {_told(error)}. "
+            "Check its credentials."
         ) from None
     return FilesystemStore(f"{scheme}://{place}", filesystem)
 
@@ -271,7 +271,7 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0][:200].rstrip('.')}" if text else type(error).__name__
 
 
-def _short(url: str) -> str:
+def shown_url(url: str) -> str:
     """Return a URL for a message without what may be a secret: with an @, its scheme alone."""
     if "@" in url:
         return f"{url.partition('://')[0][:80]}://…"

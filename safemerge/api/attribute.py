@@ -28,7 +28,7 @@ from safemerge.config.recipe import MergeRecipe
 from safemerge.config.study import StudySpec
 from safemerge.errors import UserError
 from safemerge.files import disk_errors
-from safemerge.object_store import is_url
+from safemerge.object_store import is_url, shown_url
 from safemerge.records import CandidateResult, TrialRecord
 from safemerge.reports.attribution import (
     Attribution,
@@ -101,8 +101,8 @@ def attribute(
     """
     if is_url(run):
         raise UserError(
-            f"{run}: must be a run's folder, which keeps what is found; got a URL. Copy it to a "
-            "folder of this machine first."
+            f"{shown_url(str(run))}: must be a run's folder, which keeps what is found; got a "
+            "URL. Copy it to a folder of this machine first."
         )
     folder = run.folder if isinstance(run, Run) else Path(run)
     lines = Progress(progress)

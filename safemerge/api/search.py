@@ -21,7 +21,7 @@ from safemerge.config.rung import RungSpec
 from safemerge.config.study import StudySpec
 from safemerge.errors import StudyError, UserError
 from safemerge.interrupt import Terminated
-from safemerge.object_store import is_url
+from safemerge.object_store import is_url, shown_url
 from safemerge.records import CandidateResult, Front, TrialRecord
 from safemerge.store import RunStore
 
@@ -90,8 +90,8 @@ def search(
         )
     if new_data and is_url(results):
         raise UserError(
-            f"search: new_data (--new-data) renames a run's folder; got results at {results}. "
-            "Take another URL or another study name."
+            f"search: new_data (--new-data) renames a run's folder; got results at "
+            f"{shown_url(str(results))}. Take another URL or another study name."
         )
     lines = Progress(progress)
     with driven_run(results, spec.name, lines) as store:

@@ -9,7 +9,7 @@ from safemerge.api.run import report
 from safemerge.api.stored import accept_records
 from safemerge.commands.console import Console
 from safemerge.errors import UserError
-from safemerge.object_store import is_url
+from safemerge.object_store import is_url, shown_url
 from safemerge.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def run(options: argparse.Namespace) -> None:
     if options.accept_trials:
         if is_url(options.run):
             raise UserError(
-                f"report: {options.run} is a copy of what a search stores; got --accept-trials. "
-                "Give it to `safemerge search … --resume`."
+                f"report: {shown_url(options.run)} is a copy of what a search stores; got "
+                "--accept-trials. Give it to `safemerge search … --resume`."
             )
         accept_records(RunFolder(Path(options.run)), console)
     path = report(options.run, as_stored=options.as_stored, progress=console.say)

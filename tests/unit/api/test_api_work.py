@@ -92,6 +92,18 @@ def test_a_search_does_not_write_over_a_run(tmp_path, monkeypatch):
         safemerge.search(study, results=tmp_path, resume=True, new_data=True)
 
 
+def test_a_secret_in_a_url_that_is_refused_is_not_printed(capsys):
+    url = "s3://AKIA:topsecret@bucket/run"
+    with pytest.raises(UserError, match="new_data") as searched:
+        safemerge.search(safemerge.Study.of(landscape_study("toy")), results=url, new_data=True)
+    with pytest.raises(UserError, match="got a URL") as attributed:
+        safemerge.attribute(url)
+    assert main(["report", url, "--accept-trials"]) == 2
+    for told in (str(searched.value), str(attributed.value), capsys.readouterr().err):
+        assert "s3://…" in told
+        assert "topsecret" not in told
+
+
 def test_an_interrupted_search_is_an_interrupt(tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
