@@ -21,7 +21,7 @@ from safemerge.files import replace_file, sync_folder, write_all
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 """Package of a scheme, each an extra of safemerge of the scheme's name; ``file`` needs none."""
 
-_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>.*)", re.DOTALL)
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>.*)", re.DOTALL | re.IGNORECASE)
 _PLACE = re.compile(r"[A-Za-z0-9._/~=+ -]+")
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -76,7 +76,7 @@ def open_store(url: str) -> ObjectStore:
         PreflightError: If the URL is none of these, or its package is not installed.
     """
     match = _URL.fullmatch(url)
-    scheme, place = (match["scheme"], match["place"].rstrip("/")) if match else ("", "")
+    scheme, place = (match["scheme"].lower(), match["place"].rstrip("/")) if match else ("", "")
     if scheme not in ("file", *PACKAGES):
         raise PreflightError(
             f"{shown_url(url)}: must begin with s3://, gs:// or file://; got "

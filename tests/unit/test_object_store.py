@@ -107,5 +107,6 @@ def test_where_keys_belong_is_said():
 
 
 def test_a_path_is_no_url():
+    assert is_url("S3://bucket/runs")
     assert not is_url("results/demo")
     assert not is_url("C:/results")
