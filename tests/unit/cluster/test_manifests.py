@@ -245,7 +245,9 @@ STANDINS = {
     "srun": 'case "$*" in *hostname*) echo 10.0.0.1 ;; *) echo "srun $*" >> "$CALLS"; '
     "exec sleep 60 ;; esac",
     "ray": "true",
-    "safemerge": 'echo "safemerge $* at $RAY_ADDRESS" >> "$CALLS"; '
+    # Ends after both steps of Ray have begun, as a search would.
+    "safemerge": 'until [ "$(grep -c ^srun "$CALLS")" = 2 ]; do sleep 0.05; done; '
+    'echo "safemerge $* at $RAY_ADDRESS" >> "$CALLS"; '
     'trap "exit 143" TERM; echo up; [ -n "${CODE:-}" ] && exit "$CODE"; sleep 60 & wait $!',
 }
 
