@@ -11,6 +11,7 @@ import ray
 from ray import serve
 from ray.serve import context
 from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ReplicaDetails, ServeInstanceDetails
 
 DRAINED_AFTER_S = 30.0
@@ -68,7 +69,7 @@ def dismissing(app: str) -> Iterator[None]:
     def look() -> None:
         while not over.wait(DISMISS_EVERY_S):
             # A controller that starts again answers the next time.
-            with suppress(ray.exceptions.RayError):
+            with suppress(ray.exceptions.RayError, RayServeException):
                 dismiss(app)
 
     thread = threading.Thread(target=look, name="safemerge-dismissal", daemon=True)

@@ -1,4 +1,8 @@
+import threading
+
 import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ReplicaDetails
 
 from safemerge.distributed import shutdown
@@ -75,3 +79,20 @@ def test_only_a_replica_that_was_never_placed_is_dismissed(put):
     cluster = put(Cluster(waiting, busy, replica("new", "STARTING", None), drained_at=1800))
     shutdown.dismiss("app")
     assert cluster.killed == ["waiting"]
+
+
+@pytest.mark.parametrize("error", [RayServeException("no controller"), RayActorError()])
+def test_a_controller_that_starts_again_is_asked_the_next_time(monkeypatch, error):
+    asked, again = [], threading.Event()
+
+    def dismiss(app):
+        asked.append(app)
+        if len(asked) == 1:
+            raise error
+        again.set()
+
+    monkeypatch.setattr(shutdown, "dismiss", dismiss)
+    monkeypatch.setattr(shutdown, "DISMISS_EVERY_S", 0.01)
+    with shutdown.dismissing("app"):
+        assert again.wait(30)
+    assert set(asked) == {"app"}
