@@ -89,7 +89,7 @@ def main() -> None:
         rows.writeheader()
         rows.writerows(watch.rows)
     asked = {name: value for name, value in vars(options).items() if name != "out"}
-    told = {
+    document = {
         "machine": machine(),
         "load_average": os.getloadavg()[0],
         "options": asked,
@@ -101,7 +101,7 @@ def main() -> None:
         "replicas_at_the_end": watch.rows[-1]["running"],
         "nodes_at_the_end": watch.rows[-1]["nodes"],
     }
-    save(options.out / "autoscaling.json", told)
+    save(options.out / "autoscaling.json", document)
     _draw(watch, options.out / "autoscaling.png")
 
 

@@ -3,7 +3,7 @@
     python benchmarks/driver_overhead.py --trials 100,1000,10000 --samplers random,tpe
 
 Each row is a process of its own. It writes a run with that many finished trials of an analytic
-landscape, each with a score for every prompt, opens it as `--resume` does, and goes on for some
+landscape, each with a score for every prompt, opens it as `--resume` does, and continues for some
 trials with what Ray Tune's searcher calls for each: `done`, `ask`, `known_result`, `tell`. No
 engine and no Ray take part: what is left is the driver's own work, by CPU time of the process.
 """

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -81,21 +82,49 @@ def replace_file(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: As the system reports it; the old file is then untouched.
     """
-    payload = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
+    with _written_beside(path, content.encode() if isinstance(content, str) else content) as whole:
+        whole.replace(path)
+    sync_folder(path.parent)
+
+
+def create_file(path: Path, content: bytes) -> bool:
+    """Write a file whole unless it exists; of several writers one succeeds, on any machine.
+
+    Args:
+        path: The file; its folder must exist.
+        content: Bytes.
+
+    Returns:
+        Whether the file was created; False if it existed, which is then untouched.
+
+    Raises:
+        OSError: As the system reports it; no file is then created.
+    """
+    with _written_beside(path, content) as whole:
+        # NOTE: a link, as a file that is opened exclusively would be seen before it is whole.
         try:
-            write_all(handle, payload)
+            path.hardlink_to(whole)
+        except FileExistsError:
+            return False
+    sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
+    """Write a temporary file, on disk for the block; its name is no other writer's."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            write_all(handle, content)
             os.fsync(handle)
         finally:
             os.close(handle)
-        temporary.replace(path)
-    except BaseException:
+        yield temporary
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise
-    sync_folder(path.parent)
 
 
 class Appended(NamedTuple):

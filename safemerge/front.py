@@ -67,7 +67,7 @@ def front_trials(spec: StudySpec, trials: Sequence[TrialRecord]) -> list[TrialRe
 
 
 class RunningFront:
-    """`front_trials` of a search that goes on: a new trial is compared with the front alone.
+    """`front_trials` of a running search: a new trial is compared with the front alone.
 
     Args:
         spec: The study, for objectives and directions.

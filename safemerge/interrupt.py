@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was told to end by SIGTERM; little time is left, at times a few seconds."""
+    """The process received SIGTERM; little time is left, at times a few seconds."""
 
 
 @contextmanager

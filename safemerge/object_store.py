@@ -7,16 +7,14 @@ one name, exactly one succeeds. S3 gives it (``If-None-Match: *``), Google Cloud
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from safemerge.errors import ObjectStoreError, PreflightError
-from safemerge.files import replace_file, sync_folder, write_all
+from safemerge.files import create_file, replace_file
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 """Package of a scheme, each an extra of safemerge of the scheme's name; ``file`` needs none."""
@@ -220,25 +218,7 @@ class FolderStore:
     def create(self, name: str, content: bytes) -> bool:
         """See `ObjectStore`."""
         with self._asked():
-            path = self._folder_of(name)
-            # NOTE: a link, as a file that is opened exclusively would be seen before it is whole.
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                try:
-                    write_all(handle, content)
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
-                try:
-                    path.hardlink_to(temporary)
-                except FileExistsError:
-                    return False
-            finally:
-                with suppress(OSError):
-                    temporary.unlink()
-            sync_folder(path.parent)
-        return True
+            return create_file(self._folder_of(name), content)
 
     def names(self, folder: str) -> list[str]:
         """See `ObjectStore`."""

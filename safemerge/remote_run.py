@@ -58,7 +58,7 @@ _LOCAL = re.compile(r"study\.(db|journal).*|.*\.old-\d+")
 _DRAWN = re.compile(r"report\.html|figures/.*")
 """What is drawn from the records, by whoever likes."""
 _ESSENTIAL = ("study.json", "asked.json")
-"""Written once: another content is damage. Others are replaced as the run goes on."""
+"""Written once: another content is damage. Others are replaced while the search runs."""
 _DRIVER_FILE = ".driver"
 
 Say = Callable[[str], None]
@@ -352,13 +352,13 @@ class _Driver:
                 if tries_left:
                     time.sleep(1.0)
                     continue
-                told = (
+                message = (
                     f"{error} What was not stored is in {self._run.folder}: run the command again "
                     "on this machine, with --resume."
                 )
                 if failed is None:
-                    raise ObjectStoreError(told) from None
-                self._say(f"note: {told}")
+                    raise ObjectStoreError(message) from None
+                self._say(f"note: {message}")
                 return
             else:
                 return

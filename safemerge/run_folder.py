@@ -146,9 +146,10 @@ class RunFolder:
         Raises:
             PreflightError: If no user has that name.
         """
-        if "://" in os.fspath(results):
+        scheme, is_url, _ = os.fspath(results).partition("://")
+        if is_url:  # not repeated whole: it may hold a key
             raise PreflightError(
-                f"--results: must be a folder; got the URL {os.fspath(results)[:80]!r}. Only "
+                f"--results: must be a folder; got a URL ({scheme[:20]}://…). Only "
                 "`safemerge search` stores results at a URL."
             )
         try:

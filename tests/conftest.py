@@ -1,5 +1,6 @@
 """Session fixtures: pico models, and a cache that is not the user's."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 import safemerge.programs  # noqa: F401 - kinds of files and rows of methods are registered
+from safemerge import plugins
 from safemerge.testing import pico
 
 _KEEP_CACHE = "SAFEMERGE_TEST_CACHE"
@@ -43,6 +45,17 @@ def install_examples(tmp_path_factory):
         return place
 
     return install
+
+
+@pytest.fixture
+def examples(site, monkeypatch):
+    """See the packages of the test file's `site`, of `install_examples`, as installed."""
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(plugins, "_registered", {})
+    importlib.invalidate_caches()
+    plugins._entry_points.cache_clear()
+    yield
+    plugins._entry_points.cache_clear()
 
 
 @pytest.fixture(scope="session")

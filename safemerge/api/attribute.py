@@ -99,12 +99,7 @@ def attribute(
         UserError: If there is no such point, or data, models or environment are wrong.
         EngineError: If the engine failed; finished merges are kept.
     """
-    if is_url(run):
-        raise UserError(
-            f"{shown_url(str(run))}: must be a run's folder, which keeps what is found; got a "
-            "URL. Copy it to a folder of this machine first."
-        )
-    folder = run.folder if isinstance(run, Run) else Path(run)
+    folder = _folder_of(run)
     lines = Progress(progress)
     store = RunStore(folder)
     plan = plan_attribution(folder, pick=pick, looks=looks)
@@ -119,20 +114,29 @@ def attribute(
     return found
 
 
+def _folder_of(run: Run | StrPath) -> Path:
+    if is_url(run):
+        raise UserError(
+            f"{shown_url(str(run))}: must be a run's folder, which keeps what is found; got a "
+            "URL. Copy it to a folder of this machine first."
+        )
+    return run.folder if isinstance(run, Run) else Path(run)
+
+
 def plan_attribution(
-    folder: Path, *, pick: str = "knee", looks: Iterable[Look] = LOOKS
+    run: Run | StrPath, *, pick: str = "knee", looks: Iterable[Look] = LOOKS
 ) -> AttributionPlan:
     """Say which merges an attribution takes, and which of them the run has scores of.
 
     Args:
-        folder: The run's folder.
+        run: See `attribute`.
         pick: See `attribute`.
         looks: See `attribute`.
 
     Raises:
         UserError: If there is no such point, or nothing to look at.
     """
-    wanted = list(looks)
+    folder, wanted = _folder_of(run), list(looks)
     for look in wanted:
         if look not in LOOKS:
             raise UserError(f"attribute: looks must be of {', '.join(LOOKS)}; got {look!r}.")

@@ -273,7 +273,7 @@ def _search(
             progress.say(plan.summary)
     front = study.store.read_front()
     if front is not None and front.ended_by is not None and not study.done:
-        # A larger budget goes on: what it had ended is unfinished again.
+        # With a larger budget the search continues: what the old one ended is unfinished again.
         study.store.write_front(front.model_copy(update={"ended_by": None}))
     if spec.unmade and not study.done:
         where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"

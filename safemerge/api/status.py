@@ -16,7 +16,7 @@ from safemerge.reports.run import Point, Run, load_run
 from safemerge.store import RunStore
 
 _TIMED = 20
-"""Last trials by which the pace is told."""
+"""Last trials that the pace is measured over."""
 
 
 class FrontStatus(StrictModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safemerge.api.attribute import LOOKS, attribute, plan_attribution
@@ -20,13 +19,12 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate the point's recipe without each part, print what was found, redraw the report."""
     console = Console()
     looks = options.only or LOOKS
-    folder = Path(options.run)
     if options.dry_run:
-        _plan(console, folder, options.pick, looks)
+        _plan(console, options.run, options.pick, looks)
         return
     say = None if options.json else console.say
-    found = attribute(folder, pick=options.pick, looks=looks, progress=say)
-    page = write_report(folder)
+    found = attribute(options.run, pick=options.pick, looks=looks, progress=say)
+    page = write_report(options.run)
     if options.json:
         console.plain(found.model_dump_json(indent=2))
         return
@@ -35,8 +33,8 @@ def run(options: argparse.Namespace) -> None:
     console.say(f"report: {page}")
 
 
-def _plan(console: Console, folder: Path, pick: str, looks: object) -> None:
-    plan = plan_attribution(folder, pick=pick, looks=looks)  # type: ignore[arg-type]
+def _plan(console: Console, run: str, pick: str, looks: object) -> None:
+    plan = plan_attribution(run, pick=pick, looks=looks)  # type: ignore[arg-type]
     text = ", ".join(plan.parents) or "none"
     console.plain(f"{plan.trial.label}: parents {text}")
     for part in plan.parts:

@@ -69,14 +69,14 @@ def view_lines(state: SearchState, since_s: float = 0.0, *, width: int = 80) -> 
     full = round(share * room)
     bar = "\u2588" * full + "\u00b7" * (room - full)
     lines = ["\u2500" * width, f"[{bar}]{head}"]
-    told = []
+    pieces = []
     if state.seconds_left is not None and state.seconds_each is not None:
         left = max(0.0, state.seconds_left - since_s)
-        told.append(f"about {duration(left)} left")
-        told.append(f"{state.seconds_each:.1f} s a trial")
+        pieces.append(f"about {duration(left)} left")
+        pieces.append(f"{state.seconds_each:.1f} s a trial")
     if state.prompts_per_s is not None:
-        told.append(f"{state.prompts_per_s:.1f} prompts/s")
-    lines.append(", ".join(told) or "waiting for the first trial")
+        pieces.append(f"{state.prompts_per_s:.1f} prompts/s")
+    lines.append(", ".join(pieces) or "waiting for the first trial")
     lines.append(
         f"{state.replicas} of at most {state.most_replicas} replicas answering; "
         f"{state.infeasible} infeasible, {state.failed} failed"

@@ -59,7 +59,7 @@ class StudyScheduler(FIFOScheduler):
             self._keeps_clients = True
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Stop a trial that the rung prunes; let every other one go on."""
+        """Stop a trial that the rung prunes; let every other one continue."""
         self._heard[trial.trial_id] = time.monotonic()
         if RUNG not in result:
             return str(self.CONTINUE)

@@ -210,7 +210,7 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
     words = np.random.SeedSequence((spec.seed, num_existing)).generate_state(1)
     seed = int(words[0])
     startup = spec.sampler.startup
-    # Samplers of Optuna's form count the reference points that they are told of as trials.
+    # Samplers of Optuna's form count the reference points that they are given as trials.
     num_startup = startup + num_expressions(spec)
     if spec.sampler.use is not None:
         return _added_sampler(spec.sampler, seed=seed, startup=num_startup)

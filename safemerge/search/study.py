@@ -31,7 +31,7 @@ class SearchStudy:
     """One study, driven by a single process; any number of trials may be in flight.
 
     The references (each parent, the plain mean, warm starts that no space can express) come
-    first. They live in the run's store, and where a space expresses one, the sampler is told of it
+    first. They live in the run's store, and where a space expresses one, the sampler gets it
     as a finished trial that costs no budget. Then come the points that are sampled for warm
     starts. Sampled trials live in Optuna as well, in memory
     unless the study says otherwise, and are rebuilt there: ``trials.jsonl`` is the truth. Every

@@ -111,16 +111,16 @@ def growing_cluster(
             *(f"--temp-dir={folder}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             "--disable-usage-stats",
         ]
-        with (Path(folder) / "told.txt").open("wb") as told:
+        with (Path(folder) / "output.txt").open("wb") as output:
             head = subprocess.Popen(
                 command,
                 env={**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
-                stdout=told,
-                stderr=told,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
         try:
-            _wait_for(port, head, Path(folder) / "told.txt")
+            _wait_for(port, head, Path(folder) / "output.txt")
             yield f"127.0.0.1:{port}"
         finally:
             _end(head)
@@ -132,13 +132,13 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _wait_for(port: int, head: subprocess.Popen[bytes], told: Path) -> None:
+def _wait_for(port: int, head: subprocess.Popen[bytes], output: Path) -> None:
     deadline = time.monotonic() + STARTED_WITHIN_S
     while head.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.5)
-    raise RuntimeError(f"growing cluster: the head must come up; got: {told.read_text()[-500:]}")
+    raise RuntimeError(f"growing cluster: the head must come up; got: {output.read_text()[-500:]}")
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from safemerge.weights.checkpoint import CONFIG_FILE, OUTPUT_HEAD, SINGLE_FILE
 from safemerge.weights.vocabulary import TOKENIZER_FILE
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 VOCAB_SIZE = 512
@@ -53,8 +54,7 @@ def pico_tokenizer() -> PreTrainedTokenizerFast:
     Returns:
         A transformers PreTrainedTokenizerFast with a ChatML template.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     specials = [PAD, START_OF_TURN, END_OF_TURN, END_OF_TEXT]
     merges = [(first, second) for first in _FIRST_LETTERS for second in _SECOND_LETTERS]
@@ -67,6 +67,22 @@ def pico_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    return chat_tokenizer(tokenizer, specials)
+
+
+def chat_tokenizer(
+    tokenizer: Tokenizer, specials: Iterable[str], **more: str
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer as transformers has it, with the tests' chat template.
+
+    Args:
+        tokenizer: The tokenizer; special tokens are added to it.
+        specials: Its special tokens.
+        more: Further named tokens, such as ``unk_token``.
+    """
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in specials]
     )
@@ -76,6 +92,7 @@ def pico_tokenizer() -> PreTrainedTokenizerFast:
         bos_token=START_OF_TURN,
         eos_token=END_OF_TURN,
         clean_up_tokenization_spaces=False,
+        **more,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -21,11 +21,11 @@ from safemerge.config.training import FinetuneSpec
 from safemerge.data.rows import load_training_samples
 from safemerge.errors import ConfigError, DataError, UserError
 from safemerge.testing.pico import (
-    CHAT_TEMPLATE,
     END_OF_TEXT,
     END_OF_TURN,
     PAD,
     START_OF_TURN,
+    chat_tokenizer,
     pico_base,
 )
 
@@ -52,9 +52,8 @@ def word_tokenizer(texts: Iterable[str], *, most: int = 4096) -> PreTrainedToken
     Raises:
         DataError: If there are more special tokens than `most` allows.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
     from tokenizers.pre_tokenizers import Split
-    from transformers import PreTrainedTokenizerFast
 
     specials = [PAD, START_OF_TURN, END_OF_TURN, END_OF_TEXT, UNKNOWN]
     if most <= len(specials):
@@ -72,19 +71,7 @@ def word_tokenizer(texts: Iterable[str], *, most: int = 4096) -> PreTrainedToken
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in specials]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=START_OF_TURN,
-        eos_token=END_OF_TURN,
-        unk_token=UNKNOWN,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return chat_tokenizer(tokenizer, specials, unk_token=UNKNOWN)
 
 
 def word_base(out: Path | str, texts: Iterable[str], *, seed: int = 0, most: int = 4096) -> Path:

@@ -1,6 +1,5 @@
 """Packages of ``examples/``, installed as anybody's: found, validated, used, and exported."""
 
-import importlib
 import json
 import pickle
 from pathlib import Path
@@ -40,14 +39,7 @@ def site(install_examples):
     return install_examples("merge_method", "sampler")
 
 
-@pytest.fixture(autouse=True)
-def examples(site, monkeypatch):
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setattr(plugins, "_registered", {})
-    importlib.invalidate_caches()
-    plugins._entry_points.cache_clear()
-    yield
-    plugins._entry_points.cache_clear()
+pytestmark = pytest.mark.usefixtures("examples")
 
 
 class TestTopMean(WeightedMethodCases):

@@ -1,6 +1,5 @@
 """The example alignment method, installed as a package of its own: validated, trained, resumed."""
 
-import importlib
 import itertools
 import json
 import pickle
@@ -52,14 +51,7 @@ def site(install_examples):
     return install_examples("alignment_method")
 
 
-@pytest.fixture(autouse=True)
-def examples(site, monkeypatch):
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setattr(plugins, "_registered", {})
-    importlib.invalidate_caches()
-    plugins._entry_points.cache_clear()
-    yield
-    plugins._entry_points.cache_clear()
+pytestmark = pytest.mark.usefixtures("examples")
 
 
 def stage(document=ADDED, **changes):

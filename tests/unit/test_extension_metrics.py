@@ -1,6 +1,5 @@
 """The metric and the judge of ``examples/``, installed as anybody's: validated, run, picked."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -42,14 +41,7 @@ def site(install_examples):
     return install_examples("metric", "judge")
 
 
-@pytest.fixture(autouse=True)
-def examples(site, monkeypatch):
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setattr(plugins, "_registered", {})
-    importlib.invalidate_caches()
-    plugins._entry_points.cache_clear()
-    yield
-    plugins._entry_points.cache_clear()
+pytestmark = pytest.mark.usefixtures("examples")
 
 
 def suite(*metrics, **changes):

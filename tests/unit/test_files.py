@@ -1,5 +1,6 @@
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import BaseModel
@@ -166,3 +167,13 @@ def test_a_stored_record_is_read_back_or_its_damage_is_named():
 @pytest.mark.parametrize(("line", "whole"), [(b'{"number": 3}', True), (b'{"numb', False)])
 def test_half_a_record_is_no_record(line, whole):
     assert files.is_stored(line, Kept) is whole
+
+
+def test_of_several_writers_of_a_new_file_one_succeeds_and_nothing_is_left_beside(tmp_path):
+    path = tmp_path / "0001.json"
+    contents = [bytes([65 + k]) * 99_999 for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda content: files.create_file(path, content), contents))
+    assert sum(created) == 1
+    assert path.read_bytes() == contents[created.index(True)]
+    assert list(tmp_path.iterdir()) == [path]

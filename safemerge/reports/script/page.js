@@ -43,7 +43,7 @@
   }
 
   const minus = (text) => String(text).replace("-", "\u2212");
-  const scale = (metric) => run.metrics[metric].scale; // 100 where a share is told in percent
+  const scale = (metric) => run.metrics[metric].scale; // 100 where a share is shown in percent
   const isShare = (metric) => scale(metric) === 100;
   // One decimal, an exact tie to the even digit, as the tables that Python writes have it.
   const tenths = (value) => {

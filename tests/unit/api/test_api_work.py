@@ -13,7 +13,7 @@ from safemerge.api import search as searching
 from safemerge.api.progress import Progress
 from safemerge.cli import main
 from safemerge.config.checkpoint import CheckpointRef
-from safemerge.errors import ConfigError, UserError
+from safemerge.errors import ConfigError, PreflightError, UserError
 from safemerge.store import RunStore
 from safemerge.testing.landscapes import landscape_study
 
@@ -98,10 +98,21 @@ def test_a_secret_in_a_url_that_is_refused_is_not_printed(capsys):
         safemerge.search(safemerge.Study.of(landscape_study("toy")), results=url, new_data=True)
     with pytest.raises(UserError, match="got a URL") as attributed:
         safemerge.attribute(url)
-    assert main(["report", url, "--accept-trials"]) == 2
-    for told in (str(searched.value), str(attributed.value), capsys.readouterr().err):
-        assert "s3://…" in told
-        assert "topsecret" not in told
+    with pytest.raises(PreflightError, match=r"got a URL \(s3://…\)") as trained:
+        RunStore.under(url, "stage")
+    messages = [str(searched.value), str(attributed.value), str(trained.value)]
+    for command in (
+        ["report", url, "--accept-trials"],
+        ["attribute", url],
+        ["attribute", url, "--dry-run"],
+        ["export", url, "out", "--pick", "knee"],
+        ["status", url],
+        ["compare", url, "runs/other"],
+    ):
+        assert main(command) == 2
+        messages.append(capsys.readouterr().err)
+    for message in messages:
+        assert "topsecret" not in message
 
 
 def test_an_interrupted_search_is_an_interrupt(tmp_path, monkeypatch):
