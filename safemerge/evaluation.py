@@ -184,9 +184,9 @@ def evaluate_candidate(
 
     Returns:
         Metrics with intervals and per-sample scores. A recipe that merges to non-finite weights
-        gives a result without metrics, marked `broken`; so does one whose log-probabilities are not
-        finite, and one whose answers to open questions are mostly degenerate (its metrics
-        are kept).
+        gives a result without metrics, marked `broken`; so does one with non-finite
+        log-probabilities, and one whose answers to open questions are mostly degenerate (its
+        metrics are kept).
 
     Raises:
         EngineError: If the engine failed; nothing is known about the candidate.
