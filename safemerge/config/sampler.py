@@ -14,19 +14,36 @@ from safemerge.errors import ConfigError
 GIVEN = ("seed", "n_startup_trials", "constraints_func")
 """Arguments that a sampler is given where it takes them."""
 
+_ELSEWHERE = {
+    "gp": "Write 'use: optuna.samplers:GPSampler' in a study with one space, or take 'bayesian', "
+    "which knows the noise and all spaces",
+    "qlognehvi": "Write 'bayesian', which is qLogNEHVI",
+    "map": "Take 'bayesian', whose Gaussian processes include MAP's quadratic surfaces",
+    "cma_es": "Optuna's CMA-ES has one objective: with one, write 'use: "
+    "optuna.samplers:CmaEsSampler'; else take 'bayesian'",
+    "grid": "With choices or steps alone every sampler covers the grid and ends; take 'random'",
+}
+"""What to write for samplers that other tools have by name."""
+
 
 class SamplerSpec(StrictModel):
     """How the next recipe is chosen (Optuna)."""
 
-    name: Literal["auto", "tpe", "bayesian", "nsga2", "nsga3", "random"] = "auto"
+    name: Literal["auto", "tpe", "bayesian", "nsga2", "nsga3", "qmc", "random"] = "auto"
     """``bayesian``: the largest expected gain of hypervolume (qLogNEHVI, BoTorch) by Gaussian
     processes that know each evaluation's noise; about a CPU second a recipe. ``auto``: what the
     run began with; a new one takes ``bayesian``, or ``tpe`` without BoTorch or with more than
     a hundred combinations of choices. The run stores which. ``nsga2`` and ``nsga3``: genetic
     algorithms with populations of `startup`; ``nsga3`` keeps those near evenly spread directions,
-    for three objectives and more."""
+    for three objectives and more. ``qmc``: a scrambled Sobol sequence, which covers the spaces
+    more evenly than ``random`` and learns as little."""
     startup: int = Field(default=8, ge=1)
     """Recipes drawn over the whole space before the sampler learns."""
+    synchronous: bool = Field(default=False, exclude_if=lambda given: not given)
+    """Draw recipes in rounds of `startup`: each once all earlier rounds are finished, and knowing
+    nothing of its own. The same study on the same machine then draws the same recipes, whatever
+    the number of replicas and whichever answers first; they idle at the end of a round. A
+    resumed run, a crashed trial or a budget in seconds may draw others."""
     use: str | None = Field(default=None, exclude_if=lambda given: given is None)
     """In place of `name`: a sampler that an installed package adds, by its name; or any class of
     Optuna's form by its import path, e.g. ``optuna.samplers:GPSampler``."""
@@ -39,6 +56,13 @@ class SamplerSpec(StrictModel):
         default=None, validate_default=True, exclude_if=lambda given: given is None
     )
     """Written by safemerge: the package and version that `use` comes from."""
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _known_elsewhere(cls, name: object) -> object:
+        if isinstance(name, str) and name in _ELSEWHERE:
+            raise ValueError(f"is none of safemerge's own; got {name!r}. {_ELSEWHERE[name]}.")
+        return name
 
     @field_validator("plugin")
     @classmethod

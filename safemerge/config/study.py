@@ -334,6 +334,11 @@ class StudySpec(StrictModel):
                 f"rung.sets: {len(self.objectives)} objectives need at least 2 sets; got 1. One "
                 "loss would prune whatever trades it for the other objective. Add a set."
             )
+        if self.rung is not None and self.sampler.synchronous:
+            problems.append(
+                "sampler.synchronous: must be false with rung, where what is pruned depends on "
+                "which rival is finished; got true. Drop one."
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

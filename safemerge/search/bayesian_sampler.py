@@ -69,11 +69,7 @@ class BayesianSampler(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """Return the parameters of all spaces; `sample_relative` gives values to one space's."""
         del study, trial
-        encoding = self._encoding
-        found = {name: item for space in encoding.spaces.values() for name, item in space.items()}
-        if encoding.chooser is not None:
-            found[encoding.chooser] = encoding.choice
-        return found
+        return self._encoding.parameters()
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

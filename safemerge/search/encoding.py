@@ -130,6 +130,11 @@ class Encoding:
                 found[name] = _legal(distribution, _unscaled(number, float(point[number.column])))
         return found
 
+    def parameters(self) -> dict[str, BaseDistribution]:
+        """Return the distributions of all spaces by name, with that of the choice of a space."""
+        found = {name: item for space in self.spaces.values() for name, item in space.items()}
+        return found if self.chooser is None else {**found, self.chooser: self.choice}
+
     @property
     def choice(self) -> CategoricalDistribution:
         """The distribution of the parameter that holds the space."""

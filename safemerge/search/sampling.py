@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
 
@@ -27,15 +27,39 @@ _MAX_REPEATS = 10
 """How often a sampler may draw what was drawn before, until something else is taken."""
 
 
+class _Outcome(NamedTuple):
+    """What became of a trial."""
+
+    trial: optuna.Trial
+    record: TrialRecord
+    values: Sequence[float]
+
+    def tell(self, study: optuna.Study) -> None:
+        """Let Optuna know."""
+        if self.record.state != "COMPLETE":
+            study.tell(self.trial, state=TrialState[self.record.state])
+            return
+        # NOTE: samplers read constraints from the finished trial, so they come before tell.
+        for metric, violation in self.record.violations.items():
+            self.trial.set_constraint(metric, violation)
+        self.trial.set_user_attr(VARIANCES, variances(self.record))
+        study.tell(self.trial, self.values)
+
+
 class Sampling:
     """Asks Optuna for recipes and tells it what became of them.
 
     Args:
         study: Optuna's study; from now on no one else adds trials to it or ends them.
+        round_size: Recipes of a round that know nothing of each other; None if each knows all
+            that is finished.
     """
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: optuna.Study, *, round_size: int | None = None) -> None:
         self._study = study
+        self._round_size = round_size
+        self._withheld: dict[int, _Outcome] = {}
+        """What this round found, by Optuna's number."""
         trials = study.get_trials(deepcopy=False)
         self._queue = {trial.number for trial in trials if trial.state == TrialState.WAITING}
         self._counted = {
@@ -52,6 +76,13 @@ class Sampling:
     def num_counted(self) -> int:
         """Sampled candidates against the budget: a try again counts with its first try."""
         return len(self._counted)
+
+    @property
+    def awaits_round(self) -> bool:
+        """Whether the next recipe must wait for results of its round."""
+        if self._round_size is None or self.waiting or self.num_counted % self._round_size:
+            return False
+        return not self.is_told(self.num_counted)
 
     def is_told(self, count: int) -> bool:
         """Whether none of the first `count` candidates against the budget is open."""
@@ -76,6 +107,8 @@ class Sampling:
         """
         if not self.waiting and self.num_counted >= spec.num_trials:
             return None
+        if self._round_size and self.num_counted % self._round_size == 0:
+            self.tell_withheld()
         asked = self._ask_new(spec, drawn)
         if asked is None:
             return None
@@ -134,18 +167,19 @@ class Sampling:
         """
         if record.reason is not None:
             trial.set_user_attr(REASON, record.reason)
-        if record.state != "COMPLETE":
-            self._study.tell(trial, state=TrialState[record.state])
-            self._end(trial, retried=record.retried)
-            return
-        # NOTE: samplers read constraints from the finished trial, so they come before tell.
-        for metric, violation in record.violations.items():
-            trial.set_constraint(metric, violation)
-        trial.set_user_attr(VARIANCES, variances(record))
-        self._study.tell(trial, values)
-        self._end(trial)
+        outcome = _Outcome(trial, record, values)
+        if self._round_size is None:
+            outcome.tell(self._study)
+        else:
+            self._withheld[trial.number] = outcome
+        self._end(trial, retried=record.retried)
 
-    def _end(self, trial: optuna.Trial, *, retried: bool = False) -> None:
+    def tell_withheld(self) -> None:
+        """Tell Optuna what the last round found, in the order in which it was drawn."""
+        for number in sorted(self._withheld):
+            self._withheld.pop(number).tell(self._study)
+
+    def _end(self, trial: optuna.Trial, *, retried: bool) -> None:
         if retried:
             del self._counted[trial.number]
         else:

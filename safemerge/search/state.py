@@ -134,6 +134,11 @@ class SearchState:
         self.next_number = pending.proposal.number + 1
         return pending.proposal
 
+    @property
+    def references_in_flight(self) -> bool:
+        """Whether a reference point is being evaluated."""
+        return any(item.proposal.role == "reference" for item in self.pending.values())
+
     def _open_references(self) -> list[tuple[Reference, str]]:
         """Return the references that are neither finished, nor in flight, nor failed for good."""
         found, retries = self._finished, self.spec.evaluator.num_retries

@@ -26,6 +26,7 @@ from safemerge.files import disk_errors, free_name, restore_last_line
 from safemerge.search.bayesian_sampler import BayesianSampler
 from safemerge.search.flight import FlightFile
 from safemerge.search.known import num_expressions
+from safemerge.search.qmc_sampler import DeclaredQMCSampler
 from safemerge.search.space import encoding
 from safemerge.search.tpe_sampler import BoundedTPESampler
 
@@ -201,8 +202,8 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
 
     Returns:
         TPE (multivariate, grouped by space, with a constant liar for parallel asks), NSGA-II
-        or NSGA-III (populations of ``startup``, at least 2), random sampling, Bayesian
-        optimisation, or what the study names.
+        or NSGA-III (populations of ``startup``, at least 2), random sampling, a Sobol sequence,
+        Bayesian optimisation, or what the study names.
 
     Raises:
         ConfigError: If the sampler that the study names cannot be made, or is none.
@@ -217,6 +218,8 @@ def make_sampler(spec: StudySpec, *, num_existing: int) -> BaseSampler:
     spec = with_sampler(spec).spec
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
+    if spec.sampler.name == "qmc":
+        return DeclaredQMCSampler(encoding(spec), seed=spec.seed)
     if spec.sampler.name == "bayesian":
         objectives = {item.metric: item.reference for item in spec.objectives}
         return BayesianSampler(encoding(spec), objectives, startup=startup, seed=seed)

@@ -82,7 +82,9 @@ class SearchStudy:
                     undo.callback(self._dashboard.close)
                 else:
                     flight.path.unlink(missing_ok=True)
-                self._sampling = Sampling(self._study)
+                rounds = spec.sampler.startup if spec.sampler.synchronous else None
+                self._sampling = Sampling(self._study, round_size=rounds)
+                undo.callback(self._sampling.tell_withheld)  # before the dashboard's last copy
                 self._sampling.tell_references(spec, records)
                 self._sampling.queue_starts(spec)
                 trials = self._study.get_trials(deepcopy=False)
@@ -120,7 +122,7 @@ class SearchStudy:
         with self._lock, storage_errors(self._path):
             state = self._state
             pending = state.next_reference()
-            if pending is None and sample:
+            if pending is None and sample and self._may_sample():
                 if state.ended_by is None or self._sampling.waiting:
                     pending = self._sampling.ask(state.spec, state.next_number, state.drawn)
                 pending = pending or state.next_exact()
@@ -174,7 +176,7 @@ class SearchStudy:
                 self.store.append(record)
                 state.finish(ending)
                 if record.role == "reference":
-                    self._sampling.tell_references(state.spec, [record])
+                    self._tell_reference(record)
                 if trial is not None:
                     values = state.values(record) if record.state == "COMPLETE" else ()
                     self._sampling.tell(trial, record, values)
@@ -185,6 +187,21 @@ class SearchStudy:
                 if self._dashboard is not None:
                     self._dashboard.note_change()
             return record
+
+    def _may_sample(self) -> bool:
+        """Whether a recipe may be drawn now; in rounds, what it must know may be in flight."""
+        if not self.spec.sampler.synchronous:
+            return True
+        return not (self._state.references_in_flight or self._sampling.awaits_round)
+
+    def _tell_reference(self, record: TrialRecord) -> None:
+        """Let the sampler know of a reference point; in rounds, in the order of their numbers."""
+        records = [record]
+        if self.spec.sampler.synchronous:
+            if self._state.references_in_flight:
+                return
+            records = sorted(self._state.records, key=lambda item: item.number)
+        self._sampling.tell_references(self.spec, records)
 
     def known_result(self, candidate: str) -> CandidateResult | None:
         """Return the result of a candidate that was evaluated already, if it was."""

@@ -41,6 +41,13 @@ def test_a_rung_that_cannot_work_is_told(problems, rung, words):
     assert words in line
 
 
+def test_a_synchronous_sampler_is_refused_beside_it(problems):
+    rung = {"sets": {"a": [PAIRS], "b": [PAIRS]}}
+    document = DOCUMENT | {"rung": rung, "sampler": {"synchronous": True}}
+    (line,) = problems(document, StudySpec)
+    assert "sampler.synchronous: must be false with rung" in line
+
+
 def test_a_generator_without_a_split_for_the_rung_is_told(problems):
     source = {"kind": "generator", "name": "unsafe-questions", "split": "rung", "count": 9}
     rung = {"sets": {"a": [PAIRS], "b": [PAIRS | {"source": source}]}}

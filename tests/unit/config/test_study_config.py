@@ -255,9 +255,16 @@ def test_an_unknown_key_is_refused_at_every_level(places, set_in, problems):
         (
             "sampler/name",
             "tpee",
-            "sampler.name: must be 'auto', 'tpe', 'bayesian', 'nsga2', 'nsga3' or 'random'; "
-            'got "tpee".',
+            "sampler.name: must be 'auto', 'tpe', 'bayesian', 'nsga2', 'nsga3', 'qmc' or "
+            "'random'; got \"tpee\".",
         ),
+        (
+            "sampler/name",
+            "qlognehvi",
+            "sampler.name: is none of safemerge's own; got 'qlognehvi'. ",
+        ),
+        ("sampler/name", "gp", "sampler.name: is none of safemerge's own; got 'gp'. Write 'use: "),
+        ("sampler/name", "map", "sampler.name: is none of safemerge's own; got 'map'. Take "),
         ("sampler/startup", 0, "sampler.startup: must be at least 1; got 0."),
         ("num_trials", 0, "num_trials: must be at least 1; got 0."),
         ("num_trials", 1e3, "num_trials: must be a whole number; got 1000.0."),
