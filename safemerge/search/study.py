@@ -73,15 +73,12 @@ class SearchStudy:
                 for record in recovery.run():
                     store.append(record)
                     self._state.add(record)
-                self._flight: FlightFile | None = None
+                flight.clear()
+                self._flight = flight
                 self._dashboard: Dashboard | None = None
                 if spec.storage == "memory":
-                    flight.clear()
-                    self._flight = flight
                     self._dashboard = Dashboard(spec, self._path, self._study)
                     undo.callback(self._dashboard.close)
-                else:
-                    flight.path.unlink(missing_ok=True)
                 self._sampling = Sampling(self._study)
                 self._sampling.tell_references(spec, records)
                 self._sampling.queue_starts(spec)
@@ -124,7 +121,7 @@ class SearchStudy:
                 if state.ended_by is None or self._sampling.waiting:
                     pending = self._sampling.ask(state.spec, state.next_number, state.drawn)
                 pending = pending or state.next_exact()
-            if pending is not None and self._flight is not None and pending.trial is not None:
+            if pending is not None and pending.trial is not None:
                 self._flight.add(pending.flying())
             return None if pending is None else state.start(pending)
 
@@ -180,8 +177,7 @@ class SearchStudy:
                     self._sampling.tell(trial, record, values)
                     if ending.retried:
                         self._sampling.queue_again(state.spec, ending.pending.proposal)
-                if self._flight is not None:
-                    self._flight.remove(number)
+                self._flight.remove(number)
                 if self._dashboard is not None:
                     self._dashboard.note_change()
             return record

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -72,6 +73,20 @@ def replica_pid(evaluator):
 
 def break_engine(evaluator):
     evaluator._handle.break_engine.remote().result(timeout_s=60 * PATIENCE)
+
+
+def test_nobody_else_on_the_network_reaches_a_local_cluster(evaluator, recipe):
+    """Driver, Ray's processes, Serve's and the engine's: all of them listen on loopback."""
+    evaluator.score(recipe, "search")
+    this = psutil.Process()
+    found, seen = set(), set()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            listening = [it for it in process.net_connections("tcp") if it.status == "LISTEN"]
+            seen |= {process.name()} if listening else set()
+            found |= {it.laddr.ip for it in listening}
+    assert {"gcs_server", "raylet"} <= seen
+    assert found <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def test_a_broken_engine_is_rebuilt_before_the_next_candidate(evaluator, recipe):
