@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import suppress
 
+import grpc
 import psutil
 import pytest
 from ray import cloudpickle
@@ -76,17 +77,24 @@ def break_engine(evaluator):
 
 
 def test_nobody_else_on_the_network_reaches_a_local_cluster(evaluator, recipe):
-    """Driver, Ray's processes, Serve's and the engine's: all of them listen on loopback."""
+    """They listen on loopback; where Serve's replicas do not, they want the token."""
     evaluator.score(recipe, "search")
     this = psutil.Process()
-    found, seen = set(), set()
+    listening = []
     for process in (this, *this.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            listening = [it for it in process.net_connections("tcp") if it.status == "LISTEN"]
-            seen |= {process.name()} if listening else set()
-            found |= {it.laddr.ip for it in listening}
-    assert {"gcs_server", "raylet"} <= seen
-    assert found <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+            sockets = process.net_connections("tcp")
+            listening += [(process.name(), *it.laddr) for it in sockets if it.status == "LISTEN"]
+    assert {"gcs_server", "raylet"} <= {name for name, *_ in listening}
+    loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    open_to_all = [(name, port) for name, place, port in listening if place not in loopback]
+    assert all(name.startswith("ray::ServeReplica:") for name, _ in open_to_all)
+    for _, port in open_to_all:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ask = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                ask(b"", timeout=30 * PATIENCE)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_a_broken_engine_is_rebuilt_before_the_next_candidate(evaluator, recipe):
