@@ -184,9 +184,9 @@ def evaluate_candidate(
 
     Returns:
         Metrics with intervals and per-sample scores. A recipe that merges to non-finite weights
-        gives a result without metrics, marked `broken`; so does one whose log-probabilities are
-        no numbers, and one whose answers to open questions are mostly degenerate (its metrics
-        are kept).
+        gives a result without metrics, marked `broken`; so does one with non-finite
+        log-probabilities, and one whose answers to open questions are mostly degenerate (its
+        metrics are kept).
 
     Raises:
         EngineError: If the engine failed; nothing is known about the candidate.
@@ -227,7 +227,7 @@ def answer_candidate(
     overflown = [item.sample_id for item in likelihoods if math.isnan(item.logprob)]
     broken = None
     if overflown:
-        broken = f"log-probabilities that are no numbers: {len(overflown)} of {len(likelihoods)}"
+        broken = f"non-finite log-probabilities: {len(overflown)} of {len(likelihoods)}"
     return AnsweredSplit(
         recipe.digest,
         tuple(responses),
@@ -412,7 +412,7 @@ def _check_unscored(suite: str, scores: Sequence[Score], limit: float) -> None:
         raise ScoringError(
             f"suite '{suite}': unscored {len(reasons)} of {len(scores)} responses ({share:.3f}), "
             f"limit {limit:g}; first reason: {reasons[0]}. "
-            "Mend the judge or raise evaluator.max_unscored, then resume."
+            "Fix the judge or raise evaluator.max_unscored, then resume."
         )
 
 

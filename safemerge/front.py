@@ -82,7 +82,7 @@ class RunningFront:
         self._hypervolume: float | None = 0.0
 
     def add(self, trial: TrialRecord) -> None:
-        """Take in a finished trial.
+        """Add a finished trial.
 
         Raises:
             StudyError: If it is feasible and lacks an objective.

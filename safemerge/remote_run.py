@@ -299,8 +299,8 @@ class _Driver:
         if self._store.create(name, entry.model_dump_json().encode()):
             raise ObjectStoreError(
                 f"{self._run.url}: must refuse to create an object that is there (conditional "
-                f"writes, If-None-Match); got {name} created twice. Two drivers could not be told "
-                "apart: use another store."
+                f"writes, If-None-Match); got {name} created twice. Two drivers could not be "
+                "distinguished: use another store."
             )
         folder = self._run.folder
         relation = _relation(folder, state)

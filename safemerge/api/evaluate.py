@@ -139,7 +139,7 @@ def over_recipe(spec: StudySpec, recipe: MergeRecipe) -> StudySpec:
 
 
 def _over(spec: StudySpec, base: CheckpointRef, experts: Sequence[CheckpointRef]) -> StudySpec:
-    # The study's spaces name its own models: they give way to one that is legal over these.
+    # The study's spaces name its own models: they are replaced by one that is legal over these.
     space = SearchSpace(
         name="unused",
         method=Linear(name="linear", weights={base.name: 1.0}),

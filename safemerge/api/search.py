@@ -275,14 +275,14 @@ def _search(
     if front is not None and front.ended_by is not None and not study.done:
         # With a larger budget the search continues: what the old one ended is unfinished again.
         study.store.write_front(front.model_copy(update={"ended_by": None}))
-    if spec.unmade and not study.done:
-        where = "beside the evaluator" if supply.room.beside else "the evaluator gives way for it"
+    if spec.untrained and not study.done:
+        where = "beside the evaluator" if supply.room.beside else "the evaluator pauses for it"
         progress.say(
-            f"still to be trained: {len(spec.unmade)} of {len(spec.variants)} variants, each once "
-            f"a recipe needs it ({where}; at most {supply.room.at_once} at once)"
+            f"still to be trained: {len(spec.untrained)} of {len(spec.variants)} variants, each "
+            f"once a recipe needs it ({where}; at most {supply.room.at_once} at once)"
         )
     total = spec.num_trials + len(study_references(spec))
-    total += len(spec.unmade) if spec.references else 0
+    total += len(spec.untrained) if spec.references else 0
     page = LivePage(study.store.folder, study.store.study(), say=progress.say)
     trials = _Trials(
         progress, total, done=len(finished), study=study, page=page, watch=watch, tracking=tracking
@@ -291,7 +291,7 @@ def _search(
     trials.show()
     try:
         while not _round(study, progress, supply, trials, place):
-            progress.say("evaluator gives way: training what recipes wait for")
+            progress.say("evaluator paused: training what recipes wait for")
             with trials.paused():
                 supply.make_wanted()
                 make_lacking(study, supply, place)

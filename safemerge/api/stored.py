@@ -116,7 +116,7 @@ def stored_study(folder: str, progress: Progress) -> StudySpec:
             f"note: {folder} is of an earlier version and does not say what it was made with"
         )
     # What was trained for variants is none of the suites' business.
-    return document.config.model_copy(update={"trained": [], "unmade": [], "started": []})
+    return document.config.model_copy(update={"trained": [], "untrained": [], "started": []})
 
 
 def check_recipe(file: Path, spec: StudySpec) -> None:

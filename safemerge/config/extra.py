@@ -35,11 +35,11 @@ def advice(module: str | None) -> str | None:
     """
     package = (module or "").partition(".")[0]
     found = next((extra for extra, names in EXTRAS.items() if package in names), None)
-    told = {
+    advised = {
         "runtime": RUNTIME,
         "gpu": f"{VLLM}.",
         "lm-eval": _LM_EVAL,
         "completion": _COMPLETION,
         "tracking": _TRACKING,
     }
-    return told.get(found or "")
+    return advised.get(found or "")

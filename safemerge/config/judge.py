@@ -171,12 +171,12 @@ class ClassifierJudge(ModelJudge):
 
 
 class GuardJudge(ModelJudge):
-    """A language model that was trained, or is told, to judge an exchange."""
+    """A language model trained or instructed to judge an exchange."""
 
     kind: Literal["guard"]
     family: GuardFamily
     """What it is asked and how its reply is read. ``llama_guard``: versions 2 to 4;
-    ``strongreject``: any instruction model, told to grade."""
+    ``strongreject``: any instruction model, prompted to grade."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """What runs it. ``auto``: vLLM as a service on a machine that has it, else transformers,
     which answers one question at a time."""

@@ -96,7 +96,7 @@ def detect_kind(document: object, *, where: str = "document") -> str:
         One of `kinds`.
 
     Raises:
-        ConfigError: If it cannot be told, or `kind` names no kind.
+        ConfigError: If it cannot be determined, or `kind` names no kind.
     """
     if not isinstance(document, dict):
         kind = type(document).__name__

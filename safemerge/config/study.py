@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import AliasChoices, Field, JsonValue, ValidationError, model_validator
 
 from safemerge.config.base import CONTENT, FREE, LATER, StrictModel
 from safemerge.config.budget import BudgetSpec
@@ -264,11 +264,13 @@ class StudySpec(StrictModel):
     """Where judges with ``placement: service`` run."""
     trained: Annotated[list[CheckpointRef], LATER] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what it trained for `variants`, in order."""
-    unmade: Annotated[list[Name], FREE] = Field(
-        default_factory=list, exclude_if=lambda names: not names
+    untrained: Annotated[list[Name], FREE] = Field(
+        default_factory=list,
+        exclude_if=lambda names: not names,
+        validation_alias=AliasChoices("untrained", "unmade"),  # "unmade": runs before 0.3
     )
-    """Written by safemerge into resolved studies: which of `trained` were not trained yet. Their
-    path is the folder that they come to."""
+    """Written by safemerge into resolved studies: which of `trained` are not trained yet. Their
+    path is the folder that will hold them."""
     started: Annotated[list[WarmStart], CONTENT] = Field(default_factory=list)
     """Written by safemerge into resolved studies: what `start` names, over the study's models."""
     inputs: Annotated[StudyInputs | None, CONTENT] = Field(
@@ -409,9 +411,9 @@ class StudySpec(StrictModel):
         trained = [by_name[variant.checkpoint.name] for variant in self.variants]
         return self.model_copy(update={**models, "trained": trained})
 
-    def with_unmade(self, names: Collection[str]) -> Self:
+    def with_untrained(self, names: Collection[str]) -> Self:
         """Return a resolved copy of which some variants' checkpoints are still to be trained."""
-        return self.model_copy(update={"unmade": sorted(names)})
+        return self.model_copy(update={"untrained": sorted(names)})
 
     def with_made(self, made: CheckpointRef) -> Self:
         """Return a copy in which a variant is trained: the one whose folder this is."""
@@ -420,8 +422,8 @@ class StudySpec(StrictModel):
             made.model_copy(update={"name": ref.name}) if ref.name in same else ref
             for ref in self.trained
         ]
-        unmade = [name for name in self.unmade if name not in same]
-        return self.model_copy(update={"trained": trained, "unmade": unmade})
+        untrained = [name for name in self.untrained if name not in same]
+        return self.model_copy(update={"trained": trained, "untrained": untrained})
 
     @property
     def variants(self) -> tuple[ExpertVariant, ...]:
@@ -435,7 +437,7 @@ class StudySpec(StrictModel):
     @property
     def made_checkpoints(self) -> tuple[CheckpointRef, ...]:
         """`all_checkpoints` without those that are still to be trained."""
-        return tuple(ref for ref in self.all_checkpoints if ref.name not in self.unmade)
+        return tuple(ref for ref in self.all_checkpoints if ref.name not in self.untrained)
 
     @property
     def all_checkpoints(self) -> tuple[CheckpointRef, ...]:

@@ -132,7 +132,7 @@ def _positioned(task: Choice, sample: Sample, where: str) -> Sample:
     if not 0 <= position < len(sample.endings):
         raise DataError(
             f"{where}: the gold column must tell one of {len(sample.endings)} endings; got "
-            f"{gold!r} for {sample.sample_id}. Mend task.gold or drop such rows."
+            f"{gold!r} for {sample.sample_id}. Fix task.gold or drop such rows."
         )
     return replace(sample, label=str(position))
 

@@ -25,7 +25,7 @@ from safemerge.distributed.statistics import gathered_files, load_statistics_spe
 from safemerge.errors import ConfigError, SafemergeError, TrainingError, UserError
 from safemerge.search.retrain import Place
 from safemerge.search.study import SearchStudy
-from safemerge.search.untrained import unmade_paths, wanted_paths
+from safemerge.search.untrained import untrained_paths, wanted_paths
 from safemerge.training.ingredient import is_finished
 
 LOOK_S = 0.2
@@ -36,7 +36,7 @@ class Delivery(NamedTuple):
     """What became of an ingredient that was wanted."""
 
     path: str
-    """Folder that it was to come to."""
+    """Folder that would have held it."""
     made: CheckpointRef | None
     """The trained checkpoint, with fingerprint and statistics; None if training failed."""
     error: str = ""
@@ -54,7 +54,7 @@ class Supply:
     Args:
         make: Trains a declared checkpoint, for a folder, and returns it with path and
             fingerprint. A `UserError` ends the search: another try would not help.
-        declared: Declared checkpoint by the folder that it comes to.
+        declared: Declared checkpoint by its folder.
         room: Where to train.
         num_retries: How often a stage that failed is tried again.
         num_there: How many variants exist already.
@@ -91,7 +91,7 @@ class Supply:
         """Ask for an ingredient; asking again while it is on its way changes nothing.
 
         Args:
-            path: Folder that it comes to.
+            path: Its folder.
         """
         with self._lock:
             if path in self._queue or path in self._running:
@@ -218,17 +218,17 @@ def resolve_made(
     training_plan(spec.all_checkpoints)
     by_name = ingredients.resolve(spec.checkpoints)
     ingredients.prepare(variants)
-    unmade, ready = {}, []
+    untrained, ready = {}, []
     for ref in variants:
         folder = future_folder(ref)
         assert folder is not None, "what it is trained from is there"
         if is_finished(folder) or ref.name in needed:
             ready.append(ref)
         else:
-            unmade[ref.name] = _to_be_made(ref, folder)
+            untrained[ref.name] = _to_be_trained(ref, folder)
     if ready:
         by_name.update(ingredients.resolve([spec.base, *ready]))
-    return spec.with_checkpoints({**by_name, **unmade}).with_unmade(unmade)
+    return spec.with_checkpoints({**by_name, **untrained}).with_untrained(untrained)
 
 
 def make_supply(declared: StudySpec, resolved: StudySpec, ingredients: Ingredients) -> Supply:
@@ -239,7 +239,7 @@ def make_supply(declared: StudySpec, resolved: StudySpec, ingredients: Ingredien
         resolved: The same of `resolve_made`.
         ingredients: Trains.
     """
-    paths = {ref.name: str(ref.path) for ref in resolved.trained if ref.name in resolved.unmade}
+    paths = {ref.name: str(ref.path) for ref in resolved.trained if ref.name in resolved.untrained}
     refs = {variant.checkpoint.name: variant.checkpoint for variant in declared.variants}
     wanted = {path: refs[name] for name, path in paths.items()}
 
@@ -266,7 +266,7 @@ def make_supply(declared: StudySpec, resolved: StudySpec, ingredients: Ingredien
 def placer(
     declared: StudySpec, resolved: StudySpec, supply: Supply, ingredients: Ingredients
 ) -> Place:
-    """Return what says where an expert with settings of its own is, or comes to.
+    """Return what says where an expert with settings of its own is or will be.
 
     Args:
         declared: The study as declared, located.
@@ -291,7 +291,7 @@ def placer(
         if is_finished(folder):
             return ingredients.resolve([declared.base, ref])[expert]
         supply.declare(str(folder), ref)
-        return _to_be_made(ref, folder)
+        return _to_be_trained(ref, folder)
 
     return place
 
@@ -303,15 +303,15 @@ def lacking_models(study: SearchStudy, place: Place) -> list[str]:
 
     Args:
         study: The study; it lacks nothing before its budget is spent.
-        place: Says where an expert with settings of its own is, or comes to.
+        place: Says where an expert with settings of its own is or will be.
     """
     if not study.done:
         return []
-    unmade = unmade_paths(study.spec)
+    untrained = untrained_paths(study.spec)
     references = [item for item in study.records if item.role == "reference" and item.result]
     lacking: list[str] = []
     for record in [*study.front(), *references]:
-        lacking += wanted_paths(MergeRecipe.model_validate(record.recipe), unmade)
+        lacking += wanted_paths(MergeRecipe.model_validate(record.recipe), untrained)
         if record.exact_of is None:
             continue
         folders = {name: Path(str(end.get("path"))) for name, end in record.experts()}
@@ -350,7 +350,7 @@ def _changed(ref: CheckpointRef) -> str:
     )
 
 
-def _to_be_made(ref: CheckpointRef, folder: Path) -> CheckpointRef:
+def _to_be_trained(ref: CheckpointRef, folder: Path) -> CheckpointRef:
     """A checkpoint without fingerprint: one that is still to be trained."""
     changes: dict[str, object] = {"align": None, "finetune": None, "settings": {}}
     return ref.model_copy(update={**changes, "path": str(folder)})

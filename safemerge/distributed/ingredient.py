@@ -144,7 +144,7 @@ def finished_folder(ref: CheckpointRef) -> Path | None:
 
 
 def future_folder(ref: CheckpointRef) -> Path | None:
-    """Return the folder that a checkpoint is in, or comes to once it is trained.
+    """Return the folder that a checkpoint is in, or will be in once it is trained.
 
     Returns:
         The folder; None if what it is trained from is still to be trained itself.

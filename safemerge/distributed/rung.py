@@ -80,7 +80,7 @@ class RungPairs:
 
         Returns:
             The losses; or the result of a candidate that is `broken`: it cannot be merged, or
-            its log-probabilities are no numbers.
+            its log-probabilities are not finite.
 
         Raises:
             EngineError: If the engine failed; nothing is known about the candidate.
@@ -102,7 +102,7 @@ class RungPairs:
         values = [-item.logprob / item.num_tokens for item in found]
         overflown = sum(not math.isfinite(value) for value in values)
         if overflown:
-            text = f"log-probabilities that are no numbers: {overflown} of {len(values)}"
+            text = f"non-finite log-probabilities: {overflown} of {len(values)}"
             return _broken(recipe, text, replica)
         rows = iter(values)
         losses = {

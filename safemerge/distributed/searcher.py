@@ -99,7 +99,7 @@ class StudySearcher(Searcher):
             raise self._end
 
     def _take_deliveries(self) -> None:
-        """Take in what was trained; end the proposals that wait for what could not be.
+        """Add what was trained; end the proposals that wait for what could not be.
 
         Where nothing can be trained they are left as they are: the search ends, and asks them
         again once it is resumed.

@@ -169,7 +169,7 @@ class ChatFormat:
         Args:
             messages: Each with ``role`` and ``content``.
             add_generation_prompt: Whether the assistant's turn is opened; if not, the last
-                message is one of its own that goes on.
+                message is the assistant's and is continued.
 
         Raises:
             CheckpointError: If the chat template refuses a message, or drops one.

@@ -53,7 +53,7 @@ class Work(Protocol):
 
 
 Progress = Callable[[str, int, int], None]
-"""Told a stage's name, prompts done, prompts in all."""
+"""Called with a stage's name, prompts done, prompts in all."""
 
 
 class Generation:
@@ -300,7 +300,7 @@ class Generation:
             stage.remove()
             raise ScoringError(
                 f"{place}: unscored {len(unscored)} of {len(outcomes)} answers of '{model}', "
-                f"limit {limit:g}; first reason: {unscored[0].dropped}. Mend the judge or raise "
+                f"limit {limit:g}; first reason: {unscored[0].dropped}. Fix the judge or raise "
                 "evaluator.max_unscored, then resume; these answers are asked again."
             )
         dropped = Counter(outcome.dropped for outcome in outcomes if outcome.dropped is not None)

@@ -69,7 +69,7 @@ _COPIED = (
 """Files of the base, as globs, that transformers may load beside weights and config."""
 
 Progress = Callable[[int, int], None]
-"""Told (tensors done, tensors in all) after each tensor."""
+"""Called with (tensors done, tensors in all) after each tensor."""
 
 
 class _Plan(NamedTuple):

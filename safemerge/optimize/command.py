@@ -211,7 +211,7 @@ def _optimize(
     return run_optimization(
         resolved,
         store.folder,
-        on_step=lambda step, steps: progress.stage_step(spec.name, step.step, steps, step.told),
+        on_step=lambda step, steps: progress.stage_step(spec.name, step.step, steps, step.summary),
     )
 
 

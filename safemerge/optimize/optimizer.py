@@ -65,7 +65,7 @@ class OptimizeStep:
         return values | {f"coefficient/{name}": value for name, value in means.items()}
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The step in a few words, for a line of progress."""
         parts = [f"loss {self.loss:.3f}"]
         if self.safety_loss is not None:

@@ -211,7 +211,7 @@ def verdicts(compared: RunsCompared) -> list[str]:
         if parts:
             lines.append(f"{run.name} against {base.name}: {'; '.join(parts)}.")
         else:
-            lines.append(f"{run.name} against {base.name}: no numbers to compare.")
+            lines.append(f"{run.name} against {base.name}: nothing to compare.")
     return lines
 
 

@@ -41,7 +41,7 @@ from safemerge.reports.wording import (
 from safemerge.run_folder import RunFolder
 
 MAX_MATRIX = 24
-"""Front points beyond which the matrix of pairs gives way to the list."""
+"""Front points beyond which the list replaces the matrix of pairs."""
 
 
 MAX_LISTED = 300

@@ -102,7 +102,7 @@ class GuardTemplate:
             text = self._rendered(ask)
         except Exception as error:  # noqa: BLE001
             # A border: a template is somebody else's program, and may raise anything. What it
-            # says is not told: it may repeat what was judged.
+            # says is not reported: it may repeat what was judged.
             return None, type(error).__name__
         # Blanks may differ, since templates trim.
         whole = " ".join(text.split())
@@ -294,7 +294,7 @@ def _ask_by_template(exchange: Exchange, spec: GuardJudge) -> list[GuardAsk]:
 
 
 def _unreadable(reply: GuardReply, wanted: str) -> Judgement:
-    """Unscored; the reply itself is not told, since it may repeat what was judged."""
+    """Unscored; the reply itself is not reported, since it may repeat what was judged."""
     return unscored(f"unreadable reply of {len(reply.text)} characters: no {wanted}")
 
 

@@ -19,7 +19,7 @@ def behind_thoughts(text: str, *, opened: bool) -> str | None:
 
     Args:
         text: What a model said.
-        opened: Whether the prompt ends inside thoughts that the answer goes on with.
+        opened: Whether the prompt ends inside thoughts that the answer continues.
 
     Returns:
         The text without every ``<think>...</think>``, stripped; a ``</think>`` without beginning

@@ -40,7 +40,7 @@ class FinishedTrials:
             self.add(record)
 
     def add(self, record: TrialRecord) -> None:
-        """Take in a trial that is finished now.
+        """Add a trial that has just finished.
 
         Raises:
             StudyError: If it is feasible and lacks an objective.

@@ -48,7 +48,7 @@ class Pending:
     def record(
         self, verdict: Verdict, outcome: CandidateResult | Failure | Pruned, *, retried: bool
     ) -> TrialRecord:
-        """Return what is stored of the trial, now that it is told, and may be tried again."""
+        """Return the record of the trial, now that it has ended and may be tried again."""
         proposal = self.proposal
         result = outcome if isinstance(outcome, CandidateResult) else None
         return TrialRecord(

@@ -13,7 +13,7 @@ from safemerge.records import TrialRecord
 
 Place = Callable[[str, Mapping[str, Setting]], CheckpointRef]
 """From an expert's name and its settings to its checkpoint: one that exists, or the folder that
-it comes to, without a fingerprint."""
+will hold it, without a fingerprint."""
 
 
 def to_train(
@@ -23,8 +23,7 @@ def to_train(
 
     What was scored with weights between two trained models is an estimate; the front holds none
     of these. Once a trial was scored at its exact values, those count and the estimate does not.
-    So what the estimate kept off the front may come to it, and this is to be asked again until
-    nothing is left.
+    A trial that the estimate kept off the front may then join it: repeat until nothing is left.
 
     Args:
         spec: The study.

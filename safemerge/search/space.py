@@ -169,8 +169,8 @@ def reference_recipes(spec: StudySpec) -> list[Reference]:
     known = {expert.digest for expert in spec.experts}
     for variant in spec.variants:
         found = variant.checkpoint.digest
-        unmade = variant.checkpoint.name in spec.unmade
-        if unmade or (found is not None and found in known):
+        untrained = variant.checkpoint.name in spec.untrained
+        if untrained or (found is not None and found in known):
             continue
         known.add(found)
         recipe = _linear(spec, {variant.expert: 1.0}, variant)

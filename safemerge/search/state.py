@@ -22,7 +22,7 @@ from safemerge.search.rung import find_rival, is_audited
 from safemerge.search.space import Reference
 from safemerge.search.spent import Spent
 from safemerge.search.unseen import Coverage, Drawn
-from safemerge.search.untrained import check_weights, supplied, unmade_paths, wanted_paths
+from safemerge.search.untrained import check_weights, supplied, untrained_paths, wanted_paths
 from safemerge.search.verdict import judge
 from safemerge.search.warm_start import study_references
 
@@ -43,7 +43,7 @@ class SearchState:
     Args:
         spec: The study, with checkpoints resolved as far as they will be.
         records: Every finished trial, in the order they finished.
-        place: Says where an expert with settings of its own is, or comes to; needed where a
+        place: Says where an expert with settings of its own is or will be; needed where a
             study interpolates between trained values.
 
     Raises:
@@ -57,8 +57,8 @@ class SearchState:
         self._finished = FinishedTrials(spec, records)
         self.pending: dict[int, Pending] = {}
         """Proposals in flight by number."""
-        self.untrained = unmade_paths(spec)
-        """Folders that models are still to come to."""
+        self.untrained = untrained_paths(spec)
+        """Folders of models that are not trained yet."""
         self.next_number = 1 + max((record.number for record in self.records), default=-1)
         self._place = place
         self._spent = Spent(spec, self.records)
@@ -73,7 +73,7 @@ class SearchState:
         return self._finished.records
 
     def add(self, record: TrialRecord) -> None:
-        """Take in a finished trial."""
+        """Add a finished trial."""
         self._finished.add(record)
         self._spent.add(record)
 

@@ -46,7 +46,7 @@ class SearchStudy:
     Args:
         spec: The study, with checkpoints resolved as far as they will be.
         store: The run's folder, created for the same study.
-        place: Says where an expert with settings of its own is, or comes to; needed where a
+        place: Says where an expert with settings of its own is or will be; needed where a
             study interpolates between trained values.
 
     Raises:
@@ -157,8 +157,8 @@ class SearchStudy:
 
         Raises:
             StudyError: If the trial is not in flight, or the result is of another split.
-            PreflightError: If the disk is full; the trial stays in flight and can be told
-                again.
+            PreflightError: If the disk is full; the trial stays in flight and can be
+                reported again.
         """
         with self._lock:
             state = self._state

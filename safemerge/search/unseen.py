@@ -39,7 +39,7 @@ class Drawn:
         return drawn
 
     def add(self, sampled: TrialRecord | Proposal) -> None:
-        """Take in a trial; a reference or an exact counterpart is none that was drawn."""
+        """Add a trial; a reference or an exact counterpart is none that was drawn."""
         if sampled.role == "sampled" and sampled.exact_of is None:
             self.points.add(grid_point(sampled.space or "", sampled.params))
             self.candidates.add(sampled.candidate)

@@ -12,20 +12,20 @@ from safemerge.errors import StudyError
 from safemerge.records import TrialRecord
 
 
-def unmade_paths(spec: StudySpec) -> set[str]:
-    """Return the folders that a study's variants come to which are not trained yet."""
-    return {str(ref.path) for ref in spec.trained if ref.name in spec.unmade}
+def untrained_paths(spec: StudySpec) -> set[str]:
+    """Return the folders of a study's variants that are not trained yet."""
+    return {str(ref.path) for ref in spec.trained if ref.name in spec.untrained}
 
 
-def wanted_paths(recipe: MergeRecipe, unmade: Collection[str]) -> list[str]:
+def wanted_paths(recipe: MergeRecipe, untrained: Collection[str]) -> list[str]:
     """Return which folders have to be there before a recipe can be merged.
 
     Args:
         recipe: The recipe.
-        unmade: Folders that models are still to come to.
+        untrained: Folders of models that are not trained yet.
     """
     found = [end.path for ref in recipe.experts for end in _ends(ref)]
-    return list(dict.fromkeys(path for path in found if path is not None and path in unmade))
+    return list(dict.fromkeys(path for path in found if path is not None and path in untrained))
 
 
 def supplied(recipe: MergeRecipe, made: CheckpointRef) -> MergeRecipe:

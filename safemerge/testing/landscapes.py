@@ -194,17 +194,17 @@ def landscape_study(name: str = "landscape", **changes: Any) -> StudySpec:
 
 
 def lambda_landscape(
-    vary: Mapping[str, Any], *, unmade: Sequence[str] = (), **changes: Any
+    vary: Mapping[str, Any], *, untrained: Sequence[str] = (), **changes: Any
 ) -> StudySpec:
     """Return a landscape's study that varies `LAMBDA`, its models as if trained.
 
     Args:
         vary: Range or choices of lambda; the landscape does not depend on it.
-        unmade: Names of variants that are still to be trained, e.g. ``safety--2``.
+        untrained: Names of variants that are still to be trained, e.g. ``safety--2``.
         **changes: See `landscape_study`.
 
     Returns:
-        The study; models have made-up folders, and fingerprints unless they are unmade.
+        The study; models have made-up folders, and fingerprints unless they are untrained.
     """
     document = landscape_study(storage="journal", **changes).resolved()
     document["experts"] = [
@@ -215,11 +215,11 @@ def lambda_landscape(
     spec = StudySpec.model_validate(document)
     refs = {
         name: CheckpointRef(
-            name=name, path=f"/made/{name}", digest=None if name in unmade else f"of {name}"
+            name=name, path=f"/made/{name}", digest=None if name in untrained else f"of {name}"
         )
         for name in (ref.name for ref in spec.all_checkpoints)
     }
-    return spec.with_checkpoints(refs).with_unmade(unmade)
+    return spec.with_checkpoints(refs).with_untrained(untrained)
 
 
 def _number(value: Number) -> float:

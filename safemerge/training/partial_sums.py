@@ -21,9 +21,9 @@ FIRST_SAVE_S = 20.0
 class PartialSums:
     """Keeps a gathering's state, one file a worker.
 
-    The order of a worker's rows is fixed and its sums are kept as they are, so a gathering that
-    goes on gives the same bits as one that was not interrupted. A file is taken only by the same
-    share of the rows: with another number of workers the gathering begins anew.
+    The order of a worker's rows is fixed and its sums are kept as they are, so a resumed
+    gathering gives the same bits as one that was not interrupted. A file is taken only by the same
+    share of the rows: with another number of workers gathering starts over.
 
     Args:
         folder: Where the files lie, of this model, data and settings only; made if missing.

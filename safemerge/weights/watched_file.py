@@ -37,7 +37,7 @@ class FileIdentity(NamedTuple):
             status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
         )
 
-    def told(self, now: "FileIdentity") -> str:
+    def describe_change(self, now: "FileIdentity") -> str:
         """Say in words how a file differs from what it was."""
         if now.size != self.size:
             return f"{now.size} bytes, was {self.size}"
@@ -73,7 +73,7 @@ class WatchedFile:
             now = FileIdentity.of(self.path.stat())
         except OSError as error:
             return error.strerror or str(error)
-        return None if now == self.identity else self.identity.told(now)
+        return None if now == self.identity else self.identity.describe_change(now)
 
     def check_unchanged(self) -> None:
         """Refuse a file that is not what it was, and from then on always.

@@ -89,8 +89,8 @@ def test_training_and_evaluation_take_turns_in_a_single_slot(
         run_study(spec, tmp_path / "run", Console(), again="again")
 
     told = capsys.readouterr().out
-    assert "(the evaluator gives way for it; at most 1 at once)" in told
-    assert told.count("evaluator gives way: training") == 1
+    assert "(the evaluator pauses for it; at most 1 at once)" in told
+    assert told.count("evaluator paused: training") == 1
     assert told.count("evaluator is up") == 2
     records = RunStore.open(tmp_path / "run").trials()
     assert {record.state for record in records} == {"COMPLETE"}

@@ -381,7 +381,7 @@ def test_a_candidate_whose_log_probabilities_are_no_numbers_is_broken(with_choic
     result = evaluate_candidate(
         engine, recipe(), with_choices, aggregates={}, max_unscored=0.0, replica="r"
     )
-    assert result.broken == "log-probabilities that are no numbers: 6 of 6"
+    assert result.broken == "non-finite log-probabilities: 6 of 6"
     assert (result.metrics, result.replica) == ({}, "r")
 
 

@@ -129,8 +129,8 @@
     const on = button("next \u203a", turn(1), "copy");
     back.disabled = view.page === 0;
     on.disabled = view.page === pages - 1;
-    const told = rows.length ? `${begin + 1} to ${Math.min(begin + PAGE, rows.length)} of ${rows.length}` : "no trial matches";
-    const count = make("span", told);
+    const shown = rows.length ? `${begin + 1} to ${Math.min(begin + PAGE, rows.length)} of ${rows.length}` : "no trial matches";
+    const count = make("span", shown);
     count.setAttribute("role", "status");
     byId("trials-pages").replaceChildren(back, " ", count, " ", on);
   }

@@ -1,5 +1,7 @@
 """Models that a report needs and that are gone from the cache are trained again first."""
 
+import json
+
 import pytest
 
 from safemerge.config.checkpoint import CheckpointRef
@@ -43,7 +45,7 @@ def nowhere(expert, settings):
 
 def test_a_variant_that_was_removed_is_trained_again_for_the_report(open_study):
     finish(open_study(lambda_study(CHOICES)))
-    study = open_study(lambda_study(CHOICES, unmade=[GONE]))
+    study = open_study(lambda_study(CHOICES, untrained=[GONE]))
     assert lacking_models(study, nowhere) == [f"/made/{GONE}"]
     with supply_of(trained_again) as supply:
         make_lacking(study, supply, nowhere)
@@ -52,7 +54,7 @@ def test_a_variant_that_was_removed_is_trained_again_for_the_report(open_study):
 
 
 def test_a_study_lacks_nothing_before_its_budget_is_spent(open_study):
-    assert lacking_models(open_study(lambda_study(CHOICES, unmade=[GONE])), nowhere) == []
+    assert lacking_models(open_study(lambda_study(CHOICES, untrained=[GONE])), nowhere) == []
 
 
 def test_a_model_that_cannot_be_trained_again_is_told(open_study):
@@ -60,7 +62,7 @@ def test_a_model_that_cannot_be_trained_again_is_told(open_study):
         raise TrainingError("safety, step 3: the loss must be finite; got nan.")
 
     finish(open_study(lambda_study(CHOICES)))
-    study = open_study(lambda_study(CHOICES, unmade=[GONE]))
+    study = open_study(lambda_study(CHOICES, untrained=[GONE]))
     with supply_of(broken) as supply, pytest.raises(TrainingError, match=rf"{GONE}: .*step 3"):
         make_lacking(study, supply, nowhere)
 
@@ -70,7 +72,7 @@ def test_a_model_that_comes_out_otherwise_is_refused(open_study):
         return CheckpointRef(name=ref.name, path=path, digest="of another machine")
 
     finish(open_study(lambda_study(CHOICES)))
-    study = open_study(lambda_study(CHOICES, unmade=[GONE]))
+    study = open_study(lambda_study(CHOICES, untrained=[GONE]))
     with supply_of(otherwise) as supply, pytest.raises(StudyError, match="weights it had"):
         make_lacking(study, supply, nowhere)
 
@@ -90,3 +92,10 @@ def test_a_front_trained_at_its_own_values_lacks_models_that_are_not_in_the_cach
     assert set(lacking_models(study, place)) == {f"/cache/safety-{value}" for value in exact}
     there.update(lacking_models(study, place))
     assert lacking_models(study, place) == []
+
+
+def test_a_run_of_an_earlier_version_names_its_untrained_models_by_the_old_key():
+    spec = lambda_study(CHOICES, untrained=[GONE])
+    document = spec.resolved()
+    document["unmade"] = document.pop("untrained")
+    assert type(spec).model_validate_json(json.dumps(document)) == spec

@@ -106,7 +106,7 @@ def test_losses_that_are_no_numbers_break_a_candidate(rung, mean, engine, tiny_b
     monkeypatch.setattr(engine, "loglikelihoods", overflowing)
     taken = pairs.screen(engine, mean)
     assert isinstance(taken, CandidateResult)
-    assert taken.broken == "log-probabilities that are no numbers: 1 of 9"
+    assert taken.broken == "non-finite log-probabilities: 1 of 9"
 
 
 def test_another_candidates_losses_are_refused(rung, mean, engine, tiny_base, monkeypatch):

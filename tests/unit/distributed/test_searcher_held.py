@@ -43,10 +43,10 @@ class Order:
         return ready
 
 
-def lambda_study(*, unmade, startup=4, num_trials=12):
+def lambda_study(*, untrained, startup=4, num_trials=12):
     return lambda_landscape(
         {"choices": CHOICES},
-        unmade=unmade,
+        untrained=untrained,
         num_trials=num_trials,
         references=False,
         sampler={"name": "random", "startup": startup},
@@ -88,7 +88,7 @@ def values(records):
 
 def test_the_search_goes_on_with_ingredients_that_exist(open_study):
     order = Order()
-    driver = Driver(open_study(lambda_study(unmade=["safety--3"])), order)
+    driver = Driver(open_study(lambda_study(untrained=["safety--3"])), order)
 
     assert driver.run_all() is None
 
@@ -119,7 +119,7 @@ def _deliver_until_told(driver, order):
 
 def test_the_sampler_learns_from_no_recipe_before_its_startup_is_told(open_study):
     order = Order()
-    driver = Driver(open_study(lambda_study(unmade=ALL, startup=6)), order, at_once=10)
+    driver = Driver(open_study(lambda_study(untrained=ALL, startup=6)), order, at_once=10)
 
     assert driver.run_all() is None
 
@@ -130,7 +130,7 @@ def test_the_sampler_learns_from_no_recipe_before_its_startup_is_told(open_study
 
 
 def test_resumed_in_its_startup_a_study_asks_all_of_it_again_before_it_samples(open_study):
-    spec = lambda_study(unmade=ALL, startup=6)
+    spec = lambda_study(untrained=ALL, startup=6)
     first = open_study(spec)
     Driver(first, Order(), at_once=10).run_all()
     assert len(first.in_flight) == 6
@@ -149,7 +149,7 @@ def test_where_nothing_can_be_trained_the_search_ends_and_keeps_its_budget(open_
         raise TrainingError(f"{ref.name}, step 3: the loss must be finite; got nan.")
 
     refs = {f"/made/{name}": CheckpointRef(name=name, align="/a.yaml") for name in ALL}
-    study = open_study(lambda_study(unmade=ALL))
+    study = open_study(lambda_study(untrained=ALL))
     with Supply(broken, refs, Room(True, 1), num_retries=0) as supply:
         driver = Driver(study, supply)
         while driver.run_all() is None:
@@ -164,7 +164,7 @@ def test_where_nothing_can_be_trained_the_search_ends_and_keeps_its_budget(open_
 @pytest.mark.parametrize("missing", ALL)
 def test_after_startup_no_more_is_held_than_runs_side_by_side(open_study, missing):
     order = Order()
-    driver = Driver(open_study(lambda_study(unmade=[missing], startup=1, num_trials=60)), order)
+    driver = Driver(open_study(lambda_study(untrained=[missing], startup=1, num_trials=60)), order)
     driver.run_all()
     (first,) = [*driver.records, *map(driver.study.proposal, driver.study.in_flight)][:1]
     first_is_held = first.params[LAMBDA] == CHOICES[ALL.index(missing)]
@@ -176,7 +176,7 @@ def test_after_startup_no_more_is_held_than_runs_side_by_side(open_study, missin
 
 def test_where_there_is_no_room_the_round_ends_and_the_next_goes_on(open_study):
     order = Order(beside=False)
-    study = open_study(lambda_study(unmade=["safety--3"]))
+    study = open_study(lambda_study(untrained=["safety--3"]))
     first = Driver(study, order)
 
     assert first.run_all() == "FINISHED"
@@ -194,7 +194,7 @@ def test_where_there_is_no_room_the_round_ends_and_the_next_goes_on(open_study):
 
 def test_no_round_ends_while_trials_are_in_flight(open_study):
     order = Order(beside=False)
-    driver = Driver(open_study(lambda_study(unmade=["safety--3"], num_trials=30)), order)
+    driver = Driver(open_study(lambda_study(untrained=["safety--3"], num_trials=30)), order)
     name, config = driver.ask()
     while isinstance(following := driver.ask()[1], dict):
         pass
@@ -208,7 +208,7 @@ def test_no_round_ends_while_trials_are_in_flight(open_study):
 
 def test_trials_of_an_ingredient_that_cannot_be_trained_fail_with_the_reason(open_study):
     order = Order()
-    driver = Driver(open_study(lambda_study(unmade=["safety--3"])), order)
+    driver = Driver(open_study(lambda_study(untrained=["safety--3"])), order)
     while driver.run_all() is None:
         order.deliver("/made/safety--3", error="safety, step 3: the loss must be finite.")
     failed = [record for record in driver.records if record.state == "FAIL"]
@@ -218,7 +218,7 @@ def test_trials_of_an_ingredient_that_cannot_be_trained_fail_with_the_reason(ope
 
 
 def test_a_trained_variant_is_a_reference_from_then_on(open_study):
-    spec = lambda_study(unmade=["safety--3"]).model_copy(update={"references": True})
+    spec = lambda_study(untrained=["safety--3"]).model_copy(update={"references": True})
     study = open_study(spec)
     order = Order()
     driver = Driver(study, order)
@@ -232,7 +232,7 @@ def test_a_trained_variant_is_a_reference_from_then_on(open_study):
 
 
 def test_files_that_are_wrong_by_now_end_the_search_and_their_trial_is_asked_again(open_study):
-    study = open_study(lambda_study(unmade=[]))
+    study = open_study(lambda_study(untrained=[]))
     searcher = StudySearcher(study, on_record=lambda _: None)
     searcher.suggest("a")
     told = {FAILURE: "model.safetensors: must stay as it was", RETRY: False, WRONG: True}
@@ -243,7 +243,7 @@ def test_files_that_are_wrong_by_now_end_the_search_and_their_trial_is_asked_aga
 
 
 def test_without_any_replica_the_search_ends_and_no_try_is_used_up(open_study):
-    study = open_study(lambda_study(unmade=[]))
+    study = open_study(lambda_study(untrained=[]))
     searcher = StudySearcher(study, on_record=lambda _: None)
     searcher.suggest("a")
     told = {FAILURE: "evaluator: no replica was free", RETRY: True, NO_REPLICA: True}

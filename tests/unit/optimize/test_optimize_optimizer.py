@@ -103,6 +103,6 @@ def test_a_step_is_logged_and_told(tmp_path):
         "grad_norm": 2.0,
         "coefficient/math": 0.4,
     }
-    assert step.told == "loss 1.250, safety 1.000, expert 0.500"
-    assert OptimizeStep(1, 0.5).told == "loss 0.500"
+    assert step.summary == "loss 1.250, safety 1.000, expert 0.500"
+    assert OptimizeStep(1, 0.5).summary == "loss 0.500"
     assert PairLosses(1.0, 2.0)._asdict() == {"safety": 1.0, "expert": 2.0}

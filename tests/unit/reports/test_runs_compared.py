@@ -169,7 +169,7 @@ def test_other_prompts_are_refused_though_they_are_declared_alike(tmp_path, runs
     assert "50 of 60 the same" in compared.suites[0].reason
     assert compared.metrics == {}
     assert compared.pairs == []
-    assert "no numbers to compare" in verdicts(compared)[0]
+    assert "nothing to compare" in verdicts(compared)[0]
 
 
 def test_settings_that_differ_are_named_by_path():

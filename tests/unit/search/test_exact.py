@@ -15,11 +15,11 @@ from safemerge.search.untrained import is_interpolated
 from safemerge.testing.landscapes import LAMBDA, SMOOTH, lambda_landscape, landscape_study
 
 
-def line_study(*, unmade=(), num_trials=6, between="interpolate", **changes):
+def line_study(*, untrained=(), num_trials=6, between="interpolate", **changes):
     line = {"low": 1.0, "high": 100.0, "log": True, "knots": [1, 10, 100], "between": between}
     return lambda_landscape(
         line,
-        unmade=unmade,
+        untrained=untrained,
         num_trials=num_trials,
         sampler={"name": "random"},
         evaluator={"num_retries": 1},
@@ -159,11 +159,11 @@ def test_a_sampled_recipe_in_flight_is_the_same_after_a_kill(open_study, between
 
 def test_a_model_that_was_trained_again_with_other_weights_is_refused(open_study):
     names = ["safety--1", "safety--2", "safety--3"]
-    first = open_study(line_study(between="snap", unmade=names))
+    first = open_study(line_study(between="snap", untrained=names))
     used = drive(first)[0]
     first.close()
     path = safety_of(used)["path"]
-    spec = line_study(between="snap", unmade=names, num_trials=9)
+    spec = line_study(between="snap", untrained=names, num_trials=9)
     other = CheckpointRef(name=path.removeprefix("/made/"), path=path, digest="other")
 
     with pytest.raises(StudyError, match=r"model 'safety' must still have the weights it had"):
@@ -187,7 +187,7 @@ def test_one_that_cannot_be_trained_is_tried_again_and_given_up(open_study):
 
 
 def test_knots_that_are_not_trained_yet_are_waited_for(open_study):
-    study = open_study(line_study(unmade=["safety--1", "safety--2", "safety--3"]))
+    study = open_study(line_study(untrained=["safety--1", "safety--2", "safety--3"]))
     proposal = study.ask()
     paths = study.wanted(proposal.number)
     assert len(paths) == 2
