@@ -58,7 +58,7 @@ class FlightFile:
             return []
 
     def count_open(self, finished: Collection[int]) -> int | None:
-        """Count the trials that have no record yet, by their numbers; None if it cannot be read."""
+        """Count the trials that have no record yet, by number; None if it cannot be read."""
         try:
             return sum(item.number not in finished for item in self.read())
         except OSError:

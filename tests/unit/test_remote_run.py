@@ -348,9 +348,9 @@ def test_a_driver_killed_while_it_fetches_leaves_the_folder_as_it_was(machine, u
             raise SystemError("killed")
         write(folder, name, content)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemError):
+    with monkeypatch.context() as patch:
         patch.setattr(remote_run, "_write", killed)
-        with one.drive(url):
+        with pytest.raises(SystemError), one.drive(url):
             pass
     assert "study.json" in names
     assert [item.number for item in RunStore.open(folder).trials()] == [0, 1]
