@@ -560,7 +560,7 @@ def _whole(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _sent(content: bytes) -> _Sent:
+def _sent(content: bytes | bytearray) -> _Sent:
     return _Sent(len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -578,8 +578,10 @@ def _write(folder: Path, name: str, content: bytes) -> None:
 
 def _relation(folder: Path, state: State) -> Literal["behind", "ahead", "other"]:
     """Say whether a folder holds what a journal does, or less; or more; or something else."""
-    there = {name: content for name, content in state.lines.items() if name.endswith(".jsonl")}
-    here = {
+    there: dict[str, bytes | bytearray] = {
+        name: content for name, content in state.lines.items() if name.endswith(".jsonl")
+    }
+    here: dict[str, bytes | bytearray] = {
         name: content
         for name, content in _line_files(folder, _files(folder)).items()
         if name.endswith(".jsonl")
