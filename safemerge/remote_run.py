@@ -85,6 +85,8 @@ class Entry(StrictModel):
     lines: list[Appended] = Field(default_factory=list)
     documents: dict[str, str] = Field(default_factory=dict)
     """SHA-256 by name of documents that were replaced."""
+    removed: list[str] = Field(default_factory=list)
+    """Documents that are no longer part of the run; their objects stay."""
     ends: bool = False
     """Whether the driver let the run go."""
 
@@ -105,7 +107,7 @@ class State:
     next: int = 0
     """Number of the next entry."""
     last: Entry | None = None
-    lines: dict[str, bytes] = field(default_factory=dict)
+    lines: dict[str, bytearray] = field(default_factory=dict)
     """Content of the files of lines."""
     documents: dict[str, str] = field(default_factory=dict)
     """SHA-256 by name."""
@@ -174,11 +176,7 @@ class RemoteRun:
             place.mkdir(parents=True, exist_ok=True)
         with locked_file(place / ".lock", os.O_RDWR | os.O_CREAT):
             folder = place / self.folder.name
-            fresh = place / f".{self.folder.name}.new"
-            shutil.rmtree(fresh, ignore_errors=True)
-            self._materialise(state, fresh)
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
+            self._materialise(state, folder)
         return folder
 
     def living_owner(self) -> str | None:
@@ -227,19 +225,27 @@ class RemoteRun:
 
     def _replay(self, state: State, entry: Entry) -> None:
         for added in entry.lines:
-            before = state.lines.get(added.file, b"")
-            if added.offset > len(before):
+            content = state.lines.setdefault(added.file, bytearray())
+            if added.offset > len(content):
                 raise StudyError(
-                    f"{self.url}/{_entry_name(state.next)}: must add to the {len(before)} bytes "
+                    f"{self.url}/{_entry_name(state.next)}: must add to the {len(content)} bytes "
                     f"of {added.file}; got offset {added.offset}. Restore the journal from a copy."
                 )
-            state.lines[added.file] = before[: added.offset] + added.text.encode()
+            del content[added.offset :]
+            content += added.text.encode()
         state.documents.update(entry.documents)
+        for name in entry.removed:
+            state.documents.pop(name, None)
         state.last = entry
         state.next += 1
 
     def _materialise(self, state: State, folder: Path) -> None:
-        """Write a run into a folder, over what it has of the same names."""
+        """Put a run in a folder's place: the old one is there, or the new one, or none.
+
+        What only this machine has, Optuna's storage, stays.
+        """
+        fresh = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
         contents = self._store.read_all(list(state.documents))
         for name, wanted in state.documents.items():
             content = contents.get(name)
@@ -251,10 +257,16 @@ class RemoteRun:
                     "from a version or a copy."
                 )
             if content is not None and whole:
-                _write(folder, name, content)
-        for name, content in state.lines.items():
-            _write(folder, name, content)
-        _write(folder, PLACE_FILE, self.url.encode())
+                _write(fresh, name, content)
+        for name, grown in state.lines.items():
+            _write(fresh, name, bytes(grown))
+        _write(fresh, PLACE_FILE, self.url.encode())
+        with disk_errors(folder.parent):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if _LOCAL.fullmatch(path.name):
+                    path.rename(fresh / path.name)
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
 
 
 class _Driver:
@@ -267,6 +279,8 @@ class _Driver:
         self._next = self._beats = 0
         self._beat_at = float("-inf")
         self._sent: dict[str, _Sent] = {}
+        self._there: set[str] = set()
+        """Documents of the run that the folder had when it was last looked at."""
         self._stamps: dict[str, tuple[int, int]] = {}
         self._lost: SafemergeError | None = None
         self._failing = False
@@ -302,6 +316,7 @@ class _Driver:
         self._sent = {name: _sent(content) for name, content in state.lines.items()}
         for name, known in state.documents.items():
             self._sent[name] = _Sent(-1, known)
+        self._there = set(state.documents).intersection(_files(folder))
         self._beat()
 
     @contextmanager
@@ -348,10 +363,14 @@ class _Driver:
                 raise self._lost from None
             try:
                 self._sync(ends=True)
-            except ObjectStoreError as error:
+            except (ObjectStoreError, OSError) as error:
                 if tries_left:
                     time.sleep(1.0)
                     continue
+                if isinstance(error, OSError):
+                    error = ObjectStoreError(
+                        f"{self._run.url}: all results must be stored; got: {error}."
+                    )
                 message = (
                     f"{error} What was not stored is in {self._run.folder}: run the command again "
                     "on this machine, with --resume."
@@ -378,6 +397,7 @@ class _Driver:
                 lines.append(Appended(file=name, offset=start, text=text))
                 sent[name] = _sent(content)
         plain = [name for name in names if not name.endswith(_LINES)]
+        removed = sorted(self._there.difference(plain))
         changed = [name for name in plain if self._stamps.get(name) != _stamp(folder / name)]
         stamps: dict[str, tuple[int, int]] = {}
         if changed or ends:
@@ -395,7 +415,7 @@ class _Driver:
         if ends:
             for name, content in grown.items():
                 self._store.put(name, content)
-        if lines or documents or ends:
+        if lines or documents or removed or ends:
             self._append(
                 Entry(
                     format=1,
@@ -403,10 +423,15 @@ class _Driver:
                     owner=self._owner,
                     lines=lines,
                     documents=documents,
+                    removed=removed,
                     ends=ends,
                 )
             )
+        for name in removed:  # one that comes back is new
+            del self._sent[name]
+            self._stamps.pop(name, None)
         self._sent.update(sent)
+        self._there = {name for name in plain if not _DRAWN.fullmatch(name)}
         self._stamps.update(stamps)
 
     def _append(self, entry: Entry) -> None:
@@ -535,7 +560,7 @@ def _whole(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _sent(content: bytes) -> _Sent:
+def _sent(content: bytes | bytearray) -> _Sent:
     return _Sent(len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -553,8 +578,10 @@ def _write(folder: Path, name: str, content: bytes) -> None:
 
 def _relation(folder: Path, state: State) -> Literal["behind", "ahead", "other"]:
     """Say whether a folder holds what a journal does, or less; or more; or something else."""
-    there = {name: content for name, content in state.lines.items() if name.endswith(".jsonl")}
-    here = {
+    there: dict[str, bytes | bytearray] = {
+        name: content for name, content in state.lines.items() if name.endswith(".jsonl")
+    }
+    here: dict[str, bytes | bytearray] = {
         name: content
         for name, content in _line_files(folder, _files(folder)).items()
         if name.endswith(".jsonl")

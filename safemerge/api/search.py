@@ -14,7 +14,7 @@ from safemerge.api.place import driven_run
 from safemerge.api.prepare import preflight, resolve_with
 from safemerge.api.progress import Pace, Progress, Say
 from safemerge.api.run import Run
-from safemerge.api.state import Watch, search_state
+from safemerge.api.state import Tally, Watch
 from safemerge.api.stored import accept_records
 from safemerge.config.recipe import MergeRecipe
 from safemerge.config.rung import RungSpec
@@ -476,6 +476,7 @@ class _Trials:
         self._say, self._study, self._page, self._watch = progress.say, study, page, watch
         self._tracking = tracking
         self._pace = Pace(total, done=done)
+        self._tally = Tally(study.spec)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -487,8 +488,9 @@ class _Trials:
         """Bring page and live view up to date."""
         records = self._study.records
         self._page.offer(records)
+        self._tally.count(records)
         if self._watch is not None:
-            self._watch(search_state(self._study.spec, records, self._pace))
+            self._watch(self._tally.state(self._study.front(), self._pace))
 
     def record(self, record: TrialRecord, study: object) -> None:
         place, left = self._pace.step()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from safemerge.api.progress import Pace
 from safemerge.config.study import StudySpec
-from safemerge.front import front_trials
-from safemerge.records import TrialRecord
+from safemerge.records import CandidateResult, TrialRecord
 
 _LATELY = 20
 """Last trials whose replicas count as answering."""
@@ -48,34 +48,60 @@ Watch = Callable[[SearchState], None]
 """Takes the state of a search."""
 
 
-def search_state(spec: StudySpec, trials: Sequence[TrialRecord], pace: Pace) -> SearchState:
-    """Return the state of a search.
+class Tally:
+    """Counts the trials of a search as they end: no state goes through all of them.
 
     Args:
         spec: The study.
-        trials: Every trial that ended, in that order.
-        pace: Of this call.
     """
-    found = [item.result for item in trials[-_LATELY:] if item.result is not None]
-    spent = sum(item.timings.total_s for item in found)
-    replicas = len({item.replica for item in found if item.replica})
-    prompts = sum(item.num_prompts for item in found)
-    goals = [item.metric for item in spec.objectives]
-    sign = -1 if spec.objectives[0].direction == "maximize" else 1
-    best = [
-        (item.label, tuple(item.objectives.get(name, math.nan) for name in goals))
-        for item in front_trials(spec, trials)
-    ]
-    return SearchState(
-        study=spec.name,
-        done=pace.done,
-        total=pace.total,
-        seconds_each=pace.seconds_each,
-        failed=sum(item.state == "FAIL" for item in trials),
-        infeasible=sum(item.state == "COMPLETE" and not item.feasible for item in trials),
-        replicas=replicas,
-        most_replicas=spec.evaluator.max_replicas,
-        prompts_per_s=prompts / spent * max(1, replicas) if spent else None,
-        metrics=tuple(goals),
-        best=tuple(sorted(best, key=lambda item: sign * item[1][0])),
-    )
+
+    def __init__(self, spec: StudySpec) -> None:
+        self._spec = spec
+        self._counted = self._failed = self._infeasible = 0
+        self._lately: deque[CandidateResult | None] = deque(maxlen=_LATELY)
+
+    def count(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """Count the trials that are new since the last call, and return them.
+
+        Args:
+            trials: Every trial that ended, in that order.
+        """
+        new = list(trials[self._counted :])
+        for item in new:
+            self._failed += item.state == "FAIL"
+            self._infeasible += item.state == "COMPLETE" and not item.feasible
+            self._lately.append(item.result)
+        self._counted = len(trials)
+        return new
+
+    def state(self, front: Iterable[TrialRecord], pace: Pace) -> SearchState:
+        """Return the state of the search.
+
+        Args:
+            front: Its front on the search split.
+            pace: Of this call.
+        """
+        spec = self._spec
+        found = [item for item in self._lately if item is not None]
+        spent = sum(item.timings.total_s for item in found)
+        replicas = len({item.replica for item in found if item.replica})
+        prompts = sum(item.num_prompts for item in found)
+        goals = [item.metric for item in spec.objectives]
+        sign = -1 if spec.objectives[0].direction == "maximize" else 1
+        best = [
+            (item.label, tuple(item.objectives.get(name, math.nan) for name in goals))
+            for item in front
+        ]
+        return SearchState(
+            study=spec.name,
+            done=pace.done,
+            total=pace.total,
+            seconds_each=pace.seconds_each,
+            failed=self._failed,
+            infeasible=self._infeasible,
+            replicas=replicas,
+            most_replicas=spec.evaluator.max_replicas,
+            prompts_per_s=prompts / spent * max(1, replicas) if spent else None,
+            metrics=tuple(goals),
+            best=tuple(sorted(best, key=lambda item: sign * item[1][0])),
+        )

@@ -43,7 +43,7 @@ class RunStatus(StrictModel):
     total: int
     """What the study asks for: its recipes and reference points."""
     in_flight: int | None
-    """Sampled trials being evaluated; None if Optuna's storage does not tell."""
+    """Sampled trials being evaluated; None if it is not known."""
     counts: dict[str, int]
     """Ended trials by outcome: feasible, infeasible, broken, pruned, failed."""
     published: bool
@@ -68,7 +68,7 @@ def status(run: StrPath) -> RunStatus:
         StudyError: If a file of it is damaged.
     """
     from safemerge.remote_run import RemoteRun
-    from safemerge.search import count_running, finished_trials, study_references
+    from safemerge.search import FlightFile, finished_trials, study_references
 
     stored = load_run(local_folder(run))
     ended = [item for item in finished_trials(stored.trials) if not item.retried]
@@ -78,7 +78,7 @@ def status(run: StrPath) -> RunStatus:
     pace = seconds_per_trial(ended)
     left = 0 if stored.is_complete else max(0, total - len(ended))
     numbers = {item.number for item in stored.trials}
-    running = None if stored.is_complete else count_running(stored.spec, stored.folder, numbers)
+    running = FlightFile(stored.folder).count_open(numbers)
     return RunStatus(
         study=stored.spec.name,
         folder=store.place,

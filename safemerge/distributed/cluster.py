@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from safemerge.config.extra import RUNTIME
-from safemerge.distributed.token import secure_token
+from safemerge.distributed.token import find_token, secure_token
 from safemerge.errors import PreflightError
 from safemerge.interrupt import kept_sigterm, uninterrupted
 from safemerge.scratch import owned, remove_abandoned, remove_marked
@@ -69,6 +69,8 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
                 # A replica that is scaled down may take as long as its candidate; a hung one not.
                 os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
                 _start_local(num_cpus)
+    except PreflightError:
+        raise
     except Exception as error:  # noqa: BLE001
         # A border: Ray raises a bare Exception where its processes start too slowly.
         where = f"RAY_ADDRESS={address}" if address else "local Ray"
@@ -214,14 +216,15 @@ def _start_local(num_cpus: int | None) -> None:
     for tries_left in reversed(range(START_TRIES)):
         others = psutil.Process().children(recursive=True)
         try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except Exception:
             # A border: Ray raises a bare Exception, and leaves what it started.
             ray.shutdown()
@@ -235,11 +238,34 @@ def _start_local(num_cpus: int | None) -> None:
             return
 
 
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let what Ray starts in a block listen to this machine alone, as it does on macOS.
+
+    By itself it takes the machine's address, and every interface, also where an address of
+    127.0.0.1 is asked for. Its processes take the setting from the environment.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    given, before = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if given is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = given
+
+
 def _check_answers(address: str) -> None:
     """Refuse a port where no Ray cluster listens: Ray itself would try for minutes.
 
     Raises:
         ConnectionError: If nothing that speaks gRPC, as a cluster's head does, answers in time.
+        PreflightError: If it wants a token, and this process has not the right one.
     """
     host, _, port = address.rpartition(":")
     is_plain = bool(host) and port.isdigit() and "://" not in address
@@ -253,3 +279,33 @@ def _check_answers(address: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
         except grpc.FutureTimeoutError:
             raise ConnectionError(f"no Ray cluster there within {ANSWER_S:g} s") from None
+        _check_token(channel, address)
+
+
+def _check_token(channel: Any, address: str) -> None:
+    """Ask the head for its cluster's id, as Ray does first of all."""
+    import grpc
+
+    mode = os.environ.get("RAY_AUTH_MODE")
+    found = find_token() if (mode or "").lower() == "token" else None
+    sent = [] if found is None else [("authorization", f"Bearer {found.token}")]
+    try:
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(
+            b"", metadata=sent, timeout=ANSWER_S
+        )
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.UNAUTHENTICATED:
+            return  # Ray says what is wrong
+        if found is not None:
+            got, advice = f"another one, of {found.place}", "Copy the cluster's there."
+        else:
+            got = f"RAY_AUTH_MODE={mode}" if mode is not None else "RAY_AUTH_MODE unset"
+            if (mode or "").lower() == "token":
+                got = "none"
+            advice = (
+                "Set RAY_AUTH_MODE=token, and copy the cluster's token to ~/.ray/auth_token or to "
+                "a file that RAY_AUTH_TOKEN_PATH names."
+            )
+        raise PreflightError(
+            f"cluster: RAY_ADDRESS={address} wants its token; got {got}. {advice}"
+        ) from None

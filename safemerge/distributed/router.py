@@ -5,7 +5,9 @@ Its process imports neither torch nor the search; see `safemerge.distributed.tra
 
 from __future__ import annotations
 
+import logging
 import random
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
@@ -13,6 +15,8 @@ from ray.serve.config import RequestRouterConfig
 
 if TYPE_CHECKING:
     from ray.serve.request_router import RunningReplica
+
+logger = logging.getLogger(__name__)
 
 ASKED_AT_ONCE = 32
 """Replicas that a waiting request asks at a time whether they are free."""
@@ -43,8 +47,26 @@ class FreeReplicaRouter(PowerOfTwoChoicesRequestRouter):
 
 
 def routing() -> RequestRouterConfig:
-    """Return how requests to replicas that take one at a time are routed."""
+    """Return how requests to replicas that take one at a time are routed.
+
+    Serve asks `FreeReplicaRouter.choose_replicas`, which is none of its public methods. Where a
+    version of Ray has it no more, Serve's own choice is taken: slower to find a free replica.
+    """
+    _check_serve_asks()
     return RequestRouterConfig(
         request_router_class=f"{__name__}.{FreeReplicaRouter.__name__}",
         max_backoff_s=ASKED_EVERY_S,
     )
+
+
+@cache
+def _check_serve_asks() -> None:
+    """Say once if Serve no longer asks our router which replicas to try."""
+    if not hasattr(PowerOfTwoChoicesRequestRouter, "choose_replicas"):
+        import ray
+
+        logger.warning(
+            "Ray Serve %s does not ask which replicas to try (choose_replicas): with many "
+            "replicas, free ones are found late. Use a version that safemerge was tested with.",
+            ray.__version__,
+        )

@@ -10,12 +10,37 @@ import logging
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from safemerge.errors import PreflightError
 
 logger = logging.getLogger(__name__)
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class Token(NamedTuple):
+    """What Ray sends to a cluster that asks for a token."""
+
+    token: str
+    place: str
+    """Where it stands, for messages."""
+
+
+def find_token() -> Token | None:
+    """Return the token that Ray would send; None if there is none."""
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return Token(given.strip(), "RAY_AUTH_TOKEN")
+    path = _path()
+    try:
+        return Token(path.read_text(encoding="ascii").strip(), str(path))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _path() -> Path:
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else Path(os.path.expanduser("~")) / ".ray" / "auth_token"
 
 
 def secure_token(*, make: bool) -> None:
@@ -33,7 +58,7 @@ def secure_token(*, make: bool) -> None:
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
     if mode != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
-    path = Path(named) if named else Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+    path = _path()
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -59,9 +59,9 @@ def open_agreeing_study(
     study = open_study(spec, folder)
     if spec.storage == "memory":
         notice = None
-        if path.is_file() and not FlightFile(folder).path.exists():
-            # Of a run whose storage was SQLite so far: what was in flight is known there alone.
-            live = open_agreeing_study(_with_file(spec), folder, records)
+        for other in () if FlightFile(folder).path.exists() else _with_files(spec, folder):
+            # Of an earlier version: what was in flight is known there alone.
+            live = open_agreeing_study(other, folder, records)
             study.add_trials(live.study.get_trials(deepcopy=False))
             close_study(live.study)
             notice = live.rebuilt
@@ -81,8 +81,11 @@ def open_agreeing_study(
     return OpenedStudy(open_study(spec, folder), notice)
 
 
-def _with_file(spec: StudySpec) -> StudySpec:
-    return spec.model_copy(update={"storage": "sqlite"})
+def _with_files(spec: StudySpec, folder: Path) -> list[StudySpec]:
+    """Return the study with the storage whose file was written last; [] if there is none."""
+    kinds = [spec.model_copy(update={"storage": kind}) for kind in ("sqlite", "journal")]
+    there = [item for item in kinds if storage_path(item, folder).is_file()]
+    return sorted(there, key=lambda item: storage_path(item, folder).stat().st_mtime)[-1:]
 
 
 def disagreement(

@@ -1,4 +1,4 @@
-"""Which sampled trials are in flight, in a file: Optuna's study in memory forgets them."""
+"""Which sampled trials are in flight, in a file: whatever Optuna's storage is, or becomes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class _Document(StrictModel):
 class FlightFile:
     """``in_flight.json`` of a run: written whenever a trial is asked for.
 
-    It lists a trial until another one is asked for, so some of them may be finished by now. Where
-    the file is, the run was last driven with Optuna's study in memory.
+    It lists a trial until another one is asked for, so some of them may be finished by now.
+    Optuna's study in memory forgets them, and a run may change its storage, or its machine.
 
     Args:
         folder: The run's folder.
@@ -47,15 +47,22 @@ class FlightFile:
         self._trials: dict[int, FlyingTrial] = {}
 
     def read(self) -> list[FlyingTrial]:
-        """Return what was in flight; nothing where the file is missing or damaged."""
+        """Return what was in flight; nothing where the file is missing or damaged.
+
+        Raises:
+            OSError: If the file is there and cannot be read.
+        """
         try:
             return _Document.model_validate_json(self.path.read_bytes()).trials
         except (FileNotFoundError, ValidationError):
             return []
 
-    def count_open(self, finished: Collection[int]) -> int:
-        """Count the trials that have no record yet, by their numbers."""
-        return sum(item.number not in finished for item in self.read())
+    def count_open(self, finished: Collection[int]) -> int | None:
+        """Count the trials that have no record yet, by number; None if it cannot be read."""
+        try:
+            return sum(item.number not in finished for item in self.read())
+        except OSError:
+            return None
 
     def clear(self) -> None:
         """Begin anew, with nothing in flight.

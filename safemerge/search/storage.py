@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from safemerge.config.sampler import GIVEN, SamplerSpec
@@ -24,7 +23,6 @@ from safemerge.config.study import StudySpec
 from safemerge.errors import ConfigError, PreflightError, StudyError
 from safemerge.files import disk_errors, free_name, restore_last_line
 from safemerge.search.bayesian_sampler import BayesianSampler
-from safemerge.search.flight import FlightFile
 from safemerge.search.known import num_expressions
 from safemerge.search.qmc_sampler import DeclaredQMCSampler
 from safemerge.search.space import encoding
@@ -84,40 +82,6 @@ def create_named_study(spec: StudySpec, storage: BaseStorage) -> optuna.Study:
             warnings.filterwarnings("ignore", ".*set_metric_names", ExperimentalWarning)
             study.set_metric_names(names)
     return study
-
-
-def count_running(spec: StudySpec, folder: Path, finished: Collection[int]) -> int | None:
-    """Count the sampled trials that a driver has in flight; nothing is changed.
-
-    Args:
-        spec: The study.
-        folder: The run's folder, which another process may work in.
-        finished: Numbers of the trials that have a record.
-
-    Returns:
-        The number; None if it is not known yet, or Optuna's storage cannot be read.
-    """
-    flight = FlightFile(folder)
-    if flight.path.is_file():
-        return flight.count_open(finished)
-    if spec.storage == "memory":
-        return None
-    path = storage_path(spec, folder.resolve())
-    if not path.is_file():
-        return None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        storage: BaseStorage = (
-            RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 5}})
-            if spec.storage == "sqlite"
-            else JournalStorage(JournalFileBackend(str(path)))
-        )
-        study = optuna.load_study(study_name=spec.name, storage=storage)
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        close_study(study)
-    except (StorageInternalError, SQLAlchemyError, KeyError, ValueError, OSError):
-        return None
-    return len(running)
 
 
 def set_aside(path: Path) -> Path:

@@ -73,15 +73,12 @@ class SearchStudy:
                 for record in recovery.run():
                     store.append(record)
                     self._state.add(record)
-                self._flight: FlightFile | None = None
+                flight.clear()
+                self._flight = flight
                 self._dashboard: Dashboard | None = None
                 if spec.storage == "memory":
-                    flight.clear()
-                    self._flight = flight
                     self._dashboard = Dashboard(spec, self._path, self._study)
                     undo.callback(self._dashboard.close)
-                else:
-                    flight.path.unlink(missing_ok=True)
                 rounds = spec.sampler.startup if spec.sampler.synchronous else None
                 self._sampling = Sampling(self._study, round_size=rounds)
                 undo.callback(self._sampling.tell_withheld)  # before the dashboard's last copy
@@ -126,7 +123,7 @@ class SearchStudy:
                 if state.ended_by is None or self._sampling.waiting:
                     pending = self._sampling.ask(state.spec, state.next_number, state.drawn)
                 pending = pending or state.next_exact()
-            if pending is not None and self._flight is not None and pending.trial is not None:
+            if pending is not None and pending.trial is not None:
                 self._flight.add(pending.flying())
             return None if pending is None else state.start(pending)
 
@@ -182,8 +179,7 @@ class SearchStudy:
                     self._sampling.tell(trial, record, values)
                     if ending.retried:
                         self._sampling.queue_again(state.spec, ending.pending.proposal)
-                if self._flight is not None:
-                    self._flight.remove(number)
+                self._flight.remove(number)
                 if self._dashboard is not None:
                     self._dashboard.note_change()
             return record

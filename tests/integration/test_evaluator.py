@@ -4,7 +4,9 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
+import grpc
 import psutil
 import pytest
 from ray import cloudpickle
@@ -72,6 +74,27 @@ def replica_pid(evaluator):
 
 def break_engine(evaluator):
     evaluator._handle.break_engine.remote().result(timeout_s=60 * PATIENCE)
+
+
+def test_nobody_else_on_the_network_reaches_a_local_cluster(evaluator, recipe):
+    """They listen on loopback; where Serve's replicas do not, they want the token."""
+    evaluator.score(recipe, "search")
+    this = psutil.Process()
+    listening = []
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections("tcp")
+            listening += [(process.name(), *it.laddr) for it in sockets if it.status == "LISTEN"]
+    assert {"gcs_server", "raylet"} <= {name for name, *_ in listening}
+    loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    open_to_all = [(name, port) for name, place, port in listening if place not in loopback]
+    assert all(name.startswith("ray::ServeReplica:") for name, _ in open_to_all)
+    for _, port in open_to_all:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ask = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                ask(b"", timeout=30 * PATIENCE)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_a_broken_engine_is_rebuilt_before_the_next_candidate(evaluator, recipe):

@@ -314,6 +314,92 @@ def test_what_is_in_flight_travels_to_the_next_machine(machine, url, monkeypatch
             assert study.interrupted == (lost.number,)
 
 
+def test_what_was_removed_is_gone_on_the_next_machine_and_may_come_back(machine, url):
+    one, two = machine("one"), machine("two")
+    with one.drive(url) as folder:
+        begin(folder)
+        (folder / "in_flight.json").write_text("{}")
+    with one.drive(url) as folder:
+        (folder / "in_flight.json").unlink()
+    with two.drive(url) as folder:
+        assert not (folder / "in_flight.json").exists()
+        (folder / "in_flight.json").write_text("{}")
+    with one.drive(url) as folder:
+        assert (folder / "in_flight.json").read_text() == "{}"
+    with two.drive(url) as folder:
+        (folder / "in_flight.json").unlink()
+    with one.drive(url) as folder:
+        assert not (folder / "in_flight.json").exists()
+        assert [item.number for item in RunStore.open(folder).trials()] == [0, 1]
+
+
+def test_a_driver_killed_while_it_fetches_leaves_the_folder_as_it_was(machine, url, monkeypatch):
+    one = machine("one")
+    with one.drive(url) as folder:
+        begin(folder)
+        (folder / "study.db").write_text("of this machine")
+    with machine("two").drive(url) as other:
+        RunStore.open(other).append(trial(2))
+    write, names = remote_run._write, []
+
+    def killed(folder, name, content):
+        names.append(name)
+        if name.endswith(".jsonl"):
+            raise SystemError("killed")
+        write(folder, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_run, "_write", killed)
+        with pytest.raises(SystemError), one.drive(url):
+            pass
+    assert "study.json" in names
+    assert [item.number for item in RunStore.open(folder).trials()] == [0, 1]
+    with one.drive(url):
+        assert [item.number for item in RunStore.open(folder).trials()] == [0, 1, 2]
+        assert (folder / "study.db").read_text() == "of this machine"
+
+
+@pytest.mark.parametrize("tries", [1, remote_run.FINAL_TRIES])
+def test_a_file_that_cannot_be_read_at_the_end_is_tried_again_then_one_message(
+    machine, url, monkeypatch, tries
+):
+    monkeypatch.setattr(remote_run, "SYNC_EVERY_S", 60)
+    monkeypatch.setattr(remote_run.time, "sleep", lambda _: None)
+    files, failed = remote_run._files, []
+
+    def refuse(folder):
+        if len(failed) < tries:
+            failed.append(folder)
+            raise PermissionError(13, "Permission denied", str(folder / "front.json"))
+        return files(folder)
+
+    def drive():
+        with machine("one").drive(url) as folder:
+            begin(folder)
+            monkeypatch.setattr(remote_run, "_files", refuse)
+
+    if tries == 1:
+        drive()
+    else:
+        with pytest.raises(ObjectStoreError, match=r"front\.json.*on this machine, with --resume"):
+            drive()
+    assert stored_trials(url) == (2 if tries == 1 else 0)
+
+
+def test_reading_a_journal_copies_each_line_once(url, monkeypatch):
+    """With every entry that adds, what is there already stays where it is."""
+    run, state = RemoteRun(url), remote_run.State()
+    added = {"file": "trials.jsonl", "text": "x" * 99 + "\n"}
+    seen = set()
+    for number in range(50):
+        lines = [added | {"offset": 100 * number}]
+        entry = remote_run.Entry(format=1, driver="d", owner="o", lines=lines)
+        run._replay(state, entry)
+        seen.add(id(state.lines["trials.jsonl"]))
+    assert len(seen) == 1
+    assert len(state.lines["trials.jsonl"]) == 5000
+
+
 def test_a_lost_answer_of_the_store_is_no_other_driver(machine, url, monkeypatch):
     create, answers = FolderStore.create, []
 

@@ -10,9 +10,10 @@ import pytest
 
 from safemerge.api.page_server import served_page
 from safemerge.api.progress import Pace
-from safemerge.api.state import SearchState, search_state
+from safemerge.api.state import SearchState, Tally
 from safemerge.commands.live import LiveView, can_show, view_lines
 from safemerge.errors import UserError
+from safemerge.front import front_trials
 from safemerge.records import CandidateResult, MetricEstimate, Timings, TrialRecord
 from safemerge.testing.landscapes import landscape_study
 
@@ -55,7 +56,10 @@ def test_the_state_counts_what_the_trials_say():
     trials = [_trial(spec, number, 0.5 + 0.1 * number) for number in range(3)]
     pace = Pace(9, done=2)
     pace.step()
-    found = search_state(spec, trials, pace)
+    tally = Tally(spec)
+    assert tally.count(trials[:1]) == trials[:1]
+    assert tally.count(trials) == trials[1:]
+    found = tally.state(front_trials(spec, trials), pace)
     assert (found.done, found.total) == (3, 9)
     assert found.replicas == 2
     assert found.prompts_per_s == pytest.approx(3 * 10 / (3 * 4.0) * 2)

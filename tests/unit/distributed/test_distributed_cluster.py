@@ -1,5 +1,6 @@
 """Joining or starting Ray, and leaving it, without a cluster."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import grpc
 import psutil
 import pytest
 import ray
+from ray._private import ray_constants, services
 
 from safemerge.distributed import cluster
 from safemerge.distributed.cluster import ray_cluster
@@ -88,6 +90,83 @@ def test_a_port_that_answers_is_joined(no_ray):
         pass
     server.stop(None)
     assert joined == [True]
+
+
+@pytest.fixture
+def guarded_head(no_ray, tmp_path):
+    """A head that wants the token ``right``, as Ray's does; yields its address."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        no_ray.delenv(name, raising=False)
+    no_ray.setenv("HOME", str(tmp_path))
+
+    def cluster_id(_, context):
+        if ("authorization", "Bearer right") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+    handlers = {"GetClusterId": grpc.unary_unary_rpc_method_handler(cluster_id)}
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", handlers)]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    no_ray.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.mark.parametrize(
+    ("mode", "token", "told"),
+    [
+        (None, None, "got RAY_AUTH_MODE unset. Set RAY_AUTH_MODE=token"),
+        ("disabled", "right", "got RAY_AUTH_MODE=disabled. Set RAY_AUTH_MODE=token"),
+        ("token", None, "got none. Set RAY_AUTH_MODE=token, and copy the cluster's token"),
+        ("token", "wrong", "got another one, of RAY_AUTH_TOKEN. Copy the cluster's there."),
+    ],
+)
+def test_a_cluster_that_wants_a_token_says_what_is_lacking(
+    guarded_head, no_ray, mode, token, told
+):
+    for name, value in (("RAY_AUTH_MODE", mode), ("RAY_AUTH_TOKEN", token)):
+        if value is not None:
+            no_ray.setenv(name, value)
+    told = f"cluster: RAY_ADDRESS={guarded_head} wants its token; {told}"
+    with pytest.raises(PreflightError, match=told), ray_cluster():
+        pass
+
+
+@pytest.mark.parametrize("place", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "default"])
+def test_a_cluster_is_joined_with_its_token(guarded_head, no_ray, tmp_path, place):
+    no_ray.setenv("RAY_AUTH_MODE", "token")
+    file = tmp_path / (".ray/auth_token" if place == "default" else "token")
+    if place == "RAY_AUTH_TOKEN":
+        no_ray.setenv(place, "right")
+    else:
+        file.parent.mkdir(exist_ok=True)
+        file.touch(0o600)
+        file.write_text("right\n")
+    if place == "RAY_AUTH_TOKEN_PATH":
+        no_ray.setenv(place, str(file))
+    joined = []
+    no_ray.setattr(ray, "init", lambda **_: joined.append(guarded_head))
+    with ray_cluster():
+        pass
+    assert joined == [guarded_head]
+
+
+def test_a_local_cluster_is_started_on_loopback_and_nothing_of_it_stays(no_ray):
+    name, seen = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, []
+    no_ray.delenv(name, raising=False)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    no_ray.setattr(
+        ray, "init", lambda **_: seen.append((os.environ[name], services.get_node_ip_address()))
+    )
+    with ray_cluster():
+        pass
+    assert seen == [("0", "127.0.0.1")]
+    assert name not in os.environ
+    assert ray_constants.ENABLE_RAY_CLUSTER is before
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://10.0.0.1:10001"])
