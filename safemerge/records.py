@@ -164,6 +164,9 @@ class TrialRecord(StrictModel):
     the sampler."""
     label: str
     """Human name: the parent's, ``mean``, ``start NAME``, or ``trial N``."""
+    expected_gain: float | None = Field(default=None, exclude_if=lambda given: given is None)
+    """By how much the sampler expected it to raise the believed front's hypervolume, as a share of
+    that; None if it did not say."""
     state: TrialState
     reason: str | None = None
     """Why it failed or was pruned, or why a complete trial is infeasible."""
@@ -243,6 +246,12 @@ class FrontBelief(StrictModel):
     """Points from this probability on are published, the members in any case."""
     hypervolume: Believed
     """Of the published points."""
+    importance: dict[str, dict[str, dict[str, float]]] = Field(
+        default_factory=dict, exclude_if=lambda given: not given
+    )
+    """Total effect of each parameter on the model's mean of an objective, by metric, space and
+    dotted path: the share of its variance over the space that the parameter has a part in, in
+    [0, 1]. Empty in runs from before it was kept."""
 
 
 class FrontPoint(StrictModel):

@@ -27,3 +27,7 @@ class BudgetSpec(StrictModel):
     plateau_growth: float = Field(default=0.01, ge=0, lt=1)
     """Growth of the hypervolume that is progress, as a share of it: luck makes the observed front
     creep up."""
+    expected_gain: float | None = Field(default=None, gt=0, lt=1)
+    """End once none of the last three recipes was expected to raise the believed front's
+    hypervolume by this share of it, e.g. 0.001. The Bayesian sampler's own estimate, made before
+    each is evaluated; no other sampler has one."""

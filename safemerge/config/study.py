@@ -334,6 +334,13 @@ class StudySpec(StrictModel):
                 f"rung.sets: {len(self.objectives)} objectives need at least 2 sets; got 1. One "
                 "loss would prune whatever trades it for the other objective. Add a set."
             )
+        expects = self.sampler.use is None and self.sampler.name in ("auto", "bayesian")
+        if self.budget is not None and self.budget.expected_gain is not None and not expects:
+            problems.append(
+                "budget.expected_gain: needs the Bayesian sampler, which alone says what it "
+                f"expects; got {self.sampler.use or self.sampler.name}. Take "
+                "budget.hypervolume_plateau, or sampler.name bayesian."
+            )
         if self.rung is not None and self.sampler.synchronous:
             problems.append(
                 "sampler.synchronous: must be false with rung, where what is pruned depends on "

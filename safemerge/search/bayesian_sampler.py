@@ -11,11 +11,11 @@ import numpy.typing as npt
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from safemerge.pareto import non_dominated_mask
-from safemerge.search.encoding import Encoding, Pattern
+from safemerge.pareto import hypervolume, non_dominated_mask
+from safemerge.search.encoding import Encoding
 from safemerge.search.known import REFERENCE
 from safemerge.search.noise import VARIANCES
-from safemerge.search.surrogate import Surrogate
+from safemerge.search.surrogate import Proposed, Surrogate
 from safemerge.search.verdict import BROKEN
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ Array = npt.NDArray[np.float64]
 
 MAX_POINTS = 400
 """Evaluations that a model is fitted to; of more, the best layers of fronts and an even sample."""
+
+EXPECTED_GAIN = "expected_gain"
+"""User attribute of Optuna's trials: by how much each was expected to raise the hypervolume of the
+believed front, as a share of it; none where that front is worth nothing."""
 
 LEAST_VARIANCE = 1e-6
 """Variance of a value that has less, or none that is known."""
@@ -84,7 +88,7 @@ class BayesianSampler(BaseSampler):
                 return self._start(self._order(study, trial.number))
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             pending = self._points([item for item in running if item.number != trial.number])
-            return self._propose(study, found, pending, trial.number)
+            return self._propose(study, found, pending, trial)
 
     def sample_independent(
         self,
@@ -121,10 +125,11 @@ class BayesianSampler(BaseSampler):
         return self._encoding.params(pattern, point)
 
     def _propose(
-        self, study: optuna.Study, found: Evaluations, pending: Array, number: int
+        self, study: optuna.Study, found: Evaluations, pending: Array, trial: FrozenTrial
     ) -> dict[str, Any]:
         signs = _signs(study)
-        seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0]) >> 1
+        words = np.random.SeedSequence((self._seed, trial.number)).generate_state(1)
+        seed = int(words[0]) >> 1
         surrogate = Surrogate(
             found.points, found.values, found.variances, groups=self._encoding.groups
         )
@@ -134,27 +139,33 @@ class BayesianSampler(BaseSampler):
         holds = np.all(belief.mean[:, count:] <= 0, axis=1)
         near = found.points[holds] if holds.any() else found.points
         rows = objectives[holds] if holds.any() else objectives
-        near = near[non_dominated_mask(rows, ["maximize"] * count)]
+        on_front = non_dominated_mask(rows, ["maximize"] * count)
+        near, rows = near[on_front], rows[on_front]
+        references = self._references * signs
         proposals = surrogate.propose(
             self._encoding,
-            reference=(self._references * signs).tolist(),
+            reference=references.tolist(),
             near=near,
             pending=pending,
             limits=found.values.shape[1] - count,
             seed=seed,
         )
-        return self._first_new(proposals, found.points, pending)
+        params, gain = self._first_new(proposals, found.points, pending)
+        reached = hypervolume(rows, references, ["maximize"] * count) if holds.any() else 0.0
+        if reached > 0:
+            study._storage.set_trial_user_attr(trial._trial_id, EXPECTED_GAIN, gain / reached)
+        return params
 
     def _first_new(
-        self, proposals: Sequence[tuple[Pattern, Array]], points: Array, pending: Array
-    ) -> dict[str, Any]:
+        self, proposals: Sequence[Proposed], points: Array, pending: Array
+    ) -> tuple[dict[str, Any], float]:
         """Return the best proposal that was not evaluated yet, once it is put on its grid."""
         known = np.concatenate([points, pending]) if len(pending) else points
-        made = [self._encoding.params(pattern, point) for pattern, point in proposals]
-        for params in made:
+        made = [(self._encoding.params(item.pattern, item.point), item.gain) for item in proposals]
+        for params, gain in made:
             point = self._encoding.point(params)
             if point is not None and not np.any(np.all(np.abs(known - point) < 1e-9, axis=1)):
-                return params
+                return params, gain
         return made[0]
 
     def _evaluations(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> Evaluations:

@@ -130,6 +130,10 @@ class Encoding:
                 found[name] = _legal(distribution, _unscaled(number, float(point[number.column])))
         return found
 
+    def path(self, name: str) -> str:
+        """Return the path of a parameter, which equal ones of other spaces share."""
+        return self._paths.get(name, name)
+
     def parameters(self) -> dict[str, BaseDistribution]:
         """Return the distributions of all spaces by name, with that of the choice of a space."""
         found = {name: item for space in self.spaces.values() for name, item in space.items()}

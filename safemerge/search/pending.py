@@ -62,6 +62,7 @@ class Pending:
             params=dict(proposal.params),
             start=proposal.start,
             exact_of=proposal.exact_of,
+            expected_gain=proposal.expected_gain,
             recipe=proposal.recipe.resolved(),
             candidate=proposal.candidate,
             objectives=verdict.objectives,

@@ -23,6 +23,7 @@ from safemerge.pareto import hypervolume, non_dominated_mask
 from safemerge.records import Believed, FrontBelief, PointBelief, TrialRecord
 from safemerge.search.bayesian_sampler import LEAST_VARIANCE, Evaluations, best_and_even
 from safemerge.search.encoding import Encoding
+from safemerge.search.importance import importances
 from safemerge.search.known import expressions
 from safemerge.search.noise import shared_noise, variances
 from safemerge.search.space import encoding, optuna_params, space_by_name
@@ -53,6 +54,8 @@ class _Candidates(NamedTuple):
     deviation: Array
     draws: Array
     """Shape (draws, trials, metrics)."""
+    importance: dict[str, dict[str, dict[str, float]]]
+    """Of parameters, by objective; see `importances`."""
 
 
 def believed_front(spec: StudySpec, records: Sequence[TrialRecord]) -> BelievedFront | str:
@@ -124,7 +127,14 @@ def _believe(
         known = [points[item.number] for item in trials if item.number in points]
         draws[:, modelled] = surrogate.draw(np.array(known), count=_DRAWS, seed=spec.seed)
     draws += np.sqrt(noise.shared) * rng.standard_normal((_DRAWS, 1, mean.shape[1]))
-    return _Candidates(trials, mean, np.sqrt(deviation**2 + noise.shared), draws)
+    goals = [item.metric for item in spec.objectives]
+    return _Candidates(
+        trials,
+        mean,
+        np.sqrt(deviation**2 + noise.shared),
+        draws,
+        importances(surrogate, cube, goals, seed=spec.seed),
+    )
 
 
 def _chosen(spec: StudySpec, found: _Candidates, evaluations: int) -> BelievedFront | str:
@@ -147,6 +157,7 @@ def _chosen(spec: StudySpec, found: _Candidates, evaluations: int) -> BelievedFr
             members=[found.trials[index].number for index in np.flatnonzero(members)],
             chance=CHANCE,
             hypervolume=Believed(mean=float(np.mean(volumes)), low=float(low), high=float(high)),
+            importance=found.importance,
         ),
         {
             found.trials[index].number: PointBelief(

@@ -28,6 +28,8 @@ class Proposal:
     """Trial with interpolated weights that this one is trained for."""
     attempt: int = 0
     """How often this candidate crashed before, in this study."""
+    expected_gain: float | None = None
+    """See `TrialRecord.expected_gain`."""
 
     @property
     def candidate(self) -> str:

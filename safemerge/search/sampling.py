@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from safemerge.config.study import StudySpec
 from safemerge.provenance import utc_now
 from safemerge.records import TrialRecord
+from safemerge.search.bayesian_sampler import EXPECTED_GAIN
 from safemerge.search.known import REFERENCE, add_references
 from safemerge.search.noise import VARIANCES, variances
 from safemerge.search.pending import Pending
@@ -124,8 +125,15 @@ class Sampling:
             params=params,
             start=attributes.get(START),
             attempt=int(attributes.get(ATTEMPT, 0)),
+            expected_gain=self._expected_gain(trial),
         )
         return Pending(proposal, utc_now(), trial, attributes.get(RETRY_OF))
+
+    def _expected_gain(self, trial: optuna.Trial) -> float | None:
+        """Return what its sampler wrote down, beside Optuna's cached copy of the trial."""
+        stored = self._study._storage.get_trial(trial._trial_id)
+        found: float | None = stored.user_attrs.get(EXPECTED_GAIN)
+        return found
 
     def _ask_new(self, spec: StudySpec, drawn: Drawn) -> tuple[optuna.Trial, Suggestion] | None:
         """Ask until a draw is no repeat; what was queued is taken as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -9,6 +10,10 @@ from safemerge.config.study import StudySpec
 from safemerge.front import RunningFront
 from safemerge.provenance import utc_now
 from safemerge.records import INTERRUPTED, TrialRecord
+
+GAIN_PATIENCE = 3
+"""Recipes in a row whose expected gain is small before a search ends by it: one model of noisy
+values may be flat by chance."""
 
 
 class Spent:
@@ -25,6 +30,8 @@ class Spent:
         """Seconds of replicas."""
         self.standing_still = 0
         """Scored sampled recipes since the hypervolume last grew."""
+        self._gains: deque[float] = deque(maxlen=GAIN_PATIENCE)
+        """What the last recipes of a model were expected to gain."""
         self._busy: list[tuple[float, float]] = []
         self._front = RunningFront(spec)
         self._scored: set[str] = set()
@@ -45,6 +52,8 @@ class Spent:
         if record.rung is not None and record.candidate not in self._screened:
             self._screened.add(record.candidate)
             self.evaluator_s += record.rung.timings.total_s
+        if record.expected_gain is not None and record.state != "FAIL":
+            self._gains.append(record.expected_gain)
         if (self._spec.budget and self._spec.budget.hypervolume_plateau) is not None:
             self._front.add(record)
             if record.state == "COMPLETE":
@@ -88,6 +97,12 @@ class Spent:
                 f"budget.hypervolume_plateau: the front's hypervolume did not grow by "
                 f"{100 * budget.plateau_growth:g} % in the last {self.standing_still} scored "
                 "recipes"
+            )
+        least, gains = budget.expected_gain, self._gains
+        if least is not None and len(gains) == GAIN_PATIENCE and max(gains) < least:
+            return (
+                f"budget.expected_gain: none of the last {GAIN_PATIENCE} recipes was expected to "
+                f"raise the hypervolume by {100 * least:g} % (at most {100 * max(gains):.2g} %)"
             )
         return None
 

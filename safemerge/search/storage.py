@@ -132,7 +132,8 @@ def with_sampler(spec: StudySpec, stored: StudySpec | None = None) -> ChosenSamp
         The study with the run's sampler; a new one's is the Bayesian one where it can be used.
 
     Raises:
-        ConfigError: If the study asks for the Bayesian sampler, and BoTorch is not installed.
+        ConfigError: If the study asks for the Bayesian sampler, and BoTorch is not installed; or
+            for the end by its expected gain, and the sampler is another.
     """
     if spec.sampler.use is not None:
         return ChosenSampler(spec, None)
@@ -151,6 +152,11 @@ def with_sampler(spec: StudySpec, stored: StudySpec | None = None) -> ChosenSamp
         raise ConfigError(
             "sampler.name 'bayesian': needs botorch; got none installed. Install it, or take tpe "
             "in a new run."
+        )
+    if name != "bayesian" and spec.budget is not None and spec.budget.expected_gain is not None:
+        raise ConfigError(
+            f"budget.expected_gain: needs the Bayesian sampler, which alone says what it expects; "
+            f"got {name}. Take 'hypervolume_plateau' instead, or name bayesian in a new run."
         )
     sampler = spec.sampler.model_copy(update={"name": name})
     return ChosenSampler(spec.model_copy(update={"sampler": sampler}), notice)

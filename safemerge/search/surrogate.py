@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -47,6 +48,16 @@ class Belief(NamedTuple):
     """Shape (points, metrics)."""
     deviation: Array
     """Standard deviation, shape (points, metrics)."""
+
+
+class Proposed(NamedTuple):
+    """Where to evaluate next, of one pattern."""
+
+    pattern: Pattern
+    point: Array
+    """Shape (width,)."""
+    gain: float
+    """Expected growth of the hypervolume, in its unit."""
 
 
 class Surrogate:
@@ -120,7 +131,7 @@ class Surrogate:
         pending: Array,
         limits: int = 0,
         seed: int = 0,
-    ) -> list[tuple[Pattern, Array]]:
+    ) -> list[Proposed]:
         """Return where the hypervolume is expected to gain most, the best point of each pattern.
 
         Args:
@@ -132,7 +143,7 @@ class Surrogate:
             seed: Of the draws and starting points.
 
         Returns:
-            Patterns and points, shape (width,), the best first.
+            One proposal a pattern, the best first.
         """
         import torch
         from botorch.acquisition.multi_objective import logei
@@ -185,9 +196,8 @@ class Surrogate:
                     reached = float(acquisition(refined.unsqueeze(0)).detach())
                     if reached > gain:
                         gain, point = reached, refined[0]
-                found.append((gain, pattern, point.clamp(0, 1).numpy()))
-        found.sort(key=lambda item: -item[0])
-        return [(pattern, point) for _, pattern, point in found]
+                found.append(Proposed(pattern, point.clamp(0, 1).numpy(), math.exp(gain)))
+        return sorted(found, key=lambda item: -item.gain)
 
 
 class _Limit:

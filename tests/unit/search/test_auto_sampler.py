@@ -83,3 +83,23 @@ def test_a_new_search_is_driven_by_the_bayesian_one(begin):
     study = begin(**AUTO, num_trials=2)
     assert isinstance(study._study.sampler, BayesianSampler)
     finish(study)
+
+
+def test_a_search_ends_by_what_it_expects_and_more_budget_continues_it(begin):
+    pytest.importorskip("botorch")
+    sampler = {**AUTO, "sampler": {"startup": 4}, "num_trials": 30}
+    first = begin(**sampler, budget={"expected_gain": 0.99})
+    assert len(finish(first)) == 7
+    assert first.ended_by is not None
+    assert all(record.expected_gain is None for record in first.records[:4])
+    first.close()
+    same = begin(**sampler, budget={"expected_gain": 0.99})
+    assert finish(same) == []
+    same.close()
+    more = begin(**{**sampler, "num_trials": 8}, budget={"expected_gain": 1e-9})
+    assert len(finish(more)) == 1
+
+
+def test_auto_that_is_tpe_expects_nothing(without_botorch):
+    with pytest.raises(ConfigError, match=r"budget\.expected_gain: needs the Bayesian .* got tpe"):
+        with_sampler(landscape_study(**AUTO, budget={"expected_gain": 0.01}))

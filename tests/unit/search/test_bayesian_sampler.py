@@ -8,7 +8,7 @@ import pytest
 
 from safemerge.inference.share import wilson_interval
 from safemerge.pareto import hypervolume, non_dominated_mask
-from safemerge.search.bayesian_sampler import MAX_POINTS, BayesianSampler
+from safemerge.search.bayesian_sampler import EXPECTED_GAIN, MAX_POINTS, BayesianSampler
 from safemerge.search.encoding import Encoding
 from safemerge.search.noise import VARIANCES, interval_variance
 from safemerge.search.surrogate import Surrogate
@@ -139,3 +139,14 @@ def test_of_many_evaluations_the_best_and_an_even_sample_are_fitted() -> None:
     every = np.array([trial.values for trial in study.trials]) * [1, -1]
     best = every[non_dominated_mask(every, ["maximize"] * 2)]
     assert {tuple(row) for row in best} <= {tuple(row) for row in found.values}
+
+
+def test_what_it_expects_to_gain_is_a_share_that_shrinks() -> None:
+    trials = search(bayesian(2), budget=24, seed=2).trials
+    gains = [trial.user_attrs.get(EXPECTED_GAIN) for trial in trials]
+
+    assert gains[:5] == [None] * 5
+    learned = [gain for gain in gains[5:] if gain is not None]
+    assert len(learned) == 19
+    assert np.median(learned[-6:]) < np.median(learned[:6]) < 1
+    assert min(learned) > 0

@@ -152,3 +152,22 @@ def test_what_is_in_flight_is_finished_and_counts(begin):
 def test_a_budget_that_is_none_is_refused(budget, message):
     with pytest.raises(ConfigError, match=message):
         landscape_study(budget=budget)
+
+
+def test_it_ends_once_three_recipes_in_a_row_were_expected_to_gain_little():
+    budget = {**FAST, "sampler": {"name": "bayesian"}, "budget": {"expected_gain": 0.01}}
+    spent = Spent(landscape_study(**budget))
+    for number, gain in enumerate([0.001, 0.002, 0.02, 0.003, None, 0.004]):
+        spent.add(record(number, number, number, expected_gain=gain))
+    spent.add(record(6, 6, 6, expected_gain=0.0, state="FAIL", result=None))
+    assert spent.ended_by() is None
+    spent.add(record(7, 7, 7, expected_gain=0.005))
+    assert spent.ended_by() == (
+        "budget.expected_gain: none of the last 3 recipes was expected to raise the hypervolume "
+        "by 1 % (at most 0.5 %)"
+    )
+
+
+def test_a_study_whose_sampler_expects_nothing_is_refused_that_budget():
+    with pytest.raises(ConfigError, match=r"budget\.expected_gain: needs the Bayesian sampler"):
+        landscape_study(budget={"expected_gain": 0.01}, sampler={"name": "tpe"})
