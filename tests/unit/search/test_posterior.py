@@ -173,3 +173,14 @@ def test_the_knee_is_of_the_posterior_and_the_report_split_chooses_nothing(searc
         knees.add(front.knee)
     assert len(knees) == 1
     assert knees <= set(found.front.members)
+
+
+def test_it_says_which_parameters_move_an_objective(searched):
+    spec, records = searched()
+    importance = believed_front(spec, records).front.importance
+
+    assert list(importance) == [item.metric for item in spec.objectives]
+    for effects in importance.values():
+        assert list(effects) == ["sum"]
+        assert list(effects["sum"]) == list(spec.spaces[0].vary)
+        assert all(0.1 < effect <= 1 for effect in effects["sum"].values())  # misfit is of both
