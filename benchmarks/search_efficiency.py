@@ -30,7 +30,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from safemerge.inference.share import wilson_interval
 from safemerge.pareto import hypervolume, non_dominated_mask
-from safemerge.search.bayesian_sampler import BayesianSampler
+from safemerge.search.bayesian_sampler import EXPECTED_GAIN, BayesianSampler
 from safemerge.search.encoding import Encoding
 from safemerge.search.noise import VARIANCES, interval_variance
 from safemerge.search.surrogate import Surrogate
@@ -138,9 +138,12 @@ class Run(NamedTuple):
     truth: list[np.ndarray]
     measured: list[np.ndarray]
     cpu_s: list[float]
+    gain: list[float | None]
+    """What the sampler expected of each, as a share of the hypervolume; see
+    `safemerge.search.bayesian_sampler.EXPECTED_GAIN`."""
 
 
-Evaluate = Callable[[Point], np.ndarray]
+Evaluate = Callable[..., np.ndarray]
 
 
 def with_optuna(sampler: Callable[[Landscape, int], Any]) -> Callable[..., None]:
@@ -161,7 +164,8 @@ def with_optuna(sampler: Callable[[Landscape, int], Any]) -> Callable[..., None]
                     if "choices" in item
                     else trial.suggest_float(name, item["low"], item["high"])
                 )
-            measured = evaluate(values)
+            asked = study._storage.get_trial(trial._trial_id).user_attrs
+            measured = evaluate(values, gain=asked.get(EXPECTED_GAIN))
             noise = zip(landscape.metrics, variances(landscape, measured), strict=True)
             trial.set_user_attr(VARIANCES, dict(noise))
             study.tell(trial, measured.tolist())
@@ -245,10 +249,10 @@ class _Spent(Exception):
 def run(landscape: Landscape, sampler: str, *, seed: int, budget: int, independent: bool) -> Run:
     """Search once."""
     prompts = Prompts(landscape, seed=seed, independent=independent)
-    done = Run([], [], [], [])
+    done = Run([], [], [], [], [])
     began = time.process_time()
 
-    def evaluate(params: Point) -> np.ndarray:
+    def evaluate(params: Point, *, gain: float | None = None) -> np.ndarray:
         if len(done.params) == budget:
             raise _Spent
         truth = landscape.truth(params)
@@ -257,6 +261,7 @@ def run(landscape: Landscape, sampler: str, *, seed: int, budget: int, independe
         done.truth.append(truth)
         done.measured.append(measured)
         done.cpu_s.append(time.process_time() - began)
+        done.gain.append(gain)
         return measured
 
     try:
@@ -366,6 +371,7 @@ def main() -> None:
                             "seed": seed,
                             "front": "posterior" if posterior else "observed",
                             "evaluations": mark,
+                            "expected_gain": runs[seed].gain[mark - 1],
                             **item,
                         }
                         for seed, item in enumerate(found)
